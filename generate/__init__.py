@@ -1,0 +1,1 @@
+"""Sentences from a finished run: `python -m generate RUN`."""

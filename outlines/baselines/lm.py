@@ -1,0 +1,30 @@
+"""The plain language model: the outline decoder's own architecture, without an outline."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from outlines.decoder import Decoder, DecoderConfig
+from outlines.text_model import TextModel
+
+
+class LanguageModel(TextModel):
+    """p(x) alone. What any generator of text has to beat."""
+
+    family = "lm"
+    sources = ("lm",)
+
+    def __init__(self, decoder: DecoderConfig):
+        super().__init__()
+        self.decoder = Decoder(decoder)
+
+    def vectors(self, num: int, rng: torch.Generator, source: str) -> None:
+        return None
+
+    def shape(self) -> dict[str, Any]:
+        return {"decoder": dataclasses.asdict(self.decoder.config)}
+
+    @classmethod
+    def from_shape(cls, shape: dict[str, Any]) -> "LanguageModel":
+        return cls(DecoderConfig(**shape["decoder"]))

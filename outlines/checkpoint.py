@@ -1,0 +1,179 @@
+"""State on disk: atomic, verified, no pickle.
+
+A checkpoint is a directory of safetensors and JSON files with a manifest of their SHA-256 sums. It is written beside
+its target, flushed to the disk and renamed into place, so a reader sees the whole of it or nothing. Neither
+safetensors nor torch.save notices a flipped bit in a tensor; the manifest does.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from outlines.errors import OutlinesError
+
+MANIFEST = "manifest.json"
+STAGING_PREFIX = ".staging-"
+
+
+class CheckpointError(OutlinesError):
+    """A file of a checkpoint is missing, damaged or not what its manifest says."""
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal; memory does not grow with the file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Replace `path` by a file with these bytes, or leave it as it was; the parent directory is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=STAGING_PREFIX, dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    _fsync(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield a staging directory; when the block ends it becomes `path`, with a manifest of its files' SHA-256.
+
+    An existing `path` is replaced. If the block raises, the staging directory goes and `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=path.parent))
+    try:
+        yield staging
+        files = sorted(file for file in staging.iterdir() if file.name != MANIFEST)
+        manifest = {file.name: sha256_file(file) for file in files}
+        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for file in [*files, staging / MANIFEST, staging]:
+            _fsync(file)
+        _rename_over(staging, path)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    _fsync(path.parent)
+
+
+def _rename_over(staging: Path, path: Path) -> None:
+    """Rename a directory to `path`; what was there steps aside first, for a rename cannot replace a full directory."""
+    if not path.exists():
+        os.replace(staging, path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=path.parent))
+    try:
+        os.replace(path, old)
+        try:
+            os.replace(staging, path)
+        except BaseException:
+            os.replace(old, path)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep(directory: Path) -> None:
+    """Remove what an interrupted write left in `directory`. Call it only while no other process writes there."""
+    for leftover in directory.glob(STAGING_PREFIX + "*"):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
+def verify(directory: Path) -> None:
+    """Raise CheckpointError unless `directory` holds exactly the plain files of its manifest, bit for bit."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{directory}: no {MANIFEST}: not a checkpoint, or not a whole one") from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{directory / MANIFEST}: damaged ({error})") from error
+    if not isinstance(manifest, dict) or not manifest:
+        raise CheckpointError(f"{directory / MANIFEST}: damaged (not a table of sums)")
+    for name, expected in manifest.items():
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise CheckpointError(f"{directory / MANIFEST}: names a file outside the directory: {name!r}")
+        file = directory / name
+        if file.is_symlink() or not file.is_file():
+            raise CheckpointError(f"{file}: missing, or not a plain file")
+        if sha256_file(file) != expected:
+            raise CheckpointError(f"{file}: damaged: its SHA-256 is not the manifest's")
+
+
+def write_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write named tensors and JSON data as one atomic, verified directory."""
+    with atomic_directory(path) as staging:
+        # Clones, because safetensors refuses tensors that share storage (tied embeddings do).
+        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+                  staging / "tensors.safetensors")
+        (staging / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True))
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what write_state wrote, after verifying every byte; raises CheckpointError."""
+    verify(path)
+    return load_file(path / "tensors.safetensors"), json.loads((path / "meta.json").read_text())
+
+
+def flatten_optimizer(state: dict[str, Any], prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split `optimizer.state_dict()` into named tensors and JSON data, the inverse of `unflatten_optimizer`."""
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    for index, entries in state["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{prefix}.{index}.{key}"] = value
+            else:
+                plain.setdefault(str(index), {})[key] = value
+    return tensors, {"plain": plain, "param_groups": state["param_groups"]}
+
+
+def unflatten_optimizer(tensors: dict[str, Tensor], data: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The state dict that `flatten_optimizer` took apart."""
+    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in data["plain"].items()}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix + "."):
+            index, key = name[len(prefix) + 1:].split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor.clone()
+    return {"state": state, "param_groups": data["param_groups"]}
+
+
+def module_tensors(modules: dict[str, torch.nn.Module], prefix: str) -> dict[str, Tensor]:
+    """Every parameter and buffer of several modules under `prefix.module.name`."""
+    return {f"{prefix}.{module_name}.{name}": tensor
+            for module_name, module in modules.items() for name, tensor in module.state_dict().items()}
+
+
+def load_modules(modules: dict[str, torch.nn.Module], tensors: dict[str, Tensor], prefix: str) -> None:
+    """Fill modules with what `module_tensors` named; a missing, surplus or misshapen tensor is an error."""
+    for module_name, module in modules.items():
+        start = f"{prefix}.{module_name}."
+        module.load_state_dict({name[len(start):]: tensor for name, tensor in tensors.items() if name.startswith(start)})

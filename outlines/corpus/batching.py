@@ -1,0 +1,137 @@
+"""Token rows to batches, in an order that (seed, epoch) alone decides.
+
+Which rows make up a batch is a pure function of its number, so a resumed run needs no loader state and
+several processes agree without talking. The shuffle is a keyed permutation of the row numbers that can be
+computed at any point, so nothing as long as the corpus is held.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from outlines.corpus.tokenizer import BOS, EOS, PAD
+
+NUM_ROUNDS = 8
+
+
+def _round_keys(*key: int | str) -> np.ndarray:
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8 * NUM_ROUNDS).digest()
+    return np.frombuffer(digest, dtype="<u8")
+
+
+def permute(positions: np.ndarray, num_rows: int, *key: int | str) -> np.ndarray:
+    """The images of `positions` under a permutation of range(num_rows) that `key` chooses, int64
+    [len(positions)].
+
+    A Feistel network over the next power of four, walked along its cycle until it is back below num_rows
+    (fewer than four steps on average). Its rounds mix as MurmurHash3 ends. Source: Black and Rogaway, Ciphers
+    with Arbitrary Finite Domains (2002), section 3. It is our own arithmetic, so the order does not change
+    with NumPy's generators.
+    """
+    half = np.uint64(max(1, ((num_rows - 1).bit_length() + 1) // 2))
+    low = np.uint64((1 << int(half)) - 1)
+    keys = _round_keys(*key)
+    values = np.asarray(positions).astype(np.uint64)
+    walking = np.arange(len(values))
+    while len(walking):
+        left, right = values[walking] >> half, values[walking] & low
+        for round_key in keys:
+            mixed = right ^ round_key
+            mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+            mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+            left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(33))) & low)
+        values[walking] = (left << half) | right
+        walking = walking[values[walking] >= num_rows]
+    return values.astype(np.int64)
+
+
+class BatchOrder:
+    """The rows of every batch of every epoch.
+
+    Each epoch covers each row once, in ceil(num_rows / batch_size) batches whose sizes differ by at most one:
+    a batch has batch_size rows or a few less, and no epoch ends on a stray one. With `lengths`, the rows of
+    `pool_batches` batches are sorted by length before they are cut, and the batches of that pool come in
+    shuffled order, so a batch pads little; without, batches are uniform samples.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, seed: int, lengths: np.ndarray | None = None,
+                 pool_batches: int = 64) -> None:
+        """lengths: [N], each row's number of tokens; None for batches that do not depend on length."""
+        if num_rows < 1 or batch_size < 1 or pool_batches < 1:
+            raise ValueError(f"num_rows {num_rows}, batch_size {batch_size} and pool_batches {pool_batches} "
+                             "must be at least 1")
+        if lengths is not None and lengths.shape != (num_rows,):
+            raise ValueError(f"lengths has shape {lengths.shape}, not {(num_rows,)}")
+        self.num_rows = num_rows
+        self.batches_per_epoch = -(-num_rows // batch_size)
+        self._seed = seed
+        self._lengths = lengths
+        self._pool_batches = pool_batches
+        self._pool: tuple[tuple[int, int], list[np.ndarray]] | None = None
+
+    def batch(self, step: int) -> np.ndarray:
+        """Row numbers, int64 [B], of batch `step`, counted from 0 over all epochs; no history."""
+        if step < 0:
+            raise ValueError(f"step {step} is negative")
+        epoch, index = divmod(step, self.batches_per_epoch)
+        if self._lengths is None:
+            return self._rows(epoch, index, index + 1)
+        pool, place = divmod(index, self._pool_batches)
+        if self._pool is None or self._pool[0] != (epoch, pool):
+            self._pool = (epoch, pool), self._sorted_pool(epoch, pool, self._lengths)
+        return self._pool[1][place].copy()
+
+    def _start(self, index: int) -> int:
+        return index * self.num_rows // self.batches_per_epoch
+
+    def _rows(self, epoch: int, first: int, end: int) -> np.ndarray:
+        positions = np.arange(self._start(first), self._start(end))
+        return permute(positions, self.num_rows, self._seed, epoch)
+
+    def _sorted_pool(self, epoch: int, pool: int, lengths: np.ndarray) -> list[np.ndarray]:
+        first = pool * self._pool_batches
+        end = min(first + self._pool_batches, self.batches_per_epoch)
+        rows = self._rows(epoch, first, end)
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        batches = np.split(rows, [self._start(index) - self._start(first) for index in range(first + 1, end)])
+        order = permute(np.arange(end - first), end - first, self._seed, epoch, f"pool {pool}")
+        return [batches[place] for place in order]
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """A padded batch for teacher forcing: `targets` are `inputs` one step on.
+
+    inputs: int64 [B, T], BOS and the tokens. targets: int64 [B, T], the tokens and EOS. Both end in PAD.
+    mask: bool [B, T], True at a real target. lengths: int64 [B], real targets a row (its tokens and EOS).
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    mask: Tensor
+    lengths: Tensor
+
+    def to(self, device: torch.device | str) -> "TokenBatch":
+        """The same batch on `device`."""
+        return TokenBatch(*(tensor.to(device, non_blocking=True)
+                            for tensor in (self.inputs, self.targets, self.mask, self.lengths)))
+
+
+def collate(rows: Sequence[np.ndarray]) -> TokenBatch:
+    """Pad rows of token ids, each [its length] without BOS and EOS, to a batch of T = the longest row + 1."""
+    if not rows:
+        raise ValueError("a batch needs at least one row")
+    lengths = torch.tensor([len(row) + 1 for row in rows])
+    steps = int(lengths.max())
+    tokens = np.full((len(rows), steps + 1), PAD, dtype=np.int64)
+    tokens[:, 0] = BOS
+    for padded, row in zip(tokens, rows, strict=True):
+        padded[1:len(row) + 1] = row
+    inputs = torch.from_numpy(tokens[:, :-1].copy())
+    tokens[np.arange(len(rows)), lengths.numpy()] = EOS
+    mask = torch.arange(steps) < lengths[:, None]
+    return TokenBatch(inputs, torch.from_numpy(tokens[:, 1:].copy()), mask, lengths)

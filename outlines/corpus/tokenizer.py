@@ -1,0 +1,164 @@
+"""Sentences to token ids and back: SentencePiece BPE with byte fallback, trained on the training split alone.
+
+Byte fallback makes the tokenizer total: a character without a piece of its own is spelt in bytes, so no token
+is ever unknown and every sentence comes back from its ids, up to `Tokenizer.normalize`.
+Source: Kudo and Richardson, SentencePiece (2018); BPE: Sennrich et al. (2016).
+"""
+
+import hashlib
+import io
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from outlines.checkpoint import atomic_write
+from outlines.errors import OutlinesError
+
+UNK, BOS, EOS, PAD = 0, 1, 2, 3
+NUM_SPECIALS = 4 + 256  # the four above and one piece a byte
+
+MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 500, 32_000
+MAX_TRAINING_SENTENCES = 200_000
+MAX_SENTENCE_BYTES = 1 << 18
+
+
+class TokenizerError(OutlinesError):
+    """A tokenizer that cannot be trained or read."""
+
+
+def _rule(lowercase: bool) -> str:
+    return "nmt_nfkc_cf" if lowercase else "nmt_nfkc"
+
+
+def vocabulary_size(sentences: Iterable[str], lowercase: bool = False) -> tuple[int, int]:
+    """Return (a vocabulary size that suits the corpus, the smallest one it allows).
+
+    The first is three times the square root of the number of running words, in hundreds, from 500 to 32,000:
+    the number of distinct words grows about so (Heaps' law). 1.78 million words of captions give 4,000. The
+    second counts the specials, the 256 bytes, the word boundary and every distinct character; the first is at
+    least 1.25 times that.
+    """
+    normalizer = sentencepiece.SentencePieceNormalizer(rule_name=_rule(lowercase))
+    num_words = 0
+    characters: set[str] = set()
+    for sentence in sentences:
+        num_words += len(sentence.split())
+        characters.update(normalizer.normalize(sentence))
+    smallest = NUM_SPECIALS + len(characters)
+    suited = min(max(100 * round(3 * math.sqrt(num_words) / 100), MIN_VOCAB_SIZE), MAX_VOCAB_SIZE)
+    return max(suited, smallest * 5 // 4), smallest
+
+
+def train_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int | None = None,
+                    lowercase: bool = False, max_sentences: int = MAX_TRAINING_SENTENCES) -> "Tokenizer":
+    """Train on `sentences`, write the model to `path` whole or not at all, and return it.
+
+    sentences: gone through twice, so a collection and not an iterator; the training split and nothing else.
+    vocab_size: None for `vocabulary_size`'s; a corpus with too few words for it gets as many pieces as it
+    fills.
+    lowercase: fold case, for good: `decode` then returns lower case.
+    max_sentences: of more sentences, a sample of so many is learnt from; memory grows with it and not with
+    the corpus.
+
+    The same sentences give the same file. Raises TokenizerError where there are no words, or more distinct
+    characters than `vocab_size` has room for.
+    """
+    if isinstance(sentences, Iterator):
+        raise TypeError("sentences are gone through twice: pass a collection, not an iterator")
+    suited, smallest = vocabulary_size(sentences, lowercase)
+    if smallest == NUM_SPECIALS:
+        raise TokenizerError(f"{path}: no words to train a tokenizer on: is the training split empty?")
+    if vocab_size is not None and vocab_size < smallest:
+        raise TokenizerError(f"vocab_size {vocab_size} is too small: this corpus needs {smallest} or more "
+                             f"({NUM_SPECIALS} specials and bytes, {smallest - NUM_SPECIALS} characters)")
+    model = io.BytesIO()
+    failures: list[BaseException] = []
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_noting(sentences, failures), model_writer=model, model_type="bpe",
+            vocab_size=vocab_size or suited, hard_vocab_limit=False, byte_fallback=True,
+            character_coverage=1.0, unk_id=UNK, bos_id=BOS, eos_id=EOS, pad_id=PAD,
+            normalization_rule_name=_rule(lowercase), max_sentence_length=MAX_SENTENCE_BYTES,
+            input_sentence_size=max_sentences, shuffle_input_sentence=True,
+            num_threads=1,  # written into the model, so it must not depend on the machine
+            minloglevel=2)
+    except RuntimeError as error:
+        # SentencePiece turns whatever the iterator raised (a CorpusError, Ctrl-C) into a RuntimeError.
+        if failures:
+            raise failures[0] from None
+        reason = " ".join(str(error).split())
+        raise TokenizerError(f"{path}: SentencePiece could not train: {reason}") from error
+    tokenizer = Tokenizer(model.getvalue())
+    tokenizer.save(path)
+    return tokenizer
+
+
+def _noting(sentences: Iterable[str], failures: list[BaseException]) -> Iterator[str]:
+    try:
+        yield from sentences
+    except BaseException as error:
+        failures.append(error)
+        raise
+
+
+class Tokenizer:
+    """A trained SentencePiece model; ids 0 to 3 are UNK, BOS, EOS and PAD."""
+
+    def __init__(self, model: bytes) -> None:
+        """Take a model file's bytes. Raises TokenizerError unless `train_tokenizer` could have made it."""
+        if not model:  # which SentencePiece would take for no model at all, and not complain of
+            raise TokenizerError("not a SentencePiece model: empty")
+        try:
+            processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            specials = (processor.unk_id(), processor.bos_id(), processor.eos_id(), processor.pad_id())
+            num_bytes = sum(processor.is_byte(piece) for piece in range(processor.get_piece_size()))
+        except (RuntimeError, ValueError) as error:
+            raise TokenizerError("not a SentencePiece model, or a damaged one") from error
+        if specials != (UNK, BOS, EOS, PAD) or num_bytes != 256:
+            raise TokenizerError("a SentencePiece model of another kind: this project's have unk 0, bos 1, "
+                                 "eos 2, pad 3 and byte fallback")
+        self._model = model
+        self._processor = processor
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        """Read a model file. Raises TokenizerError if it is missing or damaged."""
+        try:
+            return cls(path.read_bytes())
+        except OSError as error:
+            raise TokenizerError(f"{path}: {error.strerror}") from error
+        except TokenizerError as error:
+            raise TokenizerError(f"{path}: {error}") from error
+
+    def save(self, path: Path) -> None:
+        """Write the model file, whole or not at all."""
+        atomic_write(path, self._model)
+
+    @property
+    def vocab_size(self) -> int:
+        """V: the number of ids, specials and bytes included."""
+        return self._processor.get_piece_size()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model file."""
+        return hashlib.sha256(self._model).hexdigest()
+
+    def normalize(self, sentence: str) -> str:
+        """The string that `decode(encode(sentence))` gives: NFKC, control characters dropped, white space
+        folded.
+
+        With `lowercase`, case folded too. "▁" (U+2581), SentencePiece's sign for a space, counts as a space.
+        """
+        return self._processor.normalize(sentence).replace("▁", " ").strip(" ")
+
+    def encode(self, sentences: Sequence[str]) -> list[list[int]]:
+        """Token ids of each sentence, without BOS and EOS; never UNK, none at all for nothing visible."""
+        return self._processor.encode(list(sentences), out_type=int)
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The sentence of each row of ids; BOS, EOS and PAD say nothing, and broken bytes become U+FFFD."""
+        rows = [[int(i) for i in row if i not in (BOS, EOS, PAD)] for row in ids]
+        return self._processor.decode(rows) if rows else []

@@ -1,0 +1,149 @@
+"""The project's own sentence encoder: a frozen bidirectional GRU over the corpus's tokens → outlines.
+
+It needs no download and no extra. It is trained as a denoising autoencoder (`python -m train encoder`): a
+decoder must rebuild the sentence from the outline of a noisy copy, which `corrupt` makes.
+
+Sources: Hill, Cho and Korhonen, Learning Distributed Representations of Sentences from Unlabelled Data
+(2016), for the objective; Conneau et al., Supervised Learning of Universal Sentence Representations (2017),
+for the pooled bidirectional network; Lample et al., Unsupervised Machine Translation Using Monolingual
+Corpora Only (2018), for the noise.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from outlines.checkpoint import MANIFEST, atomic_write, read_state, sha256_file, write_state
+from outlines.corpus.batching import collate
+from outlines.corpus.tokenizer import BOS, EOS, PAD, Tokenizer
+from outlines.errors import OutlinesError
+
+BATCH_SIZE = 64
+KIND = "recurrent-encoder"
+
+
+@dataclass(frozen=True)
+class RecurrentEncoderConfig:
+    """The sizes of a `RecurrentEncoder`.
+
+    vocab_size: V. embed_dim: of a token. hidden_dim: H, of each direction. outline_dim: D.
+    dropout: of the embeddings and of the pooled states, while the encoder is trained.
+    """
+
+    vocab_size: int
+    embed_dim: int = 256
+    hidden_dim: int = 384
+    outline_dim: int = 384
+    dropout: float = 0.1
+
+
+class RecurrentEncoder(nn.Module):
+    """A bidirectional GRU, pooled by mean and by maximum, projected to an outline of unit norm."""
+
+    def __init__(self, config: RecurrentEncoderConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.embed_dim, padding_idx=PAD)
+        self.gru = nn.GRU(config.embed_dim, config.hidden_dim, batch_first=True, bidirectional=True)
+        self.dropout = nn.Dropout(config.dropout)
+        self.project = nn.Linear(4 * config.hidden_dim, config.outline_dim)
+
+    def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        """Outlines [B, D] of unit norm.
+
+        inputs: [B, T] a batch's inputs: BOS, the tokens, and padding, which cannot change the outline.
+        lengths: [B] real inputs of each row (BOS and its tokens), at least 1.
+        """
+        embedded = self.dropout(self.embedding(inputs))
+        packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True)  # [B, max(lengths), 2 H]
+        lengths = lengths.to(states.device)[:, None]
+        padding = (torch.arange(states.shape[1], device=states.device) >= lengths)[..., None]
+        mean = states.masked_fill(padding, 0.0).sum(dim=1) / lengths
+        largest = states.masked_fill(padding, float("-inf")).amax(dim=1)
+        outlines = self.project(self.dropout(torch.cat([mean, largest], dim=1)))
+        return nn.functional.normalize(outlines, dim=1)
+
+
+def corrupt(inputs: Tensor, lengths: Tensor, drop: float, shuffle_distance: int,
+            generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A noisy copy of each sentence, tokens dropped and the rest shuffled: ids [B, T'] and lengths [B].
+
+    BOS stays first and EOS last; padding stays padding. A row with tokens besides them keeps one at least.
+
+    inputs: [B, T] token ids: the inputs or the targets of a batch. lengths: [B] real tokens of each row.
+    drop: probability that a token goes.
+    shuffle_distance: no token moves further than this from its place among those that remain.
+    generator: the only source of chance; the result is the same on every device that inputs may be on.
+    Source: Lample et al. (2018), section 2.3: sort by i + uniform(0, shuffle_distance + 1).
+    """
+    device = inputs.device
+    draws, shifts = torch.rand((2, *inputs.shape), generator=generator, device=generator.device).to(device)
+    position = torch.arange(inputs.shape[1], device=device)
+    real = position < lengths.to(device)[:, None]
+    words = real & (inputs != BOS) & (inputs != EOS)
+    # The largest draw of a row always stays, which only matters where every word would go.
+    most = draws.masked_fill(~words, -1.0).amax(dim=1, keepdim=True)
+    kept = (words & ((draws >= drop) | (draws == most))) | (real & ~words)
+    order = position + torch.where(words, shifts * (shuffle_distance + 1), 0.0)
+    order = order.masked_fill(inputs == EOS, inputs.shape[1] + shuffle_distance + 1)
+    order = order.masked_fill(~kept, float("inf")).argsort(dim=1, stable=True)
+    new_lengths = kept.sum(dim=1)
+    gone = position >= new_lengths[:, None]
+    noisy = inputs.gather(1, order).masked_fill(gone, PAD)
+    return noisy[:, :int(new_lengths.max())], new_lengths.to(lengths)
+
+
+class FrozenRecurrentEncoder:
+    """A trained `RecurrentEncoder` and its tokenizer, read from a directory; it implements `SentenceEncoder`.
+
+    fingerprint: SHA-256 over the weights, the configuration and the tokenizer.
+    Raises OutlinesError where the directory is not what `save_recurrent_encoder` wrote.
+    """
+
+    normalized = True
+
+    def __init__(self, directory: Path, device: str = "cpu"):
+        tensors, meta = read_state(directory / "state")
+        tokenizer_path = directory / "tokenizer.model"
+        if meta.get("kind") != KIND:
+            raise OutlinesError(f"{directory}: holds {meta.get('kind')!r}, not a {KIND}")
+        self._tokenizer = Tokenizer.load(tokenizer_path)
+        if self._tokenizer.fingerprint != meta.get("tokenizer_sha256"):
+            raise OutlinesError(f"{tokenizer_path}: not the tokenizer that this encoder was trained with")
+        try:
+            self._module = RecurrentEncoder(RecurrentEncoderConfig(**meta["config"]))
+            self._module.load_state_dict(tensors)
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise OutlinesError(f"{directory}: its weights and configuration are of another version: "
+                                f"{str(error).splitlines()[0]}") from error
+        self._module.to(device).eval().requires_grad_(False)
+        self._device = torch.device(device)
+        self.name = f"recurrent:{directory}"
+        self.dim = self._module.config.outline_dim
+        # The manifest holds the sums of the weights and of the metadata, which holds that of the tokenizer.
+        self.fingerprint = hashlib.sha256((directory / "state" / MANIFEST).read_bytes()).hexdigest()
+
+    @torch.inference_mode()
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        """The outlines of N sentences: [N, D] float32, encoded in batches of like length."""
+        rows = [np.array(ids, dtype=np.int64) for ids in self._tokenizer.encode(sentences)]
+        outlines = np.empty((len(rows), self.dim), dtype=np.float32)
+        by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+        for start in range(0, len(rows), BATCH_SIZE):
+            members = by_length[start:start + BATCH_SIZE]
+            batch = collate([rows[row] for row in members])
+            outlines[members] = self._module(batch.inputs.to(self._device), batch.lengths).cpu().numpy()
+        return outlines
+
+
+def save_recurrent_encoder(directory: Path, module: RecurrentEncoder, tokenizer_path: Path) -> None:
+    """Write what `FrozenRecurrentEncoder` reads: the tokenizer, then the weights beside its SHA-256."""
+    meta = {"kind": KIND, "config": asdict(module.config), "tokenizer_sha256": sha256_file(tokenizer_path)}
+    atomic_write(directory / "tokenizer.model", tokenizer_path.read_bytes())
+    write_state(directory / "state", module.state_dict(), meta)

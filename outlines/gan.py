@@ -1,0 +1,160 @@
+"""The generator of outlines and its critic.
+
+The generator maps noise to outlines and starts where a density fitted without any adversary already stands:
+
+    outline = centre[k] + factor · noise + mlp(noise, centre[k])
+
+with k drawn with the shares of k-means centres, one within-cluster factor shared by all, and the MLP's last layer zero
+at the start. Everything but the shares is then trained. With one centre it starts at the fitted Gaussian; with none at
+noise, as an ordinary GAN does. All of it lives in scaled units (outline_store.Scaling): mean 0, one isotropic scale.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from outlines.errors import OutlinesError
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of Gaussians with one shared covariance; in scaled units. centres [K, D], shares [K], factor [D, D]."""
+
+    centres: Tensor
+    shares: Tensor
+    factor: Tensor
+
+
+def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_iterations: int = 15,
+                progress: Callable[[int, int], None] | None = None) -> Mixture:
+    """Fit centres by Lloyd's k-means, and one factor of the covariance of what is left within the clusters.
+
+    outlines: [N, D] in scaled units. One centre gives the maximum-likelihood Gaussian. factor · factorᵀ is the
+    within-cluster covariance, divided by N - K. Memory: N × D for the outlines and a chunk of N × K distances.
+    """
+    num_rows, width = outlines.shape
+    if not 0 < num_centres < num_rows:
+        raise OutlinesError(f"a mixture of {num_centres} centres needs more than {num_rows} outlines: "
+                            "lower --num-centres or bring a larger corpus")
+    rng = torch.Generator().manual_seed(seed)
+    centres = outlines[torch.randperm(num_rows, generator=rng)[:num_centres]].clone()
+    for iteration in range(num_iterations if num_centres > 1 else 1):
+        nearest = nearest_centre(outlines, centres)
+        counts = torch.bincount(nearest, minlength=num_centres)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, outlines)
+        # A centre that lost all its rows stays where it is; its share will be zero.
+        centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
+        if progress:
+            progress(iteration + 1, num_iterations)
+    nearest = nearest_centre(outlines, centres)
+    residual = outlines - centres[nearest]
+    covariance = residual.T @ residual / max(1, num_rows - num_centres)
+    values, directions = torch.linalg.eigh(covariance.double())
+    factor = (directions * values.clamp(min=0).sqrt()).to(outlines.dtype)
+    shares = torch.bincount(nearest, minlength=num_centres).double() / num_rows
+    return Mixture(centres, shares.to(outlines.dtype), factor)
+
+
+def nearest_centre(outlines: Tensor, centres: Tensor, chunk: int = 8192) -> Tensor:
+    """Index [N] of the centre [K, D] nearest to each outline [N, D], in Euclidean distance."""
+    half_norms = centres.square().sum(dim=1) / 2
+    return torch.cat([(rows @ centres.T - half_norms).argmax(dim=1) for rows in outlines.split(chunk)])
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The generator's shape."""
+
+    outline_dim: int
+    num_centres: int
+    """0 starts at noise, 1 at the fitted Gaussian, more at a mixture"""
+    hidden_dim: int = 512
+    num_layers: int = 3
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The generator's input: normal values [B, D] and the drawn centres [B] (empty where there are none)."""
+
+    normal: Tensor
+    centre: Tensor
+
+    def __getitem__(self, rows: slice) -> "Noise":
+        return Noise(self.normal[rows], self.centre[rows])
+
+
+def _mlp(input_dim: int, hidden_dim: int, num_layers: int, output_dim: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for index in range(num_layers):
+        layers += [nn.Linear(hidden_dim if index else input_dim, hidden_dim), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Linear(hidden_dim, output_dim))
+
+
+class Generator(nn.Module):
+    """Noise to outlines, in scaled units."""
+
+    shares: Tensor
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.config = config
+        width, num_centres = config.outline_dim, config.num_centres
+        self.mlp = _mlp(width * (2 if num_centres else 1), config.hidden_dim, config.num_layers, width)
+        if num_centres:
+            self.centres = nn.Parameter(torch.zeros(num_centres, width))
+            self.factor = nn.Parameter(torch.eye(width))
+            self.register_buffer("shares", torch.full((num_centres,), 1 / num_centres))
+            last = self.mlp[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    @torch.no_grad()
+    def start_at(self, mixture: Mixture) -> None:
+        """Set centres, shares and factor; with the MLP's last layer at zero, the generator is then the mixture."""
+        self.centres.copy_(mixture.centres)
+        self.factor.copy_(mixture.factor)
+        self.shares.copy_(mixture.shares)
+
+    def draw(self, num: int, rng: torch.Generator) -> Noise:
+        """Noise for `num` outlines, drawn on the CPU, so that a seed means the same on every device."""
+        normal = torch.randn(num, self.config.outline_dim, generator=rng)
+        centre = torch.zeros(num, dtype=torch.long)
+        if self.config.num_centres:
+            uniform = torch.rand(num, generator=rng, dtype=torch.float64)
+            edges = self.shares.cpu().double().cumsum(0)
+            centre = torch.searchsorted(edges, uniform * edges[-1], right=True)
+        device = next(self.parameters()).device
+        return Noise(normal.to(device), centre.to(device))
+
+    def forward(self, noise: Noise) -> Tensor:
+        """Outlines [B, D] in scaled units, not yet normalised."""
+        if not self.config.num_centres:
+            return self.mlp(noise.normal)
+        centre = functional.embedding(noise.centre, self.centres)
+        return centre + noise.normal @ self.factor.T + self.mlp(torch.cat([noise.normal, centre], dim=1))
+
+
+class Critic(nn.Module):
+    """An unbounded score [B] for outlines [B, D] in scaled units. It never mixes the examples of a batch."""
+
+    def __init__(self, outline_dim: int, hidden_dim: int = 512, num_layers: int = 3):
+        super().__init__()
+        self.mlp = _mlp(outline_dim, hidden_dim, num_layers, 1)
+
+    def forward(self, outlines: Tensor) -> Tensor:
+        return self.mlp(outlines)[:, 0]
+
+
+@torch.no_grad()
+def update_ema(average: nn.Module, current: nn.Module, decay: float) -> None:
+    """average ← decay · average + (1 - decay) · current, parameter by parameter; buffers are copied."""
+    if not 0 <= decay < 1 or math.isnan(decay):
+        raise OutlinesError(f"the decay of an exponential moving average lies in [0, 1), not at {decay}")
+    torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - decay)
+    for kept, buffer in zip(average.buffers(), current.buffers(), strict=True):
+        kept.copy_(buffer)

@@ -1,0 +1,68 @@
+"""Losses as pure functions: one equation, one function, terms per example; the caller reduces once, visibly.
+
+Shapes: B batch, T tokens, V vocabulary, D outline width.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def sequence_nll(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """-log p(x), nats per sentence [B]: the sum over a sentence's real targets, its eos included.
+
+    logits: [B, T, V]. targets: [B, T] ids. mask: [B, T], True = a real target; padding adds exactly nothing.
+    """
+    nll = functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    return (nll.view_as(targets) * mask).sum(dim=1)
+
+
+def relativistic_critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """What the critic minimises in R3, per pair [B]: softplus(-(D(real) - D(fake))).
+
+    Source: Jolicoeur-Martineau 2018; Huang et al., The GAN is dead; long live the GAN! (arXiv 2501.05441), eq. 2.
+    """
+    return functional.softplus(fake_scores - real_scores)
+
+
+def relativistic_generator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """What the generator minimises in R3, per pair [B]: softplus(-(D(fake) - D(real))). Source as above."""
+    return functional.softplus(real_scores - fake_scores)
+
+
+def wasserstein_critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """What the critic minimises in WGAN, per pair [B]: D(fake) - D(real). Source: Arjovsky et al. 2017."""
+    return fake_scores - real_scores
+
+
+def wasserstein_generator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """What the generator minimises in WGAN, per pair [B]: -D(fake); the real scores do not depend on it."""
+    return -fake_scores
+
+
+def score_gradients(critic: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
+    """A critic's scores [B] at points [B, D], and their gradients [B, D], themselves differentiable."""
+    points = points.detach().requires_grad_(True)
+    scores = critic(points)
+    # One sum yields per-example gradients only while the critic never mixes examples,
+    # so it must not use batch normalisation.
+    gradients, = torch.autograd.grad(scores.sum(), points, create_graph=True)
+    return scores, gradients
+
+
+def zero_centred_penalty(gradients: Tensor) -> Tensor:
+    """R1 (at real points) and R2 (at fake points), per example [B]: half the squared norm of the score's gradient.
+
+    Source: Mescheder et al. 2018; the weight is gamma in arXiv 2501.05441, eq. 5.
+    """
+    return gradients.square().sum(dim=1) / 2
+
+
+def one_centred_penalty(gradients: Tensor) -> Tensor:
+    """The penalty of WGAN-GP, per example [B]: (norm of the score's gradient - 1)².
+
+    Source: Gulrajani et al. 2017, eq. 3; to be taken at random points between real and fake ones.
+    """
+    return (gradients.norm(dim=1) - 1).square()

@@ -1,0 +1,56 @@
+"""What is measured of a generator: text by its words, outlines by their geometry, families by their curves.
+
+text      distinct-n, unique and copied rates, nearest overlap, lengths
+bleu      BLEU against a test set, self-BLEU, corpus BLEU, reconstruction BLEU
+outline   Fréchet distance, k-NN precision and recall, classifier two-sample test, nearest neighbours
+curves    quality against diversity over temperature
+
+Pure functions of samples and references. Forward and reverse nll need an evaluator language model and are not
+here.
+"""
+
+from outlines.metrics.bleu import References, bleu_scores, corpus_bleu, reconstruction_bleu, self_bleu_scores
+from outlines.metrics.curves import CurveGap, efficient_points, interpolated_gap
+from outlines.metrics.outline import (
+    PrecisionRecall,
+    TwoSampleResult,
+    cosine_to_nearest,
+    frechet_distance,
+    knn_precision_recall,
+    two_sample_accuracy,
+    wilson_interval,
+)
+from outlines.metrics.text import (
+    NearestOverlap,
+    copied_rate,
+    distinct_n,
+    length_distance,
+    nearest_overlap,
+    unique_rate,
+    words,
+)
+
+__all__ = [
+    "CurveGap",
+    "NearestOverlap",
+    "PrecisionRecall",
+    "References",
+    "TwoSampleResult",
+    "bleu_scores",
+    "copied_rate",
+    "corpus_bleu",
+    "cosine_to_nearest",
+    "distinct_n",
+    "efficient_points",
+    "frechet_distance",
+    "interpolated_gap",
+    "knn_precision_recall",
+    "length_distance",
+    "nearest_overlap",
+    "reconstruction_bleu",
+    "self_bleu_scores",
+    "two_sample_accuracy",
+    "unique_rate",
+    "wilson_interval",
+    "words",
+]

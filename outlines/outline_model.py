@@ -1,0 +1,59 @@
+"""Neural outlines, whole: noise → generator → outline → decoder → sentence.
+
+The generator's two controls live beside it, so that what the adversary brought can always be sampled next to what it
+started from: `mixture` (the start itself, never trained) and `gaussian` (one Gaussian fitted to the outlines).
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from outlines.decoder import Decoder, DecoderConfig
+from outlines.gan import Generator, GeneratorConfig
+from outlines.outline_store import Scaling
+from outlines.text_model import TextModel
+
+
+class OutlineModel(TextModel):
+    """The decoder, the generator (its moving average) and the untrained controls."""
+
+    family = "outlines"
+    sources = ("generator", "mixture", "gaussian")
+
+    def __init__(self, decoder: DecoderConfig, generator: GeneratorConfig, mixture: GeneratorConfig,
+                 normalized: bool, encoder: dict[str, str]):
+        """normalized: the encoder's outlines have unit norm. encoder: its name and fingerprint."""
+        super().__init__()
+        self.normalized = normalized
+        self.encoder = encoder
+        self.decoder = Decoder(decoder)
+        self.generator = Generator(generator)
+        self.mixture = Generator(mixture)
+        self.gaussian = Generator(dataclasses.replace(mixture, num_centres=1))
+        self.scaling = Scaling(torch.zeros(generator.outline_dim), torch.ones(()))
+        for control in (self.mixture, self.gaussian):
+            control.requires_grad_(False)
+
+    def normalise(self, scaled: Tensor) -> Tensor:
+        """Outlines [B, D] in scaled units, brought to the norm that the encoder's have."""
+        if not self.normalized:
+            return scaled
+        return self.scaling.scale(functional.normalize(self.scaling.unscale(scaled), dim=1))
+
+    def vectors(self, num: int, rng: torch.Generator, source: str) -> Tensor:
+        generator: Generator = getattr(self, source)
+        return self.normalise(generator(generator.draw(num, rng)))
+
+    def shape(self) -> dict[str, Any]:
+        return {"decoder": dataclasses.asdict(self.decoder.config),
+                "generator": dataclasses.asdict(self.generator.config),
+                "mixture": dataclasses.asdict(self.mixture.config),
+                "normalized": self.normalized, "encoder": self.encoder}
+
+    @classmethod
+    def from_shape(cls, shape: dict[str, Any]) -> "OutlineModel":
+        return cls(DecoderConfig(**shape["decoder"]), GeneratorConfig(**shape["generator"]),
+                   GeneratorConfig(**shape["mixture"]), shape["normalized"], shape["encoder"])

@@ -1,0 +1,69 @@
+"""What several tests share: a corpus small enough for seconds, and commands run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from outlines.corpus import grammar
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 sentences of the embedded grammar in a text file."""
+    path = tmp_path_factory.mktemp("corpus") / "scenes.txt"
+    path.write_text("\n".join(grammar.sentences(600, seed=5)) + "\n")
+    return path
+
+
+def environment(threads: int = 1) -> dict[str, str]:
+    """This process's environment, with few threads and this checkout's packages."""
+    root = str(Path(__file__).resolve().parents[1])
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="session")
+def run_module() -> Command:
+    """Run `python -m MODULE ARGUMENTS` and return what it printed and its status."""
+    def run(module: str, *arguments: object, cwd: Path | None = None, timeout: float = 240,
+            threads: int = 1) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True,
+                              cwd=cwd, env=environment(threads), timeout=timeout)
+    return run
+
+
+@pytest.fixture(scope="session")
+def recurrent_encoder(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained frozen encoder of 16 dimensions: enough for tests of everything after it, and no extra needed."""
+    import torch
+
+    from outlines.corpus.tokenizer import train_tokenizer
+    from outlines.encoders.recurrent import RecurrentEncoder, RecurrentEncoderConfig, save_recurrent_encoder
+    directory = tmp_path_factory.mktemp("encoder")
+    tokenizer = train_tokenizer(tiny_corpus.read_text().splitlines(), directory / "spm.model", vocab_size=400)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = RecurrentEncoderConfig(tokenizer.vocab_size, embed_dim=16, hidden_dim=16, outline_dim=16)
+        module = RecurrentEncoder(config).eval()
+    save_recurrent_encoder(directory / "encoder", module, directory / "spm.model")
+    return directory / "encoder"
+
+
+@pytest.fixture(scope="session")
+def tiny_arguments(tiny_corpus: Path, recurrent_encoder: Path) -> list[str]:
+    """Arguments of a run that trains every part of the outline model in seconds."""
+    return ["outlines", "--preset", "tiny", "--corpus", str(tiny_corpus), "--encoder", f"recurrent:{recurrent_encoder}"]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(run_module: Command, tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of neural outlines."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = run_module("train", *tiny_arguments, "--runs", runs, "--out", runs / "run", "--quiet")
+    assert done.returncode == 0, done.stderr
+    return runs / "run"

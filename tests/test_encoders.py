@@ -1,0 +1,216 @@
+"""Encoders by name: what is loaded, what is refused, and that a sentence's outline is its own."""
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from outlines.encoders import SentenceEncoder, load_encoder, sentence_transformer
+from outlines.encoders.sentence_transformer import check_model
+from outlines.errors import OutlinesError
+
+SENTENCES = ["A dog runs over the grass.", "Two men stand on a bridge in the rain, talking.", "a cat", "",
+             "A woman in a long green coat buys three apples from an old man at the market.",
+             "Children play."]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The files of a model as far as they are judged before it is loaded."""
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    list_modules(tmp_path, [f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling")])
+    return tmp_path
+
+
+def list_modules(directory: Path, kinds: list[str], last_path: str = "1_Pooling") -> None:
+    modules = [{"idx": index, "path": "" if index == 0 else last_path, "type": kind}
+               for index, kind in enumerate(kinds)]
+    (directory / "modules.json").write_text(json.dumps(modules))
+
+
+def test_unknown_specs_are_refused_with_the_known_ones() -> None:
+    for spec in ("bert", "st:", "recurrent", "recurrent:", "minilm:x", ""):
+        with pytest.raises(OutlinesError, match="say minilm, st:NAME_OR_DIRECTORY or recurrent:DIRECTORY"):
+            load_encoder(spec)
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    for spec in ("minilm", "st:some-model"):
+        with pytest.raises(OutlinesError) as caught:
+            load_encoder(spec)
+        assert "pip install '.[minilm]'" in str(caught.value) and "--encoder recurrent" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_data_alone_passes(model: Path) -> None:
+    assert check_model(model) == [model, model / "1_Pooling"]
+
+
+@pytest.mark.parametrize("kind", [
+    "custom_code.Pooling", "os.system", "sentence_transformers_evil.Pooling", "Pooling",
+    # In the library's own name space, but none of its modules: one of them imports each of these.
+    "sentence_transformers.base.model.pickle", "sentence_transformers.base.modules.module.torch",
+])
+def test_a_module_type_that_is_not_the_librarys_own_is_refused(model: Path, kind: str) -> None:
+    list_modules(model, ["sentence_transformers.models.Transformer", kind])
+    with pytest.raises(OutlinesError, match=r"modules\.json: module type .* is refused"):
+        check_model(model)
+
+
+@pytest.mark.parametrize(("damage", "message"), [
+    (lambda directory: list_modules(directory, ["sentence_transformers.models.Pooling"] * 2, "../elsewhere"),
+     "outside the model"),
+    (lambda directory: list_modules(directory, ["sentence_transformers.models.Pooling"] * 2, "/etc"),
+     "outside the model"),
+    (lambda directory: (directory / "modules.json").write_text("{"), "damaged"),
+    (lambda directory: (directory / "modules.json").write_text("[1]"), "damaged"),
+    (lambda directory: (directory / "model.safetensors").rename(directory / "pytorch_model.bin"), "pickled"),
+    (lambda directory: (directory / "1_Pooling" / "pytorch_model.bin").write_bytes(b"x"), "pickled"),
+    (lambda directory: (directory / "adapter_config.json").write_text("{}"), "adapter"),
+    (lambda directory: (directory / "model.safetensors").unlink(), r"no model\.safetensors"),
+])
+def test_a_model_that_is_unsafe_or_torn_is_refused(model: Path, damage: Callable[[Path], object],
+                                                   message: str) -> None:
+    damage(model)
+    with pytest.raises(OutlinesError, match=message):
+        check_model(model)
+
+
+def test_pickles_may_lie_beside_safetensors(model: Path) -> None:
+    (model / "pytorch_model.bin").write_bytes(b"x")
+    check_model(model)
+
+
+def test_code_beside_a_model_is_not_run(model: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    ran = model / "ran"
+    (model / "custom_code.py").write_text(f"open({str(ran)!r}, 'w')\nclass Pooling: pass\n")
+    list_modules(model, ["sentence_transformers.models.Transformer", "custom_code.Pooling"])
+    with pytest.raises(OutlinesError, match="is refused"):
+        load_encoder(f"st:{model}")
+    assert not ran.exists()
+
+
+def minilm_directory() -> Path:
+    pytest.importorskip("sentence_transformers")
+    directory = sentence_transformer._packaged_minilm()
+    if directory is None:
+        pytest.skip("no installed package carries all-MiniLM-L6-v2")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def minilm() -> SentenceEncoder:
+    minilm_directory()
+    return load_encoder("minilm")
+
+
+def test_minilm_loads_without_network_output_or_running_its_package(
+        monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    minilm_directory()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    load_encoder("minilm").encode(SENTENCES)
+    assert capfd.readouterr() == ("", "")
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    assert not set(sentence_transformer.MINILM_PACKAGES) & set(sys.modules)
+
+
+def test_minilm_outlines_are_the_sentences_own_whatever_the_batch(minilm: SentenceEncoder) -> None:
+    assert (minilm.name, minilm.dim, minilm.normalized) == ("minilm", 384, True)
+    many = minilm.encode(SENTENCES * 15)  # two batches, by length
+    assert many.shape == (90, 384) and many.dtype == np.float32
+    one_by_one = np.concatenate([minilm.encode([sentence]) for sentence in SENTENCES])
+    # Well within the float16 that outlines are stored in: its spacing is 6e-5 at 0.1.
+    np.testing.assert_allclose(many, np.tile(one_by_one, (15, 1)), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(many, axis=1), 1.0, atol=1e-5)
+    assert minilm.encode([]).shape == (0, 384)
+
+
+def test_minilm_puts_like_sentences_together(minilm: SentenceEncoder) -> None:
+    outlines = minilm.encode(["A dog runs on a beach.", "A puppy is running by the sea.", "Rates rose."])
+    likeness = outlines @ outlines.T
+    assert likeness[0, 1] > 0.5 > 0.2 > likeness[0, 2]
+
+
+def test_minilm_with_other_weights_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    monkeypatch.setattr(sentence_transformer, "_packaged_minilm", lambda: tmp_path)
+    with pytest.raises(OutlinesError) as caught:
+        load_encoder("minilm")
+    actual = hashlib.sha256(b"other weights").hexdigest()
+    for part in (str(tmp_path / "model.safetensors"), actual, sentence_transformer.MINILM_SHA256):
+        assert part in str(caught.value)
+
+
+def test_a_directory_loads_as_the_same_model_and_its_settings_are_in_the_fingerprint(
+        minilm: SentenceEncoder, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(minilm_directory(), copy)
+    other = load_encoder(f"st:{copy}")
+    assert (other.name, other.fingerprint, other.normalized) == (f"st:{copy}", minilm.fingerprint, True)
+    np.testing.assert_array_equal(other.encode(SENTENCES), minilm.encode(SENTENCES))
+    settings = copy / "sentence_bert_config.json"
+    settings.write_text(settings.read_text().replace("256", "8"))
+    shorter = load_encoder(f"st:{copy}")
+    assert shorter.fingerprint != minilm.fingerprint
+    assert np.abs(shorter.encode(SENTENCES) - minilm.encode(SENTENCES)).max() > 0.01
+    (copy / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(OutlinesError, match="not a model that sentence-transformers can load") as caught:
+        load_encoder(f"st:{copy}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_directory_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+    if importlib.util.find_spec("sentence_transformers") is None:
+        pytest.skip("needs sentence-transformers")
+    for path in (str(tmp_path / "nowhere"), "./nowhere", "some/where/else"):
+        with pytest.raises(OutlinesError, match="no such directory"):
+            load_encoder(f"st:{path}")
+
+
+def test_a_model_neither_cached_nor_reachable_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    pytest.importorskip("sentence_transformers")
+    asked = []
+
+    def snapshot_download(name: str, **options: object) -> str:
+        asked.append((name, options.get("local_files_only", False)))
+        raise OSError("no network\nand more lines")
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    with pytest.raises(OutlinesError, match=r"all-x: neither in the hub's cache .* \(no network\)") as caught:
+        load_encoder("st:all-x")
+    assert "\n" not in str(caught.value)
+    assert asked == [("sentence-transformers/all-x", True), ("sentence-transformers/all-x", False)]
+
+
+def test_the_hubs_cache_is_used_before_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = minilm_directory()
+    import huggingface_hub
+
+    def snapshot_download(name: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        assert name == sentence_transformer.MINILM_HUB_NAME and local_files_only
+        assert not any(pattern.endswith((".py", ".bin", "*")) for pattern in allow_patterns)
+        return str(directory)
+
+    monkeypatch.setattr(sentence_transformer, "MINILM_PACKAGES", ())
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert load_encoder("minilm").dim == 384

@@ -1,0 +1,93 @@
+import pytest
+import torch
+
+from outlines.errors import OutlinesError
+from outlines.gan import Critic, Generator, GeneratorConfig, Noise, fit_mixture, nearest_centre, update_ema
+
+
+def clusters(num: int = 600) -> torch.Tensor:
+    """Three clusters in 4 dimensions, with shares 1/2, 1/3, 1/6 and standard deviation 0.1."""
+    torch.manual_seed(0)
+    means = torch.tensor([[3.0, 0, 0, 0], [0, 3, 0, 0], [0, 0, 3, 0]])
+    which = torch.tensor([0, 0, 0, 1, 1, 2]).repeat(num // 6)
+    return means[which] + 0.1 * torch.randn(num, 4)
+
+
+def test_mixture_finds_planted_clusters() -> None:
+    mixture = fit_mixture(clusters(), 3, seed=1)
+    order = mixture.shares.argsort(descending=True)
+    assert mixture.shares[order].tolist() == pytest.approx([1 / 2, 1 / 3, 1 / 6])
+    assert torch.allclose(mixture.centres[order], 3 * torch.eye(3, 4), atol=0.05)
+    assert torch.allclose(mixture.factor @ mixture.factor.T, 0.01 * torch.eye(4), atol=0.002)
+
+
+def test_one_centre_is_the_fitted_gaussian() -> None:
+    outlines = clusters()
+    mixture = fit_mixture(outlines, 1, seed=1)
+    assert torch.allclose(mixture.centres[0], outlines.mean(dim=0), atol=1e-5)
+    assert torch.allclose(mixture.factor @ mixture.factor.T, outlines.T.cov(), atol=1e-4)
+
+
+def test_too_many_centres_is_an_error_for_people() -> None:
+    with pytest.raises(OutlinesError, match="more than 5 outlines"):
+        fit_mixture(torch.randn(5, 3), 5, seed=1)
+
+
+def test_nearest_centre_by_brute_force_over_chunks() -> None:
+    torch.manual_seed(0)
+    outlines, centres = torch.randn(50, 3), torch.randn(7, 3)
+    assert torch.equal(nearest_centre(outlines, centres, chunk=8), torch.cdist(outlines, centres).argmin(dim=1))
+
+
+def test_generator_starts_as_exactly_the_mixture() -> None:
+    mixture = fit_mixture(clusters(), 3, seed=1)
+    generator = Generator(GeneratorConfig(4, 3, hidden_dim=8, num_layers=2))
+    generator.start_at(mixture)
+    noise = generator.draw(5, torch.Generator().manual_seed(2))
+    expected = mixture.centres[noise.centre] + noise.normal @ mixture.factor.T
+    assert torch.allclose(generator(noise), expected, atol=1e-6)
+
+
+def test_generator_draws_centres_with_their_shares() -> None:
+    generator = Generator(GeneratorConfig(4, 3))
+    generator.shares.copy_(torch.tensor([0.7, 0.0, 0.3]))
+    drawn = torch.bincount(generator.draw(4000, torch.Generator().manual_seed(0)).centre, minlength=3) / 4000
+    assert drawn[1] == 0
+    assert drawn[0].item() == pytest.approx(0.7, abs=0.03)
+
+
+def test_started_at_noise_there_are_no_centres() -> None:
+    generator = Generator(GeneratorConfig(4, 0, hidden_dim=8))
+    names = {name.split(".")[0] for name, _ in generator.named_parameters()}
+    assert names == {"mlp"}
+    assert generator(generator.draw(3, torch.Generator().manual_seed(0))).shape == (3, 4)
+
+
+def test_everything_but_the_shares_is_trained() -> None:
+    generator = Generator(GeneratorConfig(4, 3, hidden_dim=8))
+    generator(generator.draw(64, torch.Generator().manual_seed(0))).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in generator.parameters())
+    assert not generator.shares.requires_grad
+
+
+def test_critic_never_mixes_examples() -> None:
+    torch.manual_seed(0)
+    critic, outlines = Critic(4, 8, 2), torch.randn(5, 4)
+    alone = torch.cat([critic(row[None]) for row in outlines])
+    assert torch.allclose(critic(outlines), alone, atol=1e-6)
+
+
+def test_noise_slices_keep_rows_together() -> None:
+    noise = Noise(torch.arange(6.0)[:, None], torch.arange(6))
+    half = noise[slice(1, None, 2)]
+    assert half.normal[:, 0].tolist() == half.centre.tolist() == [1, 3, 5]
+
+
+def test_ema_by_hand() -> None:
+    average, current = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    torch.nn.init.constant_(average.weight, 1.0)
+    torch.nn.init.constant_(current.weight, 3.0)
+    update_ema(average, current, decay=0.75)
+    assert average.weight.item() == pytest.approx(1.5)
+    with pytest.raises(OutlinesError, match="decay"):
+        update_ema(average, current, decay=1.0)

@@ -1,0 +1,260 @@
+"""BLEU, self-BLEU, diversity, copying, lengths, the temperature curve: by hand, against NLTK and sacreBLEU."""
+
+import math
+import random
+
+import pytest
+import sacrebleu
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+from nltk.translate.bleu_score import corpus_bleu as nltk_corpus_bleu
+from scipy.stats import wasserstein_distance
+
+from outlines.errors import OutlinesError
+from outlines.metrics import (
+    CurveGap,
+    NearestOverlap,
+    References,
+    bleu_scores,
+    copied_rate,
+    corpus_bleu,
+    distinct_n,
+    efficient_points,
+    interpolated_gap,
+    length_distance,
+    nearest_overlap,
+    reconstruction_bleu,
+    self_bleu_scores,
+    unique_rate,
+    words,
+)
+
+# Few distinct words, so that n-grams repeat within a sentence and between sentences, and lengths collide.
+SENTENCES = st.lists(st.lists(st.sampled_from("abc"), max_size=9), min_size=2, max_size=8)
+
+
+def random_sentences(seed: int, number: int, vocabulary: int = 12) -> list[list[str]]:
+    rng = random.Random(seed)
+    return [[f"w{int(rng.paretovariate(0.7)) % vocabulary}" for _ in range(rng.randint(1, 15))]
+            for _ in range(number)]
+
+
+def split(*sentences: str) -> list[list[str]]:
+    return [sentence.split() for sentence in sentences]
+
+
+def nltk_mean(hypotheses: list[list[str]], references_of: list[list[list[str]]], n: int) -> float:
+    method1 = SmoothingFunction().method1
+    scores = [sentence_bleu(references, hypothesis, (1 / n,) * n, method1)
+              for hypothesis, references in zip(hypotheses, references_of, strict=True)]
+    return math.fsum(scores) / len(scores)
+
+
+def test_words_separates_marks_and_keeps_hyphens_and_apostrophes_inside():
+    assert words("A man's wet-nosed dog, “sits” -- on  the mat.") == [
+        "A", "man's", "wet-nosed", "dog", ",", "“", "sits", "”", "-", "-", "on", "the", "mat", "."]
+    assert words("A Dog's", lowercase=True) == ["a", "dog's"]
+    assert words("नमस्ते दुनिया") == ["नमस्ते", "दुनिया"]  # combining marks are no punctuation
+    assert words(" \n") == []
+
+
+def test_bleu_by_hand():
+    # 3 of 4 words match (the second "the" is clipped), 2 of 3 pairs, 1 of 2 triples; penalty exp(1 - 5/4).
+    scores = bleu_scores(split("the the dog runs"), split("see the dog runs fast"), max_n=3)
+    assert scores == pytest.approx({2: math.exp(-1 / 4) * (3 / 4 * 2 / 3) ** (1 / 2),
+                                    3: math.exp(-1 / 4) * (3 / 4 * 2 / 3 * 1 / 2) ** (1 / 3)})
+
+
+def test_bleu_smooths_an_order_without_a_match_but_not_a_sentence_without_one():
+    assert bleu_scores(split("b a"), split("a b"), max_n=2)[2] == pytest.approx((1 * 0.1) ** 0.5)
+    assert bleu_scores(split("x"), split("a b"), max_n=2)[2] == 0
+    assert bleu_scores([[]], split("a b"), max_n=2)[2] == 0
+
+
+def test_self_bleu_by_hand():
+    # Against the others, the first has words 2/2 and pairs 1/1; so has the second; the third has nothing.
+    assert self_bleu_scores(split("a b", "a b", "c d"), max_n=2)[2] == pytest.approx(2 / 3)
+    # "a a" alone holds two a's; the others lend it one: 1/2 words, 0 -> 0.1 of 1 pairs. Each "a": 1/1, 0.1/1.
+    # Lengths: nearest to 2 among (1, 1) is 1, no penalty; nearest to 1 is 1.
+    expected = ((1 / 2 * 0.1) ** 0.5 + 2 * 0.1 ** 0.5) / 3
+    assert self_bleu_scores(split("a a", "a", "a"), max_n=2)[2] == pytest.approx(expected)
+
+
+def test_self_bleu_of_one_sentence_repeated_is_one_and_of_unlike_sentences_zero():
+    assert self_bleu_scores([["a", "b", "c", "d", "e"]] * 3) == pytest.approx({2: 1, 3: 1, 4: 1, 5: 1})
+    assert self_bleu_scores(split("a b", "c d", "e f")) == {2: 0, 3: 0, 4: 0, 5: 0}
+
+
+@settings(max_examples=60, deadline=None)
+@given(hypotheses=SENTENCES, references=SENTENCES)
+def test_bleu_and_self_bleu_equal_nltk(hypotheses, references):
+    scores, self_scores = bleu_scores(hypotheses, references), self_bleu_scores(hypotheses)
+    others = [hypotheses[:i] + hypotheses[i + 1:] for i in range(len(hypotheses))]
+    for n in range(2, 6):
+        assert scores[n] == pytest.approx(nltk_mean(hypotheses, [references] * len(hypotheses), n), abs=1e-9)
+        assert self_scores[n] == pytest.approx(nltk_mean(hypotheses, others, n), abs=1e-9)
+
+
+def test_bleu_and_self_bleu_equal_nltk_on_a_larger_sample():
+    hypotheses, references = random_sentences(0, 60), random_sentences(1, 80)
+    others = [hypotheses[:i] + hypotheses[i + 1:] for i in range(len(hypotheses))]
+    scores, self_scores = bleu_scores(hypotheses, references), self_bleu_scores(hypotheses)
+    assert 0.1 < scores[4] < self_scores[2] < 1
+    for n in (2, 5):
+        assert scores[n] == pytest.approx(nltk_mean(hypotheses, [references] * 60, n), abs=1e-9)
+        assert self_scores[n] == pytest.approx(nltk_mean(hypotheses, others, n), abs=1e-9)
+
+
+def test_counted_references_are_the_references():
+    hypotheses, references = random_sentences(2, 10), random_sentences(3, 10)
+    assert bleu_scores(hypotheses, References(references)) == bleu_scores(hypotheses, references)
+    with pytest.raises(OutlinesError, match="n = 3"):
+        bleu_scores(hypotheses, References(references, max_n=3))
+
+
+def test_corpus_bleu_by_hand():
+    # Words 2/2 + 1/2, pairs 1/1 + 0/1; lengths 4 against 2 + 3.
+    hypotheses, references = split("a b", "c x"), [split("a b"), split("c d e")]
+    expected = math.exp(1 - 5 / 4) * (3 / 4 * 1 / 2) ** 0.5
+    assert corpus_bleu(hypotheses, references, max_n=2) == pytest.approx(expected)
+    assert corpus_bleu(split("b a"), [split("a b")], max_n=2) == 0
+
+
+def test_corpus_bleu_equals_nltk_and_sacrebleu():
+    # Four words or more each: to the n-grams of a shorter one, which has none, NLTK adds one.
+    hypotheses = [[*sentence, "w1", "w2", "w3"] for sentence in random_sentences(4, 40)]
+    one, two = random_sentences(5, 40), random_sentences(6, 40)
+    references = [list(pair) for pair in zip(one, two, strict=True)]
+    ours = corpus_bleu(hypotheses, references)
+    assert ours == pytest.approx(nltk_corpus_bleu(references, hypotheses), abs=1e-9)
+    lines, *columns = ([" ".join(sentence) for sentence in column] for column in (hypotheses, one, two))
+    theirs = sacrebleu.corpus_bleu(lines, columns, tokenize="none", smooth_method="none").score / 100
+    assert ours > 0.01 and ours == pytest.approx(theirs, abs=1e-9)
+    assert corpus_bleu(hypotheses, References(one)) == corpus_bleu(hypotheses, [one] * 40)
+
+
+LINES = st.lists(st.text(alphabet="aB1 .,-'&;<>!/_é$\n", max_size=25), min_size=1, max_size=5)
+
+
+@settings(max_examples=150, deadline=None)
+@given(hypotheses=LINES, data=st.data())
+def test_reconstruction_bleu_equals_sacrebleu_whatever_the_marks(hypotheses, data):
+    mutate = st.lists(st.sampled_from(hypotheses), min_size=len(hypotheses), max_size=len(hypotheses))
+    references = data.draw(mutate)
+    theirs = sacrebleu.corpus_bleu(hypotheses, [references], lowercase=True).score
+    assert reconstruction_bleu(hypotheses, references) == pytest.approx(theirs, abs=1e-6)
+
+
+@pytest.mark.parametrize("hypotheses, references", [
+    (["A man, aged 3.5, runs - in a $5.50 t-shirt &amp; tie."], ["A MAN, of 3.5, runs in a $5.50 t-shirt & tie."]),
+    (["a dog sits in the sun", "it's 10-12 o'clock"], ["a cat sits by the sea", "its 10-12 o'clock, I say"]),
+    (["a b c d e"], ["e d c b a"]),  # two orders and more without a match
+    (["a b c"], ["a b c"]),  # no sentence has four words
+    (["", "a cat sits on the mat"], ["a dog", "a cat sat on the mat"]),
+])
+def test_reconstruction_bleu_equals_sacrebleu(hypotheses, references):
+    theirs = sacrebleu.corpus_bleu(hypotheses, [references], lowercase=True).score
+    assert reconstruction_bleu(hypotheses, references) == pytest.approx(theirs, abs=1e-6)
+
+
+def test_reconstruction_bleu_by_hand():
+    # Words 3/4, pairs 1/3, triples 0 -> 1/2 of 2, fours 0 -> 1/4 of 1.
+    expected = 100 * (3 / 4 * 1 / 3 * 1 / 4 * 1 / 4) ** 0.25
+    assert reconstruction_bleu(["a b x d"], ["a b c d"]) == pytest.approx(expected)
+    assert reconstruction_bleu(["A dog runs home."], ["a dog runs home."]) == pytest.approx(100)
+    with pytest.raises(OutlinesError, match="1 hypotheses, 2 references"):
+        reconstruction_bleu(["a"], ["a", "b"])
+
+
+def test_distinct_n_and_unique_rate_by_hand():
+    samples = split("a b a b", "a b", "a b")
+    assert distinct_n(samples, 1) == 2 / 8
+    assert distinct_n(samples, 2) == 2 / 5
+    assert distinct_n(samples, 5) == 0
+    assert unique_rate(samples) == 2 / 3
+
+
+def test_copied_rate_counts_every_copy_and_reads_an_iterator_once():
+    samples = split("a b", "a b", "b a", "a b c", "c")
+    assert copied_rate(samples, iter(split("a b", "a b", "x", "c"))) == 3 / 5
+    assert copied_rate(samples, []) == 0
+
+
+def test_nearest_overlap_by_hand():
+    training = split("a b c d e", "b c d x", "c d", "p q")
+    # Pairs of the first sample: ab bc cd dx, of which one training sentence holds three. The second is a copy,
+    # the third is new, and the fourth, shorter than n, could only be found in its like.
+    samples = split("a b c d x", "b c d x", "x y z", "c")
+    expected = NearestOverlap(mean=(3 / 4 + 1 + 0 + 0) / 4, near_copies=1 / 4)
+    assert nearest_overlap(samples, training, n=2) == expected
+    assert nearest_overlap(split("c d"), iter(training), n=4) == NearestOverlap(1.0, 1.0)
+    assert nearest_overlap(split("a b"), training, n=4) == NearestOverlap(0.0, 0.0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(samples=SENTENCES, training=SENTENCES)
+def test_nearest_overlap_equals_comparing_every_pair(samples, training):
+    def grams(sentence):
+        return {tuple(sentence[i:i + 2]) for i in range(len(sentence) - 1)} or {tuple(sentence)}
+    shares = [max(len(grams(s) & grams(t)) / len(grams(s)) for t in training) for s in samples]
+    mean, near_copies = nearest_overlap(samples, training, n=2)
+    assert mean == pytest.approx(sum(shares) / len(shares))
+    assert near_copies == sum(share > 0.9 for share in shares) / len(shares)
+    assert copied_rate(samples, training) <= near_copies
+
+
+def test_length_distance_by_hand_and_against_scipy():
+    # Of lengths (1, 3) against (2, 2), half the mass moves by one word up and half by one down.
+    assert length_distance(split("a", "a b c"), split("a b", "a b")) == 1
+    samples, reference = random_sentences(7, 50), random_sentences(8, 70)
+    assert length_distance(samples, samples) == 0
+    longer = [[*sentence, "x", "x"] for sentence in samples]
+    assert length_distance(samples, longer) == 2
+    theirs = wasserstein_distance([len(s) for s in samples], [len(s) for s in reference])
+    assert length_distance(samples, reference) == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize("metric", [
+    lambda: bleu_scores([], [["a"]]), lambda: bleu_scores([["a"]], []), lambda: self_bleu_scores([["a"]]),
+    lambda: corpus_bleu([], []), lambda: reconstruction_bleu([], []), lambda: distinct_n([], 2),
+    lambda: unique_rate([]), lambda: copied_rate([], []), lambda: nearest_overlap([], []),
+    lambda: length_distance([["a"]], []), lambda: interpolated_gap([], [(1, 1)]),
+    lambda: interpolated_gap([(1, math.nan)], [(1, 1)])])
+def test_a_figure_of_nothing_is_an_error(metric):
+    with pytest.raises(OutlinesError):
+        metric()
+
+
+def test_efficient_points_drop_what_another_point_beats():
+    curve = [(5, 2), (4, 3), (4.5, 3.5), (4, 3.2), (4, 3), (6, 2), (3.9, 5)]
+    assert efficient_points(curve) == [(3.9, 5), (4, 3), (5, 2)]
+
+
+def test_interpolated_gap_by_hand():
+    # a falls from 4 to 2 over [1, 3], b from 5 to 3 over [2, 4]: at 2, 3 against 5; at 3, 2 against 3.5.
+    a, b = [(1, 4), (3, 2)], [(2, 5), (3, 3.5), (4, 3)]
+    assert interpolated_gap(a, b) == CurveGap(mean=1.75, at_low=2, at_high=1.5, low=2, high=3)
+    # A knot inside the overlap: 2, then 1 at 2.5 (2.5 against 3.5), then 1.5; the mean is (1.5 + 1.25) / 2.
+    b_bent = [(2, 5), (2.5, 3.5), (3, 3.5 - 1e-12), (4, 3)]
+    gap = interpolated_gap(a, b_bent)
+    assert gap is not None and gap.mean == pytest.approx(1.375)
+
+
+def test_interpolated_gap_is_antisymmetric_and_zero_against_itself():
+    a, b = [(1, 4), (2, 2.5), (3, 2)], [(1.5, 3), (2.5, 2.6), (9, 1)]
+    forth, back = interpolated_gap(a, b), interpolated_gap(b, a)
+    assert forth is not None and back is not None
+    assert forth[:3] == pytest.approx([-value for value in back[:3]]) and forth[3:] == back[3:]
+    assert interpolated_gap(a, a) == CurveGap(0, 0, 0, 1, 3)
+    lower = [(reverse, forward - 0.25) for reverse, forward in a]
+    assert interpolated_gap(lower, a) == CurveGap(0.25, 0.25, 0.25, 1, 3)
+
+
+def test_interpolated_gap_where_curves_touch_or_miss_each_other():
+    a = [(1, 4), (3, 2)]
+    assert interpolated_gap(a, [(3.1, 1), (4, 0.5)]) is None
+    assert interpolated_gap(a, [(3, 2.5), (4, 1)]) == CurveGap(0.5, 0.5, 0.5, 3, 3)
+    assert interpolated_gap([(2, 1)], a) == CurveGap(2, 2, 2, 2, 2)  # one temperature only
+    # What a beaten point alone reaches is not reached: (3.5, 2.1) is beaten by (3, 2).
+    assert interpolated_gap([*a, (3.5, 2.1)], [(3.2, 1), (4, 0.5)]) is None

@@ -1,0 +1,265 @@
+import csv
+import gzip
+import hashlib
+import io
+import json
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from outlines.corpus import reading
+from outlines.corpus.reading import (
+    CorpusError,
+    CorpusFiles,
+    ReadingReport,
+    fingerprint,
+    read_corpus,
+    read_sentences,
+    split_of,
+)
+
+
+def read(path: Path, data: bytes, **options: object) -> tuple[list[str], ReadingReport]:
+    path.write_bytes(data)
+    report = ReadingReport()
+    return list(read_sentences([str(path)], report=report, **options)), report  # type: ignore[arg-type]
+
+
+def lines_of(report: ReadingReport) -> list[tuple[int, str]]:
+    """(line number, reason) of each example."""
+    places = [example.rsplit(": ", 1) for example in report.examples]
+    return [(int(place.rsplit(":", 1)[1]), reason) for place, reason in places]
+
+
+def test_white_space_is_folded_and_line_ends_go(tmp_path: Path) -> None:
+    data = "\ufeff  A dog\t runs. \r\nTwo\u2028cats\u00a0 \u3000sleep\nlast".encode()
+    sentences, report = read(tmp_path / "a.txt", data)
+    assert sentences == ["A dog runs.", "Two cats sleep", "last"]
+    assert not report.rejected
+
+
+def test_every_bad_line_is_named_with_its_reason(tmp_path: Path) -> None:
+    data = b"good\n\xff\xfeoops\n   \t\nnul\0here\n" + b"x" * 11 + b"\n\xe2\x80\x8b\nfine\n"
+    sentences, report = read(tmp_path / "a.txt", data, max_chars=10)
+    assert sentences == ["good", "fine"]
+    assert lines_of(report) == [(2, "not UTF-8"), (3, "empty"), (4, "NUL character"), (5, "too long"),
+                                (6, "empty")]
+    assert report.rejected == {"not UTF-8": 1, "empty": 2, "NUL character": 1, "too long": 1}
+    assert f"{tmp_path / 'a.txt'}:2: not UTF-8" in report.summary()
+    assert "rejected lines: 5" in report.summary()
+
+
+def test_examples_are_few_and_the_rest_is_counted(tmp_path: Path) -> None:
+    _, report = read(tmp_path / "a.txt", b"ok\n" + b"\n" * 8)
+    assert len(report.examples) == 5
+    assert report.rejected == {"empty": 8}
+    assert report.summary().endswith("... and 3 more")
+
+
+def test_strict_names_file_line_and_reason(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with pytest.raises(CorpusError, match=r"a\.txt:2: empty"):
+        read(path, b"ok\n\nok\n", strict=True)
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    data = b"\n".join([
+        b'{"text": "one\\n  two", "other": [1]}', b"{", b"[" * 100_000, b"[1]", b'{"other": 1}',
+        b'{"text": 7}', b'{"text": "\\ud800"}', b'{"text": ""}', b"9" * 5000, b'{"text": "\\ud83d\\ude00"}'])
+    sentences, report = read(tmp_path / "a.jsonl", data)
+    assert sentences == ["one two", "\U0001f600"]
+    assert report.rejected == {"broken JSON": 3, "not a JSON object": 1, "column missing": 1,
+                               "column not a string": 1, "lone surrogate": 1, "empty": 1}
+
+
+def test_json_column_that_no_line_has(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"no column 'text'.*'caption', 'id'"):
+        read(tmp_path / "a.jsonl", b'{"caption": "a", "id": 1}\n\n{"caption": "b"}\n')
+    sentences, _ = read(tmp_path / "a.jsonl", b'{"caption": "a"}\n', text_column="caption")
+    assert sentences == ["a"]
+
+
+def test_csv_is_read_as_it_is_written(tmp_path: Path) -> None:
+    texts = ["plain", 'with "quotes", and a comma', "two\nlines", "after"]
+    with open(tmp_path / "a.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["id", "text"], *enumerate(texts)])
+    report = ReadingReport()
+    assert list(read_sentences([str(tmp_path / "a.csv")], report=report)) == [
+        "plain", 'with "quotes", and a comma', "two lines", "after"]
+    assert not report.rejected
+
+
+def test_a_stray_quote_costs_one_line(tmp_path: Path) -> None:
+    rows = [b'"open quote,1', *(b"line %d,1" % number for number in range(20_000)), b'"another,1', b"last,1"]
+    sentences, report = read(tmp_path / "a.csv", b"text,id\n" + b"\n".join(rows))
+    assert sentences == [*(f"line {number}" for number in range(20_000)), "last"]
+    assert lines_of(report) == [(2, "broken CSV"), (20_003, "broken CSV")]
+
+
+def test_csv_faults(tmp_path: Path) -> None:
+    data = b"text,id\na,1\n\nb\nc,2,3\n\xff,4\n" + b"x" * 200_000 + b",5\nd,6\n"
+    sentences, report = read(tmp_path / "a.csv", data)
+    assert sentences == ["a", "d"]
+    assert lines_of(report) == [(3, "empty"), (4, "broken CSV"), (5, "broken CSV"), (6, "not UTF-8"),
+                                (7, "too long")]
+    with pytest.raises(CorpusError, match=r"no column 'text'.*'caption', 'id'"):
+        read(tmp_path / "a.csv", b"caption,id\na,1\n")
+    with pytest.raises(CorpusError, match="header"):
+        read(tmp_path / "a.csv", b'"caption,id\na,1\n')
+
+
+def test_a_huge_line_is_never_held(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"before\n" + b"x" * 30_000_000 + b"\nafter\n")
+    report = ReadingReport()
+    tracemalloc.start()
+    try:
+        sentences = list(read_sentences([str(path)], report=report))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sentences == ["before", "after"]
+    assert lines_of(report) == [(2, "too long")]
+    assert peak < 8_000_000
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
+def test_gz_reads_as_the_plain_file(tmp_path: Path, name: str) -> None:
+    data = b'text\n"one"\n{"text": "two"}\n'
+    plain, plain_report = read(tmp_path / name, data)
+    packed, packed_report = read(tmp_path / (name + ".gz"), gzip.compress(data))
+    assert plain and packed == plain
+    assert packed_report.rejected == plain_report.rejected
+
+
+def test_damaged_gz_and_bombs(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt.gz"
+    digests = [hashlib.sha256(b"%d" % number).hexdigest() for number in range(999)]
+    packed = gzip.compress("\n".join(digests).encode())
+    overwritten = packed[:200] + b"\0\0\0\0" + packed[204:]
+    for damaged in (packed[:-20], b"not a gzip file", overwritten, packed + b"junk"):
+        with pytest.raises(CorpusError, match=r"a\.txt\.gz: damaged"):
+            read(path, damaged)
+    bomb = gzip.compress(b"0" * 5_000_000)
+    with pytest.raises(CorpusError, match="decompresses to more than"):
+        read(path, bomb, gz_bytes=1_000_000)
+    assert read(path, gzip.compress(b"ok\n" + b"0" * 5_000_000))[0] == ["ok"]
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "folder.txt").mkdir()
+    faults = (("none.txt", "no such file"), ("folder.txt", "not a plain file"), ("a.doc", "unknown kind"))
+    for name, message in faults:
+        with pytest.raises(CorpusError, match=message):
+            list(read_sentences([str(tmp_path / name)]))
+    with pytest.raises(CorpusError, match="UTF-16"):
+        read(tmp_path / "a.txt", "hello\n".encode("utf-16"))
+    _, report = read(tmp_path / "a.txt", b"ok\n" + "hello\n".encode("utf-16-le"))
+    assert report.rejected.total() == 2
+    with pytest.raises(CorpusError, match=r"no sentence found \(empty\)"):
+        read(tmp_path / "a.txt", b"")
+    with pytest.raises(CorpusError, match="3 lines rejected, the last as empty"):
+        read(tmp_path / "a.txt", b"\n\n\n")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([".txt", ".jsonl", ".csv", ".txt.gz"]), st.booleans(), st.booleans(),
+       st.binary(max_size=300) | st.text('ab",\n\r{}[]:\\u\0', max_size=80).map(str.encode))
+def test_any_bytes_give_sentences_or_a_corpus_error(tmp_path: Path, suffix: str, header: bool, pack: bool,
+                                                    data: bytes) -> None:
+    data = b"text,b\n" + data if header else data
+    try:
+        sentences, _ = read(tmp_path / f"a{suffix}", gzip.compress(data) if pack else data)
+    except CorpusError as error:
+        assert "\n" not in str(error)
+    else:
+        assert sentences
+        assert all(sentence == " ".join(sentence.split()) != "" for sentence in sentences)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(max_size=12) | st.text('a",\n\r\0', max_size=12), max_size=8))
+def test_what_is_written_is_what_is_read(tmp_path: Path, texts: list[str]) -> None:
+    texts = ["first", *texts]
+    folded = [" ".join(text.split()) for text in texts]
+    expected = [text for text in folded
+                if "\0" not in text and any(c.isprintable() for c in text.replace(" ", ""))]
+    objects = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    table = io.StringIO()
+    csv.writer(table).writerows([["id", "text"], *enumerate(texts)])
+    for name, data in (("a.jsonl", objects), ("a.csv", table.getvalue().encode())):
+        sentences, report = read(tmp_path / name, data)
+        assert sentences == expected
+        assert report.rejected.total() == len(texts) - len(expected)
+
+
+def test_split_is_a_function_of_the_sentence() -> None:
+    names = [split_of(f"sentence {number}", 0.1, 0.2) for number in range(10_000)]
+    assert names == [split_of(f"sentence {number}", 0.1, 0.2) for number in range(10_000)]
+    # Binomial: standard deviations 30 and 40.
+    assert abs(names.count("valid") - 1000) < 150
+    assert abs(names.count("test") - 2000) < 200
+    digest = hashlib.blake2b(b"A dog runs.", digest_size=8).digest()
+    place = int.from_bytes(digest, "big") / 2**64
+    assert split_of("A dog runs.", place + 1e-9, 0.0) == "valid"
+    assert split_of("A dog runs.", place - 1e-9, 2e-9) == "test"
+    assert split_of("A dog runs.", place - 1e-9, 0.0) == "train"
+    assert {split_of(f"{number}", 0.0, 0.0) for number in range(100)} == {"train"}
+
+
+def corpus(tmp_path: Path, **options: object) -> CorpusFiles:
+    for split, count in (("train", 500), ("valid", 3), ("test", 2)):
+        (tmp_path / f"{split}.txt").write_text("".join(f"{split} {number}\n" for number in range(count)))
+    return CorpusFiles(train=(str(tmp_path / "train.txt"),), valid_fraction=0.1, test_fraction=0.1,
+                       **options)  # type: ignore[arg-type]
+
+
+def test_given_held_out_files_replace_fractions(tmp_path: Path) -> None:
+    report = ReadingReport()
+    pairs = list(read_corpus(corpus(tmp_path), report))
+    assert len(pairs) == 500
+    assert all(split == split_of(sentence, 0.1, 0.1) for split, sentence in pairs)
+    assert report.accepted.total() == 500 and min(report.accepted.values()) > 20
+
+    report = ReadingReport()
+    pairs = list(read_corpus(corpus(tmp_path, valid=(str(tmp_path / "valid.txt"),)), report))
+    assert [sentence for split, sentence in pairs if split == "valid"] == ["valid 0", "valid 1", "valid 2"]
+    assert all(split == split_of(sentence, 0.0, 0.1) for split, sentence in pairs if split != "valid")
+    assert report.accepted["test"] > 20
+
+    report = ReadingReport()
+    both = corpus(tmp_path, valid=(str(tmp_path / "valid.txt"),), test=(str(tmp_path / "test.txt"),))
+    list(read_corpus(both, report))
+    assert report.accepted == {"train": 500, "valid": 3, "test": 2}
+    assert report.summary() == "sentences: train 500, valid 3, test 2; no line rejected"
+
+
+def test_fingerprint_sees_bytes_and_options_but_not_places(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    first, second = corpus(tmp_path / "one"), corpus(tmp_path / "two")
+    assert fingerprint(first) == fingerprint(second)
+    assert fingerprint(first) != fingerprint(corpus(tmp_path / "one", max_chars=99))
+    (tmp_path / "two" / "train.txt").write_text("changed\n")
+    assert fingerprint(first) != fingerprint(second)
+    (tmp_path / "two" / "train.txt").unlink()
+    with pytest.raises(CorpusError, match="no such file"):
+        fingerprint(second)
+
+
+@pytest.mark.parametrize("options", [
+    {"train": ()}, {"max_chars": 0}, {"max_chars": 10**6}, {"valid_fraction": -0.1}, {"test_fraction": 0.99},
+    {"valid_fraction": float("nan")}, {"text_column": "caption"}, {"train": ("a.pdf",)}])
+def test_options_that_cannot_be_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(CorpusError):
+        CorpusFiles(**{"train": ("a.txt",), **options})  # type: ignore[arg-type]
+
+
+def test_longest_allowed_sentence_fits_a_line(tmp_path: Path) -> None:
+    text = "\U0001f600" * reading.MAX_CHARS_LIMIT
+    sentences, _ = read(tmp_path / "a.jsonl", json.dumps({"text": text}).encode(),
+                        max_chars=reading.MAX_CHARS_LIMIT)
+    assert sentences == [text]

@@ -1,0 +1,144 @@
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from outlines.corpus.tokenizer import (
+    BOS,
+    EOS,
+    PAD,
+    UNK,
+    Tokenizer,
+    TokenizerError,
+    train_tokenizer,
+    vocabulary_size,
+)
+from outlines.errors import OutlinesError
+
+SENTENCES = [f"{who} {does} {where}."
+             for who in ("A brown dog", "The old man", "Two Children", "A woman in red")
+             for does in ("runs", "is playing", "sleeps", "waits quietly")
+             for where in ("on the beach", "near a house", "in Zürich", "under the bridge")]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return train_tokenizer(SENTENCES, tmp_path_factory.mktemp("tokenizer") / "a.model")
+
+
+# Strings that look like the model's own signs, beside whatever Unicode holds.
+TRICKY = st.sampled_from(
+    ["<0x41>", "<s>", "</s>", "<unk>", "<pad>", "▁", " ", "\u2047", "ﬁ", "e\u0301", "\ufeff"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(TRICKY | st.text(max_size=8), max_size=6).map("".join))
+def test_every_string_survives_up_to_normalisation(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode([text])
+    assert UNK not in ids[0]
+    assert not {BOS, EOS, PAD} & set(ids[0])
+    assert tokenizer.decode(ids) == [tokenizer.normalize(text)]
+
+
+def test_normalisation_by_hand(tokenizer: Tokenizer) -> None:
+    assert tokenizer.normalize("  A  ﬁne\tdog\u00a0runs ") == "A fine dog runs"
+    assert tokenizer.normalize("\uff21\uff22 \uff11") == "AB 1"  # full-width forms
+    assert tokenizer.normalize("a▁b") == "a b"
+    assert tokenizer.normalize("Zürich 😀") == "Zürich 😀"
+
+
+def test_ids_and_pieces(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "a.model")
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "a.model"))
+    assert [processor.id_to_piece(i) for i in range(5)] == ["<unk>", "<s>", "</s>", "<pad>", "<0x00>"]
+    # An emoji has no piece: the word boundary and its four UTF-8 bytes, where byte b is piece 4 + b.
+    assert tokenizer.encode(["\U0001f600"])[0][1:] == [4 + byte for byte in "\U0001f600".encode()]
+
+
+def test_decode_ignores_bos_eos_pad_and_marks_broken_bytes(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(["A brown dog"])[0]
+    assert tokenizer.decode([[BOS, *ids, EOS, PAD, PAD], [EOS]]) == ["A brown dog", ""]
+    assert tokenizer.decode([[4 + 0xFF]]) == ["\ufffd"]
+    assert tokenizer.decode([]) == [] == tokenizer.encode([])
+
+
+def test_case_is_kept_or_folded(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    assert tokenizer.normalize("Two Children") == "Two Children"
+    folded = train_tokenizer(SENTENCES, tmp_path / "a.model", lowercase=True)
+    assert folded.decode(folded.encode(["Two CHILDREN in ZÜRICH"])) == ["two children in zürich"]
+
+
+def test_vocabulary_rule_by_hand() -> None:
+    # 40,000 words: 3 * 200 = 600 pieces; the specials, the bytes, "▁", "a" and "b" make 263.
+    assert vocabulary_size(["a b"] * 20_000) == (600, 263)
+    assert vocabulary_size(["a b"]) == (500, 263)
+    # 600 distinct Han characters and "▁": 861, of which 1.25 times is 1,076.
+    assert vocabulary_size(["".join(chr(0x4E00 + i) for i in range(600))]) == (1076, 861)
+    assert vocabulary_size(["a B b"], lowercase=True)[1] == 263
+
+
+def test_vocab_size_is_met_or_explained(tmp_path: Path) -> None:
+    path = tmp_path / "a.model"
+    assert train_tokenizer(SENTENCES, path, vocab_size=320).vocab_size == 320
+    filled = train_tokenizer(SENTENCES, path, vocab_size=30_000).vocab_size
+    assert 320 < filled < 1000
+    smallest = vocabulary_size(SENTENCES)[1]
+    assert train_tokenizer(SENTENCES, path, vocab_size=smallest).vocab_size == smallest
+    with pytest.raises(TokenizerError, match=f"needs {smallest} or more"):
+        train_tokenizer(SENTENCES, path, vocab_size=smallest - 1)
+    with pytest.raises(TokenizerError, match="no words"):
+        train_tokenizer([], path)
+
+
+def test_training_is_deterministic_also_when_it_samples(tmp_path: Path) -> None:
+    many = [sentence.replace("old", f"old{number}") for number in range(40) for sentence in SENTENCES]
+    first, second = (train_tokenizer(many, tmp_path / name, max_sentences=200) for name in ("one", "two"))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert first.fingerprint == second.fingerprint
+    assert train_tokenizer(many, tmp_path / "three").fingerprint != first.fingerprint
+
+
+def test_training_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train_tokenizer(SENTENCES, tmp_path / "a.model")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_the_sentences_raise_is_what_training_raises(tmp_path: Path) -> None:
+    class Failing:
+        passes = 0
+
+        def __iter__(self) -> Iterator[str]:
+            self.passes += 1
+            yield "a b"
+            if self.passes == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(Failing(), tmp_path / "a.model")
+    with pytest.raises(TypeError, match="not an iterator"):
+        train_tokenizer(iter(SENTENCES), tmp_path / "a.model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_load_gives_the_same_tokenizer_and_refuses_others(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "a.model"
+    tokenizer.save(path)
+    loaded = Tokenizer.load(path)
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert loaded.encode(SENTENCES) == tokenizer.encode(SENTENCES)
+    whole = path.read_bytes()
+    for damaged in (b"", b"garbage", whole[:1000], whole[:-1], b"\0" * 4096):
+        path.write_bytes(damaged)
+        with pytest.raises(OutlinesError, match=re.escape(f"{path}: not a SentencePiece model")):
+            Tokenizer.load(path)
+    with pytest.raises(OutlinesError, match="No such file"):
+        Tokenizer.load(tmp_path / "none.model")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES), model_prefix=str(tmp_path / "b"), vocab_size=60, model_type="bpe",
+        minloglevel=2)
+    with pytest.raises(OutlinesError, match="of another kind"):
+        Tokenizer.load(tmp_path / "b.model")

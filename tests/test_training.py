@@ -1,0 +1,237 @@
+"""The loop, from outside: a run as a user starts it, interrupted in every way a user's run is."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from outlines.checkpoint import read_state
+from tests.conftest import Command, environment
+from train.distributed import Ranks
+from train.loop import learning_rate_factor
+from train.method import NotFinite, Update
+from train.run_directory import locked
+
+
+def start(arguments: list[str], threads: int = 1) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", "train", *map(str, arguments)], env=environment(threads),
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def weights(run: Path) -> str:
+    """One hash of the final model and of the last checkpoint: weights, optimisers and position."""
+    digest = hashlib.sha256((run / "model" / "tensors.safetensors").read_bytes())
+    last = sorted((run / "checkpoints").iterdir())[-1]
+    tensors, meta = read_state(last)
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    digest.update(json.dumps([meta["stage"], meta["step"], meta["optimizers"]], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < end, "the run did not get there"
+        time.sleep(0.002)
+
+
+def kill_at_random_moments(arguments: list[str], runs: Path, reference: str, num: int, seed: int) -> None:
+    """Kill -9 a run `num` times at random moments after step 0, resume each, and compare with the uninterrupted one."""
+    rng = random.Random(seed)
+    for index in range(num):
+        run = runs / f"killed-{index}"
+        process = start([*arguments, "--runs", runs, "--out", run, "--quiet"])
+        wait_for((run / "checkpoints").exists, process)
+        time.sleep(rng.random() * 1.5)
+        process.kill()
+        process.wait()
+        resumed = start(["--resume", run, "--quiet"])
+        _, errors = resumed.communicate(timeout=240)
+        assert resumed.returncode == 0, errors
+        assert weights(run) == reference, f"kill {index} (seed {seed}) changed the outcome"
+
+
+def test_killed_and_resumed_equals_uninterrupted(tiny_arguments: list[str], tiny_run: Path) -> None:
+    kill_at_random_moments(tiny_arguments, tiny_run.parent, weights(tiny_run), num=2, seed=1)
+
+
+@pytest.mark.full
+def test_killed_and_resumed_equals_uninterrupted_many_times(tiny_arguments: list[str], tiny_run: Path) -> None:
+    kill_at_random_moments(tiny_arguments, tiny_run.parent, weights(tiny_run), num=30, seed=2)
+
+
+def test_the_same_seed_gives_the_same_weights(tiny_arguments: list[str], tiny_run: Path, run_module: Command) -> None:
+    again = tiny_run.parent / "again"
+    done = run_module("train", *tiny_arguments, "--runs", tiny_run.parent, "--out", again, "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert weights(again) == weights(tiny_run)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_run_goes_on(number: int, status: int, tiny_arguments: list[str], tiny_run: Path,
+                                            run_module: Command) -> None:
+    run = tiny_run.parent / f"signal-{number}"
+    process = start([*tiny_arguments, "--runs", tiny_run.parent, "--out", run])
+    wait_for((run / "checkpoints").exists, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert f"go on with --resume {run}" in errors
+    assert list((run / "checkpoints").iterdir())
+    done = run_module("train", "--resume", run, "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert weights(run) == weights(tiny_run)
+
+
+def test_a_run_directory_tells_everything(tiny_run: Path) -> None:
+    run = json.loads((tiny_run / "run.json").read_text())
+    assert set(run["hashes"]) == {"corpus", "tokenizer", "encoder"}
+    assert run["training"]["precision"] in ("float32", "bfloat16")
+    assert run["versions"]["torch"] == torch.__version__
+    lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    assert {"train/nll_per_token", "train/critic_loss", "valid/precision"} <= {key for line in lines for key in line}
+    examples = [line["examples"] for line in lines if line["stage"] != "report"]
+    assert examples == sorted(examples)
+    report = json.loads((tiny_run / "report.json").read_text())
+    assert [row["source"] for row in report["table"]] == ["real text"] + [
+        source for source in ("real outlines", "generator", "mixture", "gaussian") for _ in range(2)]
+
+
+def test_tensorboard_has_the_same_figures(tiny_run: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(tiny_run))
+    events.Reload()
+    lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    for key in ("train/nll_per_token", "valid/precision", "norm/critic", "scores/real", "train/learning_rate_share"):
+        written = [(line["examples"], pytest.approx(line[key], rel=1e-5)) for line in lines if key in line]
+        assert written
+        assert [(event.step, event.value) for event in events.Scalars(key)] == written
+    assert any("samples" in tag for tag in events.Tags()["tensors"])
+
+
+def test_a_second_trainer_is_refused_with_the_firsts_pid(tiny_run: Path, run_module: Command) -> None:
+    with locked(tiny_run):
+        second = run_module("train", "--resume", tiny_run)
+    assert second.returncode == 2
+    assert second.stderr.startswith("error: ") and f"process {os.getpid()} is training here" in second.stderr
+    assert run_module("train", "--resume", tiny_run, "--quiet").returncode == 0
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--preset", "huge"], "invalid choice"),
+    (["--epochs", "3"], "unrecognized arguments"),
+    (["outlinez"], "did you mean 'outlines'"),
+    (["--corpus", "missing.txt"], "missing.txt"),
+    (["--resume", "nowhere"], "no run here"),
+    (["--resume", "nowhere", "--seed", "3"], "no effect with --resume"),
+    (["--encoder", "recurrent:nowhere", "--preset", "tiny"], "nowhere"),
+    (["--seed", "one"], "invalid int value"),
+])
+def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str, tmp_path: Path,
+                                            run_module: Command) -> None:
+    done = run_module("train", *arguments, "--runs", tmp_path, "--quiet")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_two_processes_train_as_one(tiny_arguments: list[str], tiny_run: Path) -> None:
+    """Data-parallel over gloo: the same losses as one process, up to the order of float sums; one rank writes."""
+    settings = [*tiny_arguments, "--dropout", "0", "--runs", tiny_run.parent, "--quiet", "--decoder-steps", "10",
+                "--gan-steps", "10", "--log-every", "1"]
+    losses = {}
+    for name, launcher in (("one", ["-m"]), ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"])):
+        run = tiny_run.parent / f"world-{name}"
+        done = subprocess.run([sys.executable, *launcher, "train", *settings, "--out", str(run)], env=environment(),
+                              capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("next:") == 1
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses[name] = [line[key] for line in lines for key in ("train/nll_per_token", "train/critic_loss", "train/nll",
+                                                                "train/generator_loss") if key in line]
+    assert len(losses["one"]) == 40
+    assert losses["two"] == pytest.approx(losses["one"], abs=1e-6, rel=1e-6)
+
+
+def parameter_and_update() -> tuple[torch.nn.Parameter, torch.optim.Optimizer, Update]:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    return parameter, torch.optim.SGD([parameter], lr=1.0), Update(Ranks(), clip_norm=1.0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_changes_nothing(bad: float) -> None:
+    parameter, optimizer, update = parameter_and_update()
+    with pytest.raises(NotFinite, match="the nll: the loss"):
+        update("the nll", optimizer, parameter.sum() * bad)
+    assert torch.equal(parameter.detach(), torch.ones(3))
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    parameter, optimizer, update = parameter_and_update()
+    with pytest.raises(NotFinite, match="the nll: the gradient"):
+        update("the nll", optimizer, (parameter - 1).abs().sqrt().sum())  # The root has no slope at 0.
+    assert torch.equal(parameter.detach(), torch.ones(3))
+
+
+def test_clipping_by_hand() -> None:
+    parameter, optimizer, update = parameter_and_update()
+    norm = update("sum", optimizer, 2 * parameter.sum())
+    assert norm.item() == pytest.approx(2 * 3 ** 0.5)
+    assert parameter.detach().tolist() == pytest.approx([1 - 1 / 3 ** 0.5] * 3, abs=1e-5)
+
+
+def test_a_divergence_names_stage_step_and_term(tiny_arguments: list[str], tmp_path: Path,
+                                                run_module: Command) -> None:
+    done = run_module("train", *tiny_arguments, "--runs", tmp_path, "--out", tmp_path / "run", "--quiet",
+                      "--gan-learning-rate", "1e30", "--checkpoint-every", "10")
+    assert done.returncode == 2
+    assert "stage gan, step" in done.stderr and "loss" in done.stderr and done.stderr.count("\n") == 1
+    tensors, _ = read_state(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1])
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+def test_learning_rate_by_hand() -> None:
+    assert learning_rate_factor(0, 100, 10, 0.1) == pytest.approx(0.1)  # one tenth of the warm-up
+    assert learning_rate_factor(50, 100, 10, 0.1) == pytest.approx(0.55)
+    assert learning_rate_factor(100, 100, 10, 0.1) == pytest.approx(0.1)
+
+
+def test_a_run_cannot_go_on_with_another_corpus(tiny_arguments: list[str], tiny_corpus: Path, tmp_path: Path,
+                                                run_module: Command) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_bytes(tiny_corpus.read_bytes())
+    arguments = [str(corpus) if argument == str(tiny_corpus) else argument for argument in tiny_arguments]
+    process = start([*arguments, "--runs", tmp_path, "--out", tmp_path / "run", "--quiet"])
+    wait_for((tmp_path / "run" / "checkpoints").exists, process)
+    process.kill()
+    process.wait()
+    corpus.write_bytes(tiny_corpus.read_bytes() + b"One more sentence.\n")
+    done = run_module("train", "--resume", tmp_path / "run", "--quiet")
+    assert done.returncode == 2
+    assert "the corpus is no longer the one" in done.stderr
+
+
+def test_a_torn_checkpoint_is_passed_over(tiny_arguments: list[str], tiny_run: Path, run_module: Command) -> None:
+    run = tiny_run.parent / "torn"
+    process = start([*tiny_arguments, "--runs", tiny_run.parent, "--out", run, "--quiet"])
+    wait_for(lambda: len(list((run / "checkpoints").glob("[0-9]*"))) >= 2, process)
+    process.kill()
+    process.wait()
+    newest = sorted((run / "checkpoints").glob("[0-9]*"))[-1] / "tensors.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-10] ^= 1
+    newest.write_bytes(bytes(data))
+    done = run_module("train", "--resume", run)
+    assert done.returncode == 0, done.stderr
+    assert "passed over" in done.stderr
+    assert weights(run) == weights(tiny_run)

@@ -1,0 +1,1 @@
+"""Training, evaluation and comparison: `python -m train`."""

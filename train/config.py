@@ -1,0 +1,203 @@
+"""Configuration: frozen dataclasses, one flat set of names, flags generated from the fields.
+
+Precedence: defaults < preset < --config FILE.toml < flags. A name nobody knows is an error that suggests the nearest.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outlines.corpus.reading import CorpusFiles
+from outlines.errors import OutlinesError
+from outlines.options import option
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Which sentences, and how they become tokens."""
+
+    corpus: tuple[str, ...] = option((), "training files, one sentence a line: .txt .jsonl .csv, each also .gz "
+                                         "(default: the embedded corpus, a grammar of everyday scenes)")
+    valid: tuple[str, ...] = option((), "validation files (default: a share of --corpus)")
+    test: tuple[str, ...] = option((), "test files (default: a share of --corpus)")
+    text_column: str = option("text", "column that holds the sentence in .csv and .jsonl files")
+    strict: bool = option(False, "stop at the first bad line instead of counting and skipping it")
+    max_chars: int = option(2000, "characters above which a line is rejected")
+    valid_fraction: float = option(0.02, "share of sentences, 0 to 1, held out for validation by their hash")
+    test_fraction: float = option(0.02, "share of sentences, 0 to 1, held out for testing by their hash")
+    num_sentences: int = option(20000, "sentences of the embedded corpus, before splitting")
+    tokenizer: str = option("", "a SentencePiece model to use as it is (default: one is trained on the training split)")
+    vocab_size: int = option(0, "SentencePiece pieces; 0 sizes the vocabulary to the corpus")
+    lowercase: bool = option(False, "fold the case of the text")
+    max_len: int = option(64, "tokens at which a sentence is cut")
+
+    def files(self) -> CorpusFiles:
+        return CorpusFiles(train=self.corpus, valid=self.valid, test=self.test, text_column=self.text_column,
+                           strict=self.strict, max_chars=self.max_chars, valid_fraction=self.valid_fraction,
+                           test_fraction=self.test_fraction)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a run goes, whatever it trains."""
+
+    seed: int = option(1, "decides weights, batches and noise")
+    device: str = option("auto", "where to train; auto takes cuda, then mps, then cpu",
+                         ("auto", "cpu", "cuda", "mps"))
+    precision: str = option("auto", "autocast of the decoder; auto takes bfloat16 where the hardware has matrix units "
+                                    "for it", ("auto", "float32", "bfloat16"))
+    warmup_steps: int = option(200, "optimiser steps over which a learning rate rises from 0")
+    min_learning_rate: float = option(0.02, "share of the learning rate that is left at the end of the cosine")
+    clip_norm: float = option(1.0, "gradient norm above which gradients are scaled down")
+    log_every: int = option(50, "optimiser steps between two log lines")
+    checkpoint_every: int = option(500, "optimiser steps between two checkpoints")
+    evaluator_steps: int = option(1200, "optimiser steps of the language model that scores the samples in the report")
+    num_evaluation: int = option(2000, "held-out sentences, at most, and samples of each source in the report")
+    keep_checkpoints: int = option(3, "checkpoints kept; the best weights on validation are inside each")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run."""
+
+    family: str
+    corpus: CorpusConfig
+    training: TrainingConfig
+    model: Any
+    """the family's own dataclass, from its file in train/methods"""
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+SECTIONS = {"corpus": CorpusConfig, "training": TrainingConfig}
+
+
+def sections(model_config: type) -> dict[str, Any]:
+    return {**SECTIONS, "model": model_config}
+
+
+def known_fields(model_config: type) -> dict[str, dataclasses.Field[Any]]:
+    """Every option's name and field; two dataclasses that share a name would be a programming error."""
+    fields: dict[str, dataclasses.Field[Any]] = {}
+    for section in sections(model_config).values():
+        for field in dataclasses.fields(section):
+            assert field.name not in fields, f"option {field.name} is defined twice"
+            fields[field.name] = field
+    return fields
+
+
+def unknown_name(kind: str, name: str, known: Any) -> OutlinesError:
+    """The error for a name nobody knows, with the nearest one that exists."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(sorted(known))
+    return OutlinesError(f"unknown {kind} {name!r}: {hint}")
+
+
+def coerce(field: dataclasses.Field[Any], value: Any, where: str) -> Any:
+    """A value from a file or a flag as the field's type; raises OutlinesError."""
+    kind = field.type
+    choices = field.metadata["choices"]
+    fits: bool
+    if kind is bool:
+        fits = isinstance(value, bool)
+    elif kind is int:
+        fits = isinstance(value, int) and not isinstance(value, bool)
+    elif kind is float:
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+        value = float(value) if fits else value
+    elif kind is str:
+        fits = isinstance(value, str)
+    else:
+        if isinstance(value, (list, tuple)):
+            value = tuple(value)
+        fits = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    if not fits or (choices and value not in choices):
+        expected = " or ".join(choices) if choices else getattr(kind, "__name__", "a list of words")
+        raise OutlinesError(f"{where}: {field.name} = {value!r}: expected {expected}")
+    return value
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise OutlinesError(f"{path}: cannot read this configuration: {error}") from error
+
+
+def resolve(family: str, model_config: type, presets: dict[str, dict[str, Any]], preset: str,
+            config_file: str | None, flags: dict[str, Any]) -> RunConfig:
+    """Defaults < preset < file < flags, checked name by name and value by value."""
+    fields = known_fields(model_config)
+    if preset not in presets:
+        raise unknown_name("preset", preset, presets)
+    layers = [(f"preset {preset}", presets[preset])]
+    if config_file:
+        layers.append((config_file, read_toml(config_file)))
+    layers.append(("command line", flags))
+    values: dict[str, Any] = {}
+    for where, layer in layers:
+        for name, value in layer.items():
+            if name not in fields:
+                raise unknown_name(f"option in {where}:", name, fields)
+            values[name] = coerce(fields[name], value, where)
+    given = {name for _, layer in layers[1:] for name in layer}
+    parts = {key: section(**{field.name: values[field.name] for field in dataclasses.fields(section)
+                             if field.name in values})
+             for key, section in sections(model_config).items()}
+    config = RunConfig(family=family, **parts)
+    check(config, given)
+    return config
+
+
+def from_json(data: dict[str, Any], model_config: type) -> RunConfig:
+    """The configuration that `to_json` wrote; raises OutlinesError if a field is missing, unknown or misfitting."""
+    parts = {}
+    for key, section in sections(model_config).items():
+        fields = {field.name: field for field in dataclasses.fields(section)}
+        values = data.get(key)
+        if not isinstance(values, dict):
+            raise OutlinesError(f"run.json: no section {key!r}")
+        for name in values:
+            if name not in fields:
+                raise unknown_name(f"option in run.json, section {key}:", name, fields)
+        missing = sorted(set(fields) - set(values))
+        if missing:
+            raise OutlinesError(f"run.json, section {key}: {', '.join(missing)} missing: "
+                                "this run was made by another version; train it again")
+        parts[key] = section(**{name: coerce(fields[name], value, "run.json") for name, value in values.items()})
+    return RunConfig(family=data["family"], **parts)
+
+
+def check(config: RunConfig, given: set[str]) -> None:
+    """Refuse values that cannot work, and options that would have no effect."""
+    corpus, training = config.corpus, config.training
+    without_effect = []
+    if corpus.corpus:
+        without_effect += ["num_sentences"]
+        if not any(".csv" in path or ".jsonl" in path for path in (*corpus.corpus, *corpus.valid, *corpus.test)):
+            without_effect += ["text_column"]
+        without_effect += ["valid_fraction"] if corpus.valid else []
+        without_effect += ["test_fraction"] if corpus.test else []
+    else:
+        without_effect += ["valid", "test", "text_column", "strict", "max_chars"]
+    if corpus.tokenizer:
+        without_effect += ["vocab_size", "lowercase"]
+    for name in without_effect:
+        if name in given:
+            flag = "--" + name.replace("_", "-")
+            raise OutlinesError(f"{flag} has no effect here "
+                                f"({'with' if corpus.corpus else 'without'} --corpus): leave it out")
+    for name, value in (("max_len", corpus.max_len), ("log_every", training.log_every),
+                        ("checkpoint_every", training.checkpoint_every),
+                        ("keep_checkpoints", training.keep_checkpoints)):
+        if value < 1:
+            raise OutlinesError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    for name, share in (("valid_fraction", corpus.valid_fraction), ("test_fraction", corpus.test_fraction)):
+        if not 0 < share < 0.5:
+            raise OutlinesError(f"--{name.replace('_', '-')} must lie between 0 and 0.5, not at {share}")
+    if corpus.vocab_size < 0 or corpus.num_sentences < 100 or not training.clip_norm > 0:
+        raise OutlinesError("--vocab-size must be at least 0, --num-sentences at least 100, --clip-norm above 0")

@@ -1,0 +1,146 @@
+"""From a configuration to batches: the corpus prepared, the outlines encoded, both once and kept in a cache."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from outlines.corpus import grammar
+from outlines.corpus.batching import BatchOrder, TokenBatch, collate
+from outlines.corpus.prepared import PreparedCorpus, prepare_corpus
+from outlines.corpus.reading import SPLITS, ReadingReport, fingerprint, read_corpus, split_of
+from outlines.corpus.tokenizer import Tokenizer
+from outlines.encoders import load_encoder
+from outlines.outline_store import OutlineStore, Scaling, encode_shards, finish_store
+from train.config import CorpusConfig
+from train.distributed import Ranks
+from train.progress import Reporter
+
+EMBEDDED_SEED = 20181203
+"""The embedded corpus is one corpus: the same sentences whatever the run's seed."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's rows of a global batch, with what a loss must be divided by.
+
+    tokens: the sentences. outlines: [B, D] in scaled units, or None. num_rows, num_targets: of the *global* batch.
+    """
+
+    tokens: TokenBatch
+    outlines: Tensor | None
+    num_rows: int
+    num_targets: int
+    ranks: Ranks
+
+
+class Dataset:
+    """A prepared corpus and, where a family needs them, the outlines of its splits."""
+
+    def __init__(self, corpus: PreparedCorpus, stores: dict[str, OutlineStore], normalized: bool, device: torch.device):
+        self.corpus = corpus
+        self.stores = stores
+        self.normalized = normalized
+        self.device = device
+        self.tokenizer = corpus.tokenizer
+        self.scaling = None
+        if stores:
+            train = stores["train"]
+            self.scaling = Scaling(torch.tensor(train.mean, dtype=torch.float32), train.scale).to(device)
+
+    def num_rows(self, split: str) -> int:
+        return len(self.corpus.tokens[split])
+
+    def outlines(self, split: str, rows: np.ndarray) -> Tensor:
+        """Outlines [B, D] in scaled units."""
+        assert self.scaling is not None, "this family did not ask for outlines"
+        return self.scaling.scale(torch.from_numpy(self.stores[split].rows(rows)).to(self.device))
+
+    def sample_rows(self, split: str, num: int, seed: int = 0) -> np.ndarray:
+        """Rows of a split, at most `num`, drawn without replacement; sorted."""
+        total = self.num_rows(split)
+        return np.sort(np.random.default_rng(seed).permutation(total)[:num])
+
+    def text(self, split: str, rows: np.ndarray) -> list[str]:
+        return [self.corpus.sentences[split][int(row)] for row in rows]
+
+    def order(self, batch_size: int, like_length: bool, seed: int) -> BatchOrder:
+        tokens = self.corpus.tokens["train"]
+        return BatchOrder(len(tokens), batch_size, seed, tokens.lengths if like_length else None)
+
+    def batch(self, rows: np.ndarray, ranks: Ranks) -> Batch:
+        """The training batch of these global rows, as this rank sees it."""
+        tokens = self.corpus.tokens["train"]
+        own = rows[ranks.rank::ranks.world]
+        outlines = self.outlines("train", own) if self.stores else None
+        return Batch(collate(tokens.rows(own)).to(self.device), outlines, len(rows),
+                     int(tokens.lengths[rows].sum()) + len(rows), ranks)
+
+
+def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device: torch.device, ranks: Ranks,
+                 reporter: Reporter) -> Dataset:
+    """Prepare or find the corpus, and encode or find the outlines of its splits (encoder None: no outlines).
+
+    Both are keyed by the hashes of what they were made from, so a second run finds them ready. Rank 0 prepares;
+    the shards of the outlines are divided over the ranks.
+    """
+    if ranks.first:
+        directory: Path | None = _prepare(config, cache, reporter)
+    else:
+        directory = None
+    corpus = PreparedCorpus(ranks.agree(directory) or Path())
+    stores: dict[str, OutlineStore] = {}
+    normalized = False
+    if encoder is not None:
+        loaded = load_encoder(encoder, device.type)
+        normalized = loaded.normalized
+        for split in SPLITS:
+            sentences = corpus.sentences[split]
+            key = _key({"corpus": sentences.fingerprint, "encoder": loaded.fingerprint})
+            store = cache / f"outlines-{key}"
+            if not (store / "meta.json").exists():
+                with reporter.bar(f"encode {split}", "sentences") as progress:
+                    encode_shards(sentences, loaded, store, corpus_fingerprint=sentences.fingerprint,
+                                  rank=ranks.rank, world=ranks.world, progress=progress)
+                ranks.barrier()
+                if ranks.first:
+                    finish_store(store)
+                ranks.barrier()
+            stores[split] = OutlineStore(store)
+    return Dataset(corpus, stores, normalized, device)
+
+
+def _key(data: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
+    given = Tokenizer.load(Path(config.tokenizer)) if config.tokenizer else None
+    files = config.files() if config.corpus else None
+    source = fingerprint(files) if files else f"grammar {grammar.scenes().entropy():.12f} x {config.num_sentences}"
+    key = _key({"source": source, "vocab_size": config.vocab_size, "lowercase": config.lowercase,
+                "max_len": config.max_len, "tokenizer": given.fingerprint if given else "",
+                "fractions": [config.valid_fraction, config.test_fraction], "version": 1})
+    directory = cache / f"corpus-{key}"
+    if directory.exists():
+        return directory
+    report = ReadingReport()
+    if files:
+        pairs = read_corpus(files, report)
+    else:
+        pairs = ((split_of(sentence, config.valid_fraction, config.test_fraction), sentence)
+                 for sentence in grammar.sentences(config.num_sentences, EMBEDDED_SEED))
+    with reporter.bar("tokenise", "sentences") as progress:
+        corpus = prepare_corpus(pairs, directory, source=source, vocab_size=config.vocab_size or None,
+                                lowercase=config.lowercase, max_len=config.max_len, tokenizer=given,
+                                progress=progress)
+    if files:
+        reporter.line(report.summary())
+    cut = sum(split["cut"] for split in corpus.meta["splits"].values())
+    if cut:
+        reporter.line(f"{cut} sentences are longer than {config.max_len} tokens and were cut there (--max-len)")
+    return directory

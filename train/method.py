@@ -1,0 +1,134 @@
+"""The seam: what the loop knows of a family.
+
+A Method owns its modules, its optimisers, its stages and what a step of each is. The loop owns batches, schedules,
+logging, evaluation and checkpoints, and never asks which method it has.
+"""
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from outlines.errors import OutlinesError
+from outlines.text_model import TextModel
+from train import methods
+from train.config import RunConfig, unknown_name
+from train.data import Batch, Dataset
+from train.distributed import Ranks
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with its own batches and schedule; stages follow one another.
+
+    optimizers: the names of those it steps. modules: the names of those it trains; at its end the loop puts back
+    their weights from the validation with the lowest `criterion`. like_length: batches of like length, or uniform.
+    """
+
+    name: str
+    num_steps: int
+    batch_size: int
+    like_length: bool
+    validate_every: int
+    criterion: str
+    optimizers: tuple[str, ...]
+    modules: tuple[str, ...]
+
+
+class NotFinite(OutlinesError):
+    """A loss or gradient is NaN or infinite. The weights are those before the step."""
+
+
+class Update:
+    """One optimiser step on a loss: finite or refused, summed over ranks, clipped."""
+
+    def __init__(self, ranks: Ranks, clip_norm: float):
+        self.ranks = ranks
+        self.clip_norm = clip_norm
+
+    def __call__(self, name: str, optimizer: Optimizer, loss: Tensor) -> Tensor:
+        """Step `optimizer` on a scalar loss, this rank's share of the global one; returns the gradient norm.
+
+        Raises NotFinite, before any weight has changed, naming the term.
+        """
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        value = loss.detach().clone()
+        self.ranks.sum_([*gradients, value])
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        # One look at both numbers: on a GPU each look waits for the device.
+        loss_is_finite, norm_is_finite = torch.isfinite(torch.stack([value.float(), norm.float()])).tolist()
+        if not loss_is_finite:
+            raise NotFinite(f"{name}: the loss is {float(value)}")
+        if not norm_is_finite:
+            raise NotFinite(f"{name}: the gradient norm is {float(norm)}")
+        optimizer.step()
+        return norm
+
+
+class Method(ABC):
+    """One family in training. A subclass in train/methods is found by its `family`."""
+
+    family: ClassVar[str]
+    config_class: ClassVar[type]
+    presets: ClassVar[dict[str, dict[str, Any]]]
+    uses_outlines: ClassVar[bool] = False
+
+    model: TextModel
+    stages: tuple[Stage, ...]
+    modules: dict[str, nn.Module]
+    """everything with weights that a checkpoint must hold, by name"""
+    optimizers: dict[str, Optimizer]
+
+    @abstractmethod
+    def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
+        """Build modules and optimisers; weights depend on the seed alone."""
+
+    def begin(self, stage: Stage) -> None:
+        """Called once, before a stage's first step; not again when a run is resumed inside the stage."""
+        return
+
+    @abstractmethod
+    def step(self, stage: Stage, batch: Batch, update: Update) -> dict[str, Tensor]:
+        """Take one step of a stage; returns named terms as scalars, this rank's share of the global mean."""
+
+    @abstractmethod
+    def validate(self, stage: Stage) -> dict[str, float]:
+        """Figures on the validation split, the stage's criterion among them; deterministic, no state changed."""
+
+
+def adamw(modules: Iterable[nn.Module], learning_rate: float, betas: tuple[float, float],
+          weight_decay: float) -> Optimizer:
+    """AdamW over the trainable parameters of modules; `initial_lr` is what the loop's schedule scales."""
+    parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW([{"params": parameters, "initial_lr": learning_rate}], lr=learning_rate, betas=betas,
+                             weight_decay=weight_decay, fused=parameters[0].device.type != "mps")
+
+
+def find_method(family: str) -> type[Method]:
+    """The method that trains a family; raises OutlinesError with the nearest name."""
+    known = all_methods()
+    if family not in known:
+        raise unknown_name("family", family, known)
+    return known[family]
+
+
+def all_methods() -> dict[str, type[Method]]:
+    for module in pkgutil.iter_modules(methods.__path__):
+        importlib.import_module(f"{methods.__name__}.{module.name}")
+    found: dict[str, type[Method]] = {}
+    pending: list[type[Method]] = [Method]
+    while pending:
+        for subclass in pending.pop().__subclasses__():
+            if "family" in vars(subclass):
+                found[subclass.family] = subclass
+            pending.append(subclass)
+    return found

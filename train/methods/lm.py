@@ -1,0 +1,84 @@
+"""The plain language model: maximum likelihood, nothing else."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from outlines.baselines.lm import LanguageModel
+from outlines.decoder import Decoder, DecoderConfig
+from outlines.losses import sequence_nll
+from outlines.options import option
+from outlines.scoring import nll_of_rows
+from train.config import RunConfig
+from train.data import Batch, Dataset
+from train.method import Method, Stage, Update, adamw
+
+
+@dataclass(frozen=True)
+class DecoderOptions:
+    """The decoder and its training; the same names and defaults in every family that has one."""
+
+    embed_dim: int = option(256, "width of a token's embedding, tied to the output layer")
+    hidden_dim: int = option(512, "width of the decoder's GRU state")
+    num_layers: int = option(1, "GRU layers of the decoder")
+    dropout: float = option(0.1, "share of the decoder's values dropped in training, 0 to 1")
+    decoder_steps: int = option(2000, "optimiser steps of the decoder")
+    decoder_batch_size: int = option(128, "sentences a step of the decoder")
+    decoder_learning_rate: float = option(3e-3, "AdamW's peak rate for the decoder")
+    decoder_validate_every: int = option(500, "decoder steps between two validations")
+    num_validation: int = option(2000, "sentences, at most, of a validation")
+
+
+def decoder_stage(options: DecoderOptions, name: str = "decoder") -> Stage:
+    return Stage(name, options.decoder_steps, options.decoder_batch_size, True, options.decoder_validate_every,
+                 "valid/nll_per_token", (name,), (name,))
+
+
+def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int, vector_noise: float = 0.0) -> DecoderConfig:
+    shape = {field.name: getattr(options, field.name) for field in dataclasses.fields(DecoderOptions)
+             if field.name in DecoderConfig.__dataclass_fields__}
+    return DecoderConfig(vocab_size=data.tokenizer.vocab_size, vector_dim=vector_dim, vector_noise=vector_noise, **shape)
+
+
+def decoder_step(decoder: Decoder, vector: Tensor | None, batch: Batch, bfloat16: bool) -> tuple[Tensor, Tensor]:
+    """This rank's share of the global nll per token, and of the nll per sentence; both nats."""
+    with torch.autocast(batch.tokens.inputs.device.type, torch.bfloat16, enabled=bfloat16):
+        logits = decoder(batch.tokens.inputs, vector)
+    nll = sequence_nll(logits, batch.tokens.targets, batch.tokens.mask).sum()
+    return nll / batch.num_targets, nll.detach() / batch.num_rows
+
+
+class LanguageModelMethod(Method):
+    family = "lm"
+    config_class = DecoderOptions
+    presets: dict[str, dict[str, Any]] = {
+        "tiny": {"num_sentences": 600, "vocab_size": 450, "embed_dim": 16, "hidden_dim": 24, "decoder_steps": 30,
+                 "decoder_batch_size": 16, "decoder_validate_every": 10, "num_validation": 20, "log_every": 10,
+                 "checkpoint_every": 10, "warmup_steps": 5, "evaluator_steps": 20, "num_evaluation": 40, "valid_fraction": 0.1, "test_fraction": 0.1},
+        "default": {},
+        "small": {"decoder_steps": 7000, "decoder_validate_every": 1000, "vocab_size": 4000},
+        "full": {"embed_dim": 512, "hidden_dim": 1024, "num_layers": 2, "dropout": 0.3, "decoder_steps": 40000,
+                 "decoder_batch_size": 256, "decoder_learning_rate": 1e-3, "decoder_validate_every": 2000,
+                 "vocab_size": 4000, "checkpoint_every": 2000},
+    }
+
+    def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
+        options: DecoderOptions = config.model
+        self.data, self.bfloat16, self.options = data, bfloat16, options
+        self.model = LanguageModel(decoder_config(options, data, vector_dim=0)).to(data.device)
+        self.modules = {"decoder": self.model.decoder}
+        self.optimizers = {"decoder": adamw([self.model.decoder], options.decoder_learning_rate, (0.9, 0.99), 0.01)}
+        self.stages = (decoder_stage(options),)
+
+    def step(self, stage: Stage, batch: Batch, update: Update) -> dict[str, Tensor]:
+        per_token, per_sentence = decoder_step(self.model.decoder, None, batch, self.bfloat16)
+        norm = update("nll", self.optimizers["decoder"], per_token)
+        return {"train/nll_per_token": per_token.detach(), "train/nll": per_sentence, "norm/decoder": norm}
+
+    def validate(self, stage: Stage) -> dict[str, float]:
+        rows = self.data.sample_rows("valid", self.options.num_validation)
+        nll, num_targets = nll_of_rows(self.model.decoder, self.data.corpus.tokens["valid"].rows(rows))
+        return {"valid/nll_per_token": float(nll.sum() / num_targets.sum()), "valid/nll": float(nll.mean())}

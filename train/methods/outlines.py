@@ -1,0 +1,197 @@
+"""Neural outlines: first the decoder by maximum likelihood on (outline, sentence), then the generator and its critic.
+
+The two never meet in training: the outlines are fixed, so each stage takes the batches that suit it (batches of like
+length for the decoder, uniform ones for the GAN, which must see the whole distribution in every batch).
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from outlines.gan import Critic, GeneratorConfig, fit_mixture, update_ema
+from outlines.losses import (
+    one_centred_penalty,
+    relativistic_critic_loss,
+    relativistic_generator_loss,
+    score_gradients,
+    wasserstein_critic_loss,
+    wasserstein_generator_loss,
+    zero_centred_penalty,
+)
+from outlines.metrics.outline import knn_precision_recall
+from outlines.options import option
+from outlines.outline_model import OutlineModel
+from outlines.scoring import nll_of_rows
+from train.config import RunConfig
+from train.data import Batch, Dataset
+from train.method import Method, Stage, Update, adamw
+from train.methods.lm import DecoderOptions, LanguageModelMethod, decoder_config, decoder_stage, decoder_step
+
+MIXTURE_ROWS = 200_000
+"""Outlines, at most, that the mixture is fitted to: memory stays flat, and 100 a centre are plenty."""
+NOISE_SEED = 7
+
+
+@dataclass(frozen=True)
+class OutlinesOptions(DecoderOptions):
+    """The decoder's options, and the GAN's."""
+
+    encoder: str = option("minilm", "the frozen sentence encoder: minilm, st:NAME_OR_DIRECTORY, or recurrent:DIRECTORY")
+    outline_noise: float = option(0.0, "standard deviation of the noise on the decoder's outlines in training, in units "
+                                       "of the outlines' own scale")
+    objective: str = option("r3", "what generator and critic play", ("r3", "wgan-gp"))
+    start: str = option("mixture", "where the generator starts", ("mixture", "gaussian", "noise"))
+    num_centres: int = option(2000, "k-means centres of the mixture, at most a twentieth of the outlines")
+    gan_hidden_dim: int = option(512, "width of the generator's and the critic's layers")
+    gan_num_layers: int = option(3, "hidden layers of the generator and of the critic")
+    gan_steps: int = option(2000, "generator steps")
+    gan_batch_size: int = option(256, "outlines a step of the GAN")
+    gan_learning_rate: float = option(3e-4, "Adam's peak rate for generator and critic")
+    gan_beta2: float = option(0.99, "Adam's second beta for generator and critic; the first is 0")
+    critic_steps: int = option(1, "critic steps a generator step, each with new noise on the same real outlines")
+    penalty_weight: float = option(2.0, "weight of the gradient penalty: r3's gamma, wgan-gp's lambda")
+    ema_decay: float = option(0.995, "decay a step of the generator's moving average, which is the one that is kept")
+    gan_validate_every: int = option(200, "generator steps between two validations")
+
+
+class OutlinesMethod(Method):
+    family = "outlines"
+    config_class = OutlinesOptions
+    uses_outlines = True
+    presets: dict[str, dict[str, Any]] = {
+        "tiny": {**LanguageModelMethod.presets["tiny"], "num_centres": 8, "gan_hidden_dim": 16, "gan_num_layers": 2,
+                 "gan_steps": 20, "gan_batch_size": 32, "gan_validate_every": 10},
+        "default": {},
+        "small": {"decoder_steps": 11000, "decoder_validate_every": 1000, "vocab_size": 4000, "gan_steps": 6000,
+                  "gan_validate_every": 500},
+        "full": {**LanguageModelMethod.presets["full"], "gan_hidden_dim": 2048, "gan_num_layers": 4,
+                 "gan_steps": 100000, "gan_batch_size": 2048, "gan_learning_rate": 1e-4, "ema_decay": 0.9995,
+                 "gan_validate_every": 5000},
+    }
+
+    def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
+        options: OutlinesOptions = config.model
+        self.options, self.data, self.bfloat16, self.seed = options, data, bfloat16, config.training.seed
+        store = data.stores["train"]
+        num_centres = max(2, min(options.num_centres, min(len(store), MIXTURE_ROWS) // 20))
+        mixture = GeneratorConfig(store.dim, num_centres, hidden_dim=1, num_layers=1)
+        generator = GeneratorConfig(store.dim, {"mixture": num_centres, "gaussian": 1, "noise": 0}[options.start],
+                                    options.gan_hidden_dim, options.gan_num_layers)
+        self.model = OutlineModel(decoder_config(options, data, store.dim, options.outline_noise), generator, mixture,
+                                  data.normalized, {"name": store.encoder_name, "fingerprint": store.encoder_fingerprint})
+        assert data.scaling is not None
+        self.model.scaling.load_state_dict(data.scaling.state_dict())
+        self.model.to(data.device)
+        # The model keeps the moving average; this is the generator that the critic's gradient moves.
+        self.generator = copy.deepcopy(self.model.generator)
+        self.critic = Critic(store.dim, options.gan_hidden_dim, options.gan_num_layers).to(data.device)
+        self.modules = {"decoder": self.model.decoder, "generator": self.generator, "ema": self.model.generator,
+                        "critic": self.critic, "mixture": self.model.mixture, "gaussian": self.model.gaussian,
+                        "scaling": self.model.scaling}
+        betas = (0.0, options.gan_beta2)
+        self.optimizers = {
+            "decoder": adamw([self.model.decoder], options.decoder_learning_rate, (0.9, 0.99), 0.01),
+            "generator": adamw([self.generator], options.gan_learning_rate, betas, 0.0),
+            "critic": adamw([self.critic], options.gan_learning_rate, betas, 0.0)}
+        self.stages = (
+            decoder_stage(options),
+            Stage("gan", options.gan_steps, options.gan_batch_size, False, options.gan_validate_every,
+                  "valid/outline_shortfall", ("generator", "critic"), ("generator", "ema")))
+
+    def begin(self, stage: Stage) -> None:
+        """Fit the controls, and start the generator at the one that was asked for."""
+        if stage.name != "gan":
+            return
+        rows = self.data.sample_rows("train", MIXTURE_ROWS, seed=self.seed)
+        outlines = self.data.outlines("train", rows)
+        model = self.model
+        model.mixture.start_at(fit_mixture(outlines, model.mixture.config.num_centres, self.seed))
+        model.gaussian.start_at(fit_mixture(outlines, 1, self.seed))
+        if self.options.start != "noise":
+            control = model.mixture if self.options.start == "mixture" else model.gaussian
+            for generator in (self.generator, model.generator):
+                for name in ("centres", "factor", "shares"):
+                    getattr(generator, name).data.copy_(getattr(control, name))
+
+    def step(self, stage: Stage, batch: Batch, update: Update) -> dict[str, Tensor]:
+        if stage.name == "decoder":
+            per_token, per_sentence = decoder_step(self.model.decoder, batch.outlines, batch, self.bfloat16)
+            norm = update("decoder nll", self.optimizers["decoder"], per_token)
+            return {"train/nll_per_token": per_token.detach(), "train/nll": per_sentence, "norm/decoder": norm}
+        terms: dict[str, Tensor] = {}
+        for _ in range(self.options.critic_steps):
+            terms |= self._critic_step(batch, update)
+        terms |= self._generator_step(batch, update)
+        update_ema(self.model.generator, self.generator, self.options.ema_decay)
+        return terms
+
+    def _fake(self, batch: Batch) -> Tensor:
+        """This rank's generated outlines [B, D]; the noise is drawn for the global batch, so that ranks agree."""
+        rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        noise = self.generator.draw(batch.num_rows, rng)[batch.ranks.rank::batch.ranks.world]
+        return self.model.normalise(self.generator(noise))
+
+    def _critic_step(self, batch: Batch, update: Update) -> dict[str, Tensor]:
+        """The critic's phase: the generated outlines are constants in it."""
+        assert batch.outlines is not None
+        real = batch.outlines
+        with torch.no_grad():
+            fake = self._fake(batch)
+        if self.options.objective == "r3":
+            real_scores, real_gradients = score_gradients(self.critic, real)
+            fake_scores, fake_gradients = score_gradients(self.critic, fake)
+            adversarial = relativistic_critic_loss(real_scores, fake_scores)
+            penalty = zero_centred_penalty(real_gradients) + zero_centred_penalty(fake_gradients)
+        else:
+            real_scores, fake_scores = self.critic(real), self.critic(fake)
+            adversarial = wasserstein_critic_loss(real_scores, fake_scores)
+            share = torch.rand(batch.num_rows, 1)[batch.ranks.rank::batch.ranks.world].to(real.device)
+            _, gradients = score_gradients(self.critic, torch.lerp(fake, real, share))
+            penalty = one_centred_penalty(gradients)
+        loss = (adversarial + self.options.penalty_weight * penalty).sum() / batch.num_rows
+        norm = update("critic loss", self.optimizers["critic"], loss)
+        return {"train/critic_loss": adversarial.detach().sum() / batch.num_rows,
+                "train/gradient_penalty": penalty.detach().sum() / batch.num_rows,
+                "scores/real": real_scores.detach().sum() / batch.num_rows,
+                "scores/fake": fake_scores.detach().sum() / batch.num_rows, "norm/critic": norm}
+
+    def _generator_step(self, batch: Batch, update: Update) -> dict[str, Tensor]:
+        """The generator's phase: the critic passes gradients on and keeps none."""
+        assert batch.outlines is not None
+        self.critic.requires_grad_(False)
+        try:
+            fake_scores = self.critic(self._fake(batch))
+            if self.options.objective == "r3":
+                adversarial = relativistic_generator_loss(self.critic(batch.outlines), fake_scores)
+            else:
+                adversarial = wasserstein_generator_loss(fake_scores, fake_scores)
+            loss = adversarial.sum() / batch.num_rows
+            norm = update("generator loss", self.optimizers["generator"], loss)
+        finally:
+            self.critic.requires_grad_(True)
+        return {"train/generator_loss": loss.detach(), "norm/generator": norm}
+
+    @torch.no_grad()
+    def validate(self, stage: Stage) -> dict[str, float]:
+        rows = self.data.sample_rows("valid", self.options.num_validation)
+        real = self.data.outlines("valid", rows)
+        if stage.name == "decoder":
+            tokens = self.data.corpus.tokens["valid"].rows(rows)
+            nll, num_targets = nll_of_rows(self.model.decoder, tokens, real)
+            other, _ = nll_of_rows(self.model.decoder, tokens, real.roll(1, dims=0))
+            per_token = float(nll.sum() / num_targets.sum())
+            return {"valid/nll_per_token": per_token, "valid/nll": float(nll.mean()),
+                    "valid/latent_gap_per_token": float(other.sum() / num_targets.sum()) - per_token}
+        rng = torch.Generator().manual_seed(NOISE_SEED)
+        fake = self.model.vectors(len(real), rng, "generator")
+        precision, recall = knn_precision_recall(real, fake)
+        return {"valid/precision": precision, "valid/recall": recall,
+                # The harmonic mean, so that neither can be bought with the other; lower is better for a criterion.
+                "valid/outline_shortfall": 1 - 2 * precision * recall / max(precision + recall, 1e-9),
+                "scores/held_out": float(self.critic(real).mean()),
+                "scores/generated": float(self.critic(fake).mean())}
+
+

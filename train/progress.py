@@ -1,0 +1,47 @@
+"""Progress for people: bars on a terminal, plain lines elsewhere, nothing with --quiet. All of it on stderr."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from tqdm import tqdm
+
+PLAIN_LINE_SEC = 10.0
+
+
+class Reporter:
+    """Says how far the work is. A silent one stands in on every rank but the first."""
+
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
+        self._bars = sys.stderr.isatty()
+
+    def line(self, text: str) -> None:
+        if not self.quiet:
+            tqdm.write(text, file=sys.stderr)
+
+    @contextlib.contextmanager
+    def bar(self, name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+        """Yield a callable that takes (done, total) as often as it likes."""
+        started = last = time.monotonic()
+        bar = tqdm(desc=name, unit=f" {unit}", file=sys.stderr, disable=self.quiet or not self._bars)
+
+        def progress(done: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if self.quiet:
+                return
+            if self._bars:
+                bar.total = total
+                bar.update(done - bar.n)
+            elif now - last >= PLAIN_LINE_SEC or done == total:
+                last = now
+                rate = done / max(now - started, 1e-9)
+                left = (total - done) / max(rate, 1e-9)
+                self.line(f"{name}: {done:,} of {total:,} {unit}, {rate:,.0f}/s, {left:,.0f} s left")
+
+        try:
+            yield progress
+        finally:
+            bar.close()

@@ -1,0 +1,102 @@
+"""A run's directory: what is in it, who writes to it, where a run goes on.
+
+    run.json            the resolved configuration, versions, seed and hashes, written before step 0
+    tokenizer.model     with model/, all that `python -m generate` needs
+    checkpoints/        the last few, each whole and verified: weights, optimisers, position
+    model/              the finished model; present once training has ended
+    metrics.jsonl       every logged figure, and TensorBoard's events beside it
+    report.json         what the run reached
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from outlines.checkpoint import CheckpointError, atomic_write, read_state, sweep
+from outlines.errors import OutlinesError
+
+FORMAT = 1
+
+
+def new_run_directory(root: Path, description: str) -> Path:
+    """The next numbered directory under `root`, made: 001-outlines-default, 002-…"""
+    root.mkdir(parents=True, exist_ok=True)
+    while True:
+        numbers = [int(match[1]) for entry in root.iterdir() if (match := re.match(r"(\d+)-", entry.name))]
+        directory = root / f"{max(numbers, default=0) + 1:03d}-{description}"
+        try:
+            directory.mkdir()
+        except FileExistsError:  # Another run took the number in between.
+            continue
+        return directory
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the directory for this process. The kernel drops the lock with the process, so none goes stale."""
+    with open(directory / "lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise OutlinesError(f"{directory}: process {file.read().strip()} is training here; "
+                                "wait for it or choose another directory") from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    atomic_write(path, (json.dumps(data, indent=1) + "\n").encode())
+
+
+def read_run(directory: Path) -> dict[str, Any]:
+    """run.json of a run; raises OutlinesError if there is none, or it is of another format."""
+    try:
+        data = json.loads((directory / "run.json").read_text())
+    except FileNotFoundError as error:
+        raise OutlinesError(f"{directory}: no run here (no run.json)") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutlinesError(f"{directory / 'run.json'}: damaged: {error}") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise OutlinesError(f"{directory / 'run.json'}: made by another version (format "
+                            f"{data.get('format') if isinstance(data, dict) else None}, this is {FORMAT})")
+    return data
+
+
+def checkpoint_path(directory: Path, stage: int, step: int) -> Path:
+    return directory / "checkpoints" / f"{stage}-{step:08d}"
+
+
+def newest_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]] | None:
+    """Tensors and meta of the newest checkpoint that is whole, and what is wrong with newer ones; None: there is none."""
+    folder = directory / "checkpoints"
+    names = sorted((entry.name for entry in folder.glob("[0-9]*-[0-9]*")), reverse=True) if folder.exists() else []
+    damaged = []
+    for name in names:
+        try:
+            tensors, meta = read_state(folder / name)
+            if f"{meta['stage']}-{meta['step']:08d}" != name:
+                raise CheckpointError(f"{folder / name}: holds the state of another step")
+        except CheckpointError as error:
+            damaged.append(str(error))
+            continue
+        return tensors, meta, damaged
+    if damaged:
+        raise OutlinesError(f"no checkpoint of this run is whole: {damaged[0]}")
+    return None
+
+
+def prune(directory: Path, keep: int) -> None:
+    """Drop all but the newest `keep` checkpoints, and what interrupted writes left."""
+    folder = directory / "checkpoints"
+    for name in sorted(entry.name for entry in folder.glob("[0-9]*-[0-9]*"))[:-keep]:
+        shutil.rmtree(folder / name)
+    sweep(folder)

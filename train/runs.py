@@ -1,0 +1,131 @@
+"""One run from a configuration to a finished model; also how one run trains another (an evaluator) on its way."""
+
+import contextlib
+import dataclasses
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+import torch
+
+from outlines.checkpoint import sweep
+from outlines.errors import OutlinesError
+from outlines.text_model import TextModel, load_model, save_model
+from train.config import RunConfig, from_json
+from train.data import Dataset, open_dataset
+from train.distributed import Ranks
+from train.loop import Loop
+from train.method import find_method
+from train.progress import Reporter
+from train.run_directory import FORMAT, locked, read_run, write_json
+from train.signals import StopSignals
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """What every run of this process shares."""
+
+    cache: Path
+    ranks: Ranks
+    reporter: Reporter
+    signals: StopSignals
+
+
+def choose_device(name: str, ranks: Ranks) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if name in available and not available[name]():
+        raise OutlinesError(f"--device {name}: this machine has none, or this torch does not support it: use --device cpu")
+    return torch.device("cuda", ranks.local_rank) if name == "cuda" else torch.device(name)
+
+
+def has_bfloat16_units(device: torch.device) -> bool:
+    """True where bfloat16 matrix products run on units of their own.
+
+    A CPU with AVX-512 BF16 but no AMX has none, and was measured slower in bfloat16 than in float32
+    (benchmarks/decoder_speed.py).
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        return device.type == "cpu" and "amx_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def begin_run(config: RunConfig, directory: Path, session: Session, description: dict[str, Any]) -> None:
+    """Write run.json with everything resolved, before step 0; the hashes follow once the corpus is prepared."""
+    device = choose_device(config.training.device, session.ranks)
+    precision = config.training.precision
+    if precision == "auto":
+        precision = "bfloat16" if has_bfloat16_units(device) else "float32"
+    training = dataclasses.replace(config.training, precision=precision)
+    if session.ranks.first:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "run.json", {
+            "format": FORMAT, **description, **dataclasses.replace(config, training=training).to_json(),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+                         "sentencepiece": sentencepiece.__version__}})
+    session.ranks.barrier()
+
+
+def run_config(directory: Path) -> RunConfig:
+    """The configuration of an existing run; raises OutlinesError."""
+    data = read_run(directory)
+    return from_json(data, find_method(str(data.get("family"))).config_class)
+
+
+def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
+    """Train the run that run.json describes, or go on with it, to the end; returns the model and its data."""
+    config = run_config(directory)
+    method_class = find_method(config.family)
+    device = choose_device(config.training.device, session.ranks)
+    encoder = config.model.encoder if method_class.uses_outlines else None
+    data = open_dataset(config.corpus, encoder, session.cache, device, session.ranks, session.reporter)
+    if (directory / "model").exists():
+        return load_model(directory / "model").to(device), data
+    if session.ranks.first:
+        _check_and_note_hashes(directory, data)
+        data.tokenizer.save(directory / "tokenizer.model")
+    torch.manual_seed(config.training.seed)
+    method = method_class(config, data, config.training.precision == "bfloat16")
+    Loop(method, data, config.training, directory, session.ranks, session.reporter, session.signals).run()
+    if session.ranks.first:
+        save_model(directory / "model", method.model)
+    session.ranks.barrier()
+    return method.model.eval(), data
+
+
+def locked_run(directory: Path, session: Session) -> contextlib.AbstractContextManager[None]:
+    """The lock of a run's directory, on the one rank that writes; leftovers of interrupted writes are swept."""
+    if not session.ranks.first:
+        return contextlib.nullcontext()
+    sweep(directory)
+    return locked(directory)
+
+
+def _check_and_note_hashes(directory: Path, data: Dataset) -> None:
+    """Write the hashes of corpus, tokenizer and encoder into run.json, or compare them with those of the run's start."""
+    hashes = {"corpus": data.corpus.fingerprint, "tokenizer": data.tokenizer.fingerprint}
+    if data.stores:
+        hashes["encoder"] = data.stores["train"].encoder_fingerprint
+    run = read_run(directory)
+    for name, value in run.get("hashes", {}).items():
+        if hashes.get(name) != value:
+            raise OutlinesError(f"{directory}: the {name} is no longer the one this run began with: "
+                                "bring it back, or start a new run")
+    write_json(directory / "run.json", {**run, "hashes": hashes})
+
+
+def command_line() -> str:
+    """This command as it could be typed again."""
+    return " ".join(["python -m train", *sys.argv[1:]])
+
+
+def default_cache(root: Path) -> Path:
+    return Path(os.environ.get("OUTLINES_CACHE", root / ".cache"))
