@@ -75,7 +75,7 @@ def choose_device(name: str) -> str:
     if name == "auto":
         return next(device for device, there in available.items() if there)
     if not available[name]:
-        raise OutlinesError(f"--device {name}: this machine has none, or this torch does not support it: use --device cpu")
+        raise OutlinesError(f"--device {name}: none on this machine, or this torch does not support it: use --device cpu")
     return name
 
 

@@ -36,7 +36,7 @@ def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_iterations: i
     outlines: [N, D] in scaled units. One centre gives the maximum-likelihood Gaussian. factor · factorᵀ is the
     within-cluster covariance, divided by N - K. Memory: N × D for the outlines and a chunk of N × K distances.
     """
-    num_rows, width = outlines.shape
+    num_rows = len(outlines)
     if not 0 < num_centres < num_rows:
         raise OutlinesError(f"a mixture of {num_centres} centres needs more than {num_rows} outlines: "
                             "lower --num-centres or bring a larger corpus")

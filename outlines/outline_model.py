@@ -22,6 +22,9 @@ class OutlineModel(TextModel):
 
     family = "outlines"
     sources = ("generator", "mixture", "gaussian")
+    generator: Generator
+    mixture: Generator
+    gaussian: Generator
 
     def __init__(self, decoder: DecoderConfig, generator: GeneratorConfig, mixture: GeneratorConfig,
                  normalized: bool, encoder: dict[str, str]):

@@ -6,10 +6,11 @@ A new family is one file beside this one (or in baselines/) that subclasses Text
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,12 +29,19 @@ class TextModel(nn.Module, ABC):
 
     family: ClassVar[str]
     sources: ClassVar[tuple[str, ...]]
-    """where vectors can come from; the first is the family's own, the others are its controls"""
+    """where vectors can come from: the family's own first, then its controls; none where it cannot invent"""
     decoder: Decoder
 
-    @abstractmethod
+    def vectors_of(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> Tensor | None:
+        """The vectors [N, D] that the decoder is given to rebuild sentences: by default their scaled outlines.
+
+        rows: token ids of each sentence. outlines: [N, D] where the family uses them, else None.
+        """
+        return outlines
+
     def vectors(self, num: int, rng: torch.Generator, source: str) -> Tensor | None:
         """`num` vectors for the decoder [num, D], drawn from `source` with a CPU generator; None if it takes none."""
+        return None
 
     @abstractmethod
     def shape(self) -> dict[str, Any]:
@@ -48,6 +56,8 @@ class TextModel(nn.Module, ABC):
     def generate(self, num: int, seed: int, sampling: SamplingConfig, source: str | None = None,
                  block: int = BLOCK) -> Iterator[tuple[list[list[int]], Tensor | None]]:
         """Yield blocks of sentences (token ids) and the vectors they were decoded from, `num` sentences in all."""
+        if not self.sources:
+            raise OutlinesError(f"a run of the family {self.family} rebuilds sentences and has no source of new ones")
         source = source or self.sources[0]
         if source not in self.sources:
             raise OutlinesError(f"{self.family}: no source {source!r}: choose from {', '.join(self.sources)}")
@@ -75,7 +85,7 @@ def families() -> dict[str, type[TextModel]]:
     for module in pkgutil.iter_modules(baselines.__path__):
         importlib.import_module(f"{baselines.__name__}.{module.name}")
     found: dict[str, type[TextModel]] = {}
-    pending: list[type[TextModel]] = [TextModel]
+    pending: list[Any] = [TextModel]
     while pending:
         for subclass in pending.pop().__subclasses__():
             found[subclass.family] = subclass

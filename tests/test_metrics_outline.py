@@ -1,4 +1,4 @@
-"""Fréchet distance, k-NN precision and recall, the two-sample test, nearest neighbours: by hand, by reference."""
+"""Fréchet distance, k-NN precision and recall, two-sample test, nearest neighbours: by hand, by reference."""
 
 import math
 
@@ -42,11 +42,11 @@ def test_frechet_distance_equals_the_matrix_square_root(dim):
 
 
 def test_frechet_distance_by_hand():
-    # In one dimension: (difference of means)^2 + (difference of standard deviations)^2; those are 2^0.5, 8^0.5.
+    # In one dimension: (difference of means)^2 + (difference of standard deviations)^2.
     a = np.array([[-1.0], [1.0]])
     assert frechet_distance(a, 2 * a + 3) == pytest.approx(3 ** 2 + (8 ** 0.5 - 2 ** 0.5) ** 2)
     b = gaussian(0, 50, 4)
-    assert frechet_distance(b, b + np.array([3.0, 4, 0, 0])) == pytest.approx(25)  # a shift: its squared length
+    assert frechet_distance(b, b + np.array([3.0, 4, 0, 0])) == pytest.approx(25)  # a shift's squared length
     assert frechet_distance(b, b[::-1].copy()) == pytest.approx(0, abs=1e-9)
 
 
@@ -69,7 +69,7 @@ def brute_force_coverage(points: np.ndarray, centers: np.ndarray, k: int) -> flo
 
 @pytest.mark.parametrize("k, chunk", [(1, 7), (3, 1024), (5, 150)])
 def test_precision_and_recall_equal_brute_force(k, chunk):
-    real, fake = gaussian(0, 150, 5), 0.7 * gaussian(1, 150, 5) + 1.2
+    real, fake = gaussian(0, 150, 5), 0.8 * gaussian(1, 150, 5) + 0.8
     expected = brute_force_coverage(fake, real, k), brute_force_coverage(real, fake, k)
     assert all(0.05 < share < 0.98 for share in expected) and expected[0] != expected[1]
     assert knn_precision_recall(real, fake, k=k, chunk=chunk) == pytest.approx(expected, abs=1e-6)
@@ -77,7 +77,7 @@ def test_precision_and_recall_equal_brute_force(k, chunk):
 
 def test_precision_and_recall_by_hand():
     real = np.array([[0.0], [1.0], [2.0], [10.0]])  # radii for k = 1: 1, 1, 1, 8 -> [-1, 3] and [2, 18]
-    fake = np.array([[-2.0], [0.5], [17.0], [19.0]])  # radii: 2.5, 2.5, 2, 2 -> [-4.5, 0.5], [-2, 3], [15, 21]
+    fake = np.array([[-2.0], [0.5], [17.0], [19.0]])  # 2.5, 2.5, 2, 2 -> [-4.5, 0.5], [-2, 3], [15, 21]
     assert knn_precision_recall(real, fake, k=1) == (2 / 4, 3 / 4)
 
 
@@ -113,21 +113,21 @@ def test_two_sample_accuracy_sees_what_a_fitted_gaussian_lacks():
 
 
 def test_two_sample_accuracy_sees_a_shift_and_knows_no_unit():
-    a, b = gaussian(0, 600, 8), gaussian(1, 600, 8) + 1.0
+    a, b = ring(0, 200), ring(1, 200) + 0.4 * np.eye(8)[0]
     result = two_sample_accuracy(a, b)
-    assert result.low > 0.6
+    assert 0.55 < result.low < result.accuracy < 1
     assert two_sample_accuracy(1024 * a, 1024 * b) == result  # a power of two: not even the rounding differs
 
 
 def test_two_sample_accuracy_is_a_function_of_its_seed_and_leaves_the_global_state():
-    a, b = torch.from_numpy(gaussian(0, 200, 8)), torch.from_numpy(gaussian(1, 200, 8) + 0.3)
+    a, b = torch.from_numpy(ring(0, 100)), torch.from_numpy(ring(1, 100))
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first = two_sample_accuracy(a, b, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
     assert two_sample_accuracy(a, b, seed=1) == first
-    assert len({two_sample_accuracy(a, b, seed=seed).accuracy for seed in (1, 2, 3, 4)}) > 1
+    assert two_sample_accuracy(a, b, seed=2) != first
 
 
 def test_wilson_interval():

@@ -26,7 +26,7 @@ Train a family of text generators and report what it reached.
 """
 
 
-def add_options(parser: argparse.ArgumentParser, method: type[Method]) -> None:
+def add_options(parser: argparse._ActionsContainer, method: type[Method]) -> None:
     """One flag for every field of the configuration; what is not given stays unset."""
     for field in known_fields(method.config_class).values():
         flag = "--" + field.name.replace("_", "-")

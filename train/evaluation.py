@@ -76,22 +76,25 @@ def score(scorer: TextModel, sentences: list[str], data: Dataset) -> float:
 def evaluate(config: RunConfig, model: TextModel, data: Dataset, session: Session) -> dict[str, Any]:
     """Figures of a run by name; each table row is one source of sentences."""
     reporter = session.reporter
-    scorer = evaluator(config, data, session)
     model.eval()
     rows = data.sample_rows("test", config.training.num_evaluation, seed=1)
     references = data.text("test", rows)
     tokens = data.corpus.tokens["test"].rows(rows)
     real = data.outlines("test", rows) if data.stores else None
-    nll, num_targets = nll_of_rows(model.decoder, tokens, real)
+    own = model.vectors_of(tokens, real)
+    nll, num_targets = nll_of_rows(model.decoder, tokens, own)
     figures: dict[str, Any] = {"samples": len(rows), "test/nll_per_token": float(nll.sum() / num_targets.sum()),
                                "test/nll": float(nll.mean())}
-    if real is not None:
+    if own is not None:
         reporter.line("reconstruct held-out sentences")
-        other, _ = nll_of_rows(model.decoder, tokens, real.roll(1, dims=0))
+        other, _ = nll_of_rows(model.decoder, tokens, own.roll(1, dims=0))
         greedy = SamplingConfig(temperature=0, max_len=data.corpus.meta["max_len"])
-        rebuilt = [text for ids in decode(model, real, 0, greedy) for text in data.tokenizer.decode(ids)]
+        rebuilt = [text for ids in decode(model, own, 0, greedy) for text in data.tokenizer.decode(ids)]
         figures |= {"test/latent_gap_per_token": float(other.sum() / num_targets.sum()) - figures["test/nll_per_token"],
                     "test/reconstruction_bleu": reconstruction_bleu(rebuilt, references)}
+    if not model.sources:
+        return figures
+    scorer = evaluator(config, data, session)
     table: list[dict[str, Any]] = [{"source": "real text", "forward_nll_per_token": score(scorer, references, data),
                                     **diversity(references)}]
     sources = (["real outlines"] if real is not None else []) + list(model.sources)
@@ -128,6 +131,11 @@ def diversity(sentences: list[str]) -> dict[str, float]:
 
 def render(figures: dict[str, Any]) -> str:
     """The figures as a Markdown table that also reads well in a terminal."""
+    named = {"test/nll_per_token": "decoder nll per token", "test/latent_gap_per_token":
+             "... more, given another sentence's outline", "test/reconstruction_bleu": "greedy reconstruction, BLEU"}
+    tail = [f"{title}: {figures[key]:.2f}" for key, title in named.items() if key in figures]
+    if "table" not in figures:
+        return "\n".join([f"test split, {figures['samples']} sentences; nll in nats:", "", *tail])
     columns = {"source": "source", "temperature": "T", "precision": "precision", "recall": "recall",
                "forward_nll_per_token": "forward nll/token", "distinct_2": "distinct-2", "unique": "unique"}
     used = {key: title for key, title in columns.items() if any(key in row for row in figures["table"])}
@@ -140,10 +148,7 @@ def render(figures: dict[str, Any]) -> str:
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     head = [f"test split, {figures['samples']} sentences, T = temperature; nll in nats, forward nll by a language model "
             "of another seed:", ""]
-    named = {"test/nll_per_token": "decoder nll per token", "test/latent_gap_per_token":
-             "... more, given another sentence's outline", "test/reconstruction_bleu": "greedy reconstruction, BLEU"}
-    tail = [""] + [f"{title}: {figures[key]:.2f}" for key, title in named.items() if key in figures]
-    return "\n".join(head + lines + tail)
+    return "\n".join([*head, *lines, "", *tail])
 
 
 def report_run(directory: Path, model: TextModel, data: Dataset, session: Session) -> str:
@@ -152,8 +157,6 @@ def report_run(directory: Path, model: TextModel, data: Dataset, session: Sessio
     file = directory / "report.json"
     config = run_config(directory)
     figures = json.loads(file.read_text()) if file.exists() else evaluate(config, model, data, session)
-    ids, _ = next(model.generate(10, config.training.seed, SamplingConfig(temperature=0.7)))
-    samples = data.tokenizer.decode(ids)
     table = render(figures)
     if not file.exists():
         write_json(file, figures)
@@ -164,7 +167,11 @@ def report_run(directory: Path, model: TextModel, data: Dataset, session: Sessio
         log.text("report", [*table.splitlines()], 0)
         log.close()
     session.reporter.line(f"evaluated in {time.monotonic() - started:.0f} s")
-    return "\n".join([table, "", "ten samples at T = 0.7:", *(f"  {sample}" for sample in samples), "", "next:",
+    if not model.sources:
+        return "\n".join([table, "", "next:", f"  python -m train outlines --encoder recurrent:{directory / 'encoder'}"])
+    ids, _ = next(model.generate(10, config.training.seed, SamplingConfig(temperature=0.7)))
+    samples = [" ".join(text.split()) for text in data.tokenizer.decode(ids)]
+    return "\n".join([table, "", "ten samples at T = 0.7:", *(f"  {text}" for text in samples), "", "next:",
                       f"  python -m generate {directory}", f"  tensorboard --logdir {directory.parent}"])
 
 

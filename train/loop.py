@@ -149,6 +149,8 @@ class Loop:
 
     def _log_samples(self) -> None:
         """The same noise at every validation, so that samples can be compared."""
+        if not self.method.model.sources:
+            return
         model = self.method.model.eval()
         ids, _ = next(model.generate(EVALUATION_SAMPLES, 0, SamplingConfig(max_len=40)))
         model.train()

@@ -9,6 +9,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from outlines.errors import OutlinesError
-from outlines.text_model import TextModel
+from outlines.text_model import TextModel, save_model
 from train import methods
 from train.config import RunConfig, unknown_name
 from train.data import Batch, Dataset
@@ -100,6 +101,10 @@ class Method(ABC):
     def step(self, stage: Stage, batch: Batch, update: Update) -> dict[str, Tensor]:
         """Take one step of a stage; returns named terms as scalars, this rank's share of the global mean."""
 
+    def finish(self, directory: Path) -> None:
+        """Write the finished model to the run's directory; the model itself last, for its presence says finished."""
+        save_model(directory / "model", self.model)
+
     @abstractmethod
     def validate(self, stage: Stage) -> dict[str, float]:
         """Figures on the validation split, the stage's criterion among them; deterministic, no state changed."""
@@ -125,7 +130,7 @@ def all_methods() -> dict[str, type[Method]]:
     for module in pkgutil.iter_modules(methods.__path__):
         importlib.import_module(f"{methods.__name__}.{module.name}")
     found: dict[str, type[Method]] = {}
-    pending: list[type[Method]] = [Method]
+    pending: list[Any] = [Method]
     while pending:
         for subclass in pending.pop().__subclasses__():
             if "family" in vars(subclass):

@@ -76,7 +76,7 @@ def checkpoint_path(directory: Path, stage: int, step: int) -> Path:
 
 
 def newest_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]] | None:
-    """Tensors and meta of the newest checkpoint that is whole, and what is wrong with newer ones; None: there is none."""
+    """Tensors and meta of the newest whole checkpoint, and what is wrong with newer ones; None where there is none."""
     folder = directory / "checkpoints"
     names = sorted((entry.name for entry in folder.glob("[0-9]*-[0-9]*")), reverse=True) if folder.exists() else []
     damaged = []

@@ -14,7 +14,7 @@ import torch
 
 from outlines.checkpoint import sweep
 from outlines.errors import OutlinesError
-from outlines.text_model import TextModel, load_model, save_model
+from outlines.text_model import TextModel, load_model
 from train.config import RunConfig, from_json
 from train.data import Dataset, open_dataset
 from train.distributed import Ranks
@@ -38,9 +38,9 @@ class Session:
 def choose_device(name: str, ranks: Ranks) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if name in available and not available[name]():
-        raise OutlinesError(f"--device {name}: this machine has none, or this torch does not support it: use --device cpu")
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not available[name]:
+        raise OutlinesError(f"--device {name}: none on this machine, or this torch does not support it: use --device cpu")
     return torch.device("cuda", ranks.local_rank) if name == "cuda" else torch.device(name)
 
 
@@ -96,7 +96,7 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
     method = method_class(config, data, config.training.precision == "bfloat16")
     Loop(method, data, config.training, directory, session.ranks, session.reporter, session.signals).run()
     if session.ranks.first:
-        save_model(directory / "model", method.model)
+        method.finish(directory)
     session.ranks.barrier()
     return method.model.eval(), data
 
@@ -110,7 +110,7 @@ def locked_run(directory: Path, session: Session) -> contextlib.AbstractContextM
 
 
 def _check_and_note_hashes(directory: Path, data: Dataset) -> None:
-    """Write the hashes of corpus, tokenizer and encoder into run.json, or compare them with those of the run's start."""
+    """Write the hashes of corpus, tokenizer and encoder into run.json, or compare them with those at its start."""
     hashes = {"corpus": data.corpus.fingerprint, "tokenizer": data.tokenizer.fingerprint}
     if data.stores:
         hashes["encoder"] = data.stores["train"].encoder_fingerprint

@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any
 
-import torch
-
 from outlines.decoder import Decoder, DecoderConfig
 from outlines.text_model import TextModel
 
@@ -18,9 +16,6 @@ class LanguageModel(TextModel):
     def __init__(self, decoder: DecoderConfig):
         super().__init__()
         self.decoder = Decoder(decoder)
-
-    def vectors(self, num: int, rng: torch.Generator, source: str) -> None:
-        return None
 
     def shape(self) -> dict[str, Any]:
         return {"decoder": dataclasses.asdict(self.decoder.config)}

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,10 +37,12 @@ def decoder_stage(options: DecoderOptions, name: str = "decoder") -> Stage:
                  "valid/nll_per_token", (name,), (name,))
 
 
-def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int, vector_noise: float = 0.0) -> DecoderConfig:
+def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int,
+                   vector_noise: float = 0.0) -> DecoderConfig:
+    """The decoder's shape for this corpus."""
     shape = {field.name: getattr(options, field.name) for field in dataclasses.fields(DecoderOptions)
              if field.name in DecoderConfig.__dataclass_fields__}
-    return DecoderConfig(vocab_size=data.tokenizer.vocab_size, vector_dim=vector_dim, vector_noise=vector_noise, **shape)
+    return DecoderConfig(data.tokenizer.vocab_size, vector_dim, vector_noise=vector_noise, **shape)
 
 
 def decoder_step(decoder: Decoder, vector: Tensor | None, batch: Batch, bfloat16: bool) -> tuple[Tensor, Tensor]:
@@ -54,7 +56,7 @@ def decoder_step(decoder: Decoder, vector: Tensor | None, batch: Batch, bfloat16
 class LanguageModelMethod(Method):
     family = "lm"
     config_class = DecoderOptions
-    presets: dict[str, dict[str, Any]] = {
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"num_sentences": 600, "vocab_size": 450, "embed_dim": 16, "hidden_dim": 24, "decoder_steps": 30,
                  "decoder_batch_size": 16, "decoder_validate_every": 10, "num_validation": 20, "log_every": 10,
                  "checkpoint_every": 10, "warmup_steps": 5, "evaluator_steps": 20, "num_evaluation": 40, "valid_fraction": 0.1, "test_fraction": 0.1},

@@ -6,7 +6,7 @@ length for the decoder, uniform ones for the GAN, which must see the whole distr
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class OutlinesMethod(Method):
     family = "outlines"
     config_class = OutlinesOptions
     uses_outlines = True
-    presets: dict[str, dict[str, Any]] = {
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {**LanguageModelMethod.presets["tiny"], "num_centres": 8, "gan_hidden_dim": 16, "gan_num_layers": 2,
                  "gan_steps": 20, "gan_batch_size": 32, "gan_validate_every": 10},
         "default": {},
@@ -72,6 +72,8 @@ class OutlinesMethod(Method):
                  "gan_validate_every": 5000},
     }
 
+    model: OutlineModel
+
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: OutlinesOptions = config.model
         self.options, self.data, self.bfloat16, self.seed = options, data, bfloat16, config.training.seed
@@ -80,8 +82,9 @@ class OutlinesMethod(Method):
         mixture = GeneratorConfig(store.dim, num_centres, hidden_dim=1, num_layers=1)
         generator = GeneratorConfig(store.dim, {"mixture": num_centres, "gaussian": 1, "noise": 0}[options.start],
                                     options.gan_hidden_dim, options.gan_num_layers)
+        encoder = {"name": store.encoder_name, "fingerprint": store.encoder_fingerprint}
         self.model = OutlineModel(decoder_config(options, data, store.dim, options.outline_noise), generator, mixture,
-                                  data.normalized, {"name": store.encoder_name, "fingerprint": store.encoder_fingerprint})
+                                  data.normalized, encoder)
         assert data.scaling is not None
         self.model.scaling.load_state_dict(data.scaling.state_dict())
         self.model.to(data.device)

@@ -1,0 +1,71 @@
+"""Peak memory of reading and encoding, 100,000 sentences beside 1,000,000: `python -m benchmarks.memory`.
+
+Each case runs in a process of its own. The encoder is a stand-in of MiniLM's width: what is measured is the reading and
+the store. The kernel counts pages of mapped files as resident while it has room, so anonymous memory stands beside it.
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from outlines.corpus.prepared import PreparedCorpus, prepare_corpus
+from outlines.corpus.reading import CorpusFiles, ReadingReport, read_corpus
+from outlines.outline_store import encode_corpus
+
+SIZES = (100_000, 1_000_000)
+
+
+class StandInEncoder:
+    """Outlines that are cheap to make."""
+
+    name, dim, fingerprint, normalized = "stand-in", 384, "stand-in", True
+
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        lengths = np.array([len(sentence) for sentence in sentences], dtype=np.float32)
+        return np.sin(lengths[:, None] + np.arange(self.dim, dtype=np.float32))
+
+
+def write_corpus(path: Path, num: int) -> None:
+    words = "a man woman dog runs walks sits on in the red blue park street with old young".split()
+    rng = np.random.default_rng(0)
+    with open(path, "w") as file:
+        for index in range(num):
+            file.write(" ".join(words[word] for word in rng.integers(len(words), size=10)) + f" {index}\n")
+
+
+def case(name: str, folder: Path) -> None:
+    """One measured case: prints peak resident and anonymous memory in MiB, and seconds."""
+    started = time.perf_counter()
+    if name == "prepare":
+        files = CorpusFiles(train=(str(folder / "corpus.txt"),))
+        prepare_corpus(read_corpus(files, ReadingReport()), folder / "prepared", source="benchmark")
+    else:
+        sentences = PreparedCorpus(folder / "prepared").sentences["train"]
+        encode_corpus(sentences, StandInEncoder(), folder / "store", corpus_fingerprint=sentences.fingerprint)
+    status = Path("/proc/self/status").read_text()
+    anonymous = int(status.split("RssAnon:")[1].split()[0]) // 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(f"{peak:6,} {anonymous:10,} {time.perf_counter() - started:8.1f}")
+
+
+def main() -> None:
+    if len(sys.argv) == 3:
+        case(sys.argv[1], Path(sys.argv[2]))
+        return
+    print(f"{'sentences':>10} {'case':>8} {'peak MiB':>9} {'anon. MiB':>9} {'s':>8}")
+    for num in SIZES:
+        with tempfile.TemporaryDirectory() as folder:
+            write_corpus(Path(folder) / "corpus.txt", num)
+            for name in ("prepare", "encode"):
+                done = subprocess.run([sys.executable, "-m", "benchmarks.memory", name, folder], capture_output=True,
+                                      text=True, check=True)
+                print(f"{num:>10,} {name:>8} {done.stdout.rstrip():>9}")
+
+
+if __name__ == "__main__":
+    main()
