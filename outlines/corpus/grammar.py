@@ -1,18 +1,18 @@
 """The embedded corpus: a probabilistic grammar of everyday scenes that knows its own exact entropy.
 
-First on the way from text to text: it needs no download, and as its log-probabilities and its entropy are exact, a
-language model trained on it can be judged against the best that any model could do.
+First on the way from text to text. It needs no download, and as its log-probabilities and its entropy are exact, a
+language model trained on it can be held against the best that any model could do.
 
 A `Grammar` is a finite table of rules without recursion. Two views of it answer every question:
 
-- the rules themselves: sampling, and entropies, lengths and derivations by recursion (Grenander, Syntax-Controlled
-  Probabilities, 1967: the entropy of a rule is that of its choice plus the expected entropy of its parts);
-- an acyclic automaton over words, compiled from them: log-probabilities, membership, enumeration, by summing over
-  every path that spells a sentence; so they are exact for ambiguous grammars too.
+- the rules themselves: sampling, and the entropy, length and number of derivations, by recursion (the entropy of a
+  rule is that of its choice plus the expected entropy of its parts: Grenander, Syntax-Controlled Probabilities, 1967);
+- an acyclic automaton over words compiled from them: log-probabilities, membership and enumeration, by summing over
+  every path that spells a sentence, so that they are exact for ambiguous grammars too.
 
-The entropy of derivations is that of sentences exactly where no sentence has two derivations. That is decided, not
-assumed: derivations are counted by the rules, distinct sentences by determinising the automaton, both as integers,
-and every sentence has at least one derivation; so the grammar is unambiguous if and only if the counts are equal.
+The entropy of derivations is that of sentences if no sentence has two derivations. That is decided, not assumed: the
+rules count derivations, the determinised automaton counts distinct sentences, both as integers; as every sentence
+has at least one derivation, each has exactly one if and only if the counts are equal.
 """
 
 import functools
@@ -43,15 +43,14 @@ class _Rule(NamedTuple):
 
 
 _Arc = tuple[str, float, int]  # word, probability, next state
-_Steps = dict[str, list[tuple[float, int]]]  # word → (probability, next state), once per arc
 
 
 class Grammar:
     """A probability distribution over finitely many sentences.
 
-    rules: name → alternatives, as in `{"S": "3: A dog barks . | two ADJ? dogs bark ."}`. A name is a token with a
-        capital letter, a word one without. "|" separates alternatives, equally likely unless they begin with a weight
-        ("3:"); `X?` is X or nothing, each with probability 1/2; `big/small` is a choice between equals; `sun_hat` is
+    rules: name → alternatives, as in `{"S": "3: a dog barks . | two ADJ? dogs bark ."}`. A token with a capital
+        letter is a rule's name, any other a word. "|" separates alternatives, equally likely unless they begin with
+        a weight ("3:"). `X?` is X or nothing, each with probability 1/2; `big/small` is one of the two; `sun_hat` is
         two words; an alternative without symbols is the empty one.
     start: the name of the rule that sentences come from.
     Raises OutlinesError for a missing or recursive rule, a malformed word and a weight that is not positive.
@@ -78,7 +77,7 @@ class Grammar:
         return _render(words)
 
     def log_prob(self, sentence: str) -> float:
-        """Return the log-probability of a sentence in nats, summed over its derivations; -inf outside the language."""
+        """Return the log-probability of a sentence in nats, over all its derivations; -inf outside the language."""
         words = _split(sentence)
         if _render(words) != sentence:
             return -math.inf
@@ -91,11 +90,11 @@ class Grammar:
         return isinstance(sentence, str) and self.log_prob(sentence) > -math.inf
 
     def enumerate(self) -> Iterator[tuple[str, float]]:
-        """Yield every sentence once, with its probability. For small grammars: the scenes have over 10^18."""
+        """Yield every sentence once, with its probability. For small grammars: the scenes have over 10^17."""
         stack: list[tuple[tuple[str, ...], dict[int, float]]] = [((), {self._automaton[0]: 1.0})]
         while stack:
             words, weights = stack.pop()
-            for word in {word: None for state in weights for word in self._automaton[1][state]}:
+            for word in dict.fromkeys(word for state in weights for word, _, _ in self._automaton[1][state]):
                 after = self._step(weights, word)
                 if word == _END:
                     yield _render(words), after[_ACCEPT]
@@ -156,7 +155,7 @@ class Grammar:
         return self._num_sentences
 
     def is_unambiguous(self) -> bool:
-        """Return whether every sentence has exactly one derivation; exact, by the argument in the module's docstring."""
+        """Return whether every sentence has exactly one derivation; exact (see the module's docstring)."""
         return self.num_derivations() == self.num_sentences()
 
     def _define(self, name: str, rules: Mapping[str, str], above: tuple[str, ...]) -> None:
@@ -180,12 +179,12 @@ class Grammar:
             if symbol.endswith("?") or "/" in symbol or symbol != symbol.lower():
                 self._define(symbol, rules, (*above, name))
             elif not _WORD.fullmatch(symbol):
-                raise OutlinesError(f"grammar: rule {name!r} has {symbol!r}, which is neither a word nor a rule's name")
+                raise OutlinesError(f"grammar: rule {name!r} has {symbol!r}, neither a word nor a rule's name")
         self._rules[name] = _Rule(probs, cumulative, tuple(expansion for _, expansion in alternatives))
 
     @functools.cached_property
-    def _automaton(self) -> tuple[int, list[_Steps]]:
-        """The first state, and each state's steps. Every state leads to _ACCEPT, and equal states are one."""
+    def _automaton(self) -> tuple[int, list[tuple[_Arc, ...]]]:
+        """The first state, and the arcs of each. Every state leads to _ACCEPT, and equal states are one."""
         states: dict[tuple[_Arc, ...], int] = {(): _ACCEPT}
         arcs: list[tuple[_Arc, ...]] = [()]
 
@@ -206,32 +205,37 @@ class Grammar:
                 found += [(word, p * q, target) for word, q, target in arcs[state]]
             return state_of(tuple(found))
 
-        first = before(self._start, state_of(((_END, 1.0, _ACCEPT),)))
-        steps: list[_Steps] = [defaultdict(list) for _ in arcs]
-        for state, outgoing in enumerate(arcs):
-            for word, p, target in outgoing:
-                steps[state][word].append((p, target))
-        return first, steps
+        return before(self._start, state_of(((_END, 1.0, _ACCEPT),))), arcs
 
-    def _step(self, weights: Mapping[int, float], word: str) -> dict[int, float]:
+    @functools.cached_property
+    def _arcs_by_word(self) -> dict[str, dict[int, list[tuple[float, int]]]]:
+        """Word → state → (probability, next state) of each arc."""
+        index: dict[str, dict[int, list[tuple[float, int]]]] = {}
+        for state, arcs in enumerate(self._automaton[1]):
+            for word, p, target in arcs:
+                index.setdefault(word, {}).setdefault(state, []).append((p, target))
+        return index
+
+    def _step(self, weights: dict[int, float], word: str) -> dict[int, float]:
         """Follow `word` from states with these path probabilities."""
+        arcs = self._arcs_by_word.get(word, {})
         after: dict[int, float] = {}
-        for state, weight in weights.items():
-            for p, target in self._automaton[1][state].get(word, ()):
-                after[target] = after.get(target, 0.0) + weight * p
+        for state in arcs.keys() & weights.keys():
+            for p, target in arcs[state]:
+                after[target] = after.get(target, 0.0) + weights[state] * p
         return after
 
     @functools.cached_property
     def _num_sentences(self) -> int:
-        first, steps = self._automaton
+        first, arcs = self._automaton
 
         @functools.cache
         def count(states: frozenset[int]) -> int:
             """How many distinct continuations this state of the determinised automaton has."""
             targets: dict[str, set[int]] = defaultdict(set)
             for state in states:
-                for word, outgoing in steps[state].items():
-                    targets[word].update(target for _, target in outgoing)
+                for word, _, target in arcs[state]:
+                    targets[word].add(target)
             return sum(1 if word == _END else count(frozenset(after)) for word, after in targets.items())
 
         return count(frozenset([first]))

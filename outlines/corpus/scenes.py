@@ -139,7 +139,7 @@ def _subjects(cast: Cast) -> dict[str, list[str]]:
 
 
 def _clause_rules(cast: Cast, scene: str, name: str, who: str, looks: str) -> dict[str, str]:
-    """NEW, somebody not known yet; SUBJECT, anybody; what they do: ING, DO, ED, and HERE, which leaves out the place."""
+    """NEW, somebody not known yet; SUBJECT, anybody; ING, DO and ED, what they do; HERE, the same without its place."""
     frames, nouns, adjectives = cast.frames.split("|"), _subjects(cast)[who], cast.adjectives.split()
     now = "all" if who == "all" else "one"
     do, ing, ed = ([_expand(frame, scene, who, form) for frame in frames] for form in (now, "ing", "past"))
@@ -195,7 +195,7 @@ def _aside_rules(cast: Cast, scene: str, name: str) -> dict[str, str]:
 
 
 def _by_number(cast: Cast, rule: str) -> str:
-    """Alternatives for each kind of subject in proportion to its nouns; as often several as one."""
+    """Alternatives for each kind of subject, in proportion to its nouns: half are plural."""
     return _any(f"{len(nouns)}: {rule}.{who}" for who, nouns in _subjects(cast).items())
 
 
@@ -314,6 +314,7 @@ SUITCASE heavy big old black : suitcase
 BUGGY COLORS heavy : cart trolley
 STREETFOOD warm cheap delicious spicy fresh : kebabs popcorn tacos noodles dumplings pizza
 LETTER COLORS old small : letter postcard parcel
+NOSE cold small red : nose
 DRIVER rude angry young careless : driver cyclist pedestrian
 BALLOON COLORS big : balloon
 
@@ -391,6 +392,7 @@ TOWER tall crooked colorful high : tower
 TEST difficult long easy : test exam essay
 PUZZLE difficult easy clever old : puzzle riddle math_problem
 EXPERIMENT simple messy dangerous clever : experiment
+HAND left right : hand
 PUPIL young shy quiet clever bored : pupil student
 CLASSMATE young shy quiet : classmate friend
 
@@ -592,7 +594,7 @@ SCENES: dict[str, Scene] = {
             Cast("""*ride each:SCOOTER ALONG | *jump over a puddle AT | *eat/enjoy each:SNACK AT
                 | *hold each:BALLOON AT | *draw on the sidewalk with chalk | *skip ALONG | *wave at a:BUS AT
                 | *splash through the puddles AT | *chase a:BALL ALONG | *look for s:COIN AT
-                | *press POSS nose against the window of a:SHOP""",
+                | *press own:NOSE against the window of a:SHOP""",
                 YOUNG, he="boy", she="girl", they="child kid", pairs=SIBLINGS, weight=1.5,
             ),
             Cast("""SLOWLY? *drive ALONG | *stop AT | *turn around AT | *wait at a red light AT
@@ -799,7 +801,7 @@ SCENES: dict[str, Scene] = {
                 "young old tall strict friendly patient kind", he="man gentleman", she="woman lady",
                 they="teacher professor", weight=1.5,
             ),
-            Cast("""*raise POSS hand AT | *draw a:ANIMAL with a:PENCIL | *write a:STORY in each:NOTEBOOK
+            Cast("""*raise own:HAND AT | *draw a:ANIMAL with a:PENCIL | *write a:STORY in each:NOTEBOOK
                 | *read/write/finish/copy a:STORY AT | *fold/cut n:PAPER AT | *whisper to a:CLASSMATE AT
                 | *build a:TOWER of blocks/cups/books AT | *paint/draw/sketch a:ANIMAL AT
                 | *sleep/nap/doze/rest AT | *count to ten AT | *watch a:EXPERIMENT AT

@@ -1,0 +1,263 @@
+"""The embedded corpus: hand-computed values on tiny grammars, exact identities and good English on the scenes."""
+
+import math
+import random
+import re
+from itertools import islice
+
+import pytest
+
+from outlines.corpus.grammar import SCENE_TYPES, Grammar, scene_type, scenes, sentences
+from outlines.corpus.scenes import SCENES, indefinite, inflect, pluralize, scene_rules
+from outlines.errors import OutlinesError
+
+TINY = {
+    "S": "3: a ADJ? dog VERB . | TWO dogs bark/sleep .",
+    "ADJ": "big | small",
+    "VERB": "barks | 3: sleeps in the sun",
+    "TWO": "two | a_few",
+}
+AMBIGUOUS = {"S": "3: old MEN sleep . | ADJ men sleep .", "MEN": "men | women", "ADJ": "old | young"}
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[str]:
+    return list(sentences(30_000, seed=1))
+
+
+def test_tiny_grammar_against_hand_computed_values() -> None:
+    grammar = Grammar(TINY)
+    # a [big|small|nothing] dog [barks|sleeps in the sun]; [two|a few] dogs [bark|sleep]
+    assert grammar.num_sentences() == 3 * 2 + 2 * 2
+    assert grammar.log_prob("A small dog sleeps in the sun.") == pytest.approx(math.log(3 / 4 * 1 / 4 * 3 / 4))
+    assert grammar.log_prob("A few dogs bark.") == pytest.approx(math.log(1 / 4 * 1 / 2 * 1 / 2))
+    first = math.log(2) / 2 + math.log(2) / 2  # ADJ? is 1/2, 1/4, 1/4: 1.5 bits
+    first += math.log(2) / 2 + (math.log(4) - 3 / 4 * math.log(3))
+    choice = math.log(4) - 3 / 4 * math.log(3)
+    assert grammar.entropy() == pytest.approx(choice + 3 / 4 * first + 1 / 4 * math.log(4))
+    words = 3 / 4 * (2 + 1 / 2 + (1 / 4 * 1 + 3 / 4 * 4)) + 1 / 4 * (3 / 2 + 2)
+    assert grammar.expected_words() == pytest.approx(words)
+    assert grammar.entropy_per_word() == grammar.entropy() / grammar.expected_words()
+
+
+def small_grammars() -> list[Grammar]:
+    """TINY, and parts of the scenes small enough to list."""
+    rules = scene_rules(SCENE_TYPES)
+    starts = ("SUBJECT.park.0.he", "HERE.kitchen.2.it", "PAST.farm.aside.1", "TIME.snow", "NEW.beach.2.all")
+    return [Grammar(TINY), *(Grammar(rules, start) for start in starts)]
+
+
+@pytest.mark.parametrize("grammar", small_grammars(), ids=lambda grammar: grammar._start)
+def test_enumeration_agrees_with_every_exact_figure(grammar: Grammar) -> None:
+    table = dict(grammar.enumerate())
+    assert len(table) == grammar.num_sentences()
+    assert math.fsum(table.values()) == pytest.approx(1.0, abs=1e-12)
+    assert grammar.entropy() == pytest.approx(-math.fsum(p * math.log(p) for p in table.values()), rel=1e-12)
+    mean = math.fsum(p * len(text.split()) for text, p in table.items())
+    assert grammar.expected_words() == pytest.approx(mean, rel=1e-12)
+    for text, p in islice(table.items(), 2000):
+        assert grammar.log_prob(text) == pytest.approx(math.log(p), abs=1e-12)
+
+
+def test_samples_have_the_stated_probabilities() -> None:
+    grammar, rng, num = Grammar(TINY), random.Random(0), 40_000
+    table = dict(grammar.enumerate())
+    counts = dict.fromkeys(table, 0)
+    for _ in range(num):
+        counts[grammar.sample(rng)] += 1
+    chi_square = sum((counts[text] - num * p) ** 2 / (num * p) for text, p in table.items())
+    assert chi_square < 27.88  # 9 degrees of freedom, p = 0.001
+
+
+def test_an_ambiguous_grammar_is_found_out_and_its_derivations_summed() -> None:
+    grammar = Grammar(AMBIGUOUS)
+    assert (grammar.num_derivations(), grammar.num_sentences()) == (4, 3)
+    assert not grammar.is_unambiguous()
+    assert grammar.log_prob("Old men sleep.") == pytest.approx(math.log(3 / 8 + 1 / 8))
+    assert dict(grammar.enumerate()) == pytest.approx(
+        {"Old men sleep.": 1 / 2, "Old women sleep.": 3 / 8, "Young men sleep.": 1 / 8}
+    )
+    with pytest.raises(OutlinesError, match="ambiguous"):
+        grammar.entropy()
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"S": "a word | a word ."},  # prefixes are not sentences
+        {"S": "X X?", "X": "a | b"},
+        {"S": "a B? c", "B": "b"},
+    ],
+)
+def test_unambiguous(rules: dict[str, str]) -> None:
+    assert Grammar(rules).is_unambiguous()
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"S": "word | word"},
+        {"S": "X? X?", "X": "a"},
+        {"S": "A B", "A": "a | a b", "B": "b c | c"},
+        {"S": "ice_cream | ICE cream", "ICE": "ice | cold"},
+    ],
+)
+def test_ambiguous(rules: dict[str, str]) -> None:
+    assert not Grammar(rules).is_unambiguous()
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"S": "a MISSING"}, "no rule 'MISSING'"),
+        ({"X": "a"}, "no rule 'S'"),
+        ({"S": "a X", "X": "b Y", "Y": "c X"}, "back to itself: S > X > Y > X"),
+        ({"S": "0: a | b"}, "weights must be positive"),
+        ({"S": "-1: a | b"}, "weights must be positive"),
+        ({"S": "nan: a | b"}, "weights must be positive"),
+        ({"S": "heavy: a | b"}, "no number"),
+        ({"S": "a.b"}, "neither a word"),
+        ({"S": "two__words"}, "neither a word"),
+    ],
+)
+def test_a_wrong_rule_is_named(rules: dict[str, str], message: str) -> None:
+    with pytest.raises(OutlinesError, match=message):
+        Grammar(rules)
+
+
+def test_only_the_written_form_is_in_the_language() -> None:
+    grammar = Grammar({"S": "on monday/sunday , it rains ."})
+    assert "On sunday, it rains." in grammar
+    wrong = ["on sunday, it rains.", "On sunday , it rains.", "On sunday, it rains", "On  sunday, it rains.",
+             "On sunday, it rains. ", "On sunday, it rains.\n", "On Sunday, it rains.", "On sunday, it rains..",
+             "On sunday it rains.", "It rains.", "", " ", ".", None, 3]  # fmt: skip
+    assert not [text for text in wrong if text in grammar]
+
+
+def test_the_scenes_are_unambiguous_and_many() -> None:
+    assert scenes().is_unambiguous()
+    assert scenes().num_sentences() > 10**17
+    assert len(SCENE_TYPES) == 12
+    # The types share no sentence, for otherwise the union would have fewer than all of them together.
+    assert scenes().num_sentences() == sum(scenes((name,)).num_sentences() for name in SCENE_TYPES)
+
+
+def test_entropy_is_the_mean_of_the_negative_log_probability(samples: list[str]) -> None:
+    values = [-scenes().log_prob(text) for text in samples[:20_000]]
+    mean = math.fsum(values) / len(values)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    assert abs(mean - scenes().entropy()) < 4 * deviation / math.sqrt(len(values))
+    assert 1.8 < scenes().entropy_per_word() < 2.6
+    words = [len(text.split()) for text in samples]
+    assert sum(words) / len(words) == pytest.approx(scenes().expected_words(), abs=0.1)
+
+
+def test_samples_are_members_and_damaged_ones_hardly_ever(samples: list[str]) -> None:
+    rng, num = random.Random(2), 1000
+    vocabulary = sorted({word for text in samples[:2000] for word in text[:-1].lower().split()})
+    dropped = swapped = replaced = 0
+    for text in samples[:num]:
+        assert text in scenes()
+        words = text.split()
+        i = rng.randrange(len(words) - 1)
+        dropped += " ".join(words[:i] + words[i + 1 :]) in scenes()
+        swapped += " ".join([*words[:i], words[i + 1], words[i], *words[i + 2 :]]) in scenes()
+        replaced += " ".join([*words[:i], rng.choice(vocabulary), *words[i + 1 :]]) in scenes()
+    # An adjective may be dropped, and a colour replaced by another.
+    assert dropped < 0.25 * num and swapped < 0.01 * num and replaced < 0.05 * num
+
+
+def test_scene_types(samples: list[str]) -> None:
+    assert scene_type("This is not a scene.") is None
+    seen = {scene_type(text) for text in samples[:300]}
+    assert seen == set(SCENE_TYPES)
+    for name in SCENE_TYPES:
+        only = scenes((name,))
+        for text in sentences(20, 3, only):
+            assert scene_type(text) == name
+            # Each type is equally likely.
+            assert scenes().log_prob(text) == pytest.approx(only.log_prob(text) - math.log(len(SCENE_TYPES)))
+
+
+@pytest.mark.parametrize("types", [(), ("park", "moon"), ("park", "park")])
+def test_wrong_scene_types_are_refused(types: tuple[str, ...]) -> None:
+    with pytest.raises(OutlinesError, match="scene type"):
+        scenes(types)
+
+
+def test_agreement(samples: list[str]) -> None:
+    wrong = [
+        r"\b(a|A) (?!uni|uku)[aeiou]", r"\b(an|An) [^aeiou]",  # a umbrella, an red hat
+        r"\b(a|an|A|An|two|three|some) (a|an|the|two|three|some)\b", r"\b(\w+) \1\b",  # a two dogs, hot hot
+        r"\b(a|an|A|An) (?!few)(\w+ )?(men|women|children|people|boys|girls|dogs)\b",
+        r"\b(Two|Three|Four|Five|Several|Many) (\w+ )?(man|woman|child|boy|girl|dog)\b",
+        r"^(A|An|The|a|an|the) (\w+ )?(man|woman|boy|girl|child|dog) (are|were)\b",
+        r"\b(men|women|boys|girls|children|dogs) (is|was)\b",
+        r"^(A|The) (\w+ )?(man|boy) [^,]*\b(her|its)\b(?! (sister|friend|son|daughter))",
+        r"^(A|The) (\w+ )?(woman|girl) [^,]*\b(his|its)\b(?! (brother|friend|son|daughter))",
+        r"ss?es(es|ing)\b|gloveses|shoeses|[^e]ieing", r"\s[,.]|,,|\.\.|  ",
+    ]  # fmt: skip
+    clauses = [part for text in samples for part in re.split(r" (?:while|as) ", text)]
+    assert not [(pattern, part) for pattern in wrong for part in clauses if re.search(pattern, part)]
+    assert all(re.fullmatch(r"[A-Z][a-z',-]*( [a-z',-]+)+\.", text) for text in samples)
+
+
+def test_samples_are_sentences_of_ordinary_length_and_rarely_repeat(samples: list[str]) -> None:
+    lengths = sorted(len(text.split()) for text in samples)
+    assert lengths[0] >= 4 and lengths[-1] <= 35
+    assert lengths[len(lengths) // 20] >= 6 and lengths[-len(lengths) // 20] <= 23
+    assert len(set(samples)) > 0.999 * len(samples)  # measured: 9 repeats in 30,000
+
+
+def test_sentences_depend_on_the_seed_alone(samples: list[str]) -> None:
+    assert list(sentences(50, seed=1)) == samples[:50]
+    assert list(sentences(50, seed=2)) != samples[:50]
+    assert list(sentences(0, seed=1)) == []
+    assert next(sentences(10**12, seed=1)) == samples[0]  # lazy
+
+
+def test_sampling_uses_random_as_the_same_on_every_machine() -> None:
+    # random() < 1/4 is the first alternative: Random(0) draws 0.844, 0.758, 0.421, 0.259, 0.511, 0.405.
+    grammar = Grammar({"S": "a | 3: b X", "X": "c | d"})
+    rng = random.Random(0)
+    assert [grammar.sample(rng) for _ in range(3)] == ["B d", "B c", "B c"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "forms"),
+    [
+        ("ride", "riding rode rides ride"), ("lie", "lying lay lies lie"), ("stop", "stopping stopped stops stop"),
+        ("carry", "carrying carried carries carry"), ("play", "playing played plays play"),
+        ("watch", "watching watched watches watch"), ("fix", "fixing fixed fixes fix"), ("ski", "skiing skied skis ski"),
+        ("open", "opening opened opens open"), ("glue", "gluing glued glues glue"), ("tie", "tying tied ties tie"),
+    ],
+)  # fmt: skip
+def test_inflect(verb: str, forms: str) -> None:
+    assert [inflect(verb, form) for form in ("ing", "past", "one", "all")] == forms.split()
+
+
+@pytest.mark.parametrize(
+    ("noun", "plural"),
+    [
+        ("dog", "dogs"), ("bus", "buses"), ("puppy", "puppies"), ("donkey", "donkeys"), ("knife", "knives"),
+        ("bearded_man", "bearded_men"), ("policewoman", "policewomen"), ("rowboat", "rowboats"), ("photo", "photos"),
+        ("crate_of_oranges", "crates_of_oranges"), ("box_of_nails", "boxes_of_nails"), ("t-shirt", "t-shirts"),
+    ],
+)  # fmt: skip
+def test_pluralize(noun: str, plural: str) -> None:
+    assert pluralize(noun) == plural
+
+
+def test_indefinite() -> None:
+    phrases = "dog old_dog apple uniform ukulele umbrella hour horse"
+    expected = "a_dog an_old_dog an_apple a_uniform a_ukulele an_umbrella an_hour a_horse"
+    assert list(map(indefinite, phrases.split())) == expected.split()
+
+
+def test_every_scene_uses_its_own_words() -> None:
+    """A thing that no frame names would be a line without effect."""
+    rules = scene_rules(SCENE_TYPES)
+    used = {symbol for text in rules.values() for symbol in text.split()}
+    things = {rule.split(".")[1] for rule in rules if rule.startswith("ONE.")}
+    assert all({f"N.{name}", f"A.{name}", f"S.{name}"} & used for name in things)
+    assert set(SCENES) == set(SCENE_TYPES)
