@@ -31,7 +31,7 @@ class StandInEncoder:
 
 
 def write_corpus(path: Path, num: int) -> None:
-    words = "a man woman dog runs walks sits on in the red blue park street with old young".split()
+    words = ("a", "man", "woman", "dog", "runs", "walks", "sits", "on", "in", "the", "red", "blue", "park", "street")
     rng = np.random.default_rng(0)
     with open(path, "w") as file:
         for index in range(num):

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from outlines.gru import GRU
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -55,8 +57,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.embed_dim)
-        self.gru = nn.GRU(config.embed_dim, config.hidden_dim, config.num_layers, batch_first=True,
-                          dropout=config.dropout if config.num_layers > 1 else 0.0)
+        self.gru = GRU(config.embed_dim, config.hidden_dim, config.num_layers, batch_first=True,
+                       dropout=config.dropout if config.num_layers > 1 else 0.0)
         self.dropout = LockedDropout(config.dropout)
         self.readout = nn.Linear(config.hidden_dim, config.embed_dim)
         self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))

@@ -59,3 +59,19 @@ def test_penalty_reaches_the_critics_weights() -> None:
     zero_centred_penalty(gradients).mean().backward()
     assert critic.weight.grad is not None
     assert torch.allclose(critic.weight.grad, critic.weight.detach())  # d/dw of |w|²/2
+
+
+def test_nll_and_its_gradient_are_torchs_own() -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(20, 15, 9, dtype=torch.double), torch.randint(9, (20, 15))
+    mask, weight = torch.rand(20, 15) < 0.8, torch.randn(20, dtype=torch.double)
+    results = []
+    for own in (True, False):
+        at = logits.float().requires_grad_()
+        if own:
+            nll = sequence_nll(at, targets, mask)
+        else:
+            nll = torch.nn.functional.cross_entropy(at.transpose(1, 2), targets, reduction="none").mul(mask).sum(1)
+        results += [nll, *torch.autograd.grad((nll * weight).sum(), [at])]
+    assert torch.allclose(results[0], results[2], atol=1e-5)
+    assert torch.allclose(results[1], results[3], atol=1e-6)

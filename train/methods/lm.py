@@ -59,7 +59,8 @@ class LanguageModelMethod(Method):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"num_sentences": 600, "vocab_size": 450, "embed_dim": 16, "hidden_dim": 24, "decoder_steps": 30,
                  "decoder_batch_size": 16, "decoder_validate_every": 10, "num_validation": 20, "log_every": 10,
-                 "checkpoint_every": 10, "warmup_steps": 5, "evaluator_steps": 20, "num_evaluation": 40, "valid_fraction": 0.1, "test_fraction": 0.1},
+                 "checkpoint_every": 10, "warmup_steps": 5, "evaluator_steps": 20, "num_evaluation": 40,
+                 "valid_fraction": 0.1, "test_fraction": 0.1},
         "default": {},
         "small": {"decoder_steps": 7000, "decoder_validate_every": 1000, "vocab_size": 4000},
         "full": {"embed_dim": 512, "hidden_dim": 1024, "num_layers": 2, "dropout": 0.3, "decoder_steps": 40000,

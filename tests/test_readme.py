@@ -1,0 +1,91 @@
+"""The README, held to its word: its commands in miniature, its files, its links."""
+
+import configparser
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Command
+from train.__main__ import parse, start
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+TABLE_COMMANDS = re.findall(r"`(python -m [^`]+|torchrun [^`]+)`", README)
+
+
+def test_the_two_commands_install_what_setup_cfg_offers() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = set(setup["options.extras_require"])
+    installs = [part for block in BLOCKS[:2] for part in block.strip().split(" && ") if " install " in part]
+    assert len(installs) == 2
+    for command in installs:
+        words = shlex.split(command)
+        assert (ROOT / words[words.index("-c") + 1]).is_file()
+        named = re.fullmatch(r"\.\[([a-z,]+)\]", words[-1])
+        assert named and set(named[1].split(",")) <= extras
+    assert BLOCKS[0].strip().endswith(" && .venv/bin/python -m train")
+    assert BLOCKS[1].strip().endswith(" && .venv/bin/python -m pytest")
+
+
+def test_constraints_pin_every_requirement() -> None:
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()
+              if "==" in line}
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    wanted = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    names = {re.split(r"[<>=]", line)[0].strip() for text in wanted for line in text.splitlines() if line.strip()}
+    assert names <= pinned, f"not in constraints.txt: {names - pinned}"
+    assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize("command", [command for command in TABLE_COMMANDS if " -m train" in command])
+def test_every_training_command_is_understood(command: str) -> None:
+    words = shlex.split(command)
+    options = parse(words[words.index("train") + 1:]) if "--help" not in words else None
+    assert options is None or start(options) is not None
+
+
+def test_the_main_job_in_miniature(tiny_arguments: list[str], run_module: Command, tmp_path: Path) -> None:
+    """The first command's training, and the two commands that it names next."""
+    done = run_module("train", *tiny_arguments[1:], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "| generator " in done.stdout and "ten samples" in done.stdout
+    following = done.stdout.split("next:\n")[1].split("\n")
+    generate, tensorboard = (line.strip() for line in following[:2])
+    assert tensorboard == "tensorboard --logdir runs"
+    words = shlex.split(generate)
+    assert words[:3] == ["python", "-m", "generate"]
+    again = run_module("generate", *words[3:], cwd=tmp_path)
+    samples = done.stdout.split("ten samples at T = 0.7:\n")[1].split("\n\n")[0]
+    assert [line[2:] for line in samples.splitlines()] == again.stdout.splitlines()
+
+
+def test_the_embedded_corpus_needs_no_file(recurrent_encoder: Path, run_module: Command, tmp_path: Path) -> None:
+    done = run_module("train", "--preset", "tiny", "--encoder", f"recurrent:{recurrent_encoder}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "going on" not in done.stderr and (tmp_path / "runs" / "001-outlines-tiny" / "report.md").is_file()
+
+
+def test_an_encoder_of_ones_own(tiny_corpus: Path, run_module: Command, tmp_path: Path) -> None:
+    done = run_module("train", "encoder", "--preset", "tiny", "--corpus", tiny_corpus, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    following = shlex.split(done.stdout.split("next:\n")[1])
+    assert following[:5] == ["python", "-m", "train", "outlines", "--encoder"]
+    again = run_module("train", *following[3:], "--preset", "tiny", "--corpus", tiny_corpus, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    refused = run_module("generate", tmp_path / "runs" / "001-encoder-tiny")
+    assert refused.returncode == 2 and "no source of new ones" in refused.stderr
+
+
+def test_files_and_links_exist() -> None:
+    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    assert len(documents) > 1
+    for document in documents:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+    for name in re.findall(r"`((?:outlines|train|generate|docs|benchmarks)/[\w/.]*)`", README):
+        assert (ROOT / name).exists(), name
