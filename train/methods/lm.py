@@ -25,7 +25,7 @@ class DecoderOptions:
     hidden_dim: int = option(512, "width of the decoder's GRU state")
     num_layers: int = option(1, "GRU layers of the decoder")
     dropout: float = option(0.1, "share of the decoder's values dropped in training, 0 to 1")
-    decoder_steps: int = option(2000, "optimiser steps of the decoder")
+    decoder_steps: int = option(1200, "optimiser steps of the decoder")
     decoder_batch_size: int = option(128, "sentences a step of the decoder")
     decoder_learning_rate: float = option(3e-3, "AdamW's peak rate for the decoder")
     decoder_validate_every: int = option(500, "decoder steps between two validations")
@@ -61,11 +61,11 @@ class LanguageModelMethod(Method):
                  "decoder_batch_size": 16, "decoder_validate_every": 10, "num_validation": 20, "log_every": 10,
                  "checkpoint_every": 10, "warmup_steps": 5, "evaluator_steps": 20, "num_evaluation": 40,
                  "valid_fraction": 0.1, "test_fraction": 0.1},
-        "default": {},
-        "small": {"decoder_steps": 7000, "decoder_validate_every": 1000, "vocab_size": 4000},
+        "default": {"num_sentences": 24000, "valid_fraction": 0.08, "test_fraction": 0.08, "evaluator_steps": 500},
+        "small": {"decoder_steps": 4400, "decoder_validate_every": 1000, "checkpoint_every": 1000},
         "full": {"embed_dim": 512, "hidden_dim": 1024, "num_layers": 2, "dropout": 0.3, "decoder_steps": 40000,
                  "decoder_batch_size": 256, "decoder_learning_rate": 1e-3, "decoder_validate_every": 2000,
-                 "vocab_size": 4000, "checkpoint_every": 2000},
+                 "checkpoint_every": 2000},
     }
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):

@@ -47,9 +47,9 @@ class OutlinesOptions(DecoderOptions):
     num_centres: int = option(2000, "k-means centres of the mixture, at most a twentieth of the outlines")
     gan_hidden_dim: int = option(512, "width of the generator's and the critic's layers")
     gan_num_layers: int = option(3, "hidden layers of the generator and of the critic")
-    gan_steps: int = option(2000, "generator steps")
-    gan_batch_size: int = option(256, "outlines a step of the GAN")
-    gan_learning_rate: float = option(3e-4, "Adam's peak rate for generator and critic")
+    gan_steps: int = option(1000, "generator steps")
+    gan_batch_size: int = option(512, "outlines a step of the GAN")
+    gan_learning_rate: float = option(1e-3, "Adam's peak rate for generator and critic")
     gan_beta2: float = option(0.99, "Adam's second beta for generator and critic; the first is 0")
     critic_steps: int = option(1, "critic steps a generator step, each with new noise on the same real outlines")
     penalty_weight: float = option(2.0, "weight of the gradient penalty: r3's gamma, wgan-gp's lambda")
@@ -64,9 +64,8 @@ class OutlinesMethod(Method):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {**LanguageModelMethod.presets["tiny"], "num_centres": 8, "gan_hidden_dim": 16, "gan_num_layers": 2,
                  "gan_steps": 20, "gan_batch_size": 32, "gan_validate_every": 10},
-        "default": {},
-        "small": {"decoder_steps": 11000, "decoder_validate_every": 1000, "vocab_size": 4000, "gan_steps": 6000,
-                  "gan_validate_every": 500},
+        "default": LanguageModelMethod.presets["default"],
+        "small": {**LanguageModelMethod.presets["small"], "gan_steps": 4000, "gan_validate_every": 250},
         "full": {**LanguageModelMethod.presets["full"], "gan_hidden_dim": 2048, "gan_num_layers": 4,
                  "gan_steps": 100000, "gan_batch_size": 2048, "gan_learning_rate": 1e-4, "ema_decay": 0.9995,
                  "gan_validate_every": 5000},
