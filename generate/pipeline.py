@@ -10,8 +10,9 @@ import torch
 
 from outlines.corpus.tokenizer import Tokenizer
 from outlines.errors import OutlinesError
+from outlines.families import load_model
 from outlines.sampling import SamplingConfig
-from outlines.text_model import TextModel, load_model
+from outlines.text_model import TextModel
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ The way from text to text, file by file:
     gan.py                                  noise → outlines
     decoder.py, sampling.py                 outlines → tokens → text
     text_model.py, outline_model.py         the whole, as those who sample see it
-    baselines/                              what it is compared with
+    baselines/, families.py                 what it is compared with; all of them, and on disk
     losses.py, scoring.py, metrics/         what is minimised, what is measured
     checkpoint.py                           state on disk: atomic, verified, no pickle
 

@@ -27,8 +27,11 @@ class OutlineModel(TextModel):
     gaussian: Generator
 
     def __init__(self, decoder: DecoderConfig, generator: GeneratorConfig, mixture: GeneratorConfig,
-                 normalized: bool, encoder: dict[str, str]):
-        """normalized: the encoder's outlines have unit norm. encoder: its name and fingerprint."""
+                 normalized: bool, encoder: dict[str, str], whitened: bool = False):
+        """normalized: the encoder's outlines have unit norm. encoder: its name and fingerprint.
+
+        whitened: outlines are whitened instead of scaled by one number.
+        """
         super().__init__()
         self.normalized = normalized
         self.encoder = encoder
@@ -36,7 +39,9 @@ class OutlineModel(TextModel):
         self.generator = Generator(generator)
         self.mixture = Generator(mixture)
         self.gaussian = Generator(dataclasses.replace(mixture, num_centres=1))
-        self.scaling = Scaling(torch.zeros(generator.outline_dim), torch.ones(()))
+        width = generator.outline_dim
+        self.whitened = whitened
+        self.scaling = Scaling(torch.zeros(width), torch.ones(()), torch.eye(width) if whitened else None)
         for control in (self.mixture, self.gaussian):
             control.requires_grad_(False)
 
@@ -54,9 +59,9 @@ class OutlineModel(TextModel):
         return {"decoder": dataclasses.asdict(self.decoder.config),
                 "generator": dataclasses.asdict(self.generator.config),
                 "mixture": dataclasses.asdict(self.mixture.config),
-                "normalized": self.normalized, "encoder": self.encoder}
+                "normalized": self.normalized, "encoder": self.encoder, "whitened": self.whitened}
 
     @classmethod
     def from_shape(cls, shape: dict[str, Any]) -> "OutlineModel":
         return cls(DecoderConfig(**shape["decoder"]), GeneratorConfig(**shape["generator"]),
-                   GeneratorConfig(**shape["mixture"]), shape["normalized"], shape["encoder"])
+                   GeneratorConfig(**shape["mixture"]), shape["normalized"], shape["encoder"], shape["whitened"])

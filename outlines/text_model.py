@@ -1,21 +1,13 @@
-"""What every family is to those who sample from it: a decoder, a source of vectors, and a directory to live in.
+"""What every family is to those who sample from it: a decoder, and a source of vectors for it."""
 
-A new family is one file beside this one (or in baselines/) that subclasses TextModel; it is found by its `family`.
-"""
-
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from outlines import baselines
-from outlines.checkpoint import CheckpointError, load_modules, module_tensors, read_state, write_state
 from outlines.decoder import Decoder
 from outlines.errors import OutlinesError
 from outlines.sampling import SamplingConfig, sample
@@ -77,38 +69,3 @@ def block_seed(seed: int, start: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
     return (value ^ (value >> 31)) >> 1
-
-
-def families() -> dict[str, type[TextModel]]:
-    """Every family this package has, by name."""
-    importlib.import_module("outlines.outline_model")
-    for module in pkgutil.iter_modules(baselines.__path__):
-        importlib.import_module(f"{baselines.__name__}.{module.name}")
-    found: dict[str, type[TextModel]] = {}
-    pending: list[Any] = [TextModel]
-    while pending:
-        for subclass in pending.pop().__subclasses__():
-            found[subclass.family] = subclass
-            pending.append(subclass)
-    return found
-
-
-def save_model(directory: Path, model: TextModel) -> None:
-    """Write a model as one atomic, verified directory."""
-    write_state(directory, module_tensors({"model": model}, "model"), {"family": model.family, "shape": model.shape()})
-
-
-def load_model(directory: Path) -> TextModel:
-    """Read what `save_model` wrote, in evaluation mode, on the CPU; raises OutlinesError.
-
-    The file names a family of this package and gives its shape; nothing in it can name code.
-    """
-    tensors, meta = read_state(directory)
-    known = families()
-    try:
-        model = known[meta["family"]].from_shape(meta["shape"])
-        load_modules({"model": model}, tensors, "model")
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{directory}: not a model of this version ({reason}): train it again") from error
-    return model.eval()

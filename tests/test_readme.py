@@ -1,6 +1,7 @@
 """The README, held to its word: its commands in miniature, its files, its links."""
 
 import configparser
+import json
 import re
 import shlex
 from pathlib import Path
@@ -67,6 +68,8 @@ def test_the_main_job_in_miniature(tiny_arguments: list[str], run_module: Comman
 def test_the_embedded_corpus_needs_no_file(recurrent_encoder: Path, run_module: Command, tmp_path: Path) -> None:
     done = run_module("train", "--preset", "tiny", "--encoder", f"recurrent:{recurrent_encoder}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "runs" / "001-outlines-tiny" / "report.json").read_text())
+    assert report["table"][0]["source"] == "real text" and report["table"][0]["in_language"] == 1.0
     assert "going on" not in done.stderr and (tmp_path / "runs" / "001-outlines-tiny" / "report.md").is_file()
 
 

@@ -104,6 +104,7 @@ def test_a_run_directory_tells_everything(tiny_run: Path) -> None:
     examples = [line["examples"] for line in lines if line["stage"] != "report"]
     assert examples == sorted(examples)
     report = json.loads((tiny_run / "report.json").read_text())
+    assert all({"forward_nll_per_token", "self_bleu_4", "copied"} <= set(row) for row in report["table"])
     assert [row["source"] for row in report["table"]] == ["real text"] + [
         source for source in ("real outlines", "generator", "mixture", "gaussian") for _ in range(2)]
 
@@ -113,7 +114,7 @@ def test_tensorboard_has_the_same_figures(tiny_run: Path) -> None:
     events = EventAccumulator(str(tiny_run))
     events.Reload()
     lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
-    for key in ("train/nll_per_token", "valid/precision", "norm/critic", "scores/real", "train/learning_rate_share"):
+    for key in ("train/nll_per_token", "valid/precision", "norm/critic", "scores/real", "learning_rate/generator"):
         written = [(line["examples"], pytest.approx(line[key], rel=1e-5)) for line in lines if key in line]
         assert written
         assert [(event.step, event.value) for event in events.Scalars(key)] == written
@@ -235,3 +236,15 @@ def test_a_torn_checkpoint_is_passed_over(tiny_arguments: list[str], tiny_run: P
     assert done.returncode == 0, done.stderr
     assert "passed over" in done.stderr
     assert weights(run) == weights(tiny_run)
+
+
+def test_whitened_outlines_and_early_stopping(tiny_arguments: list[str], tmp_path: Path, run_module: Command) -> None:
+    run = tmp_path / "run"
+    # With a rate of 0 no validation can be better than the first, so patience 2 ends the stage after the third.
+    done = run_module("train", *tiny_arguments, "--runs", tmp_path, "--out", run, "--quiet", "--whiten",
+                      "--gan-learning-rate", 0, "--gan-validate-every", 2, "--gan-patience", 2, "--log-every", 1)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["step"] for line in lines if line["stage"] == "gan") == 6
+    assert json.loads((run / "model" / "meta.json").read_text())["shape"]["whitened"] is True
+    assert run_module("generate", run, "--num", 2).returncode == 0

@@ -20,6 +20,7 @@ from train.config import CorpusConfig
 from train.distributed import Ranks
 from train.progress import Reporter
 
+EMBEDDED = "embedded grammar"
 EMBEDDED_SEED = 20181203
 """The embedded corpus is one corpus: the same sentences whatever the run's seed."""
 
@@ -38,11 +39,17 @@ class Batch:
     ranks: Ranks
 
 
+MAX_FITTED_ROWS = 200_000
+"""Outlines, at most, that anything is fitted to (whitening, the generator's start): memory stays flat."""
+
+
 class Dataset:
     """A prepared corpus and, where a family needs them, the outlines of its splits."""
 
-    def __init__(self, corpus: PreparedCorpus, stores: dict[str, OutlineStore], normalized: bool, device: torch.device):
+    def __init__(self, corpus: PreparedCorpus, stores: dict[str, OutlineStore], normalized: bool, device: torch.device,
+                 whiten: bool = False):
         self.corpus = corpus
+        self.embedded = corpus.meta["source"].startswith(EMBEDDED)
         self.stores = stores
         self.normalized = normalized
         self.device = device
@@ -50,7 +57,11 @@ class Dataset:
         self.scaling = None
         if stores:
             train = stores["train"]
-            self.scaling = Scaling(torch.tensor(train.mean, dtype=torch.float32), train.scale).to(device)
+            self.scaling = Scaling(torch.tensor(train.mean, dtype=torch.float32), train.scale)
+            if whiten:
+                rows = self.sample_rows("train", MAX_FITTED_ROWS)
+                self.scaling = Scaling.fit(torch.from_numpy(train.rows(rows)), whiten=True)
+            self.scaling.to(device)
 
     def num_rows(self, split: str) -> int:
         return len(self.corpus.tokens[split])
@@ -82,7 +93,7 @@ class Dataset:
 
 
 def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device: torch.device, ranks: Ranks,
-                 reporter: Reporter) -> Dataset:
+                 reporter: Reporter, whiten: bool = False) -> Dataset:
     """Prepare or find the corpus, and encode or find the outlines of its splits (encoder None: no outlines).
 
     Both are keyed by the hashes of what they were made from, so a second run finds them ready. Rank 0 prepares;
@@ -111,7 +122,7 @@ def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device:
                     finish_store(store)
                 ranks.barrier()
             stores[split] = OutlineStore(store)
-    return Dataset(corpus, stores, normalized, device)
+    return Dataset(corpus, stores, normalized, device, whiten)
 
 
 def _key(data: dict[str, object]) -> str:
@@ -121,7 +132,7 @@ def _key(data: dict[str, object]) -> str:
 def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
     given = Tokenizer.load(Path(config.tokenizer)) if config.tokenizer else None
     files = config.files() if config.corpus else None
-    source = fingerprint(files) if files else f"grammar {grammar.scenes().entropy():.12f} x {config.num_sentences}"
+    source = fingerprint(files) if files else f"{EMBEDDED} {grammar.scenes().entropy():.12f} x {config.num_sentences}"
     key = _key({"source": source, "vocab_size": config.vocab_size, "lowercase": config.lowercase,
                 "max_len": config.max_len, "tokenizer": given.fingerprint if given else "",
                 "fractions": [config.valid_fraction, config.test_fraction], "version": 1})

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from outlines.baselines.lm import LanguageModel
-from outlines.metrics.bleu import reconstruction_bleu
+from outlines.corpus import grammar
+from outlines.metrics.bleu import reconstruction_bleu, self_bleu_scores
 from outlines.metrics.outline import knn_precision_recall
-from outlines.metrics.text import distinct_n, unique_rate, words
+from outlines.metrics.text import copied_rate, distinct_n, unique_rate, words
 from outlines.sampling import SamplingConfig, sample
 from outlines.scoring import nll_of_rows
 from outlines.text_model import TextModel, block_seed
@@ -96,7 +97,7 @@ def evaluate(config: RunConfig, model: TextModel, data: Dataset, session: Sessio
         return figures
     scorer = evaluator(config, data, session)
     table: list[dict[str, Any]] = [{"source": "real text", "forward_nll_per_token": score(scorer, references, data),
-                                    **diversity(references)}]
+                                    **text_figures(references, data)}]
     sources = (["real outlines"] if real is not None else []) + list(model.sources)
     for source in sources:
         for temperature in TEMPERATURES:
@@ -119,14 +120,21 @@ def evaluate(config: RunConfig, model: TextModel, data: Dataset, session: Sessio
                 size = min(len(against), len(vectors))
                 row["precision"], row["recall"] = knn_precision_recall(against[:size], vectors[:size])
             sentences = data.tokenizer.decode(ids)
-            table.append({**row, "forward_nll_per_token": score(scorer, sentences, data), **diversity(sentences)})
+            table.append({**row, "forward_nll_per_token": score(scorer, sentences, data), **text_figures(sentences, data)})
     figures["table"] = table
     return figures
 
 
-def diversity(sentences: list[str]) -> dict[str, float]:
+def text_figures(sentences: list[str], data: Dataset) -> dict[str, float]:
+    """Diversity and originality of sentences; on the embedded corpus also how much of it is in the language."""
     split = [words(sentence, lowercase=True) for sentence in sentences]
-    return {"distinct_2": distinct_n(split, 2), "unique": unique_rate(split)}
+    training = (words(sentence, lowercase=True) for sentence in data.corpus.sentences["train"])
+    figures = {"distinct_2": distinct_n(split, 2), "self_bleu_4": self_bleu_scores(split, max_n=4)[4],
+               "unique": unique_rate(split), "copied": copied_rate(split, training)}
+    if data.embedded:
+        language = grammar.scenes()
+        figures["in_language"] = sum(" ".join(text.split()) in language for text in sentences) / len(sentences)
+    return figures
 
 
 def render(figures: dict[str, Any]) -> str:
@@ -137,18 +145,22 @@ def render(figures: dict[str, Any]) -> str:
     if "table" not in figures:
         return "\n".join([f"test split, {figures['samples']} sentences; nll in nats:", "", *tail])
     columns = {"source": "source", "temperature": "T", "precision": "precision", "recall": "recall",
-               "forward_nll_per_token": "forward nll/token", "distinct_2": "distinct-2", "unique": "unique"}
+               "forward_nll_per_token": "forward nll/token", "distinct_2": "distinct-2", "self_bleu_4": "self-BLEU-4", "unique": "unique", "copied": "copied",
+               "in_language": "in language"}
     used = {key: title for key, title in columns.items() if any(key in row for row in figures["table"])}
     cells = [list(used.values())]
     for row in figures["table"]:
-        cells.append([row[key] if isinstance(row.get(key), str) else f"{row[key]:.1f}" if key == "temperature" and key in row
-                      else f"{row[key]:.3f}" if key in row else "" for key in used])
+        cells.append([_cell(row.get(key), 1 if key == "temperature" else 3) for key in used])
     widths = [max(len(row[index]) for row in cells) for index in range(len(used))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     head = [f"test split, {figures['samples']} sentences, T = temperature; nll in nats, forward nll by a language model "
             "of another seed:", ""]
     return "\n".join([*head, *lines, "", *tail])
+
+
+def _cell(value: str | float | None, decimals: int) -> str:
+    return value if isinstance(value, str) else "" if value is None else f"{value:.{decimals}f}"
 
 
 def report_run(directory: Path, model: TextModel, data: Dataset, session: Session) -> str:

@@ -49,6 +49,7 @@ class Loop:
         self.ranks, self.reporter, self.signals = ranks, reporter, signals
         self.update = Update(ranks, config.clip_norm)
         self.stage_index = self.step = self.examples = 0
+        self.stale = 0  # validations since the best one
         self.best_criterion = math.inf
         self.best: dict[str, Tensor] = {}
         log_offset = self._restore()
@@ -61,7 +62,7 @@ class Loop:
             while self.stage_index < len(self.method.stages):
                 stage = self.method.stages[self.stage_index]
                 if self.step == 0:
-                    self.best_criterion, self.best = math.inf, {}
+                    self.best_criterion, self.best, self.stale = math.inf, {}, 0
                     self._seed_step()
                     self.method.begin(stage)
                 self._run_stage(stage)
@@ -80,7 +81,7 @@ class Loop:
         if self.step == 0:
             self._save()
         with self.reporter.bar(f"train {stage.name}", "steps") as progress:
-            while self.step < stage.num_steps:
+            while self.step < stage.num_steps and not (stage.patience and self.stale >= stage.patience):
                 if signal_number := self.ranks.largest(self.signals.received):
                     self._save()
                     raise Stopped(signal_number)
@@ -101,10 +102,11 @@ class Loop:
                 self.examples += len(rows)
                 num_targets += batch.num_targets
                 num_summed += 1
+                tokens_per_sec = num_targets / max(time.monotonic() - since, 1e-9)
                 sums = {key: sums[key] + value if key in sums else value for key, value in terms.items()}
-                progress(self.step, stage.num_steps)
+                progress(self.step, stage.num_steps, f"{tokens_per_sec:,.0f} tokens/s" if stage.like_length else "")
                 if self.step % self.config.log_every == 0 or self.step == stage.num_steps:
-                    self._log_terms(stage, sums, num_summed, num_targets, factor, time.monotonic() - since)
+                    self._log_terms(stage, sums, num_summed, num_targets, time.monotonic() - since)
                     sums, num_summed, num_targets, since = {}, 0, 0, time.monotonic()
                 if self.step % stage.validate_every == 0 or self.step == stage.num_steps:
                     self._validate(stage)
@@ -116,7 +118,7 @@ class Loop:
     def _seed_step(self) -> None:
         torch.manual_seed(block_seed(block_seed(self.config.seed, self.stage_index), self.step))
 
-    def _log_terms(self, stage: Stage, sums: dict[str, Tensor], num_summed: int, num_targets: int, factor: float,
+    def _log_terms(self, stage: Stage, sums: dict[str, Tensor], num_summed: int, num_targets: int,
                    seconds: float) -> None:
         """Means since the last line. Norms and scores of several ranks are summed shares, as the losses are."""
         stacked = torch.stack([value.float() for value in sums.values()]) / num_summed
@@ -126,8 +128,9 @@ class Loop:
             if key.startswith("norm/"):  # Every rank has the whole norm already.
                 values[key] /= self.ranks.world
         speed = "speed/tokens_per_sec" if stage.like_length else "speed/steps_per_sec"
-        values |= {"train/learning_rate_share": factor,
-                   speed: (num_targets if stage.like_length else num_summed) / max(seconds, 1e-9)}
+        values |= {f"learning_rate/{name}": float(self.method.optimizers[name].param_groups[0]["lr"])
+                   for name in stage.optimizers}
+        values |= {speed: (num_targets if stage.like_length else num_summed) / max(seconds, 1e-9)}
         self.log.scalars(values, stage.name, self.step, self.examples)
 
     def _validate(self, stage: Stage) -> None:
@@ -142,8 +145,9 @@ class Loop:
             self.reporter.line(f"{stage.name} step {self.step:,}: {shown}")
             self._log_samples()
         criterion = self.ranks.agree(values)[stage.criterion]
+        self.stale += 1
         if criterion < self.best_criterion:
-            self.best_criterion = criterion
+            self.best_criterion, self.stale = criterion, 0
             kept = module_tensors({name: self.method.modules[name] for name in stage.modules}, "best")
             self.best = {name: tensor.detach().clone() for name, tensor in kept.items()}
 
@@ -165,7 +169,8 @@ class Loop:
         for name, optimizer in self.method.optimizers.items():
             state, optimizers[name] = flatten_optimizer(optimizer.state_dict(), f"optimizer.{name}")
             tensors |= state
-        meta = {"stage": self.stage_index, "step": self.step, "examples": self.examples, "optimizers": optimizers,
+        meta = {"stage": self.stage_index, "step": self.step, "examples": self.examples, "stale": self.stale,
+                "optimizers": optimizers,
                 "best_criterion": None if math.isinf(self.best_criterion) else self.best_criterion,
                 "log_offset": self.log.flush(), "threads": torch.get_num_threads(), "torch": torch.__version__}
         write_state(checkpoint_path(self.directory, self.stage_index, self.step), tensors, meta)
@@ -186,7 +191,8 @@ class Loop:
         load_modules(self.method.modules, tensors, "module")
         for name, optimizer in self.method.optimizers.items():
             optimizer.load_state_dict(unflatten_optimizer(tensors, meta["optimizers"][name], f"optimizer.{name}"))
-        self.stage_index, self.step, self.examples = meta["stage"], meta["step"], meta["examples"]
+        self.stage_index, self.step = meta["stage"], meta["step"]
+        self.examples, self.stale = meta["examples"], meta["stale"]
         self.best_criterion = math.inf if meta["best_criterion"] is None else meta["best_criterion"]
         self.best = {name: tensor.to(self.data.device) for name, tensor in tensors.items() if name.startswith("best.")}
         self.reporter.line(f"going on from stage {self.stage_index + 1}, step {self.step:,}")

@@ -4,8 +4,6 @@ A Method owns its modules, its optimisers, its stages and what a step of each is
 logging, evaluation and checkpoints, and never asks which method it has.
 """
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from outlines.errors import OutlinesError
-from outlines.text_model import TextModel, save_model
+from outlines.families import discover, save_model
+from outlines.text_model import TextModel
 from train import methods
 from train.config import RunConfig, unknown_name
 from train.data import Batch, Dataset
@@ -30,6 +29,7 @@ class Stage:
 
     optimizers: the names of those it steps. modules: the names of those it trains; at its end the loop puts back
     their weights from the validation with the lowest `criterion`. like_length: batches of like length, or uniform.
+    patience: validations without a new best after which the stage ends early; 0 never.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Stage:
     criterion: str
     optimizers: tuple[str, ...]
     modules: tuple[str, ...]
+    patience: int = 0
 
 
 class NotFinite(OutlinesError):
@@ -127,13 +128,5 @@ def find_method(family: str) -> type[Method]:
 
 
 def all_methods() -> dict[str, type[Method]]:
-    for module in pkgutil.iter_modules(methods.__path__):
-        importlib.import_module(f"{methods.__name__}.{module.name}")
-    found: dict[str, type[Method]] = {}
-    pending: list[Any] = [Method]
-    while pending:
-        for subclass in pending.pop().__subclasses__():
-            if "family" in vars(subclass):
-                found[subclass.family] = subclass
-            pending.append(subclass)
-    return found
+    """Every method in train/methods, by family."""
+    return discover(Method, methods)

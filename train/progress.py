@@ -3,11 +3,18 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 from tqdm import tqdm
 
 PLAIN_LINE_SEC = 10.0
+
+
+class Progress(Protocol):
+    """What a bar yields: call it as often as you like; `note` (a speed, say) stands behind the figures."""
+
+    def __call__(self, done: int, total: int, note: str = "", /) -> None: ...
 
 
 class Reporter:
@@ -22,24 +29,27 @@ class Reporter:
             tqdm.write(text, file=sys.stderr)
 
     @contextlib.contextmanager
-    def bar(self, name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-        """Yield a callable that takes (done, total) as often as it likes."""
+    def bar(self, name: str, unit: str) -> Iterator[Progress]:
+        """Yield what to call with (done, total)."""
         started = last = time.monotonic()
         bar = tqdm(desc=name, unit=f" {unit}", file=sys.stderr, disable=self.quiet or not self._bars)
 
-        def progress(done: int, total: int) -> None:
+        def progress(done: int, total: int, note: str = "", /) -> None:
             nonlocal last
             now = time.monotonic()
             if self.quiet:
                 return
             if self._bars:
                 bar.total = total
+                if note:
+                    bar.set_postfix_str(note, refresh=False)
                 bar.update(done - bar.n)
             elif now - last >= PLAIN_LINE_SEC or done == total:
                 last = now
                 rate = done / max(now - started, 1e-9)
                 left = (total - done) / max(rate, 1e-9)
-                self.line(f"{name}: {done:,} of {total:,} {unit}, {rate:,.0f}/s, {left:,.0f} s left")
+                self.line(f"{name}: {done:,} of {total:,} {unit}, {rate:,.0f}/s{', ' + note if note else ''}, "
+                          f"{left:,.0f} s left")
 
         try:
             yield progress

@@ -14,7 +14,8 @@ import torch
 
 from outlines.checkpoint import sweep
 from outlines.errors import OutlinesError
-from outlines.text_model import TextModel, load_model
+from outlines.families import load_model
+from outlines.text_model import TextModel
 from train.config import RunConfig, from_json
 from train.data import Dataset, open_dataset
 from train.distributed import Ranks
@@ -85,8 +86,8 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
     config = run_config(directory)
     method_class = find_method(config.family)
     device = choose_device(config.training.device, session.ranks)
-    encoder = config.model.encoder if method_class.uses_outlines else None
-    data = open_dataset(config.corpus, encoder, session.cache, device, session.ranks, session.reporter)
+    encoder, whiten = (config.model.encoder, config.model.whiten) if method_class.uses_outlines else (None, False)
+    data = open_dataset(config.corpus, encoder, session.cache, device, session.ranks, session.reporter, whiten)
     if (directory / "model").exists():
         return load_model(directory / "model").to(device), data
     if session.ranks.first:

@@ -26,12 +26,10 @@ from outlines.options import option
 from outlines.outline_model import OutlineModel
 from outlines.scoring import nll_of_rows
 from train.config import RunConfig
-from train.data import Batch, Dataset
+from train.data import MAX_FITTED_ROWS, Batch, Dataset
 from train.method import Method, Stage, Update, adamw
 from train.methods.lm import DecoderOptions, LanguageModelMethod, decoder_config, decoder_stage, decoder_step
 
-MIXTURE_ROWS = 200_000
-"""Outlines, at most, that the mixture is fitted to: memory stays flat, and 100 a centre are plenty."""
 NOISE_SEED = 7
 
 
@@ -54,6 +52,9 @@ class OutlinesOptions(DecoderOptions):
     critic_steps: int = option(1, "critic steps a generator step, each with new noise on the same real outlines")
     penalty_weight: float = option(2.0, "weight of the gradient penalty: r3's gamma, wgan-gp's lambda")
     ema_decay: float = option(0.995, "decay a step of the generator's moving average, which is the one that is kept")
+    gan_patience: int = option(10, "validations without a new best after which the GAN stops early; 0 never")
+    whiten: bool = option(False, "whiten the outlines instead of scaling them by one number; it hides their structure "
+                                 "from the critic")
     gan_validate_every: int = option(200, "generator steps between two validations")
 
 
@@ -77,13 +78,13 @@ class OutlinesMethod(Method):
         options: OutlinesOptions = config.model
         self.options, self.data, self.bfloat16, self.seed = options, data, bfloat16, config.training.seed
         store = data.stores["train"]
-        num_centres = max(2, min(options.num_centres, min(len(store), MIXTURE_ROWS) // 20))
+        num_centres = max(2, min(options.num_centres, min(len(store), MAX_FITTED_ROWS) // 20))
         mixture = GeneratorConfig(store.dim, num_centres, hidden_dim=1, num_layers=1)
         generator = GeneratorConfig(store.dim, {"mixture": num_centres, "gaussian": 1, "noise": 0}[options.start],
                                     options.gan_hidden_dim, options.gan_num_layers)
         encoder = {"name": store.encoder_name, "fingerprint": store.encoder_fingerprint}
         self.model = OutlineModel(decoder_config(options, data, store.dim, options.outline_noise), generator, mixture,
-                                  data.normalized, encoder)
+                                  data.normalized, encoder, options.whiten)
         assert data.scaling is not None
         self.model.scaling.load_state_dict(data.scaling.state_dict())
         self.model.to(data.device)
@@ -101,13 +102,14 @@ class OutlinesMethod(Method):
         self.stages = (
             decoder_stage(options),
             Stage("gan", options.gan_steps, options.gan_batch_size, False, options.gan_validate_every,
-                  "valid/outline_shortfall", ("generator", "critic"), ("generator", "ema")))
+                  "valid/outline_shortfall", ("generator", "critic"), ("generator", "ema"),
+                  options.gan_patience))
 
     def begin(self, stage: Stage) -> None:
         """Fit the controls, and start the generator at the one that was asked for."""
         if stage.name != "gan":
             return
-        rows = self.data.sample_rows("train", MIXTURE_ROWS, seed=self.seed)
+        rows = self.data.sample_rows("train", MAX_FITTED_ROWS, seed=self.seed)
         outlines = self.data.outlines("train", rows)
         model = self.model
         model.mixture.start_at(fit_mixture(outlines, model.mixture.config.num_centres, self.seed))

@@ -1,0 +1,55 @@
+"""Which families there are, and a family's model on disk.
+
+A family is found, not listed: a file in `outlines/baselines/` that subclasses TextModel is all it takes.
+"""
+
+import importlib
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from outlines import baselines, outline_model
+from outlines.checkpoint import CheckpointError, load_modules, module_tensors, read_state, write_state
+from outlines.text_model import TextModel
+
+
+def discover(base: type, package: ModuleType) -> dict[str, Any]:
+    """The subclasses of `base` that name a `family`, by that name, once every file of `package` has been imported."""
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    found: dict[str, Any] = {}
+    pending: list[Any] = [base]
+    while pending:
+        for subclass in pending.pop().__subclasses__():
+            if "family" in vars(subclass):
+                found[subclass.family] = subclass
+            pending.append(subclass)
+    return found
+
+
+def families() -> dict[str, type[TextModel]]:
+    """Every family this package has, by name."""
+    assert outline_model.OutlineModel.family  # It stands outside baselines/; importing it is what registers it.
+    return discover(TextModel, baselines)
+
+
+def save_model(directory: Path, model: TextModel) -> None:
+    """Write a model as one atomic, verified directory."""
+    write_state(directory, module_tensors({"model": model}, "model"), {"family": model.family, "shape": model.shape()})
+
+
+def load_model(directory: Path) -> TextModel:
+    """Read what `save_model` wrote, in evaluation mode, on the CPU; raises OutlinesError.
+
+    The file names a family of this package and gives its shape; nothing in it can name code.
+    """
+    tensors, meta = read_state(directory)
+    known = families()
+    try:
+        model = known[meta["family"]].from_shape(meta["shape"])
+        load_modules({"model": model}, tensors, "model")
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{directory}: not a model of this version ({reason}): train it again") from error
+    return model.eval()
