@@ -5,6 +5,7 @@ Precedence: defaults < preset < --config FILE.toml < flags. A name nobody knows 
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +26,16 @@ class CorpusConfig:
     test: tuple[str, ...] = option((), "test files (default: a share of --corpus)")
     text_column: str = option("text", "column that holds the sentence in .csv and .jsonl files")
     strict: bool = option(False, "stop at the first bad line instead of counting and skipping it")
-    max_chars: int = option(2000, "characters above which a line is rejected")
-    valid_fraction: float = option(0.02, "share of sentences, 0 to 1, held out for validation by their hash")
-    test_fraction: float = option(0.02, "share of sentences, 0 to 1, held out for testing by their hash")
-    num_sentences: int = option(20000, "sentences of the embedded corpus, before splitting")
+    max_chars: int = option(2000, "characters above which a line is rejected", low=1)
+    valid_fraction: float = option(0.02, "share of sentences, 0 to 1, held out for validation by their hash",
+                                   low=0, high=0.5)
+    test_fraction: float = option(0.02, "share of sentences, 0 to 1, held out for testing by their hash",
+                                  low=0, high=0.5)
+    num_sentences: int = option(20000, "sentences of the embedded corpus, before splitting", low=100)
     tokenizer: str = option("", "a SentencePiece model to use as it is (default: one is trained on the training split)")
-    vocab_size: int = option(0, "SentencePiece pieces; 0 sizes the vocabulary to the corpus")
+    vocab_size: int = option(0, "SentencePiece pieces; 0 sizes the vocabulary to the corpus", low=0)
     lowercase: bool = option(False, "fold the case of the text")
-    max_len: int = option(64, "tokens at which a sentence is cut")
+    max_len: int = option(64, "tokens at which a sentence is cut", low=1)
 
     def files(self) -> CorpusFiles:
         return CorpusFiles(train=self.corpus, valid=self.valid, test=self.test, text_column=self.text_column,
@@ -49,14 +52,16 @@ class TrainingConfig:
                          ("auto", "cpu", "cuda", "mps"))
     precision: str = option("auto", "autocast of the decoder; auto takes bfloat16 where the hardware has matrix units "
                                     "for it", ("auto", "float32", "bfloat16"))
-    warmup_steps: int = option(200, "optimiser steps over which a learning rate rises from 0")
-    min_learning_rate: float = option(0.02, "share of the learning rate that is left at the end of the cosine")
-    clip_norm: float = option(1.0, "gradient norm above which gradients are scaled down")
-    log_every: int = option(50, "optimiser steps between two log lines")
-    checkpoint_every: int = option(500, "optimiser steps between two checkpoints")
-    evaluator_steps: int = option(1200, "optimiser steps of the language model that scores the samples in the report")
-    num_evaluation: int = option(2000, "held-out sentences, at most, and samples of each source in the report")
-    keep_checkpoints: int = option(3, "checkpoints kept; the best weights on validation are inside each")
+    warmup_steps: int = option(200, "optimiser steps over which a learning rate rises from 0", low=0)
+    min_learning_rate: float = option(0.02, "share of the learning rate that is left at the end of the cosine",
+                                      low=0, high=1)
+    clip_norm: float = option(1.0, "gradient norm above which gradients are scaled down", low=1e-09)
+    log_every: int = option(50, "optimiser steps between two log lines", low=1)
+    checkpoint_every: int = option(500, "optimiser steps between two checkpoints", low=1)
+    evaluator_steps: int = option(1200, "optimiser steps of the language model that scores the samples in the report",
+                                  low=1)
+    num_evaluation: int = option(2000, "held-out sentences, at most, and samples of each source in the report", low=20)
+    keep_checkpoints: int = option(3, "checkpoints kept; the best weights on validation are inside each", low=1)
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,10 @@ def coerce(field: dataclasses.Field[Any], value: Any, where: str) -> Any:
     if not fits or (choices and value not in choices):
         expected = " or ".join(choices) if choices else getattr(kind, "__name__", "a list of words")
         raise OutlinesError(f"{where}: {field.name} = {value!r}: expected {expected}")
+    low, high = field.metadata["low"], field.metadata["high"]
+    if kind in (int, float) and not low <= value <= high:
+        allowed = f"from {low} to {high}" if high < math.inf else f"at least {low}"
+        raise OutlinesError(f"{where}: {field.name} = {value}: must be {allowed}")
     return value
 
 
@@ -173,8 +182,8 @@ def from_json(data: dict[str, Any], model_config: type) -> RunConfig:
 
 
 def check(config: RunConfig, given: set[str]) -> None:
-    """Refuse values that cannot work, and options that would have no effect."""
-    corpus, training = config.corpus, config.training
+    """Refuse options that would have no effect."""
+    corpus = config.corpus
     without_effect = []
     if corpus.corpus:
         without_effect += ["num_sentences"]
@@ -191,13 +200,3 @@ def check(config: RunConfig, given: set[str]) -> None:
             flag = "--" + name.replace("_", "-")
             raise OutlinesError(f"{flag} has no effect here "
                                 f"({'with' if corpus.corpus else 'without'} --corpus): leave it out")
-    for name, value in (("max_len", corpus.max_len), ("log_every", training.log_every),
-                        ("checkpoint_every", training.checkpoint_every),
-                        ("keep_checkpoints", training.keep_checkpoints)):
-        if value < 1:
-            raise OutlinesError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-    for name, share in (("valid_fraction", corpus.valid_fraction), ("test_fraction", corpus.test_fraction)):
-        if not 0 < share < 0.5:
-            raise OutlinesError(f"--{name.replace('_', '-')} must lie between 0 and 0.5, not at {share}")
-    if corpus.vocab_size < 0 or corpus.num_sentences < 100 or not training.clip_norm > 0:
-        raise OutlinesError("--vocab-size must be at least 0, --num-sentences at least 100, --clip-norm above 0")

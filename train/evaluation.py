@@ -145,8 +145,8 @@ def render(figures: dict[str, Any]) -> str:
     if "table" not in figures:
         return "\n".join([f"test split, {figures['samples']} sentences; nll in nats:", "", *tail])
     columns = {"source": "source", "temperature": "T", "precision": "precision", "recall": "recall",
-               "forward_nll_per_token": "forward nll/token", "distinct_2": "distinct-2", "self_bleu_4": "self-BLEU-4", "unique": "unique", "copied": "copied",
-               "in_language": "in language"}
+               "forward_nll_per_token": "forward nll/token", "distinct_2": "distinct-2", "self_bleu_4": "self-BLEU-4",
+               "unique": "unique", "copied": "copied", "in_language": "in language"}
     used = {key: title for key, title in columns.items() if any(key in row for row in figures["table"])}
     cells = [list(used.values())]
     for row in figures["table"]:

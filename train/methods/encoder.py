@@ -25,10 +25,10 @@ from train.methods.lm import DecoderOptions, LanguageModelMethod, decoder_config
 class EncoderOptions(DecoderOptions):
     """The decoder's options, which teach, and the encoder's."""
 
-    encoder_hidden_dim: int = option(384, "width of each direction of the encoder's GRU")
-    outline_dim: int = option(384, "width of the outlines")
-    drop: float = option(0.1, "share of an input's tokens that are dropped, 0 to 1")
-    shuffle_distance: int = option(3, "tokens that an input's token may move from its place")
+    encoder_hidden_dim: int = option(384, "width of each direction of the encoder's GRU", low=1)
+    outline_dim: int = option(384, "width of the outlines", low=1)
+    drop: float = option(0.1, "share of an input's tokens that are dropped, 0 to 1", low=0, high=0.9)
+    shuffle_distance: int = option(3, "tokens that an input's token may move from its place", low=0)
 
 
 class EncoderMethod(Method):

@@ -21,15 +21,15 @@ from train.method import Method, Stage, Update, adamw
 class DecoderOptions:
     """The decoder and its training; the same names and defaults in every family that has one."""
 
-    embed_dim: int = option(256, "width of a token's embedding, tied to the output layer")
-    hidden_dim: int = option(512, "width of the decoder's GRU state")
-    num_layers: int = option(1, "GRU layers of the decoder")
-    dropout: float = option(0.1, "share of the decoder's values dropped in training, 0 to 1")
-    decoder_steps: int = option(1200, "optimiser steps of the decoder")
-    decoder_batch_size: int = option(128, "sentences a step of the decoder")
-    decoder_learning_rate: float = option(3e-3, "AdamW's peak rate for the decoder")
-    decoder_validate_every: int = option(500, "decoder steps between two validations")
-    num_validation: int = option(2000, "sentences, at most, of a validation")
+    embed_dim: int = option(256, "width of a token's embedding, tied to the output layer", low=1)
+    hidden_dim: int = option(512, "width of the decoder's GRU state", low=1)
+    num_layers: int = option(1, "GRU layers of the decoder", low=1)
+    dropout: float = option(0.1, "share of the decoder's values dropped in training, 0 to 1", low=0, high=0.95)
+    decoder_steps: int = option(1200, "optimiser steps of the decoder", low=1)
+    decoder_batch_size: int = option(128, "sentences a step of the decoder", low=1)
+    decoder_learning_rate: float = option(3e-3, "AdamW's peak rate for the decoder", low=0)
+    decoder_validate_every: int = option(500, "decoder steps between two validations", low=1)
+    num_validation: int = option(2000, "sentences, at most, of a validation", low=10)
 
 
 def decoder_stage(options: DecoderOptions, name: str = "decoder") -> Stage:

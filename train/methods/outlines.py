@@ -39,23 +39,24 @@ class OutlinesOptions(DecoderOptions):
 
     encoder: str = option("minilm", "the frozen sentence encoder: minilm, st:NAME_OR_DIRECTORY, or recurrent:DIRECTORY")
     outline_noise: float = option(0.0, "standard deviation of the noise on the decoder's outlines in training, in units "
-                                       "of the outlines' own scale")
+                                       "of the outlines' own scale", low=0)
     objective: str = option("r3", "what generator and critic play", ("r3", "wgan-gp"))
     start: str = option("mixture", "where the generator starts", ("mixture", "gaussian", "noise"))
-    num_centres: int = option(2000, "k-means centres of the mixture, at most a twentieth of the outlines")
-    gan_hidden_dim: int = option(512, "width of the generator's and the critic's layers")
-    gan_num_layers: int = option(3, "hidden layers of the generator and of the critic")
-    gan_steps: int = option(1000, "generator steps")
-    gan_batch_size: int = option(512, "outlines a step of the GAN")
-    gan_learning_rate: float = option(1e-3, "Adam's peak rate for generator and critic")
-    gan_beta2: float = option(0.99, "Adam's second beta for generator and critic; the first is 0")
-    critic_steps: int = option(1, "critic steps a generator step, each with new noise on the same real outlines")
-    penalty_weight: float = option(2.0, "weight of the gradient penalty: r3's gamma, wgan-gp's lambda")
-    ema_decay: float = option(0.995, "decay a step of the generator's moving average, which is the one that is kept")
-    gan_patience: int = option(10, "validations without a new best after which the GAN stops early; 0 never")
+    num_centres: int = option(2000, "k-means centres of the mixture, at most a twentieth of the outlines", low=2)
+    gan_hidden_dim: int = option(512, "width of the generator's and the critic's layers", low=1)
+    gan_num_layers: int = option(3, "hidden layers of the generator and of the critic", low=1)
+    gan_steps: int = option(1000, "generator steps", low=1)
+    gan_batch_size: int = option(512, "outlines a step of the GAN", low=2)
+    gan_learning_rate: float = option(1e-3, "Adam's peak rate for generator and critic", low=0)
+    gan_beta2: float = option(0.99, "Adam's second beta for generator and critic; the first is 0", low=0, high=0.9999)
+    critic_steps: int = option(1, "critic steps a generator step, each with new noise on the same real outlines", low=1)
+    penalty_weight: float = option(2.0, "weight of the gradient penalty: r3's gamma, wgan-gp's lambda", low=0)
+    ema_decay: float = option(0.995, "decay a step of the generator's moving average, which is the one that is kept",
+                              low=0, high=0.99999)
+    gan_patience: int = option(10, "validations without a new best after which the GAN stops early; 0 never", low=0)
     whiten: bool = option(False, "whiten the outlines instead of scaling them by one number; it hides their structure "
                                  "from the critic")
-    gan_validate_every: int = option(200, "generator steps between two validations")
+    gan_validate_every: int = option(200, "generator steps between two validations", low=1)
 
 
 class OutlinesMethod(Method):
