@@ -24,14 +24,14 @@ from outlines.metrics.text import copied_rate, distinct_n, unique_rate, words
 from outlines.sampling import SamplingConfig, sample
 from outlines.scoring import nll_of_rows
 from outlines.text_model import TextModel, block_seed
-from train.config import RunConfig
+from train.config import RunConfig, TrainingConfig
 from train.data import Dataset
 from train.log import RunLog
 from train.method import find_method
 from train.run_directory import write_json
 from train.runs import Session, begin_run, locked_run, run_config, train_run
 
-EVALUATOR_SEED_SHIFT = 1000
+EVALUATOR_SEED = 1001
 TEMPERATURES = (0.7, 1.0)
 EVALUATION_SEED = 11
 
@@ -43,8 +43,10 @@ def evaluator(config: RunConfig, data: Dataset, session: Session) -> TextModel:
                                    for field in dataclasses.fields(method.config_class)})
     steps = config.training.evaluator_steps
     model = dataclasses.replace(model, decoder_steps=steps, decoder_validate_every=steps)
-    training = dataclasses.replace(config.training, seed=config.training.seed + EVALUATOR_SEED_SHIFT,
-                                   checkpoint_every=config.training.checkpoint_every)
+    # One scorer for runs of every seed, and never of a run's own: else it would favour the samples of its twin.
+    seed = EVALUATOR_SEED + (config.training.seed == EVALUATOR_SEED)
+    training = dataclasses.replace(TrainingConfig(), seed=seed, device=config.training.device,
+                                   precision=config.training.precision, warmup_steps=config.training.warmup_steps)
     scorer = RunConfig(LanguageModel.family, config.corpus, training, model)
     key = json.dumps([scorer.to_json(), data.corpus.fingerprint], sort_keys=True)
     directory = session.cache / f"evaluator-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
