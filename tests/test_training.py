@@ -141,9 +141,10 @@ def test_a_second_trainer_is_refused_with_the_firsts_pid(tiny_run: Path, run_mod
 ])
 def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str, tmp_path: Path,
                                             run_module: Command) -> None:
-    done = run_module("train", *arguments, "--runs", tmp_path, "--quiet")
+    done = run_module("train", *arguments, "--quiet", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("runs/*")), "a run that never began left a directory"
 
 
 def test_two_processes_train_as_one(tiny_arguments: list[str], tiny_run: Path) -> None:
@@ -193,7 +194,7 @@ def test_clipping_by_hand() -> None:
 
 def test_a_divergence_names_stage_step_and_term(tiny_arguments: list[str], tmp_path: Path,
                                                 run_module: Command) -> None:
-    done = run_module("train", *tiny_arguments, "--runs", tmp_path, "--out", tmp_path / "run", "--quiet",
+    done = run_module("train", *tiny_arguments, "--runs", tmp_path / "runs", "--out", tmp_path / "run", "--quiet",
                       "--gan-learning-rate", "1e30", "--checkpoint-every", "10")
     assert done.returncode == 2
     assert "stage gan, step" in done.stderr and "loss" in done.stderr and done.stderr.count("\n") == 1
@@ -212,7 +213,7 @@ def test_a_run_cannot_go_on_with_another_corpus(tiny_arguments: list[str], tiny_
     corpus = tmp_path / "corpus.txt"
     corpus.write_bytes(tiny_corpus.read_bytes())
     arguments = [str(corpus) if argument == str(tiny_corpus) else argument for argument in tiny_arguments]
-    process = start([*arguments, "--runs", tmp_path, "--out", tmp_path / "run", "--quiet"])
+    process = start([*arguments, "--runs", tmp_path / "runs", "--out", tmp_path / "run", "--quiet"])
     wait_for((tmp_path / "run" / "checkpoints").exists, process)
     process.kill()
     process.wait()

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,8 @@ from train.distributed import join, leave
 from train.evaluation import report_run
 from train.method import Method, all_methods, find_method
 from train.progress import Reporter
-from train.run_directory import new_run_directory
-from train.runs import Session, begin_run, command_line, default_cache, locked_run, run_config, train_run
+from train.run_directory import new_run_directory, read_run
+from train.runs import Session, begin_run, command_line, default_cache, locked_run, train_run
 from train.signals import Stopped, StopSignals
 
 DESCRIPTION = """\
@@ -60,7 +61,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--preset", default=None, choices=sorted(method.presets),
                         help="a named set of options (default: default)")
     parser.add_argument("--config", metavar="FILE.toml", help="options from a file, by the names of the flags")
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs and their cache live (default: runs)")
+    parser.add_argument("--runs", metavar="DIR", help="where runs live, their cache in DIR-cache beside it (default: runs)")
     parser.add_argument("--out", metavar="RUN", help="the run's directory (default: a new numbered one in --runs)")
     parser.add_argument("--resume", metavar="RUN", help="go on with this run; it knows its own options")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -74,7 +75,8 @@ class RunPlan:
 
     directory: Path | None
     new: tuple[Any, str] | None
-    root: Path
+    cache: Path
+    root: Path = Path()
 
 
 def start(options: argparse.Namespace) -> RunPlan:
@@ -82,42 +84,42 @@ def start(options: argparse.Namespace) -> RunPlan:
     own = {"family", "preset", "config", "runs", "out", "resume", "quiet"}
     flags = {name: value for name, value in vars(options).items() if name not in own and value is not None}
     if options.resume:
-        given = [*flags, *(name for name in ("preset", "config", "out") if getattr(options, name))]
+        given = [*flags, *(name for name in ("preset", "config", "runs", "out") if getattr(options, name))]
         if given:
             raise OutlinesError(f"--{given[0].replace('_', '-')} has no effect with --resume: "
                                 "a run goes on with the options it began with")
         directory = Path(options.resume)
-        return RunPlan(directory, None, directory.parent)
+        return RunPlan(directory, None, Path(str(read_run(directory).get("cache", ""))))
     method = find_method(options.family)
     fields = known_fields(method.config_class)
     flags = {name: coerce(fields[name], value, "command line") for name, value in flags.items()}
-    preset = options.preset or "default"
+    preset, root = options.preset or "default", Path(options.runs or "runs")
     config = resolve(options.family, method.config_class, method.presets, preset, options.config, flags)
     if options.out and (Path(options.out) / "run.json").exists():
         raise OutlinesError(f"{options.out}: a run is here already: go on with --resume {options.out}, "
                             "or choose another directory")
-    return RunPlan(Path(options.out) if options.out else None, (config, preset), Path(options.runs))
+    return RunPlan(Path(options.out) if options.out else None, (config, preset), default_cache(root), root)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, and return the exit status."""
     directory: Path | None = None
+    made: Path | None = None
     with StopSignals() as signals:
         try:
             options = parse(sys.argv[1:] if arguments is None else arguments)
             plan = start(options)
             ranks = join(plan.new[0].training.device if plan.new else "auto")
-            session = Session(default_cache(plan.root), ranks, Reporter(options.quiet or not ranks.first), signals)
+            session = Session(plan.cache, ranks, Reporter(options.quiet or not ranks.first), signals)
             directory = plan.directory
             if directory is None:
                 assert plan.new is not None
                 name = f"{plan.new[0].family}-{plan.new[1]}"
-                directory = ranks.agree(new_run_directory(plan.root, name) if ranks.first else None)
+                made = new_run_directory(plan.root, name) if ranks.first else None
+                directory = ranks.agree(made)
                 assert directory is not None
             elif ranks.first and plan.new:
                 directory.mkdir(parents=True, exist_ok=True)
-            if not plan.new:
-                run_config(directory)
             with locked_run(directory, session):
                 if plan.new:
                     begin_run(plan.new[0], directory, session, {"preset": plan.new[1], "command": command_line()})
@@ -127,6 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     print(report_run(directory, model, data, session))
                 ranks.barrier()
         except OutlinesError as error:
+            if made and not (made / "checkpoints").exists():
+                shutil.rmtree(made)  # Nothing had begun in it.
             print(f"error: {error}", file=sys.stderr)
             return 2
         except Stopped as stopped:

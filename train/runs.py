@@ -69,7 +69,8 @@ def begin_run(config: RunConfig, directory: Path, session: Session, description:
     if session.ranks.first:
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / "run.json", {
-            "format": FORMAT, **description, **dataclasses.replace(config, training=training).to_json(),
+            "format": FORMAT, **description, "cache": str(session.cache.resolve()),
+            **dataclasses.replace(config, training=training).to_json(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
                          "sentencepiece": sentencepiece.__version__}})
     session.ranks.barrier()
@@ -129,4 +130,5 @@ def command_line() -> str:
 
 
 def default_cache(root: Path) -> Path:
-    return Path(os.environ.get("OUTLINES_CACHE", root / ".cache"))
+    """Where prepared corpora, outlines and scorers live: beside the runs, so that TensorBoard shows runs alone."""
+    return Path(os.environ.get("OUTLINES_CACHE", root.with_name(root.name + "-cache")))
