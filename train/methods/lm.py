@@ -62,7 +62,7 @@ class LanguageModelMethod(Method):
                  "checkpoint_every": 10, "warmup_steps": 5, "evaluator_steps": 20, "num_evaluation": 40,
                  "valid_fraction": 0.1, "test_fraction": 0.1},
         "default": {"num_sentences": 24000, "valid_fraction": 0.08, "test_fraction": 0.08, "evaluator_steps": 500},
-        "small": {"decoder_steps": 4400, "decoder_validate_every": 1000, "checkpoint_every": 1000},
+        "small": {"decoder_steps": 3400, "decoder_validate_every": 850, "checkpoint_every": 850, "evaluator_steps": 1000},
         "full": {"embed_dim": 512, "hidden_dim": 1024, "num_layers": 2, "dropout": 0.3, "decoder_steps": 40000,
                  "decoder_batch_size": 256, "decoder_learning_rate": 1e-3, "decoder_validate_every": 2000,
                  "checkpoint_every": 2000},
