@@ -116,8 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 assert plan.new is not None
                 name = f"{plan.new[0].family}-{plan.new[1]}"
                 made = new_run_directory(plan.root, name) if ranks.first else None
-                directory = ranks.agree(made)
-                assert directory is not None
+                directory = Path(ranks.agree(str(made)))
             elif ranks.first and plan.new:
                 directory.mkdir(parents=True, exist_ok=True)
             with locked_run(directory, session):

@@ -99,11 +99,8 @@ def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device:
     Both are keyed by the hashes of what they were made from, so a second run finds them ready. Rank 0 prepares;
     the shards of the outlines are divided over the ranks.
     """
-    if ranks.first:
-        directory: Path | None = _prepare(config, cache, reporter)
-    else:
-        directory = None
-    corpus = PreparedCorpus(ranks.agree(directory) or Path())
+    directory = ranks.agree(str(_prepare(config, cache, reporter)) if ranks.first else "")
+    corpus = PreparedCorpus(Path(directory))
     stores: dict[str, OutlineStore] = {}
     normalized = False
     if encoder is not None:

@@ -5,19 +5,18 @@ the backward pass, not by DistributedDataParallel's hooks: a gradient penalty di
 do not support. The losses are sums divided by the *global* number of rows, so the sum over ranks is the whole batch's.
 """
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from outlines.errors import OutlinesError
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,16 @@ class Ranks:
         if self.world > 1:
             dist.barrier()
 
-    def agree(self, value: Value) -> Value:
-        """Rank 0's value, on every rank."""
+    def agree(self, value: Any) -> Any:
+        """Rank 0's value, on every rank; JSON data, for torch's own broadcast of objects would pickle it."""
         if self.world == 1:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+        data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=_device())
+        size = torch.tensor([len(data)], device=_device())
+        dist.broadcast(size, src=0)
+        data = data if self.first else torch.empty(int(size), dtype=torch.uint8, device=_device())
+        dist.broadcast(data, src=0)
+        return json.loads(bytes(data.tolist()))
 
     def sum_(self, tensors: Iterable[Tensor]) -> None:
         """Sum tensors over ranks, in place, as one message."""
@@ -59,11 +61,14 @@ class Ranks:
         """The largest of the ranks' numbers."""
         if self.world == 1:
             return number
-        box = torch.tensor([number])
-        if dist.get_backend() == "nccl":
-            box = box.cuda()
+        box = torch.tensor([number], device=_device())
         dist.all_reduce(box, op=dist.ReduceOp.MAX)
         return int(box)
+
+
+def _device() -> str:
+    """Where the group's messages live."""
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def join(device: str) -> Ranks:

@@ -113,7 +113,8 @@ class Loop:
                     since = time.monotonic()
                 if self.step % self.config.checkpoint_every == 0:
                     self._save()
-        load_modules({name: self.method.modules[name] for name in stage.modules}, self.best, "best")
+        if self.best:  # Empty where no validation gave a number.
+            load_modules({name: self.method.modules[name] for name in stage.modules}, self.best, "best")
 
     def _seed_step(self) -> None:
         torch.manual_seed(block_seed(block_seed(self.config.seed, self.stage_index), self.step))

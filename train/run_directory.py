@@ -39,7 +39,10 @@ def new_run_directory(root: Path, description: str) -> Path:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the directory for this process. The kernel drops the lock with the process, so none goes stale."""
+    """Hold the directory for this process, and sweep what interrupted writes left in it.
+
+    The kernel drops the lock with the process, so none goes stale.
+    """
     with open(directory / "lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -50,6 +53,8 @@ def locked(directory: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        for folder in (directory, directory / "checkpoints"):
+            sweep(folder)
         yield
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import sentencepiece
 import torch
 
-from outlines.checkpoint import sweep
 from outlines.errors import OutlinesError
 from outlines.families import load_model
 from outlines.text_model import TextModel
@@ -104,11 +103,8 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
 
 
 def locked_run(directory: Path, session: Session) -> contextlib.AbstractContextManager[None]:
-    """The lock of a run's directory, on the one rank that writes; leftovers of interrupted writes are swept."""
-    if not session.ranks.first:
-        return contextlib.nullcontext()
-    sweep(directory)
-    return locked(directory)
+    """The lock of a run's directory, for the one rank that writes."""
+    return locked(directory) if session.ranks.first else contextlib.nullcontext()
 
 
 def _check_and_note_hashes(directory: Path, data: Dataset) -> None:
