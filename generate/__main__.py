@@ -69,22 +69,13 @@ def output(path: Path | None) -> Iterator[IO[str]]:
         staging.unlink(missing_ok=True)
 
 
-def choose_device(name: str) -> str:
-    import torch
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return next(device for device, there in available.items() if there)
-    if not available[name]:
-        raise OutlinesError(f"--device {name}: none on this machine, or this torch does not support it: use --device cpu")
-    return name
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write sentences, and return the exit status."""
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         # Imported after the arguments are known to be good: a mistyped flag is answered at once.
         from generate.pipeline import load_pipeline, write_sentences
+        from outlines.devices import choose_device
         from outlines.sampling import SamplingConfig
         temperature = 0.0 if options.greedy else 0.7 if options.temperature is None else options.temperature
         sampling = SamplingConfig(temperature, options.top_k or 0, 1.0 if options.top_p is None else options.top_p,

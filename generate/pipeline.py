@@ -30,7 +30,7 @@ class Pipeline:
                 yield " ".join(text.split())
 
 
-def load_pipeline(run: Path, device: str = "cpu") -> Pipeline:
+def load_pipeline(run: Path, device: torch.device) -> Pipeline:
     """Load a run; raises OutlinesError that says what is missing or damaged."""
     if not (run / "run.json").is_file():
         raise OutlinesError(f"{run}: no run here (no run.json)")
@@ -46,7 +46,7 @@ def load_pipeline(run: Path, device: str = "cpu") -> Pipeline:
     model = load_model(run / "model")
     if model.decoder.config.vocab_size != tokenizer.vocab_size:
         raise OutlinesError(f"{run}: model and tokenizer do not belong together")
-    return Pipeline(model.to(torch.device(device)), tokenizer)
+    return Pipeline(model.to(device), tokenizer)
 
 
 def write_sentences(sentences: Iterator[str], file: IO[str], as_json: bool) -> int:

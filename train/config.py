@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from outlines.corpus.reading import CorpusFiles
+from outlines.devices import DEVICES
 from outlines.errors import OutlinesError
 from outlines.options import option
 
@@ -49,7 +50,7 @@ class TrainingConfig:
 
     seed: int = option(1, "decides weights, batches and noise")
     device: str = option("auto", "where to train; auto takes cuda, then mps, then cpu",
-                         ("auto", "cpu", "cuda", "mps"))
+                         DEVICES)
     precision: str = option("auto", "autocast of the decoder; auto takes bfloat16 where the hardware has matrix units "
                                     "for it", ("auto", "float32", "bfloat16"))
     warmup_steps: int = option(200, "optimiser steps over which a learning rate rises from 0", low=0)

@@ -12,6 +12,7 @@ import numpy as np
 import sentencepiece
 import torch
 
+from outlines.devices import choose_device
 from outlines.errors import OutlinesError
 from outlines.families import load_model
 from outlines.text_model import TextModel
@@ -35,15 +36,6 @@ class Session:
     signals: StopSignals
 
 
-def choose_device(name: str, ranks: Ranks) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if not available[name]:
-        raise OutlinesError(f"--device {name}: none on this machine, or this torch does not support it: use --device cpu")
-    return torch.device("cuda", ranks.local_rank) if name == "cuda" else torch.device(name)
-
-
 def has_bfloat16_units(device: torch.device) -> bool:
     """True where bfloat16 matrix products run on units of their own.
 
@@ -60,7 +52,7 @@ def has_bfloat16_units(device: torch.device) -> bool:
 
 def begin_run(config: RunConfig, directory: Path, session: Session, description: dict[str, Any]) -> None:
     """Write run.json with everything resolved, before step 0; the hashes follow once the corpus is prepared."""
-    device = choose_device(config.training.device, session.ranks)
+    device = choose_device(config.training.device, session.ranks.local_rank)
     precision = config.training.precision
     if precision == "auto":
         precision = "bfloat16" if has_bfloat16_units(device) else "float32"
@@ -85,7 +77,7 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
     """Train the run that run.json describes, or go on with it, to the end; returns the model and its data."""
     config = run_config(directory)
     method_class = find_method(config.family)
-    device = choose_device(config.training.device, session.ranks)
+    device = choose_device(config.training.device, session.ranks.local_rank)
     encoder, whiten = (config.model.encoder, config.model.whiten) if method_class.uses_outlines else (None, False)
     data = open_dataset(config.corpus, encoder, session.cache, device, session.ranks, session.reporter, whiten)
     if (directory / "model").exists():

@@ -1,0 +1,20 @@
+"""Where tensors live."""
+
+import torch
+
+from outlines.errors import OutlinesError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of that name; `auto` takes cuda, then mps, then cpu. local_rank: which of a machine's GPUs.
+
+    Raises OutlinesError where there is none of the name.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, there in available.items() if there)
+    if not available[name]:
+        raise OutlinesError(f"--device {name}: none on this machine, or this torch does not support it: use --device cpu")
+    return torch.device("cuda", local_rank) if name == "cuda" else torch.device(name)

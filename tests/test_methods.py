@@ -1,0 +1,121 @@
+"""The families' training steps, from inside."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from outlines.families import families, load_model, save_model
+from outlines.outline_model import OutlineModel
+from outlines.sampling import SamplingConfig
+from train.config import RunConfig, resolve
+from train.data import Dataset, open_dataset
+from train.distributed import Ranks
+from train.method import Update, all_methods, find_method
+from train.methods.outlines import OutlinesMethod
+from train.progress import Reporter
+
+
+@pytest.fixture(scope="module")
+def data(tiny_corpus: Path, recurrent_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return open_dataset(config(tiny_corpus, {}).corpus, f"recurrent:{recurrent_encoder}", tmp_path_factory.mktemp("cache"),
+                        torch.device("cpu"), Ranks(), Reporter(quiet=True))
+
+
+def config(corpus: Path, flags: dict[str, object], family: str = "outlines") -> RunConfig:
+    method = find_method(family)
+    return resolve(family, method.config_class, method.presets, "tiny", None, {"corpus": (str(corpus),), **flags})
+
+
+def gan(data: Dataset, corpus: Path, **flags: object) -> OutlinesMethod:
+    torch.manual_seed(0)
+    method = OutlinesMethod(config(corpus, flags), data, bfloat16=False)
+    method.begin(method.stages[1])
+    return method
+
+
+def values(module: nn.Module) -> list[torch.Tensor]:
+    return [tensor.clone() for tensor in module.state_dict().values()]
+
+
+def same(before: list[torch.Tensor], module: nn.Module) -> bool:
+    return all(torch.equal(old, new) for old, new in zip(before, module.state_dict().values(), strict=True))
+
+
+def batch(data: Dataset, step: int = 0):  # type: ignore[no-untyped-def]
+    return data.batch(data.order(32, False, 1).batch(step), Ranks())
+
+
+def test_each_phase_moves_its_own_network_alone(data: Dataset, tiny_corpus: Path) -> None:
+    method = gan(data, tiny_corpus)
+    update = Update(Ranks(), 1.0)
+    generator, critic = values(method.generator), values(method.critic)
+    method._critic_step(batch(data), update)
+    assert same(generator, method.generator) and not same(critic, method.critic)
+    assert all(parameter.grad is None for parameter in method.generator.parameters())
+    critic = values(method.critic)
+    for parameter in method.critic.parameters():
+        parameter.grad = None
+    method._generator_step(batch(data), update)
+    assert same(critic, method.critic) and not same(generator, method.generator)
+    assert all(parameter.grad is None for parameter in method.critic.parameters())
+    assert all(parameter.requires_grad for parameter in method.critic.parameters())
+
+
+@pytest.mark.parametrize("start", ["mixture", "gaussian", "noise"])
+@pytest.mark.parametrize("objective", ["r3", "wgan-gp"])
+def test_every_objective_from_every_start(data: Dataset, tiny_corpus: Path, start: str, objective: str) -> None:
+    method = gan(data, tiny_corpus, start=start, objective=objective, critic_steps=2)
+    controls = [values(method.model.mixture), values(method.model.gaussian), values(method.model.decoder)]
+    for step in range(3):
+        terms = method.step(method.stages[1], batch(data, step), Update(Ranks(), 1.0))
+        assert all(bool(term.isfinite()) for term in terms.values())
+    for before, module in zip(controls, (method.model.mixture, method.model.gaussian, method.model.decoder), strict=True):
+        assert same(before, module), "the GAN's stage moved what it must not"
+    figures = method.validate(method.stages[1])
+    precision, recall = figures["valid/precision"], figures["valid/recall"]
+    harmonic = 2 / (1 / precision + 1 / recall) if precision and recall else 0.0
+    assert figures["valid/outline_shortfall"] == pytest.approx(1 - harmonic)
+
+
+def test_the_generator_starts_as_the_control_it_was_started_at(data: Dataset, tiny_corpus: Path) -> None:
+    for start in ("mixture", "gaussian"):
+        model = gan(data, tiny_corpus, start=start).model
+        outlines = [model.vectors(50, torch.Generator().manual_seed(1), source) for source in ("generator", start)]
+        assert torch.allclose(outlines[0], outlines[1], atol=1e-5)
+
+
+def test_generated_outlines_have_the_encoders_norm(data: Dataset, tiny_corpus: Path) -> None:
+    model = gan(data, tiny_corpus).model
+    for source in model.sources:
+        raw = model.scaling.unscale(model.vectors(20, torch.Generator().manual_seed(0), source))
+        assert torch.allclose(raw.norm(dim=1), torch.ones(20), atol=1e-5)
+
+
+def test_the_embedded_grammar_and_files_share_no_marking(data: Dataset) -> None:
+    assert data.embedded is False
+
+
+@pytest.mark.parametrize("family", sorted(all_methods()))
+def test_a_saved_model_is_the_same_model(family: str, data: Dataset, tiny_corpus: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    method = find_method(family)(config(tiny_corpus, {}, family), data, False)
+    save_model(tmp_path / "model", method.model)
+    loaded = load_model(tmp_path / "model")
+    assert type(loaded) is families()[family]
+    assert same(values(method.model), loaded)
+    if loaded.sources:
+        sampling = SamplingConfig(max_len=8)
+        first, second = (next(model.eval().generate(5, 1, sampling))[0] for model in (method.model, loaded))
+        assert first == second
+
+
+def test_the_kept_generator_is_a_moving_average(data: Dataset, tiny_corpus: Path) -> None:
+    method = gan(data, tiny_corpus, ema_decay=0.5)
+    before = copy.deepcopy(method.model.generator)
+    method.step(method.stages[1], batch(data), Update(Ranks(), 1.0))
+    expected = (before.centres + method.generator.centres) / 2
+    assert torch.allclose(method.model.generator.centres, expected, atol=1e-6)
+    assert isinstance(method.model, OutlineModel)
