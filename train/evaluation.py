@@ -26,6 +26,7 @@ from outlines.scoring import nll_of_rows
 from outlines.text_model import TextModel, block_seed
 from train.config import RunConfig, TrainingConfig
 from train.data import Dataset
+from train.distributed import Ranks
 from train.log import RunLog
 from train.method import find_method
 from train.run_directory import write_json
@@ -50,7 +51,7 @@ def evaluator(config: RunConfig, data: Dataset, session: Session) -> TextModel:
     scorer = RunConfig(LanguageModel.family, config.corpus, training, model)
     key = json.dumps([scorer.to_json(), data.corpus.fingerprint], sort_keys=True)
     directory = session.cache / f"evaluator-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    alone = dataclasses.replace(session, ranks=type(session.ranks)())
+    alone = dataclasses.replace(session, ranks=Ranks())
     directory.mkdir(parents=True, exist_ok=True)
     with locked_run(directory, alone):
         if not (directory / "run.json").exists():
