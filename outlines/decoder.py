@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from outlines.gru import GRU
+from outlines.losses import total_nll
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.embed_dim)
-        self.gru = GRU(config.embed_dim, config.hidden_dim, config.num_layers, batch_first=True,
-                       dropout=config.dropout if config.num_layers > 1 else 0.0)
+        self.gru = nn.GRU(config.embed_dim, config.hidden_dim, config.num_layers, batch_first=True,
+                          dropout=config.dropout if config.num_layers > 1 else 0.0)
         self.dropout = LockedDropout(config.dropout)
         self.readout = nn.Linear(config.hidden_dim, config.embed_dim)
         self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
@@ -97,6 +97,14 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor, vector: Tensor | None) -> Tensor:
         """Teacher-forced logits [B, T, V] for inputs [B, T] (bos first) under a vector [B, D], or None."""
+        return functional.linear(self.read(tokens, vector), self.embedding.weight, self.output_bias)
+
+    def nll(self, tokens: Tensor, vector: Tensor | None, targets: Tensor, mask: Tensor) -> Tensor:
+        """-log p(targets | vector), nats, the sum over a batch's real targets; for training. Arguments as above."""
+        return total_nll(self.read(tokens, vector), self.embedding.weight, self.output_bias, targets, mask)
+
+    def read(self, tokens: Tensor, vector: Tensor | None) -> Tensor:
+        """What the output layer reads at each of a batch's inputs, [B, T, embed_dim]."""
         if vector is not None and self.training and self.config.vector_noise:
             vector = vector + self.config.vector_noise * torch.randn_like(vector)
-        return self.step(tokens, self.start(vector, len(tokens)), vector)[0]
+        return self.hidden(tokens, self.start(vector, len(tokens)), vector)[0]

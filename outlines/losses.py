@@ -16,39 +16,49 @@ def sequence_nll(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
 
     logits: [B, T, V]. targets: [B, T] ids. mask: [B, T], True = a real target; padding adds exactly nothing.
     """
-    nll = _CrossEntropy.apply(logits.flatten(0, 1).float(), targets.flatten())
+    nll = functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
     return (nll.view_as(targets) * mask).sum(dim=1)
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """-log softmax(logits)[target], nats [N], from logits [N, V] and targets [N].
+def total_nll(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """The sum of `sequence_nll` over a batch, nats, a scalar, for the logits hidden · weightᵀ + bias.
 
-    As functional.cross_entropy, but the N × V numbers are written once instead of four times: the forward pass keeps
-    only the normalisers, the backward pass works in pieces that fit a cache.
+    The logits are made and used up in pieces that fit a cache, with their gradient in the same pass, and never stand in
+    memory whole: they are the largest numbers of a training step by far.
+    hidden: [B, T, E] what the output layer reads. weight: [V, E]; bias: [V]. targets, mask: [B, T].
     """
+    total: Tensor = _TotalNll.apply(hidden.flatten(0, 1), weight, bias, targets.flatten(), mask.flatten())
+    return total
+
+
+class _TotalNll(torch.autograd.Function):
+    """`total_nll` of N rows. As the loss is a sum, its gradient is known before anything is backpropagated."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        normalisers = torch.cat([piece.logsumexp(dim=1) for piece in logits.split(_rows_at_once(logits))])
-        ctx.save_for_backward(logits, targets, normalisers)
-        return normalisers - logits.gather(1, targets[:, None])[:, 0]
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+        rows_at_once = max(1, (2**20 if hidden.device.type == "cpu" else 2**27) // len(bias))
+        output = weight.to(hidden.dtype)
+        total = torch.zeros((), device=hidden.device)
+        of_hidden, of_weight, of_bias = torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
+        for start in range(0, len(hidden), rows_at_once):
+            piece = slice(start, start + rows_at_once)
+            target, real = targets[piece, None], mask[piece, None].to(hidden.dtype)
+            logits = functional.linear(hidden[piece], output, bias.to(hidden.dtype)).float()
+            log_normaliser = logits.logsumexp(dim=1, keepdim=True)
+            total += ((log_normaliser - logits.gather(1, target)) * real).sum()
+            slope = logits.sub_(log_normaliser).exp_()  # of the nll by each logit: softmax, less 1 at the target
+            slope.scatter_add_(1, target, slope.new_full((), -1.0).expand_as(target))
+            slope = slope.to(hidden.dtype)
+            of_hidden[piece] = (slope @ output) * real
+            of_weight += slope.t() @ (hidden[piece] * real)
+            of_bias += (real.t() @ slope)[0]
+        ctx.save_for_backward(of_hidden, of_weight, of_bias)
+        return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        logits, targets, normalisers = ctx.saved_tensors
-        weights = gradients[0][:, None]
-        of_logits = torch.empty_like(logits)
-        for start in range(0, len(logits), _rows_at_once(logits)):
-            piece = slice(start, start + _rows_at_once(logits))
-            probabilities = torch.sub(logits[piece], normalisers[piece, None], out=of_logits[piece]).exp_()
-            probabilities.mul_(weights[piece])
-            probabilities.scatter_add_(1, targets[piece, None], -weights[piece])
-        return of_logits, None
-
-
-def _rows_at_once(logits: Tensor) -> int:
-    """Rows whose logits fit a CPU core's cache; a GPU takes all at once."""
-    return 128 if logits.device.type == "cpu" else max(1, len(logits))
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        of_hidden, of_weight, of_bias = ctx.saved_tensors
+        return of_hidden * gradients[0].to(of_hidden.dtype), of_weight * gradients[0], of_bias * gradients[0], None, None
 
 
 def relativistic_critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from outlines.losses import (
     relativistic_generator_loss,
     score_gradients,
     sequence_nll,
+    total_nll,
     wasserstein_critic_loss,
     wasserstein_generator_loss,
     zero_centred_penalty,
@@ -61,17 +62,16 @@ def test_penalty_reaches_the_critics_weights() -> None:
     assert torch.allclose(critic.weight.grad, critic.weight.detach())  # d/dw of |w|²/2
 
 
-def test_nll_and_its_gradient_are_torchs_own() -> None:
+@pytest.mark.parametrize("vocab_size", [9, 300_000])  # in one piece, and in four
+def test_total_nll_and_its_gradients_are_those_of_whole_logits(vocab_size: int) -> None:
     torch.manual_seed(0)
-    logits, targets = torch.randn(20, 15, 9, dtype=torch.double), torch.randint(9, (20, 15))
-    mask, weight = torch.rand(20, 15) < 0.8, torch.randn(20, dtype=torch.double)
+    inputs = [torch.randn(2, 6, 3), torch.randn(vocab_size, 3), torch.randn(vocab_size)]
+    targets, mask = torch.randint(vocab_size, (2, 6)), torch.rand(2, 6) < 0.7
     results = []
     for own in (True, False):
-        at = logits.float().requires_grad_()
-        if own:
-            nll = sequence_nll(at, targets, mask)
-        else:
-            nll = torch.nn.functional.cross_entropy(at.transpose(1, 2), targets, reduction="none").mul(mask).sum(1)
-        results += [nll, *torch.autograd.grad((nll * weight).sum(), [at])]
-    assert torch.allclose(results[0], results[2], atol=1e-5)
-    assert torch.allclose(results[1], results[3], atol=1e-6)
+        hidden, weight, bias = (tensor.clone().requires_grad_() for tensor in inputs)
+        nll = (total_nll(hidden, weight, bias, targets, mask) if own else
+               sequence_nll(hidden @ weight.t() + bias, targets, mask).sum())
+        results.append([nll, *torch.autograd.grad(nll * 0.3, [hidden, weight, bias])])
+    for ours, torchs in zip(*results, strict=True):
+        assert torch.allclose(ours, torchs, rtol=1e-4, atol=1e-6)

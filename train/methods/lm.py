@@ -9,7 +9,6 @@ from torch import Tensor
 
 from outlines.baselines.lm import LanguageModel
 from outlines.decoder import Decoder, DecoderConfig
-from outlines.losses import sequence_nll
 from outlines.options import option
 from outlines.scoring import nll_of_rows
 from train.config import RunConfig
@@ -48,8 +47,7 @@ def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int,
 def decoder_step(decoder: Decoder, vector: Tensor | None, batch: Batch, bfloat16: bool) -> tuple[Tensor, Tensor]:
     """This rank's share of the global nll per token, and of the nll per sentence; both nats."""
     with torch.autocast(batch.tokens.inputs.device.type, torch.bfloat16, enabled=bfloat16):
-        logits = decoder(batch.tokens.inputs, vector)
-    nll = sequence_nll(logits, batch.tokens.targets, batch.tokens.mask).sum()
+        nll = decoder.nll(batch.tokens.inputs, vector, batch.tokens.targets, batch.tokens.mask)
     return nll / batch.num_targets, nll.detach() / batch.num_rows
 
 
