@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Command
-from train.__main__ import parse, start
+from train.__main__ import parse, plan_of
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -51,7 +51,7 @@ def test_every_training_command_is_understood(command: str) -> None:
             parse(words[words.index("train") + 1:])
         return
     options = parse(words[words.index("train") + 1:])
-    assert options.resume == "RUN" or start(options).new is not None
+    assert options.resume == "RUN" or plan_of(options).configs
 
 
 def test_the_main_job_in_miniature(tiny_arguments: list[str], run_module: Command, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_the_embedded_corpus_needs_no_file(recurrent_encoder: Path, run_module: 
     done = run_module("train", "--preset", "tiny", "--encoder", f"recurrent:{recurrent_encoder}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "runs" / "001-outlines-tiny" / "report.json").read_text())
-    assert report["table"][0]["source"] == "real text" and report["table"][0]["in_language"] == 1.0
+    assert report["rows"][0]["source"] == "real text" and report["rows"][0]["in_language"] == 1.0
     assert "going on" not in done.stderr and (tmp_path / "runs" / "001-outlines-tiny" / "report.md").is_file()
 
 

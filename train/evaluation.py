@@ -1,16 +1,12 @@
-"""What a finished run reached: the quick evaluation at the end of every training, on the test split.
+"""What a run's sentences are worth, in figures: one row for every source of sentences and temperature, on the test split.
 
-The scorer of samples is a language model of another seed, trained on the same training sentences; it is kept in the
-cache under the hash of what it was trained on and how, and never trained twice.
+The quick form ends every training; the full form (`python -m train evaluate`) adds reverse nll, a second evaluator of
+another architecture, and the outlines of the generated text. Weights and options were chosen on the validation split.
 """
 
-import dataclasses
-import hashlib
-import json
-import math
-import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,46 +14,187 @@ from torch import Tensor
 
 from outlines.baselines.lm import LanguageModel
 from outlines.corpus import grammar
-from outlines.metrics.bleu import reconstruction_bleu, self_bleu_scores
-from outlines.metrics.outline import knn_precision_recall
-from outlines.metrics.text import copied_rate, distinct_n, unique_rate, words
+from outlines.encoders import SentenceEncoder
+from outlines.metrics.bleu import References, bleu_scores, reconstruction_bleu, self_bleu_scores
+from outlines.metrics.ngram import NgramModel
+from outlines.metrics.outline import frechet_distance, knn_precision_recall, two_sample_accuracy
+from outlines.metrics.text import copied_rate, distinct_n, length_distance, nearest_overlap, unique_rate, words
 from outlines.sampling import SamplingConfig, sample
 from outlines.scoring import nll_of_rows
 from outlines.text_model import TextModel, block_seed
-from train.config import RunConfig, TrainingConfig
+from train.config import RunConfig
 from train.data import Dataset
-from train.distributed import Ranks
-from train.log import RunLog
-from train.method import find_method
-from train.run_directory import write_json
-from train.runs import Session, begin_run, locked_run, run_config, train_run
+from train.evaluators import Nll, baseline, reverse_nll, score, scorer, tokens_of
+from train.runs import Session
 
-EVALUATOR_SEED = 1001
-TEMPERATURES = (0.7, 1.0)
-EVALUATION_SEED = 11
+SAMPLING_SEED = 11
+QUICK_TEMPERATURES = (0.7, 1.0)
+REAL_TEXT, REAL_OUTLINES, LM = "real text", "real outlines", "lm"
+
+Row = dict[str, Any]
 
 
-def evaluator(config: RunConfig, data: Dataset, session: Session) -> TextModel:
-    """The language model that scores samples of this corpus: trained now, or found in the cache."""
-    method = find_method(LanguageModel.family)
-    model = method.config_class(**{field.name: getattr(config.model, field.name)
-                                   for field in dataclasses.fields(method.config_class)})
-    steps = config.training.evaluator_steps
-    model = dataclasses.replace(model, decoder_steps=steps, decoder_validate_every=steps)
-    # One scorer for runs of every seed, and never of a run's own: else it would favour the samples of its twin.
-    seed = EVALUATOR_SEED + (config.training.seed == EVALUATOR_SEED)
-    training = dataclasses.replace(TrainingConfig(), seed=seed, device=config.training.device,
-                                   precision=config.training.precision, warmup_steps=config.training.warmup_steps)
-    scorer = RunConfig(LanguageModel.family, config.corpus, training, model)
-    key = json.dumps([scorer.to_json(), data.corpus.fingerprint], sort_keys=True)
-    directory = session.cache / f"evaluator-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    alone = dataclasses.replace(session, ranks=Ranks())
-    directory.mkdir(parents=True, exist_ok=True)
-    with locked_run(directory, alone):
-        if not (directory / "run.json").exists():
-            begin_run(scorer, directory, alone, {"preset": "evaluator", "command": "trained as a scorer of samples"})
-        session.reporter.line("the language model that scores the samples:")
-        return train_run(directory, alone)[0]
+@dataclass(frozen=True)
+class Full:
+    """What the full form needs beyond the quick one."""
+
+    num_samples: int
+    """that forward and reverse nll are taken on; the other figures compare as many as there are held-out sentences"""
+    reverse_steps: int
+    encoder: SentenceEncoder | None
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """What one source gave: its sentences and, where it makes outlines, the raw ones they were decoded from, [N, D]."""
+
+    text: list[str]
+    outlines: Tensor | None = None
+
+
+class Yardstick:
+    """One corpus's held-out text and the evaluators of it: every source is measured by the same one."""
+
+    def __init__(self, config: RunConfig, data: Dataset, session: Session, full: Full | None = None):
+        """config: of a run on this corpus; it gives the shape of the language models that score."""
+        self.config, self.data, self.session, self.full = config, data, session, full
+        self.num_samples = full.num_samples if full else config.training.num_evaluation
+        self.rows = data.sample_rows("test", self.num_samples, seed=1)
+        self.references = data.text("test", self.rows)
+        # Real text stands against other real text: against itself it would be perfect.
+        self.others = data.sample_rows("valid", self.num_samples, seed=1)
+
+    @cached_property
+    def scorer(self) -> TextModel:
+        return scorer(self.config, self.data, self.session)
+
+    @cached_property
+    def ngram(self) -> NgramModel:
+        tokens = self.data.corpus.tokens["train"]
+        return NgramModel(tokens.rows(range(len(tokens))), self.data.tokenizer.vocab_size)
+
+    @cached_property
+    def counted_references(self) -> References:
+        return References([words(sentence, lowercase=True) for sentence in self.references], max_n=5)
+
+    @cached_property
+    def encoded_references(self) -> Tensor:
+        """Raw outlines of the references by the full form's encoder, [N, D]."""
+        assert self.full and self.full.encoder
+        stores = self.data.stores
+        if stores and stores["test"].encoder_fingerprint == self.full.encoder.fingerprint:
+            return self.real_outlines
+        return torch.from_numpy(self.full.encoder.encode(self.references))
+
+    @cached_property
+    def real_outlines(self) -> Tensor:
+        """Raw outlines of the references, as the runs of this corpus see them, [N, D]."""
+        return torch.from_numpy(self.data.stores["test"].rows(self.rows))
+
+    def real_text(self) -> Sentences:
+        """Held-out sentences that are none of the references; their outlines, if the corpus is encoded."""
+        stores = self.data.stores
+        raw = torch.from_numpy(stores["valid"].rows(self.others)) if stores else None
+        return Sentences(self.data.text("valid", self.others), raw)
+
+    def measure(self, sentences: Sentences) -> Row:
+        """All figures of one source's sentences that need no model but the evaluators."""
+        text = sentences.text
+        row: Row = {"num_samples": len(text), **_nll_figures("forward", score(self.scorer, text, self.data))}
+        compared = text[:len(self.references)]
+        row["num_compared"] = len(compared)
+        row |= self._text_figures(compared)
+        if sentences.outlines is not None:
+            row |= self._outline_figures("outline", self.real_outlines, sentences.outlines)
+        if self.full is not None:
+            row |= self._full_figures(text, compared)
+        return row
+
+    def _full_figures(self, text: Sequence[str], compared: Sequence[str]) -> Row:
+        assert self.full is not None
+        tokens = tokens_of(text, self.data)
+        row = _nll_figures("forward_ngram", Nll.of(*self.ngram.nll_of_rows(tokens), text))
+        row |= self.reverse(text)
+        if self.full.encoder is not None:
+            outlines = torch.from_numpy(self.full.encoder.encode(list(compared)))
+            row |= self._outline_figures("text", self.encoded_references, outlines)
+        return row
+
+    def reverse(self, text: Sequence[str]) -> Row:
+        """Both reverse nlls of samples; a sample that no line of a text file can hold is left out."""
+        assert self.full is not None
+        text = [sentence for sentence in text if sentence.strip() and "\0" not in sentence]
+        samples = NgramModel(tokens_of(text, self.data), self.data.tokenizer.vocab_size)
+        held_out = Nll.of(*samples.nll_of_rows(tokens_of(self.references, self.data)), self.references)
+        return {**_nll_figures("reverse_ngram", held_out), "num_reverse": len(text), **_nll_figures("reverse", reverse_nll(
+            text, self.references, self.config, self.data, self.session, self.full.reverse_steps))}
+
+    def _text_figures(self, text: Sequence[str]) -> Row:
+        """Diversity and originality; on the embedded corpus also how much of it is in the language."""
+        split = [words(sentence, lowercase=True) for sentence in text]
+
+        def training() -> Iterator[list[str]]:
+            return (words(sentence, lowercase=True) for sentence in self.data.corpus.sentences["train"])
+
+        row: Row = {"distinct_2": distinct_n(split, 2), "unique": unique_rate(split),
+                    "copied": copied_rate(split, training())}
+        orders = range(2, 6)
+        self_bleu = self_bleu_scores(split)
+        row |= {f"self_bleu_{n}": self_bleu[n] for n in orders}
+        if self.full is not None:
+            bleu = bleu_scores(split, self.counted_references)
+            row |= {f"bleu_{n}": bleu[n] for n in orders}
+            row["nearest_overlap"], row["near_copies"] = nearest_overlap(split, training())
+            references = [words(sentence, lowercase=True) for sentence in self.references]
+            row["length_distance"] = length_distance(split, references)
+        if self.data.embedded:
+            language = grammar.scenes()
+            log_probabilities = [language.log_prob(" ".join(sentence.split())) for sentence in text]
+            inside = [-value for value in log_probabilities if value > -torch.inf]
+            row["in_language"] = len(inside) / len(text)
+            if inside:
+                row["grammar_nll"] = sum(inside) / len(inside)
+        return row
+
+    def _outline_figures(self, name: str, real: Tensor, fake: Tensor) -> Row:
+        """Figures of raw outlines, of as many of each set as there are of both, in units of the real ones' deviation."""
+        size = min(len(real), len(fake))
+        mean = real.double().mean(dim=0)
+        scale = (real - mean).square().mean().sqrt()
+        real, fake = (real[:size] - mean) / scale, (fake[:size].cpu() - mean) / scale
+        row: Row = dict(zip((f"{name}_precision", f"{name}_recall"), knn_precision_recall(real, fake), strict=True))
+        if self.full is not None:
+            row[f"{name}_frechet"] = frechet_distance(real, fake)
+            test = two_sample_accuracy(real, fake)
+            row |= {f"{name}_two_sample": test.accuracy, f"{name}_two_sample_low": test.low,
+                    f"{name}_two_sample_high": test.high}
+        return row
+
+
+def _nll_figures(name: str, nll: Nll) -> Row:
+    return {f"{name}_nll_per_token": nll.per_token, f"{name}_ppl_per_word": nll.ppl_per_word}
+
+
+def sources_of(model: TextModel, data: Dataset) -> tuple[str, ...]:
+    """What a run can be sampled from: real outlines, the upper bound, then its own sources, then its controls."""
+    return (*((REAL_OUTLINES,) if data.stores else ()), *model.sources)
+
+
+def draw(model: TextModel, data: Dataset, source: str, temperature: float, num: int) -> Sentences:
+    """`num` sentences of a source, or as many as it has: of real outlines, the validation rows first, then test rows."""
+    sampling = SamplingConfig(temperature=temperature, max_len=data.corpus.meta["max_len"])
+    if source == REAL_OUTLINES:
+        vectors = [data.outlines(split, data.sample_rows(split, num, seed=1)) for split in ("valid", "test")]
+        vectors = [torch.cat(vectors)[:num]]
+        ids = [row for block in decode(model, vectors[0], SAMPLING_SEED, sampling) for row in block]
+    else:
+        blocks = list(model.generate(num, SAMPLING_SEED, sampling, source))
+        vectors = [part for _, part in blocks if part is not None]
+        ids = [row for block, _ in blocks for row in block]
+    text = [" ".join(sentence.split()) for sentence in data.tokenizer.decode(ids)]
+    if not vectors or data.scaling is None:
+        return Sentences(text)
+    return Sentences(text, data.scaling.unscale(torch.cat(vectors)).cpu())
 
 
 def decode(model: TextModel, vectors: Tensor, seed: int, sampling: SamplingConfig) -> Iterator[list[list[int]]]:
@@ -69,124 +206,32 @@ def decode(model: TextModel, vectors: Tensor, seed: int, sampling: SamplingConfi
                      sampling)
 
 
-def score(scorer: TextModel, sentences: list[str], data: Dataset) -> float:
-    """Forward nll per token, nats: the scorer's view of sentences, tokenised anew from their text."""
-    limit = data.corpus.meta["max_len"]
-    rows = [torch.tensor(ids[:limit]).numpy() for ids in data.tokenizer.encode(sentences)]
-    nll, num_targets = nll_of_rows(scorer.decoder, rows)
-    return float(nll.sum() / num_targets.sum())
-
-
-def evaluate(config: RunConfig, model: TextModel, data: Dataset, session: Session) -> dict[str, Any]:
-    """Figures of a run by name; each table row is one source of sentences."""
-    reporter = session.reporter
-    model.eval()
-    rows = data.sample_rows("test", config.training.num_evaluation, seed=1)
-    references = data.text("test", rows)
+def reconstruction(model: TextModel, data: Dataset, num: int) -> Row:
+    """How well a run rebuilds held-out sentences from their vectors, and whether it uses them."""
+    rows = data.sample_rows("test", num, seed=1)
     tokens = data.corpus.tokens["test"].rows(rows)
-    real = data.outlines("test", rows) if data.stores else None
-    own = model.vectors_of(tokens, real)
+    own = model.vectors_of(tokens, data.outlines("test", rows) if data.stores else None)
     nll, num_targets = nll_of_rows(model.decoder, tokens, own)
-    figures: dict[str, Any] = {"samples": len(rows), "test/nll_per_token": float(nll.sum() / num_targets.sum()),
-                               "test/nll": float(nll.mean())}
+    figures: Row = {"num_sentences": len(rows), "test/nll_per_token": float(nll.sum() / num_targets.sum()),
+                    "test/nll": float(nll.mean())}
     if own is not None:
-        reporter.line("reconstruct held-out sentences")
         other, _ = nll_of_rows(model.decoder, tokens, own.roll(1, dims=0))
         greedy = SamplingConfig(temperature=0, max_len=data.corpus.meta["max_len"])
         rebuilt = [text for ids in decode(model, own, 0, greedy) for text in data.tokenizer.decode(ids)]
         figures |= {"test/latent_gap_per_token": float(other.sum() / num_targets.sum()) - figures["test/nll_per_token"],
-                    "test/reconstruction_bleu": reconstruction_bleu(rebuilt, references)}
-    if not model.sources:
-        return figures
-    scorer = evaluator(config, data, session)
-    table: list[dict[str, Any]] = [{"source": "real text", "forward_nll_per_token": score(scorer, references, data),
-                                    **text_figures(references, data)}]
-    sources = (["real outlines"] if real is not None else []) + list(model.sources)
-    for source in sources:
-        for temperature in TEMPERATURES:
-            reporter.line(f"sample from {source} at T = {temperature}")
-            sampling = SamplingConfig(temperature=temperature, max_len=data.corpus.meta["max_len"])
-            row: dict[str, Any] = {"source": source, "temperature": temperature}
-            if source == "real outlines":
-                assert real is not None
-                ids = [row for block in decode(model, real, EVALUATION_SEED, sampling) for row in block]
-                vectors: Tensor | None = real
-            else:
-                blocks = list(model.generate(len(rows), EVALUATION_SEED, sampling, source))
-                ids = [row for block, _ in blocks for row in block]
-                vectors = torch.cat([part for _, part in blocks if part is not None]) if real is not None else None
-            if real is not None and vectors is not None:
-                # Real outlines stand against other held-out ones: against themselves they would be perfect.
-                against = real
-                if source == "real outlines":
-                    against = data.outlines("valid", data.sample_rows("valid", len(rows), seed=1))
-                size = min(len(against), len(vectors))
-                row["precision"], row["recall"] = knn_precision_recall(against[:size], vectors[:size])
-            sentences = data.tokenizer.decode(ids)
-            table.append({**row, "forward_nll_per_token": score(scorer, sentences, data), **text_figures(sentences, data)})
-    figures["table"] = table
+                    "test/reconstruction_bleu": reconstruction_bleu(rebuilt, data.text("test", rows))}
     return figures
 
 
-def text_figures(sentences: list[str], data: Dataset) -> dict[str, float]:
-    """Diversity and originality of sentences; on the embedded corpus also how much of it is in the language."""
-    split = [words(sentence, lowercase=True) for sentence in sentences]
-    training = (words(sentence, lowercase=True) for sentence in data.corpus.sentences["train"])
-    figures = {"distinct_2": distinct_n(split, 2), "self_bleu_4": self_bleu_scores(split, max_n=4)[4],
-               "unique": unique_rate(split), "copied": copied_rate(split, training)}
-    if data.embedded:
-        language = grammar.scenes()
-        figures["in_language"] = sum(" ".join(text.split()) in language for text in sentences) / len(sentences)
-    return figures
-
-
-def render(figures: dict[str, Any]) -> str:
-    """The figures as a Markdown table that also reads well in a terminal."""
-    named = {"test/nll_per_token": "decoder nll per token", "test/latent_gap_per_token":
-             "... more, given another sentence's outline", "test/reconstruction_bleu": "greedy reconstruction, BLEU"}
-    tail = [f"{title}: {figures[key]:.2f}" for key, title in named.items() if key in figures]
-    if "table" not in figures:
-        return "\n".join([f"test split, {figures['samples']} sentences; nll in nats:", "", *tail])
-    columns = {"source": "source", "temperature": "T", "precision": "precision", "recall": "recall",
-               "forward_nll_per_token": "forward nll/token", "distinct_2": "distinct-2", "self_bleu_4": "self-BLEU-4",
-               "unique": "unique", "copied": "copied", "in_language": "in language"}
-    used = {key: title for key, title in columns.items() if any(key in row for row in figures["table"])}
-    cells = [list(used.values())]
-    for row in figures["table"]:
-        cells.append([_cell(row.get(key), 1 if key == "temperature" else 3) for key in used])
-    widths = [max(len(row[index]) for row in cells) for index in range(len(used))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    head = [f"test split, {figures['samples']} sentences, T = temperature; nll in nats, forward nll by a language model "
-            "of another seed:", ""]
-    return "\n".join([*head, *lines, "", *tail])
-
-
-def _cell(value: str | float | None, decimals: int) -> str:
-    return value if isinstance(value, str) else "" if value is None else f"{value:.{decimals}f}"
-
-
-def report_run(directory: Path, model: TextModel, data: Dataset, session: Session) -> str:
-    """Evaluate a finished run, write report.json and report.md, and return what the terminal shows."""
-    started = time.monotonic()
-    file = directory / "report.json"
-    config = run_config(directory)
-    figures = json.loads(file.read_text()) if file.exists() else evaluate(config, model, data, session)
-    table = render(figures)
-    if not file.exists():
-        write_json(file, figures)
-        (directory / "report.md").write_text(table + "\n")
-        log = RunLog(directory, offset=(directory / "metrics.jsonl").stat().st_size, examples=10**9)
-        log.scalars({key: value for key, value in figures.items() if isinstance(value, float) and math.isfinite(value)},
-                    "report", 0, 0)
-        log.text("report", [*table.splitlines()], 0)
-        log.close()
-    session.reporter.line(f"evaluated in {time.monotonic() - started:.0f} s")
-    if not model.sources:
-        return "\n".join([table, "", "next:", f"  python -m train outlines --encoder recurrent:{directory / 'encoder'}"])
-    ids, _ = next(model.generate(10, config.training.seed, SamplingConfig(temperature=0.7)))
-    samples = [" ".join(text.split()) for text in data.tokenizer.decode(ids)]
-    return "\n".join([table, "", "ten samples at T = 0.7:", *(f"  {text}" for text in samples), "", "next:",
-                      f"  python -m generate {directory}", f"  tensorboard --logdir {directory.parent}"])
-
-
+def quick_rows(config: RunConfig, model: TextModel, data: Dataset, session: Session) -> Iterator[Row]:
+    """The quick form's rows: real text, every source of the run, and the language model beside it."""
+    yardstick = Yardstick(config, data, session)
+    yield {"source": REAL_TEXT, **yardstick.measure(yardstick.real_text())}
+    models = [(source, model) for source in sources_of(model, data)]
+    if model.family != LanguageModel.family:
+        models.append((LM, baseline(config, data, session)))
+    for source, owner in models:
+        for temperature in QUICK_TEMPERATURES:
+            session.reporter.line(f"sample from {source} at T = {temperature}")
+            sentences = draw(owner, data, source, temperature, yardstick.num_samples)
+            yield {"source": source, "temperature": temperature, **yardstick.measure(sentences)}

@@ -6,6 +6,9 @@
     model/              the finished model; present once training has ended
     metrics.jsonl       every logged figure, and TensorBoard's events beside it
     report.json         what the run reached
+    evaluation.json     every row that `python -m train evaluate` measured of it
+
+A directory of several seeds holds seeds.json and a run for each, seed-1, seed-2, …
 """
 
 import contextlib
@@ -62,18 +65,41 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     atomic_write(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote; raises OutlinesError where it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutlinesError(f"{path}: damaged: {error}") from error
+
+
 def read_run(directory: Path) -> dict[str, Any]:
     """run.json of a run; raises OutlinesError if there is none, or it is of another format."""
-    try:
-        data = json.loads((directory / "run.json").read_text())
-    except FileNotFoundError as error:
-        raise OutlinesError(f"{directory}: no run here (no run.json)") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise OutlinesError(f"{directory / 'run.json'}: damaged: {error}") from error
+    if not (directory / "run.json").exists():
+        raise OutlinesError(f"{directory}: no run here (no run.json)")
+    data = read_json(directory / "run.json")
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise OutlinesError(f"{directory / 'run.json'}: made by another version (format "
                             f"{data.get('format') if isinstance(data, dict) else None}, this is {FORMAT})")
     return data
+
+
+def begin_seeds(directory: Path, runs: dict[int, Path]) -> None:
+    """Write seeds.json, by which a directory stands for its runs of several seeds; theirs must have begun."""
+    write_json(directory / "seeds.json", {"format": FORMAT, "runs": {seed: run.name for seed, run in runs.items()}})
+
+
+def read_seeds(directory: Path) -> list[Path]:
+    """The runs that a directory of several seeds stands for; none if it is not one."""
+    if not (directory / "seeds.json").exists():
+        return []
+    try:
+        names = list(read_json(directory / "seeds.json")["runs"].values())
+        if not all(re.fullmatch(r"seed-\d+", name) for name in names):
+            raise ValueError("a run's name is not seed-NUMBER")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise OutlinesError(f"{directory / 'seeds.json'}: damaged: {error}") from error
+    return [directory / name for name in names]
 
 
 def checkpoint_path(directory: Path, stage: int, step: int) -> Path:

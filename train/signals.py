@@ -7,6 +7,9 @@ from types import FrameType
 class Stopped(BaseException):
     """A signal ended the run. Like KeyboardInterrupt, not an error to be caught on the way."""
 
+    advice = "nothing had begun"
+    """what to do next, for whoever knows it on the way up to set"""
+
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.exit_status = 128 + number

@@ -1,0 +1,210 @@
+"""`python -m train evaluate RUN…`: the full evaluation of finished runs on one corpus, side by side.
+
+Runs that differ in their seed alone are one line of the tables, with mean and standard deviation. Every measured row is
+kept in its run (evaluation.json), so an evaluation that was stopped goes on where it was, and nothing is measured twice.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outlines.baselines.lm import LanguageModel
+from outlines.checkpoint import MANIFEST, sha256_file
+from outlines.encoders import load_encoder
+from outlines.errors import OutlinesError
+from outlines.text_model import TextModel
+from train import report
+from train.config import RunConfig
+from train.data import Dataset
+from train.evaluation import REAL_OUTLINES, REAL_TEXT, Full, Row, Yardstick, draw, reconstruction, sources_of
+from train.run_directory import read_json, read_seeds, write_json
+from train.runs import Session, locked_run, run_config, train_run
+
+VERSION = 1
+"""Part of every row's key: raise it when a figure's definition changes, and kept rows are measured anew."""
+
+DESCRIPTION = """\
+Evaluate finished runs on the test split, with their controls, over temperature.
+
+  python -m train evaluate runs/001-outlines-small runs/002-lm-small
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="finished runs on one corpus; runs that differ in their "
+                        "seed alone are reported together, as mean ± standard deviation")
+    parser.add_argument("--num-samples", type=int, default=10000, metavar="INT", help="sentences that forward and reverse "
+                        "nll are taken on; other figures compare as many as the test split has (default: 10000)")
+    parser.add_argument("--temperatures", default="0,0.5,0.7,0.85,1,1.2", metavar="LIST",
+                        help="temperatures, 0 for greedy, with commas between (default: 0,0.5,0.7,0.85,1,1.2)")
+    parser.add_argument("--sources", default="", metavar="LIST", help="sources to measure, of 'real outlines' and those of "
+                        "the families, with commas between (default: all)")
+    parser.add_argument("--reverse-steps", type=int, default=800, metavar="INT",
+                        help="optimiser steps of a language model that learns samples (default: 800)")
+    parser.add_argument("--encoder", default="minilm", metavar="NAME", help="frozen encoder that turns the generated text "
+                        "into outlines again: minilm, st:NAME_OR_DIRECTORY, recurrent:DIRECTORY, or none (default: minilm)")
+    parser.add_argument("--out", metavar="DIR", help="where the report goes (default: RUN/evaluation, or evaluation beside "
+                        "the first of several)")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, loaded."""
+
+    directory: Path
+    config: RunConfig
+    model: TextModel
+    data: Dataset
+
+
+def evaluate(options: argparse.Namespace, session_of: Callable[[Path], Session]) -> str:
+    """Measure what is asked for, write the report, and return what the terminal shows. Raises OutlinesError."""
+    temperatures = _numbers(options.temperatures)
+    if options.num_samples < 20 or options.reverse_steps < 1:
+        raise OutlinesError("--num-samples must be at least 20 and --reverse-steps at least 1")
+    directories = [run for given in options.runs for run in read_seeds(Path(given)) or [Path(given)]]
+    session = session_of(directories[0])
+    runs = [_load(directory, session) for directory in directories]
+    # The run with outlines sets the yardstick, for it holds the real ones; the others have none to be compared.
+    leader = next((run for run in runs if run.data.stores), runs[0])
+    for run in runs:
+        if run.data.corpus.fingerprint != leader.data.corpus.fingerprint:
+            raise OutlinesError(f"{run.directory}: of another corpus or tokenizer than {leader.directory}: "
+                                "only runs on one corpus can be compared")
+    known = {REAL_OUTLINES, *(source for run in runs for source in run.model.sources)}
+    wanted = {source.strip() for source in options.sources.split(",") if source.strip()} or known
+    if unknown := sorted(wanted - known):
+        raise OutlinesError(f"--sources: {unknown[0]!r} is not a source of these runs: "
+                            f"choose from {', '.join(sorted(known))}")
+    encoder = None if options.encoder == "none" else load_encoder(options.encoder, leader.data.device.type)
+    full = Full(options.num_samples, options.reverse_steps, encoder)
+    yardstick = Yardstick(leader.config, leader.data, session, full)
+    labels = label_runs(runs)
+    labelled: list[tuple[str, Row]] = []
+    for run in [leader, *(run for run in runs if run is not leader)]:
+        with locked_run(run.directory, session):
+            labelled += [(label_of(labels[run.directory], run.model, row["source"]), row)
+                         for row in _rows(run, run is leader, yardstick, temperatures, wanted)]
+    order = {label: index for index, label in enumerate(dict.fromkeys(label for label, _ in labelled))}
+    lines = sorted(report.over_seeds(labelled), key=lambda line: (order[line.label], line.temperature or 0))
+    rebuilt = report.over_seeds((labels[run.directory], reconstruction(run.model, run.data, yardstick.config.training.
+                                                                       num_evaluation)) for run in runs)
+    out = Path(options.out) if options.out else (directories[0] / "evaluation" if len(options.runs) == 1 else
+                                                 Path(options.runs[0]).parent / "evaluation")
+    against = next((labels[run.directory] for run in runs if run.model.family == LanguageModel.family), None)
+    found = report.gaps(lines, against) if against else {}
+    settings = {"command": shlex.join(["python", "-m", "train", "evaluate", *options.runs]),
+                "runs": [str(run.directory) for run in runs], "num_samples": options.num_samples,
+                "num_compared": len(yardstick.references), "reverse_steps": options.reverse_steps,
+                "encoder": None if encoder is None else encoder.name, "against": against}
+    text = render(lines, rebuilt, found, settings)
+    report.write_report(out, text, {
+        "settings": settings, "rows": report.to_json(lines), "reconstruction": report.to_json(rebuilt),
+        "gaps": {label: None if gap is None else {"mean": gap.mean, "deviation": gap.deviation, "values": list(gap.values)}
+                 for label, gap in found.items()}})
+    report.write_curves(out, lines, {labels[run.directory]: report.flat_options(run.config.to_json()) for run in runs})
+    return f"{text}\n\nwritten to {out}: report.md, report.json, curve.png; tensorboard --logdir {out}"
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        numbers = sorted({float(part) for part in text.split(",")})
+    except ValueError as error:
+        raise OutlinesError(f"--temperatures {text!r}: expected numbers with commas between, as in 0,0.7,1") from error
+    if not all(0 <= number <= 100 for number in numbers):
+        raise OutlinesError(f"--temperatures {text!r}: must be from 0 (greedy) to 100")
+    return numbers
+
+
+def _load(directory: Path, session: Session) -> Run:
+    config = run_config(directory)
+    if not (directory / "model").is_dir():
+        raise OutlinesError(f"{directory}: training has not finished: go on with `python -m train --resume {directory}`")
+    model, data = train_run(directory, session)
+    if not model.sources:
+        raise OutlinesError(f"{directory}: the family {model.family} rebuilds sentences and has no samples to evaluate")
+    return Run(directory, config, model.eval(), data)
+
+
+def _alike(config: RunConfig) -> str:
+    """What runs of one group share: everything but the seed."""
+    unseeded = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=0))
+    return json.dumps(unseeded.to_json(), sort_keys=True)
+
+
+def label_runs(runs: Sequence[Run]) -> dict[Path, str]:
+    """A name for each run: its family, or its directory where a family came with several configurations."""
+    groups: dict[str, dict[str, Run]] = {}
+    for run in runs:
+        groups.setdefault(run.model.family, {}).setdefault(_alike(run.config), run)
+    return {run.directory: run.model.family if len(groups[run.model.family]) == 1 else
+            groups[run.model.family][_alike(run.config)].directory.name for run in runs}
+
+
+def label_of(run_label: str, model: TextModel, source: str) -> str:
+    """The name of a source in a comparison; a family's own source goes by the run's."""
+    if source == REAL_TEXT:
+        return source
+    return run_label if source == model.sources[0] else f"{run_label}: {source}"
+
+
+def _rows(run: Run, with_real_text: bool, yardstick: Yardstick, temperatures: Sequence[float],
+          sources: set[str]) -> Iterator[Row]:
+    """The rows of a run, from its evaluation.json or measured now and kept there."""
+    assert yardstick.full is not None
+    file = run.directory / "evaluation.json"
+    kept: dict[str, Row] = read_json(file) if file.exists() else {}
+    encoder = yardstick.full.encoder
+    basis = [VERSION, sha256_file(run.directory / "model" / MANIFEST), _alike(yardstick.config), yardstick.full.num_samples,
+             yardstick.full.reverse_steps, None if encoder is None else encoder.fingerprint]
+    wanted: list[tuple[str, float | None]] = [(REAL_TEXT, None)] if with_real_text else []
+    wanted += [(source, temperature) for source in sources_of(run.model, run.data) if source in sources
+               for temperature in temperatures]
+    for number, (source, temperature) in enumerate(wanted, start=1):
+        key = hashlib.sha256(json.dumps([*basis, source, temperature]).encode()).hexdigest()[:16]
+        if key not in kept:
+            shown = source if temperature is None else f"{source} at T = {temperature:g}"
+            yardstick.session.reporter.line(f"{run.directory}: {shown} ({number} of {len(wanted)})")
+            kept[key] = {"source": source, "temperature": temperature, **_measured(run, yardstick, source, temperature)}
+            write_json(file, kept)
+        yield kept[key]
+
+
+def _measured(run: Run, yardstick: Yardstick, source: str, temperature: float | None) -> Row:
+    assert yardstick.full is not None
+    if temperature is not None:
+        sentences = draw(run.model, run.data, source, temperature, yardstick.num_samples)
+        comparable = run.data.stores and (run.data.stores["test"].encoder_fingerprint ==
+                                          yardstick.data.stores["test"].encoder_fingerprint)
+        return yardstick.measure(sentences if comparable else dataclasses.replace(sentences, outlines=None))
+    # Real text's own reverse nll: what the language model reaches that has learnt as many real training sentences.
+    training = yardstick.data.text("train", yardstick.data.sample_rows("train", yardstick.num_samples, seed=2))
+    return yardstick.measure(yardstick.real_text()) | yardstick.reverse(training)
+
+
+def render(lines: Sequence[report.Line], rebuilt: Sequence[report.Line], found: dict[str, report.Figures | None],
+           settings: dict[str, Any]) -> str:
+    """The report in Markdown."""
+    head = (f"Test split; {report.num_seeds(lines)}. Forward and reverse nll on {settings['num_samples']} samples (rows "
+            f"with fewer say so in report.json), other figures on {settings['num_compared']}; nll in nats per token; "
+            "forward nll by a GRU language model of another seed and by a modified Kneser-Ney 5-gram, both trained on the "
+            f"real training text; reverse nll by the same two, trained on the samples (GRU: {settings['reverse_steps']} "
+            "steps). BLEU and self-BLEU as in Texygen.")
+    parts = [f"`{settings['command']}`", head, report.table(lines, report.MAIN_COLUMNS)]
+    if found:
+        parts.append(report.render_gaps(found, settings["against"]))
+    parts += ["BLEU against the test split, and self-BLEU:", report.table(lines, report.BLEU_COLUMNS)]
+    if any(key in line.figures for line in lines for key in report.OUTLINE_COLUMNS):
+        text = f"; text: the generated sentences encoded again by {settings['encoder']}" if settings["encoder"] else ""
+        parts += [f"Outlines against those of the test split (k-NN precision and recall, k = 5; Fréchet distance, "
+                  f"isotropically scaled; two-sample classifier accuracy, 0.5 = cannot tell){text}:",
+                  report.table(lines, report.OUTLINE_COLUMNS)]
+    parts += ["Reconstruction of held-out sentences:", report.table(rebuilt, report.RECONSTRUCTION_COLUMNS)]
+    return "\n\n".join(parts)

@@ -1,0 +1,223 @@
+"""The comparison: rows of figures → tables, a picture, JSON and TensorBoard, over one run or several seeds of several."""
+
+import io
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from outlines.checkpoint import atomic_write
+from outlines.metrics.curves import interpolated_gap
+from train.evaluation import REAL_TEXT, Row
+from train.run_directory import write_json
+
+MAIN_COLUMNS = {
+    "forward_nll_per_token": ("forward nll", 3), "reverse_nll_per_token": ("reverse nll", 3),
+    "forward_ngram_nll_per_token": ("forward, 5-gram", 3), "reverse_ngram_nll_per_token": ("reverse, 5-gram", 3),
+    "forward_ppl_per_word": ("forward ppl/word", 1), "reverse_ppl_per_word": ("reverse ppl/word", 1),
+    "bleu_4": ("BLEU-4", 3), "self_bleu_4": ("self-BLEU-4", 3), "distinct_2": ("distinct-2", 3), "unique": ("unique", 3),
+    "copied": ("copied", 3), "near_copies": ("near copies", 3), "length_distance": ("length distance", 2),
+    "in_language": ("in language", 3), "grammar_nll": ("grammar nll", 2)}
+BLEU_COLUMNS = {f"{kind}_{n}": (f"{title}-{n}", 3) for kind, title in (("bleu", "BLEU"), ("self_bleu", "self-BLEU"))
+                for n in range(2, 6)}
+OUTLINE_COLUMNS = {f"{name}_{figure}": (f"{title}{figure.replace('_', '-')}", 3)
+                   for name, title in (("outline", ""), ("text", "text: "))
+                   for figure in ("precision", "recall", "frechet", "two_sample")}
+RECONSTRUCTION_COLUMNS = {
+    "test/nll_per_token": ("nll/token", 3), "test/latent_gap_per_token": ("... more, given another's vector", 3),
+    "test/reconstruction_bleu": ("greedy reconstruction, BLEU", 2)}
+QUICK_COLUMNS = {"outline_precision": ("precision", 3), "outline_recall": ("recall", 3),
+                 "forward_nll_per_token": ("forward nll/token", 3),
+                 **{key: MAIN_COLUMNS[key] for key in ("distinct_2", "self_bleu_4", "unique", "copied", "in_language",
+                                                       "grammar_nll")}}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One quantity over seeds."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """The sample standard deviation; None of one seed, which has no spread to show."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def __format__(self, decimals: str) -> str:
+        mean = f"{self.mean:.{decimals}f}"
+        return mean if self.deviation is None else f"{mean} ± {self.deviation:.{decimals}f}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A source of sentences at a temperature (None: it has none), over seeds."""
+
+    label: str
+    temperature: float | None
+    figures: dict[str, Figures]
+
+
+def over_seeds(rows: Iterable[tuple[str, Row]]) -> list[Line]:
+    """One line for every (label, temperature), in order of first appearance; labelled rows of every seed come in.
+
+    Only figures that every seed has are kept.
+    """
+    grouped: dict[tuple[str, float | None], list[Row]] = {}
+    for label, row in rows:
+        grouped.setdefault((label, row.get("temperature")), []).append(row)
+    lines = []
+    for (label, temperature), members in grouped.items():
+        keys = [key for key, value in members[0].items() if key != "temperature" and isinstance(value, (int, float))
+                and all(key in row for row in members)]
+        lines.append(Line(label, temperature, {key: Figures(tuple(float(row[key]) for row in members)) for key in keys}))
+    return lines
+
+
+def table(lines: Sequence[Line], columns: dict[str, tuple[str, int]]) -> str:
+    """A Markdown table that also reads well in a terminal; a column that no line has is left out."""
+    used = {key: column for key, column in columns.items() if any(key in line.figures for line in lines)}
+    cells = [["source", "T", *(title for title, _ in used.values())]]
+    for line in lines:
+        named = "" if line.temperature is None else "greedy" if line.temperature == 0 else f"{line.temperature:g}"
+        cells.append([line.label, named, *(f"{line.figures[key]:{decimals}}" if key in line.figures else ""
+                                           for key, (_, decimals) in used.items())])
+    widths = [max(len(row[index]) for row in cells) for index in range(len(cells[0]))]
+    rendered = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+                for row in cells]
+    return "\n".join([rendered[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rendered[1:]])
+
+
+def num_seeds(lines: Sequence[Line]) -> str:
+    """How many seeds stand behind the lines, in words."""
+    counts = {len(figures.values) for line in lines if line.label != REAL_TEXT for figures in line.figures.values()}
+    most = max(counts, default=1)
+    return "one seed" if most == 1 else f"mean ± standard deviation over {most} seeds"
+
+
+def curves(lines: Sequence[Line], seed: int | None = None) -> dict[str, list[tuple[float, float]]]:
+    """Each label's curve, (reverse nll, forward nll) a temperature: of one seed, or of the means."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for line in lines:
+        both = [line.figures.get(f"{name}_nll_per_token") for name in ("reverse", "forward")]
+        if line.temperature is not None and both[0] and both[1]:
+            if seed is None:
+                point = (both[0].mean, both[1].mean)
+            elif seed < min(len(both[0].values), len(both[1].values)):
+                point = (both[0].values[seed], both[1].values[seed])
+            else:
+                continue
+            found.setdefault(line.label, []).append(point)
+    return found
+
+
+def gaps(lines: Sequence[Line], against: str) -> dict[str, Figures | None]:
+    """At equal reverse nll, by how many nats per token each label's forward nll lies below that of `against`.
+
+    Averaged over the reverse nlls that both curves reach, seed by seed; None: not comparable, in some seed at least.
+    """
+    found: dict[str, Figures | None] = {}
+    for label in curves(lines):
+        seeds = max(len(line.figures["forward_nll_per_token"].values) for line in lines if line.label == label)
+        values = []
+        for seed in range(seeds):
+            both = curves(lines, seed)
+            gap = interpolated_gap(both[label], both[against]) if label in both and against in both else None
+            values.append(None if gap is None else gap.mean)
+        if label != against:
+            known = tuple(value for value in values if value is not None)
+            found[label] = Figures(known) if known and len(known) == len(values) else None
+    return found
+
+
+def render_gaps(found: dict[str, Figures | None], against: str) -> str:
+    shown = [f"- {label}: " + ("not comparable (the curves do not overlap)" if gap is None else f"{gap:3} nats per token")
+             for label, gap in found.items()]
+    return "\n".join([f"At equal reverse nll, forward nll below that of {against} (negative: above), averaged over the "
+                      "overlap of the curves:", "", *shown])
+
+
+def picture(lines: Sequence[Line]) -> Figure:
+    """Forward against reverse nll over temperature: down and to the left is better."""
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    axes = figure.subplots()
+    for label, points in curves(lines).items():
+        own = [line for line in lines if line.label == label and line.temperature is not None]
+        spreads = [[line.figures[f"{name}_nll_per_token"].deviation or 0.0 for line in own]
+                   for name in ("reverse", "forward")]
+        x, y = zip(*points, strict=True)
+        axes.errorbar(x, y, xerr=spreads[0], yerr=spreads[1], marker="o", markersize=4, linewidth=1.2, capsize=2,
+                      label=label)
+        for line, point in zip(own, points, strict=True):
+            axes.annotate("greedy" if line.temperature == 0 else f"{line.temperature:g}", point, fontsize=7,
+                          textcoords="offset points", xytext=(4, 4))
+    for line in lines:
+        if line.label == REAL_TEXT and "reverse_nll_per_token" in line.figures:
+            axes.plot(line.figures["reverse_nll_per_token"].mean, line.figures["forward_nll_per_token"].mean, "k*",
+                      markersize=11, label=REAL_TEXT)
+    axes.set_xlabel("reverse nll, nats per token (lower: more of real text's variety)")
+    axes.set_ylabel("forward nll, nats per token (lower: likelier text)")
+    axes.set_title(f"quality against diversity over temperature, {num_seeds(lines)}", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def to_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Lines as JSON data: every value of every seed, mean and deviation."""
+    return [{"source": line.label, "temperature": line.temperature,
+             "figures": {key: {"mean": figures.mean, "deviation": figures.deviation, "values": list(figures.values)}
+                         for key, figures in line.figures.items()}} for line in lines]
+
+
+def write_report(directory: Path, text: str, data: dict[str, Any]) -> None:
+    """report.md and report.json: the same figures, for people and for programs."""
+    directory.mkdir(parents=True, exist_ok=True)
+    atomic_write(directory / "report.md", (text + "\n").encode())
+    write_json(directory / "report.json", data)
+
+
+def write_curves(directory: Path, lines: Sequence[Line], hparams: dict[str, dict[str, Any]]) -> None:
+    """curve.png, and to TensorBoard: the picture, every figure against 100 · T under one tag a quantity, and hparams.
+
+    hparams: the options of each label, flat; shown with the label's figures at its temperature nearest to 1.
+    """
+    for stale in directory.rglob("events.out.tfevents.*"):
+        stale.unlink()
+    figure = picture(lines)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=120, format="png")
+    atomic_write(directory / "curve.png", image.getvalue())
+    with SummaryWriter(str(directory)) as writer:
+        writer.add_figure("evaluation/curve", figure)
+    by_label: dict[str, list[Line]] = {}
+    for line in lines:
+        by_label.setdefault(line.label, []).append(line)
+    for label, own in by_label.items():
+        with SummaryWriter(str(directory / label.replace(": ", "-").replace(" ", "-"))) as writer:
+            for line in own:
+                step = 100 if line.temperature is None else round(100 * line.temperature)
+                for key, figures in line.figures.items():
+                    writer.add_scalar(f"evaluation/{key}", figures.mean, step)
+            if label in hparams:
+                nearest = min(own, key=lambda line: abs((line.temperature or 0.0) - 1))
+                writer.add_hparams(hparams[label], {f"hparam/{key}": figures.mean for key, figures
+                                                    in nearest.figures.items() if math.isfinite(figures.mean)}, run_name=".")
+
+
+def flat_options(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as TensorBoard's hparams take it: one level, words and numbers."""
+    flat: dict[str, Any] = {"family": config["family"]}
+    for section in ("corpus", "training", "model"):
+        for key, value in config[section].items():
+            flat[key] = value if isinstance(value, (int, float, str, bool)) else json.dumps(value)
+    return flat
