@@ -3,14 +3,15 @@
 text      distinct-n, unique and copied rates, nearest overlap, lengths
 bleu      BLEU against a test set, self-BLEU, corpus BLEU, reconstruction BLEU
 outline   Fréchet distance, k-NN precision and recall, classifier two-sample test, nearest neighbours
+ngram     an n-gram language model (modified Kneser-Ney), the evaluator behind forward and reverse nll
 curves    quality against diversity over temperature
 
-Pure functions of samples and references. Forward and reverse nll need an evaluator language model and are not
-here.
+Functions of samples and references alone; a neural evaluator's nll is `outlines.scoring`'s.
 """
 
 from outlines.metrics.bleu import References, bleu_scores, corpus_bleu, reconstruction_bleu, self_bleu_scores
 from outlines.metrics.curves import CurveGap, efficient_points, interpolated_gap
+from outlines.metrics.ngram import NgramModel
 from outlines.metrics.outline import (
     PrecisionRecall,
     TwoSampleResult,
@@ -33,6 +34,7 @@ from outlines.metrics.text import (
 __all__ = [
     "CurveGap",
     "NearestOverlap",
+    "NgramModel",
     "PrecisionRecall",
     "References",
     "TwoSampleResult",

@@ -1,0 +1,164 @@
+"""An evaluator of another architecture than what it judges: an n-gram model with modified Kneser-Ney smoothing.
+
+Last on the way from noise to text. Trained on real text it scores samples (forward nll); trained on samples it scores
+real text (reverse nll). A neural scorer may favour the mistakes of its own kind; this one makes others.
+
+It sees order - 1 tokens back and no more. A sentence that changes its subject halfway or contradicts itself is as good
+to it as any other with the same n-grams: it cannot see long-range coherence, and what an outline gives to a sentence as
+a whole goes unrewarded. Reverse nll by it favours surface diversity: every n-gram of real text that the samples hold
+lowers it, in whatever sentence they hold it. Either figure falls as its training text grows, so compare equal numbers of
+samples, and lay as many real sentences, scored alike, beside them.
+
+Sources: Kneser and Ney, Improved Backing-off for M-gram Language Modeling (1995); Chen and Goodman, An Empirical Study
+of Smoothing Techniques for Language Modeling (1998), modified Kneser-Ney, interpolated. As forward and reverse
+perplexity: Zhao et al., Adversarially Regularized Autoencoders (2018). Deviation: their published code has KenLM count
+words and leaves the end of a sentence unscored; here the tokens are the tokenizer's and EOS counts.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from outlines.corpus.tokenizer import BOS, EOS, PAD, UNK
+from outlines.errors import OutlinesError
+from outlines.metrics.text import require_sentences
+
+Row = np.ndarray | Sequence[int]
+
+NEVER_PREDICTED = [UNK, BOS, PAD]
+FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
+
+
+def discounts(counts: np.ndarray) -> np.ndarray:
+    """D(0), D(1), D(2) and D(3 or more) for the counts of one order's grams: [4], D(0) = 0 and 0 < D(c) <= c.
+
+    With n_c the number of grams counted c times and Y = n_1 / (n_1 + 2 n_2): D(c) = c - (c + 1) Y n_{c+1} / n_c.
+    Where one of n_1 to n_4 is 0 (few grams, or text that repeats itself) or a D comes out at 0 or below, the formula
+    says nothing and all three are `FALLBACK_DISCOUNTS`, the values that KenLM offers for it.
+    Source: Chen and Goodman (1998), equation 26.
+    """
+    n1, n2, n3, n4 = (int((counts == count).sum()) for count in (1, 2, 3, 4))
+    chosen = FALLBACK_DISCOUNTS
+    if n1 and n2 and n3 and n4:
+        y = n1 / (n1 + 2 * n2)
+        formula = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
+        chosen = formula if min(formula) > 0 else chosen
+    return np.array([0.0, *chosen])
+
+
+class _Grams:
+    """The distinct grams of one order, smoothed. A gram's id is its place; any unseen one has the id `unseen`.
+
+    keys: int64, ascending: the context's id × V + the last token; then a sentinel above all, for the unseen.
+    discounted: (c - D(c)) / Σ c by the gram's id, 0 for the unseen. backoff: by the context's id, 1 for the unseen.
+    """
+
+    def __init__(self, keys: np.ndarray, counts: np.ndarray, num_contexts: int, vocab_size: int) -> None:
+        contexts = keys // vocab_size
+        removed = discounts(counts)[np.minimum(counts, 3)]
+        totals = np.bincount(contexts, counts, num_contexts)
+        self.unseen = len(keys)
+        self.keys = np.append(keys, np.iinfo(np.int64).max)
+        self.discounted = np.append((counts - removed) / totals[contexts], 0.0)
+        self.backoff = np.ones(num_contexts + 1)
+        # A gram that ends in EOS is the context of nothing.
+        np.divide(np.bincount(contexts, removed, num_contexts), totals, out=self.backoff[:-1], where=totals > 0)
+
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """The ids of grams given by their keys."""
+        ids = np.searchsorted(self.keys, keys)
+        return np.where(self.keys[ids] == keys, ids, self.unseen)
+
+
+def _as_contexts(ids: np.ndarray, tokens: np.ndarray, unseen: int) -> np.ndarray:
+    """For each token, the id of the gram that ends just before it; `unseen` at BOS, which nothing precedes."""
+    contexts = np.roll(ids, 1)
+    contexts[tokens == BOS] = unseen
+    return contexts
+
+
+class NgramModel:
+    """A language model over token ids: V ids, of which all but UNK, BOS and PAD can come next.
+
+    With c the count of a gram, h its context (all but its last token w) and h' that context without its first token:
+
+        p(w | h) = (c(h w) - D(c(h w))) / Σ_v c(h v) + backoff(h) p(w | h'),   backoff(h) = Σ_v D(c(h v)) / Σ_v c(h v)
+
+    and p(w | h) = p(w | h') where h was never seen. Below the empty context lies the uniform distribution over the
+    V - 3 tokens, so no sentence has probability 0. For grams of `order` tokens, c counts occurrences; for shorter ones,
+    the distinct tokens that precede them. A sentence begins with a single BOS, which is only ever context. Grams that
+    begin with it have nothing before them and keep their occurrences, as in KenLM. EOS is predicted. The discount D has
+    three values for each order (`discounts`).
+    """
+
+    def __init__(self, rows: Iterable[Row], vocab_size: int, order: int = 5) -> None:
+        """Count the grams of `rows`: token ids of each sentence, without BOS and EOS.
+
+        Nothing is random, and the order of the sentences is without effect. Raises OutlinesError where there are none.
+        """
+        if order < 1:
+            raise OutlinesError(f"n-gram model: order must be 1 or more, not {order}")
+        self.vocab_size = vocab_size
+        rows = list(rows)
+        require_sentences("n-gram model", rows)
+        tokens, _ = self._joined(rows)
+        self._orders: list[_Grams] = []
+        # Order by order, `ids` holds the gram that ends at each token, and `contexts` the one that ends before it.
+        keys, ids, counts = np.unique(tokens, return_inverse=True, return_counts=True)
+        counts[keys == BOS] = 0  # it has an id, to be a context, but never comes next
+        num_contexts = 1
+        for _ in range(order - 1):
+            contexts = _as_contexts(ids, tokens, len(keys))
+            present = np.flatnonzero(contexts < len(keys))
+            longer_keys, first, inverse, longer_counts = np.unique(
+                contexts[present] * vocab_size + tokens[present],
+                return_index=True, return_inverse=True, return_counts=True)
+            # Every distinct longer gram is one more token before its suffix; only after BOS is there none.
+            preceding = np.bincount(ids[present[first]], minlength=len(keys))
+            self._orders.append(_Grams(keys, np.where(preceding, preceding, counts), num_contexts, vocab_size))
+            ids = np.full(len(tokens), len(longer_keys))
+            ids[present] = inverse
+            num_contexts, keys, counts = len(keys), longer_keys, longer_counts
+        self._orders.append(_Grams(keys, counts, num_contexts, vocab_size))
+
+    def nll_of_rows(self, rows: Iterable[Row]) -> tuple[np.ndarray, np.ndarray]:
+        """nll in nats per sentence [N] and targets (eos included) per sentence [N], as `outlines.scoring.nll_of_rows`.
+
+        rows: token ids of each sentence, of the tokenizer that the model was built over.
+        """
+        tokens, starts = self._joined(rows)
+        nll = -np.log(self._probabilities(tokens))
+        nll[starts] = 0  # BOS is given
+        return np.add.reduceat(nll, starts), np.diff(starts, append=len(tokens)) - 1
+
+    def next_probabilities(self, prefix: Row) -> np.ndarray:
+        """p(next token | BOS and `prefix`): [V], 0 for UNK, BOS and PAD; the sum is 1."""
+        continued = np.array([[BOS, *prefix, token] for token in range(self.vocab_size)], dtype=np.int64)
+        probabilities = self._probabilities(continued.ravel()).reshape(continued.shape)[:, -1]
+        probabilities[NEVER_PREDICTED] = 0
+        return probabilities
+
+    def _probabilities(self, tokens: np.ndarray) -> np.ndarray:
+        """p of each of `tokens`, sentences end to end, given those before it; without meaning at BOS."""
+        probabilities = np.full(len(tokens), 1 / (self.vocab_size - len(NEVER_PREDICTED)))
+        contexts = np.zeros_like(tokens)
+        for grams in self._orders:
+            ids = grams.find(contexts * self.vocab_size + tokens)
+            probabilities = grams.discounted[ids] + grams.backoff[contexts] * probabilities
+            contexts = _as_contexts(ids, tokens, grams.unseen)
+        return probabilities
+
+    def _joined(self, rows: Iterable[Row]) -> tuple[np.ndarray, np.ndarray]:
+        """All sentences end to end, each from its BOS to its EOS, and where each starts; both int64."""
+        pieces = [np.asarray(row, dtype=np.int64) for row in rows]
+        lengths = np.array([len(piece) + 2 for piece in pieces], dtype=np.int64)
+        inner = np.concatenate([*pieces, np.empty(0, dtype=np.int64)])
+        if len(inner) and not (max(UNK, BOS, EOS, PAD) < inner.min() and inner.max() < self.vocab_size):
+            raise ValueError(f"n-gram model: a row may hold the ids of pieces alone, below {self.vocab_size}; "
+                             f"got {inner.min()} to {inner.max()}")
+        ends = lengths.cumsum()
+        tokens = np.full(lengths.sum(), PAD, dtype=np.int64)
+        tokens[ends - lengths] = BOS
+        tokens[ends - 1] = EOS
+        tokens[tokens == PAD] = inner
+        return tokens, ends - lengths
