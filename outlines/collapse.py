@@ -37,7 +37,7 @@ CONSTANT_SIGMA = 0.1
 """Standard deviation over x of log sigma below which sigma is a constant: it varies by less than a tenth."""
 MIN_INFORMATION = 0.05
 """Nats about the sentence below which z says nothing: sigma is more than 3 spreads of mu, and mu explains less than a
-tenth of the variance of z. Free bits are usually 0.1 nats a dimension and more."""
+tenth of the variance of z."""
 MAX_DRIFT = 1.0
 """Spreads by which mu may move between evaluations: from there on a sentence's old z says less about its new one than
 the mean of all sentences does. A mu drawn anew every time moves by √2 spreads."""

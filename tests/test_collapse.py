@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from outlines.collapse import (
+    MIN_GAP,
     Diagnosis,
     Gap,
     Verdict,
@@ -26,9 +27,11 @@ from outlines.collapse import (
     output_change,
     signal_noise,
 )
+from outlines.corpus.batching import collate
 from outlines.corpus.tokenizer import EOS
 from outlines.decoder import Decoder, DecoderConfig
 from outlines.errors import OutlinesError
+from outlines.losses import sequence_nll
 
 YES, NO = 4, 5
 NUM = 400
@@ -194,10 +197,13 @@ def test_latent_gap_by_hand() -> None:
     assert first == latent_gap(decoder, rows, mu, torch.tensor([[0.0, 7], [2, 7], [0, 7], [2, 7]])) and second == Gap(0, 0)
 
 
-def test_the_error_of_a_gap_covers_its_scatter() -> None:
-    mu = torch.randn(6000, 1, generator=rng())
-    others = mu[other_rows(6000, 1, rng(1))[0]]
-    rows = [np.array([YES if value > 0 else NO] * (1 + index % 4)) for index, value in enumerate(mu)]
+@pytest.mark.parametrize("always_wrong", [False, True])
+def test_the_error_of_a_gap_covers_its_scatter(always_wrong: bool) -> None:
+    """Also where a sentence's rise is almost its length times a constant, and the ratio of both is nearly certain."""
+    mu = torch.randn(6000, 1, generator=rng()).sign()
+    others = -mu if always_wrong else mu[other_rows(6000, 1, rng(1))[0]]
+    lengths = torch.randint(1, 12, (6000,), generator=rng(2)).tolist()
+    rows = [np.array([YES if value > 0 else NO] * length) for value, length in zip(mu, lengths, strict=True)]
     gaps = [latent_gap(sign_decoder(1.0), rows[part], mu[part], others[part])
             for part in (slice(start, start + 100) for start in range(0, 6000, 100))]
     assert np.mean([gap.error for gap in gaps]) == pytest.approx(np.std([gap.per_token for gap in gaps]), rel=0.25)
@@ -224,17 +230,19 @@ def test_output_change_by_hand() -> None:
 
 def test_an_encoder_held_constant_is_too_weak() -> None:
     mu = 0.01 * normal(NUM, 3) + 0.5
-    diagnosis = diagnose(sign_decoder(1, 1, 1), sentences(normal(NUM, 1)), mu, log_sigma(0.9, mu))
+    diagnosis = diagnose(sign_decoder(1, 1, 1), sentences(normal(NUM, 1)), mu, log_sigma(0.9, mu), max_len=2)
     assert verdict(diagnosis) == Verdict.TOO_WEAK and diagnosis.active_units == 0
+    assert diagnosis.output_change.distinct == 0.02, "vectors are drawn, not means: the decoder writes YES and NO at random"
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.01, 1.0])
 def test_a_mu_drowned_by_sigma_is_too_noisy(weight: float) -> None:
     """Whether the decoder has learned that z is noise (weights near 0) or trusts it, to its harm."""
-    mu = normal(NUM, 1)
-    diagnosis = diagnose(sign_decoder(weight), sentences(mu), mu, log_sigma(10, mu), max_len=2)
+    mu = normal(3000, 1)
+    diagnosis = diagnose(sign_decoder(weight), sentences(mu), mu, log_sigma(5, mu), max_len=2)
     assert verdict(diagnosis) == Verdict.TOO_NOISY_SAMPLING and diagnosis.active_units == 1
-    assert diagnosis.dims[0].snr == pytest.approx(0.01)
+    assert diagnosis.gap.reaches(MIN_GAP) == (weight == 1), "a decoder that trusts noise has a gap"
+    assert diagnosis.dims[0].snr == pytest.approx(0.04)
 
 
 def test_a_sigma_that_follows_the_sentence_is_noise_not_weakness() -> None:
@@ -269,6 +277,13 @@ def test_a_decoder_blind_to_z_ignores_it() -> None:
     assert diagnosis.mutual_information is not None and diagnosis.mutual_information.nats > 3
 
 
+def test_no_dimension_is_used_in_a_model_that_is_not() -> None:
+    mu = normal(NUM, 2)
+    diagnosis = diagnose(sign_decoder(0.013, 0), sentences(mu), mu, log_sigma(0.1, mu), max_len=2)
+    assert diagnosis.dims[0].gap.reaches(MIN_GAP / 2) and not diagnosis.gap.reaches(MIN_GAP)
+    assert verdict(diagnosis) == Verdict.IGNORED
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
 def test_a_decoder_that_reads_z_uses_it(scale: float) -> None:
     """Whatever the scale of z: a spread of 0.001 is no weakness beside a sigma of 0.0001."""
@@ -277,6 +292,24 @@ def test_a_decoder_that_reads_z_uses_it(scale: float) -> None:
     assert verdict(diagnosis) == Verdict.USED
     assert diagnosis.gap.per_token > 0.5 and diagnosis.output_change.edit_distance > 0.3
     assert diagnosis.gap_prior is not None and diagnosis.gap_prior.per_token > 0.3
+
+
+def test_a_trained_decoder_uses_what_helps_and_ignores_the_rest() -> None:
+    """Dimension 0 chooses the words, dimension 1 is as clear and has nothing to do with them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        decoder = Decoder(DecoderConfig(6, 2, embed_dim=8, hidden_dim=8))
+        optimizer = torch.optim.Adam(decoder.parameters(), lr=0.02)
+        for _ in range(200):
+            z = torch.randn(128, 2)
+            batch = collate(sentences(z))
+            optimizer.zero_grad()
+            sequence_nll(decoder(batch.inputs, z), batch.targets, batch.mask).mean().backward()
+            optimizer.step()
+    mu = normal(NUM, 2)
+    diagnosis = diagnose(decoder.eval(), sentences(mu), mu, log_sigma(0.1, mu))
+    assert [dim.verdict for dim in diagnosis.dims] == [Verdict.USED, Verdict.IGNORED], diagnosis.in_words()
+    assert diagnosis.verdict == Verdict.USED and diagnosis.output_change.distinct == 0.02
 
 
 def test_every_dimension_has_a_verdict_of_its_own() -> None:
