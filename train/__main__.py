@@ -58,8 +58,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
                     allow_abbrev=False, epilog=f"families: {', '.join(families)}; `python -m train FAMILY --help` "
                                                "shows the options of one")
     parser.add_argument("family", nargs="?", default="outlines", help="what to train (default: outlines)")
-    parser.add_argument("--preset", default=None, choices=sorted(method.presets),
-                        help="a named set of options (default: default)")
+    parser.add_argument("--preset", nargs="+", metavar="NAME", help="named sets of options, applied from left to right: "
+                        f"{', '.join(sorted(method.presets))} (default: default)")
     parser.add_argument("--config", metavar="FILE.toml", help="options from a file, by the names of the flags")
     parser.add_argument("--runs", metavar="DIR", help="where runs live, their cache in DIR-cache beside it (default: runs)")
     parser.add_argument("--out", metavar="RUN", help="the run's directory (default: a new numbered one in --runs)")
@@ -93,7 +93,7 @@ def start(options: argparse.Namespace) -> RunPlan:
     method = find_method(options.family)
     fields = known_fields(method.config_class)
     flags = {name: coerce(fields[name], value, "command line") for name, value in flags.items()}
-    preset, root = options.preset or "default", Path(options.runs or "runs")
+    preset, root = " ".join(options.preset or ["default"]), Path(options.runs or "runs")
     config = resolve(options.family, method.config_class, method.presets, preset, options.config, flags)
     if options.out and (Path(options.out) / "run.json").exists():
         raise OutlinesError(f"{options.out}: a run is here already: go on with --resume {options.out}, "
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             directory = plan.directory
             if directory is None:
                 assert plan.new is not None
-                name = f"{plan.new[0].family}-{plan.new[1]}"
+                name = f"{plan.new[0].family}-{plan.new[1]}".replace(" ", "-")
                 made = new_run_directory(plan.root, name) if ranks.first else None
                 directory = Path(ranks.agree(str(made)))
             elif ranks.first and plan.new:
