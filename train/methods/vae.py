@@ -22,6 +22,7 @@ from outlines.losses import (
     linear_kl_weight,
 )
 from outlines.options import option
+from outlines.text_model import block_seed
 from train.config import RunConfig
 from train.data import Batch, Dataset
 from train.distributed import Ranks
@@ -39,7 +40,7 @@ INNER_COMPARED = 10
 class VAEOptions(DecoderOptions):
     """The decoder's options, the encoder's, and the remedies'; by default none is on."""
 
-    latent_dim: int = option(32, "width of z", low=1)
+    latent_dim: int = option(32, "width of the latent z", low=1)
     encoder_hidden_dim: int = option(256, "width of each direction of the encoder's GRU", low=1)
     kl_weight: float = option(1.0, "weight of the KL term, after annealing; 1 trains the ELBO", low=0)
     kl_anneal: str = option("none", "how the KL weight rises from 0: not at all, once, or in every cycle",
@@ -152,10 +153,11 @@ class VAEMethod(Method):
 
     def step(self, stage: Stage, batch: Batch, update: Update) -> dict[str, Tensor]:
         progress, optimizer = self.progress, self.optimizers["decoder"]
+        seed = _draw_seed()
         aggressive = bool(progress.aggressive)
-        inner_steps = self._train_encoder(batch.ranks, update) if aggressive else 0
+        encoder_steps = self._train_encoder(batch.ranks, update) if aggressive else 1
         with _resting([self.model.encoder] if aggressive else []):
-            terms = self._terms(batch)
+            terms = self._terms(batch, seed)
             norm = update("negative ELBO", optimizer, terms.loss)
         kl_weight = self.options.kl_weight_at(int(progress.step))
         progress.step += 1
@@ -168,23 +170,23 @@ class VAEMethod(Method):
         if terms.bow is not None:
             logged["train/bow_nll"] = terms.bow
         if self.options.aggressive_steps:
-            logged["train/encoder_steps"] = torch.tensor(float(inner_steps or 1) / batch.ranks.world, device=kl.device)
+            logged["train/encoder_steps"] = torch.tensor(encoder_steps / batch.ranks.world, device=kl.device)
         return {key: value.detach() for key, value in logged.items()}
 
-    def _terms(self, batch: Batch) -> Terms:
+    def _terms(self, batch: Batch, seed: int) -> Terms:
         """The loss of this batch: nll + kl_weight · KL + bow_weight · bag of words, a token.
 
-        Noise is drawn for the global batch, so that ranks agree.
+        Noise is drawn for the global batch with a generator of its own, so that ranks agree whatever dropout draws.
         """
-        options, tokens, ranks = self.options, batch.tokens, batch.ranks
+        options, tokens, ranks, rng = self.options, batch.tokens, batch.ranks, torch.Generator().manual_seed(seed)
         mu, logvar = self.model.encode(tokens.inputs, tokens.lengths)
-        noise = torch.randn(batch.num_rows, options.latent_dim)[ranks.rank::ranks.world].to(mu.device)
+        noise = torch.randn(batch.num_rows, options.latent_dim, generator=rng)[ranks.rank::ranks.world].to(mu.device)
         z = mu + (logvar / 2).exp() * noise
         read = batch
         if options.word_dropout:
             # Position by position, so that what a word draws does not hang on how far its rank pads.
-            uniforms = torch.rand(tokens.inputs.shape[1], batch.num_rows).T[ranks.rank::ranks.world].to(mu.device)
-            inputs = drop_words(tokens.inputs, tokens.lengths, options.word_dropout, uniforms)
+            uniforms = torch.rand(tokens.inputs.shape[1], batch.num_rows, generator=rng).T[ranks.rank::ranks.world]
+            inputs = drop_words(tokens.inputs, tokens.lengths, options.word_dropout, uniforms.to(mu.device))
             read = dataclasses.replace(batch, tokens=dataclasses.replace(tokens, inputs=inputs))
         per_token, per_sentence = decoder_step(self.model.decoder, z, read, self.bfloat16)
         kl = kl_to_standard_normal(mu, logvar).sum(dim=0) / batch.num_rows
@@ -206,11 +208,11 @@ class VAEMethod(Method):
 
         Source: He et al., Lagging Inference Networks and Posterior Collapse (2019), algorithm 1.
         """
-        first = int(torch.randint(2**31, ()))
+        first, seed = int(torch.randint(2**31, ())), _draw_seed()
         before, losses = float("inf"), torch.zeros((), device=self.data.device)
         for index in range(self.options.aggressive_steps):
             with _resting(self.generative):
-                terms = self._terms(self.data.batch(self.order.batch(first + index), ranks))
+                terms = self._terms(self.data.batch(self.order.batch(first + index), ranks), block_seed(seed, index))
                 update("negative ELBO, encoder alone", self.optimizers["decoder"], terms.loss)
             losses += terms.loss.detach()
             if (index + 1) % INNER_COMPARED == 0:
@@ -240,6 +242,11 @@ class VAEMethod(Method):
                 "valid/iw_nll_per_token": float(bounds.iw_nll.sum()) / num_targets,
                 "valid/reconstruction_nll": float(bounds.reconstruction_nll.mean()), "valid/kl": float(bounds.kl.mean()),
                 "valid/active_units": float((self.model.posterior(rows)[0].var(dim=0) > 0.01).sum())}
+
+
+def _draw_seed() -> int:
+    """A seed from torch's generator, which the loop seeds before each step."""
+    return int(torch.randint(2**62, ()))
 
 
 @contextlib.contextmanager
