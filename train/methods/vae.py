@@ -65,10 +65,11 @@ class VAEOptions(DecoderOptions):
                                 f"(--latent-dim {self.latent_dim})")
 
     def without_effect(self) -> dict[str, str]:
-        reasons = {"kl_rise": "without --kl-anneal"} if self.kl_anneal == "none" else {}
-        reasons |= {"kl_cycles": "without --kl-anneal cyclical"} if self.kl_anneal != "cyclical" else {}
-        reasons |= {"free_bits_groups": "without --free-bits"} if not self.free_bits else {}
-        return reasons | ({"aggressive_checks": "without --aggressive-steps"} if not self.aggressive_steps else {})
+        needs = {"kl_rise": ("--kl-anneal", self.kl_anneal != "none"),
+                 "kl_cycles": ("--kl-anneal cyclical", self.kl_anneal == "cyclical"),
+                 "free_bits_groups": ("--free-bits", self.free_bits > 0),
+                 "aggressive_checks": ("--aggressive-steps", self.aggressive_steps > 0)}
+        return {name: f"without {flag}" for name, (flag, present) in needs.items() if not present}
 
     def kl_weight_at(self, step: int) -> float:
         """The KL term's weight at a step of the stage."""
@@ -118,7 +119,7 @@ class VAEMethod(Method):
         "vae-annealed": {"kl_anneal": "linear", "kl_rise": 0.25},
         # Fu et al. (2019), section 4: M = 4 cycles, each rising over R = 0.5 of it.
         "vae-cyclical": {"kl_anneal": "cyclical", "kl_cycles": 4, "kl_rise": 0.5},
-        # Kingma et al. (2016), appendix C.8, found 0.125 to 2 nats a group alike; 32 dimensions of 0.25 are 8 nats.
+        # Kingma et al. (2016), appendix C.8, found floors of 0.125 to 2 a group alike; 32 dimensions of 0.25 are 8 nats.
         "vae-freebits": {"free_bits": 0.25},
         # Bowman et al. (2016), section 5: "a fixed word dropout rate of 75 %".
         "vae-worddrop": {"word_dropout": 0.75},
