@@ -30,6 +30,10 @@ class DecoderOptions:
     decoder_validate_every: int = option(500, "decoder steps between two validations", low=1)
     num_validation: int = option(2000, "sentences, at most, of a validation", low=10)
 
+    def without_effect(self) -> dict[str, str]:
+        """Options that change nothing beside the others' values, and why: to give one of them is an error."""
+        return {}
+
 
 def decoder_stage(options: DecoderOptions, name: str = "decoder") -> Stage:
     return Stage(name, options.decoder_steps, options.decoder_batch_size, True, options.decoder_validate_every,
