@@ -5,7 +5,6 @@ baseline  the decoder's own architecture without a vector, as many steps: what a
 reverse   learns samples, and scores real held-out text: reverse nll
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -25,8 +24,8 @@ from train.data import Dataset
 from train.distributed import Ranks
 from train.method import find_method
 from train.progress import Reporter
-from train.run_directory import read_json, write_json
-from train.runs import Session, begin_run, locked_run, train_run
+from train.run_directory import locked, read_json, write_json
+from train.runs import Session, begin_run, train_run
 
 SCORER_SEED = 1001
 REVERSE_SEED = 2001
@@ -91,8 +90,8 @@ def _configuration(config: RunConfig, corpus: CorpusConfig, seed: int, changes: 
 def _trained(directory: Path, run: RunConfig, session: Session, what: str) -> TextModel:
     alone = dataclasses.replace(session, ranks=Ranks())
     directory.mkdir(parents=True, exist_ok=True)
-    # A finished one is only read: several comparisons may share it.
-    with contextlib.nullcontext() if (directory / "model").exists() else locked_run(directory, alone):
+    # Two runs on one corpus want the same one: the second waits, and finds it finished.
+    with locked(directory, session.reporter.line):
         if not (directory / "run.json").exists():
             begin_run(run, directory, alone, {"preset": [], "command": what})
         return train_run(directory, alone)[0]
