@@ -27,6 +27,8 @@ class DecoderConfig:
     dropout: float = 0.1
     vector_noise: float = 0.0
     """standard deviation of the Gaussian noise added to the vector in training, in the scaled vector's units"""
+    vector_into: str = "every_step"
+    """where the vector enters: `every_step` (and the first state), or `first_state` alone"""
 
 
 class LockedDropout(nn.Module):
@@ -50,6 +52,8 @@ class LockedDropout(nn.Module):
 class Decoder(nn.Module):
     """A GRU language model that sees a vector at its first state and at every step; embeddings are tied.
 
+    With `vector_into` first_state it sees the vector there alone, and what it read since can drive it out.
+
     Shapes: B batch, T tokens, D vector width, V vocabulary.
     """
 
@@ -64,6 +68,8 @@ class Decoder(nn.Module):
         self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
         if config.vector_dim:
             self.first_state = nn.Linear(config.vector_dim, config.num_layers * config.hidden_dim)
+        self.sees_every_step = bool(config.vector_dim) and config.vector_into == "every_step"
+        if self.sees_every_step:
             self.every_step = nn.Linear(config.vector_dim, config.embed_dim, bias=False)
             self.every_readout = nn.Linear(config.vector_dim, config.embed_dim, bias=False)
         nn.init.normal_(self.embedding.weight, std=config.embed_dim ** -0.5)
@@ -87,11 +93,11 @@ class Decoder(nn.Module):
     def hidden(self, tokens: Tensor, state: Tensor, vector: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the tied output layer reads, [B, T, embed_dim], and the state reached."""
         inputs = self.embedding(tokens) * self.config.embed_dim ** 0.5
-        if vector is not None:
+        if vector is not None and self.sees_every_step:
             inputs = inputs + self.every_step(vector)[:, None]
         outputs, state = self.gru(self.dropout(inputs), state)
         hidden = self.readout(self.dropout(outputs))
-        if vector is not None:
+        if vector is not None and self.sees_every_step:
             hidden = hidden + self.every_readout(vector)[:, None]
         return hidden, state
 

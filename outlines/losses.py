@@ -3,6 +3,7 @@
 Shapes: B batch, T tokens, V vocabulary, D outline width.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -108,3 +109,58 @@ def one_centred_penalty(gradients: Tensor) -> Tensor:
     Source: Gulrajani et al. 2017, eq. 3; to be taken at random points between real and fake ones.
     """
     return (gradients.norm(dim=1) - 1).square()
+
+
+def kl_to_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mu, exp(logvar)) || N(0, 1)) per dimension, nats [B, Z]; its sum over dimensions is that of the posterior.
+
+    mu, logvar: [B, Z]. Source: Kingma and Welling, Auto-Encoding Variational Bayes (2014), appendix B.
+    """
+    return (mu.square() + logvar.exp() - 1 - logvar) / 2
+
+
+def free_bits(mean_kl: Tensor, floor: float, num_groups: int) -> Tensor:
+    """What each group of dimensions pays for its KL, nats [num_groups]: max(floor, KL), so the first nats are free.
+
+    mean_kl: [Z], nats a dimension, the mean over the minibatch, as in the source: a sentence may stay below the floor.
+    Neighbours form the groups, whose sizes differ by one at most; with Z groups each dimension has a floor of its own.
+    Source: Kingma et al., Improved Variational Inference with Inverse Autoregressive Flow (2016), appendix C.8.
+    """
+    return torch.stack([group.sum() for group in mean_kl.tensor_split(num_groups)]).clamp(min=floor)
+
+
+def linear_kl_weight(step: float, rise_steps: float) -> float:
+    """Share of the KL weight, 0 to 1, at optimiser step `step`: a straight line over the first `rise_steps`, then 1.
+
+    Source: Bowman et al., Generating Sentences from a Continuous Space (2016), section 3.1, where the rise is a sigmoid;
+    a line as in Sønderby et al., Ladder Variational Autoencoders (2016).
+    """
+    return min(1.0, step / rise_steps)
+
+
+def cyclical_kl_weight(step: int, num_steps: int, num_cycles: int, rise: float) -> float:
+    """Share of the KL weight, 0 to 1, at optimiser step `step` of `num_steps`, split into `num_cycles` equal cycles.
+
+    Each cycle rises in a straight line over its first share `rise` and stays at 1 for the rest.
+    Source: Fu et al., Cyclical Annealing Schedule (2019), eq. 6 and 7.
+    """
+    cycle_steps = num_steps / num_cycles
+    return linear_kl_weight(step % cycle_steps, rise * cycle_steps)
+
+
+def bag_of_words_nll(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """-log p(x as a bag | z), nats per sentence [B]: every real target (eos included) from one distribution.
+
+    logits: [B, V], one row a sentence. targets: [B, T] ids. mask: [B, T], True = a real target.
+    Source: Zhao et al., Learning Discourse-level Diversity for Neural Dialog Models (2017), section 3.3.
+    """
+    return -(logits.float().log_softmax(dim=1).gather(1, targets) * mask).sum(dim=1)
+
+
+def importance_weighted_nll(log_weights: Tensor) -> Tensor:
+    """-log of the mean importance weight, nats per sentence [N]: an upper bound of the nll that falls to it with K.
+
+    log_weights: [K, N], log p(x, z_k) - log q(z_k | x) with z_k drawn from q(z | x). K = 1 is a sampled negative ELBO.
+    Source: Burda et al., Importance Weighted Autoencoders (2016), eq. 8.
+    """
+    return math.log(len(log_weights)) - log_weights.logsumexp(dim=0)

@@ -4,6 +4,12 @@ import pytest
 import torch
 
 from outlines.losses import (
+    bag_of_words_nll,
+    cyclical_kl_weight,
+    free_bits,
+    importance_weighted_nll,
+    kl_to_standard_normal,
+    linear_kl_weight,
     one_centred_penalty,
     relativistic_critic_loss,
     relativistic_generator_loss,
@@ -75,3 +81,51 @@ def test_total_nll_and_its_gradients_are_those_of_whole_logits(vocab_size: int) 
         results.append([nll, *torch.autograd.grad(nll * 0.3, [hidden, weight, bias])])
     for ours, torchs in zip(*results, strict=True):
         assert torch.allclose(ours, torchs, rtol=1e-4, atol=1e-6)
+
+
+def test_kl_is_torchs_own_and_zero_at_the_prior() -> None:
+    torch.manual_seed(0)
+    mu, logvar = torch.randn(5, 3), torch.randn(5, 3)
+    posterior = torch.distributions.Normal(mu, (logvar / 2).exp())
+    expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0))
+    assert torch.allclose(kl_to_standard_normal(mu, logvar), expected, atol=1e-6)
+    assert torch.equal(kl_to_standard_normal(torch.zeros(2, 3), torch.zeros(2, 3)), torch.zeros(2, 3))
+
+
+def test_free_bits_by_hand() -> None:
+    mean_kl = torch.tensor([0.1, 0.5, 0.2, 0.0], requires_grad=True)
+    assert free_bits(mean_kl, 0.25, 4).tolist() == pytest.approx([0.25, 0.5, 0.25, 0.25])
+    assert free_bits(mean_kl, 0.25, 2).tolist() == pytest.approx([0.6, 0.25])
+    assert free_bits(mean_kl, 0.0, 1).tolist() == pytest.approx([0.8])
+    free_bits(mean_kl, 0.25, 2).sum().backward()
+    assert mean_kl.grad is not None and mean_kl.grad.tolist() == [1, 1, 0, 0]  # below the floor nothing is paid
+
+
+def test_kl_schedules_by_hand() -> None:
+    assert [linear_kl_weight(step, 4) for step in range(7)] == [0, 0.25, 0.5, 0.75, 1, 1, 1]
+    cycle = [0, 0.5, 1, 1]
+    assert [cyclical_kl_weight(step, 12, 3, 0.5) for step in range(12)] == pytest.approx(cycle * 3)
+    assert cyclical_kl_weight(999, 1000, 3, 1.0) == pytest.approx(1, abs=0.01)
+
+
+def test_bag_of_words_by_hand() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]))
+    targets, mask = torch.tensor([[0, 0, 1], [2, 0, 0]]), torch.tensor([[True] * 3, [True, False, False]])
+    expected = [2 * math.log(2) + math.log(4), -math.log(0.8)]
+    assert bag_of_words_nll(logits, targets, mask).tolist() == pytest.approx(expected)
+    assert bag_of_words_nll(logits, targets.flip(1), mask.flip(1)).tolist() == pytest.approx(expected), "order is nothing"
+
+
+def test_importance_weighting_of_a_linear_gaussian_model() -> None:
+    """z ~ N(0, 1), x | z ~ N(z, 1): p(x) = N(0, 2) and p(z | x) = N(x / 2, 1/2)."""
+    normal = torch.distributions.Normal
+    x = torch.tensor([-1.0, 0.3, 2.0], dtype=torch.double)
+    exact = -normal(0.0, 2 ** 0.5).log_prob(x)
+    noise = torch.randn(20000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    for mu, sigma, tolerance in ((x / 2, 0.5 ** 0.5, 1e-9), (x / 2 + 0.3, 0.9, 0.02)):
+        z = mu + sigma * noise
+        log_weights = normal(0.0, 1.0).log_prob(z) + normal(z, 1.0).log_prob(x) - normal(mu, sigma).log_prob(z)
+        assert torch.allclose(importance_weighted_nll(log_weights), exact, atol=tolerance)
+        assert (importance_weighted_nll(log_weights) <= -log_weights.mean(0) + 1e-12).all()
+        # Far from 1, where exp would overflow, the weights mean the same.
+        assert torch.allclose(importance_weighted_nll(log_weights - 1e4), exact + 1e4, atol=tolerance)

@@ -62,8 +62,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
                     allow_abbrev=False, epilog=f"families: {', '.join(families)}; `python -m train FAMILY --help` "
                                                "shows the options of one")
     parser.add_argument("family", nargs="?", default="outlines", help="what to train (default: outlines)")
-    parser.add_argument("--preset", default=None, choices=sorted(method.presets),
-                        help="a named set of options (default: default)")
+    parser.add_argument("--preset", nargs="+", metavar="NAME", help="named sets of options, applied from left to right: "
+                        f"{', '.join(sorted(method.presets))} (default: default)")
     parser.add_argument("--config", metavar="FILE.toml", help="options from a file, by the names of the flags")
     parser.add_argument("--runs", metavar="DIR", help="where runs live, their cache in DIR-cache beside it (default: runs)")
     parser.add_argument("--out", metavar="RUN", help="the run's directory (default: a new numbered one in --runs)")
@@ -93,7 +93,7 @@ class Plan:
 
     @property
     def name(self) -> str:
-        return f"{self.configs[0].family}-{self.preset}" + ("-seeds" if self.several else "")
+        return "-".join([self.configs[0].family, *self.preset.split()]) + ("-seeds" if self.several else "")
 
 
 def plan_of(options: argparse.Namespace) -> Plan:
@@ -111,7 +111,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     method = find_method(options.family)
     fields = known_fields(method.config_class)
     flags = {name: coerce(fields[name], value, "command line") for name, value in flags.items()}
-    preset, root = options.preset or "default", Path(options.runs or "runs")
+    preset, root = " ".join(options.preset or ["default"]), Path(options.runs or "runs")
     several = options.seeds is not None
     if several and "seed" in flags:
         raise OutlinesError("--seed has no effect with --seeds: leave it out")

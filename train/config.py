@@ -79,6 +79,9 @@ class RunConfig:
         return dataclasses.asdict(self)
 
 
+SIZES = ("tiny", "default", "small", "full")
+"""Presets of every family that say how large a run is; any other goes on top of one of them."""
+
 SECTIONS = {"corpus": CorpusConfig, "training": TrainingConfig}
 
 
@@ -140,11 +143,18 @@ def read_toml(path: str) -> dict[str, Any]:
 
 def resolve(family: str, model_config: type, presets: dict[str, dict[str, Any]], preset: str,
             config_file: str | None, flags: dict[str, Any]) -> RunConfig:
-    """Defaults < preset < file < flags, checked name by name and value by value."""
+    """Defaults < presets < file < flags, checked name by name and value by value.
+
+    preset: one name or several, separated by spaces, a later one going before an earlier one; where none of them is a
+    size, they go on top of `default`.
+    """
     fields = known_fields(model_config)
-    if preset not in presets:
-        raise unknown_name("preset", preset, presets)
-    layers = [(f"preset {preset}", presets[preset])]
+    names = preset.split()
+    for name in names:
+        if name not in presets:
+            raise unknown_name("preset", name, presets)
+    names = names if set(names) & set(SIZES) else ["default", *names]
+    layers: list[tuple[str, dict[str, Any]]] = [(f"preset {name}", presets[name]) for name in names]
     if config_file:
         layers.append((config_file, read_toml(config_file)))
     layers.append(("command line", flags))
@@ -154,7 +164,7 @@ def resolve(family: str, model_config: type, presets: dict[str, dict[str, Any]],
             if name not in fields:
                 raise unknown_name(f"option in {where}:", name, fields)
             values[name] = coerce(fields[name], value, where)
-    given = {name for _, layer in layers[1:] for name in layer}
+    given = {name for _, layer in layers[len(names):] for name in layer}
     parts = {key: section(**{field.name: values[field.name] for field in dataclasses.fields(section)
                              if field.name in values})
              for key, section in sections(model_config).items()}
@@ -196,8 +206,7 @@ def check(config: RunConfig, given: set[str]) -> None:
         without_effect += ["valid", "test", "text_column", "strict", "max_chars"]
     if corpus.tokenizer:
         without_effect += ["vocab_size", "lowercase"]
-    for name in without_effect:
+    reasons = dict.fromkeys(without_effect, f"{'with' if corpus.corpus else 'without'} --corpus")
+    for name, reason in {**reasons, **config.model.without_effect()}.items():
         if name in given:
-            flag = "--" + name.replace("_", "-")
-            raise OutlinesError(f"{flag} has no effect here "
-                                f"({'with' if corpus.corpus else 'without'} --corpus): leave it out")
+            raise OutlinesError(f"--{name.replace('_', '-')} has no effect here ({reason}): leave it out")

@@ -54,7 +54,11 @@ class RecurrentEncoder(nn.Module):
         self.project = nn.Linear(4 * config.hidden_dim, config.outline_dim)
 
     def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """Outlines [B, D] of unit norm.
+        """Outlines [B, D] of unit norm. Arguments as of `project_sentences`."""
+        return nn.functional.normalize(self.project_sentences(inputs, lengths), dim=1)
+
+    def project_sentences(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        """What becomes an outline once its norm is 1: [B, D].
 
         inputs: [B, T] a batch's inputs: BOS, the tokens, and padding, which cannot change the outline.
         lengths: [B] real inputs of each row (BOS and its tokens), at least 1.
@@ -66,8 +70,7 @@ class RecurrentEncoder(nn.Module):
         padding = (torch.arange(states.shape[1], device=states.device) >= lengths)[..., None]
         mean = states.masked_fill(padding, 0.0).sum(dim=1) / lengths
         largest = states.masked_fill(padding, float("-inf")).amax(dim=1)
-        outlines = self.project(self.dropout(torch.cat([mean, largest], dim=1)))
-        return nn.functional.normalize(outlines, dim=1)
+        return self.project(self.dropout(torch.cat([mean, largest], dim=1)))
 
 
 def corrupt(inputs: Tensor, lengths: Tensor, drop: float, shuffle_distance: int,

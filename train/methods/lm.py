@@ -30,6 +30,10 @@ class DecoderOptions:
     decoder_validate_every: int = option(500, "decoder steps between two validations", low=1)
     num_validation: int = option(2000, "sentences, at most, of a validation", low=10)
 
+    def without_effect(self) -> dict[str, str]:
+        """Options that change nothing beside the others' values, and why: to give one of them is an error."""
+        return {}
+
 
 def decoder_stage(options: DecoderOptions, name: str = "decoder") -> Stage:
     return Stage(name, options.decoder_steps, options.decoder_batch_size, True, options.decoder_validate_every,
@@ -59,8 +63,9 @@ class LanguageModelMethod(Method):
                  "decoder_batch_size": 16, "decoder_validate_every": 10, "num_validation": 20, "log_every": 10,
                  "checkpoint_every": 10, "warmup_steps": 5, "evaluator_steps": 20, "num_evaluation": 40,
                  "valid_fraction": 0.1, "test_fraction": 0.1},
-        "default": {"num_sentences": 24000, "valid_fraction": 0.08, "test_fraction": 0.08, "evaluator_steps": 500},
-        "small": {"decoder_steps": 3400, "decoder_validate_every": 850, "checkpoint_every": 850, "evaluator_steps": 1000},
+        "default": {"num_sentences": 24000, "valid_fraction": 0.08, "test_fraction": 0.08, "decoder_steps": 1000,
+                    "evaluator_steps": 500},
+        "small": {"decoder_steps": 2800, "decoder_validate_every": 700, "checkpoint_every": 700, "evaluator_steps": 1000},
         "full": {"embed_dim": 512, "hidden_dim": 1024, "num_layers": 2, "dropout": 0.3, "decoder_steps": 40000,
                  "decoder_batch_size": 256, "decoder_learning_rate": 1e-3, "decoder_validate_every": 2000,
                  "checkpoint_every": 2000},
