@@ -191,7 +191,7 @@ def test_stopped_and_gone_on_is_the_same_as_in_one_go(evaluated: Evaluated, run_
               if row["source"] in ("real text", "outlines") and row["temperature"] != 0]
     assert len(again) == 2 and again == before
     kept = list((tmp_path / "cache").glob("reverse-*"))
-    assert len(kept) == 2 and all([file.name for file in directory.iterdir()] == ["nll.json"] for directory in kept)
+    assert len(kept) == 2 and all({file.name for file in directory.iterdir()} == {"nll.json", "lock"} for directory in kept)
 
 
 def test_rows_that_are_gone_are_measured_again_to_the_same_figures(evaluated: Evaluated, tmp_path: Path) -> None:

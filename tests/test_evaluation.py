@@ -196,7 +196,7 @@ def test_evaluators_are_trained_once_wherever_the_corpus_lies(yardstick: Yardsti
     baseline(dataclasses.replace(config, model=dataclasses.replace(config.model, decoder_steps=2)), data, session)
     assert len(list(session.cache.iterdir())) == len(before) + 1
     reverse = list(session.cache.glob("reverse-*"))
-    assert all([path.name for path in directory.iterdir()] == ["nll.json"] for directory in reverse)
+    assert all({path.name for path in directory.iterdir()} == {"nll.json", "lock"} for directory in reverse)
 
 
 def test_real_outlines_are_held_out_ones_first_and_never_the_references(tiny_run: Path, session: Session) -> None:
