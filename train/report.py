@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import re
+import shutil
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -101,7 +103,10 @@ def num_seeds(lines: Sequence[Line]) -> str:
     """How many seeds stand behind the lines, in words."""
     counts = {len(figures.values) for line in lines if line.label != REAL_TEXT for figures in line.figures.values()}
     most = max(counts, default=1)
-    return "one seed" if most == 1 else f"mean ± standard deviation over {most} seeds"
+    if most == 1:
+        return "one seed"
+    fewer = "" if len(counts) == 1 else ", fewer in some rows, one where no deviation stands"
+    return f"mean ± standard deviation over {most} seeds{fewer}"
 
 
 def curves(lines: Sequence[Line], seed: int | None = None) -> dict[str, list[tuple[float, float]]]:
@@ -123,13 +128,15 @@ def curves(lines: Sequence[Line], seed: int | None = None) -> dict[str, list[tup
 def gaps(lines: Sequence[Line], against: str) -> dict[str, Figures | None]:
     """At equal reverse nll, by how many nats per token each label's forward nll lies below that of `against`.
 
-    Averaged over the reverse nlls that both curves reach, seed by seed; None: not comparable, in some seed at least.
+    Averaged over the reverse nlls that both curves reach, seed by seed, or of the means where one label has more seeds
+    than the other. None: not comparable, in some seed at least.
     """
     found: dict[str, Figures | None] = {}
+    counts = {label: max(len(line.figures["forward_nll_per_token"].values) for line in lines if line.label == label)
+              for label in {*curves(lines)}}
     for label in curves(lines):
-        seeds = max(len(line.figures["forward_nll_per_token"].values) for line in lines if line.label == label)
         values = []
-        for seed in range(seeds):
+        for seed in range(counts[label]) if counts[label] == counts.get(against) else [None]:
             both = curves(lines, seed)
             gap = interpolated_gap(both[label], both[against]) if label in both and against in both else None
             values.append(None if gap is None else gap.mean)
@@ -151,7 +158,7 @@ def picture(lines: Sequence[Line]) -> Figure:
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
     for label, points in curves(lines).items():
-        own = [line for line in lines if line.label == label and line.temperature is not None]
+        own = [line for line in lines if line.label == label and curves([line])]
         spreads = [[line.figures[f"{name}_nll_per_token"].deviation or 0.0 for line in own]
                    for name in ("reverse", "forward")]
         x, y = zip(*points, strict=True)
@@ -187,23 +194,23 @@ def write_report(directory: Path, text: str, data: dict[str, Any]) -> None:
 
 
 def write_curves(directory: Path, lines: Sequence[Line], hparams: dict[str, dict[str, Any]]) -> None:
-    """curve.png, and to TensorBoard: the picture, every figure against 100 · T under one tag a quantity, and hparams.
+    """curve.png, and under tensorboard/ the picture, every figure against 100 · T under one tag a quantity, and hparams.
 
     hparams: the options of each label, flat; shown with the label's figures at its temperature nearest to 1.
     """
-    for stale in directory.rglob("events.out.tfevents.*"):
-        stale.unlink()
+    events = directory / "tensorboard"  # A directory of its own, so that nobody else's events are swept.
+    shutil.rmtree(events, ignore_errors=True)
     figure = picture(lines)
     image = io.BytesIO()
     figure.savefig(image, dpi=120, format="png")
     atomic_write(directory / "curve.png", image.getvalue())
-    with SummaryWriter(str(directory)) as writer:
+    with SummaryWriter(str(events)) as writer:
         writer.add_figure("evaluation/curve", figure)
     by_label: dict[str, list[Line]] = {}
     for line in lines:
         by_label.setdefault(line.label, []).append(line)
     for label, own in by_label.items():
-        with SummaryWriter(str(directory / label.replace(": ", "-").replace(" ", "-"))) as writer:
+        with SummaryWriter(str(events / re.sub(r"[^\w.]+", "-", label).strip("-."))) as writer:
             for line in own:
                 step = 100 if line.temperature is None else round(100 * line.temperature)
                 for key, figures in line.figures.items():

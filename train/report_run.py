@@ -21,7 +21,7 @@ def report_run(directory: Path, model: TextModel, data: Dataset, session: Sessio
     started = time.monotonic()
     file = directory / "report.json"
     config = run_config(directory)
-    if not file.exists():
+    if not file.exists() or "rows" not in read_json(file):  # An older version's had none.
         model.eval()
         rebuilt = reconstruction(model, data, config.training.num_evaluation)
         rows = list(quick_rows(config, model, data, session)) if model.sources else []
