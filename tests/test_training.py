@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -252,3 +253,20 @@ def test_whitened_outlines_and_early_stopping(tiny_arguments: list[str], tmp_pat
     assert max(line["step"] for line in lines if line["stage"] == "gan") == 6
     assert json.loads((run / "model" / "meta.json").read_text())["shape"]["whitened"] is True
     assert run_module("generate", run, "--num", 2).returncode == 0
+
+
+def test_one_who_waits_gets_the_directory_when_the_first_is_done(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with locked(tmp_path, lambda text: order.append(f"waiting {text.rsplit('process ', 1)[1]}")):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with locked(tmp_path):
+        thread.start()
+        while not order:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join()
+    assert order == [f"waiting {os.getpid()} is training here: waiting for it", "first", "second"]

@@ -25,8 +25,8 @@ from train.data import Dataset
 from train.distributed import Ranks
 from train.method import find_method
 from train.progress import Reporter
-from train.run_directory import read_json, write_json
-from train.runs import Session, begin_run, locked_run, train_run
+from train.run_directory import locked, read_json, write_json
+from train.runs import Session, begin_run, train_run
 
 SCORER_SEED = 1001
 REVERSE_SEED = 2001
@@ -98,9 +98,11 @@ def _trained(directory: Path, run: RunConfig, data: Dataset, session: Session, w
         return load_model(directory / "model").to(data.device)
     alone = dataclasses.replace(session, ranks=Ranks())
     directory.mkdir(parents=True, exist_ok=True)
-    with locked_run(directory, alone):
-        # Written anew where one was interrupted: the corpus may lie elsewhere now.
-        begin_run(run, directory, alone, {"preset": [], "command": what})
+    # Two runs on one corpus want the same one: the second waits, and finds it finished.
+    with locked(directory, session.reporter.line):
+        if not (directory / "model").exists():
+            # Written anew where one was interrupted: the corpus may lie elsewhere now.
+            begin_run(run, directory, alone, {"preset": [], "command": what})
         return train_run(directory, alone)[0]
 
 
@@ -119,26 +121,33 @@ def reverse_nll(samples: Sequence[str], held_out: Sequence[str], config: RunConf
                list(samples), list(held_out))
     directory = session.cache / f"reverse-{key}"
     result = directory / "nll.json"
-    if not result.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        valid = data.text("valid", data.sample_rows("valid", len(held_out)))
-        files = {"train": samples, "valid": valid, "test": held_out}
-        for split, sentences in files.items():
-            (directory / f"{split}.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
-        data.tokenizer.save(directory / "given.model")
-        corpus = CorpusConfig(corpus=(str(directory / "train.txt"),), valid=(str(directory / "valid.txt"),),
-                              test=(str(directory / "test.txt"),), tokenizer=str(directory / "given.model"),
-                              max_len=data.corpus.meta["max_len"])
-        inside = dataclasses.replace(session, cache=directory / "cache", reporter=Reporter(quiet=True))
-        run = _configuration(config, corpus, REVERSE_SEED, options)
-        model = _trained(directory / "run", run, data, inside, "a language model of samples")
-        write_json(result, score(model, held_out, data)._asdict())
-    for entry in directory.iterdir():  # The figure is what is kept: a comparison needs dozens of them.
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        elif entry != result:
-            entry.unlink()
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory, session.reporter.line):
+        if not result.exists():
+            write_json(result, _learn_and_score(samples, held_out, config, options, data, session, directory)._asdict())
+        for entry in directory.iterdir():  # The figure is what is kept: a comparison needs dozens of them.
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name not in (result.name, "lock"):
+                entry.unlink()
     return Nll(**read_json(result))
+
+
+def _learn_and_score(samples: Sequence[str], held_out: Sequence[str], config: RunConfig, options: dict[str, Any],
+                     data: Dataset, session: Session, directory: Path) -> Nll:
+    """Train a language model on samples in this directory, and let it score held-out text."""
+    valid = data.text("valid", data.sample_rows("valid", len(held_out)))
+    files = {"train": samples, "valid": valid, "test": held_out}
+    for split, sentences in files.items():
+        (directory / f"{split}.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
+    data.tokenizer.save(directory / "given.model")
+    corpus = CorpusConfig(corpus=(str(directory / "train.txt"),), valid=(str(directory / "valid.txt"),),
+                          test=(str(directory / "test.txt"),), tokenizer=str(directory / "given.model"),
+                          max_len=data.corpus.meta["max_len"])
+    inside = dataclasses.replace(session, cache=directory / "cache", reporter=Reporter(quiet=True))
+    run = _configuration(config, corpus, REVERSE_SEED, options)
+    model = _trained(directory / "run", run, data, inside, "a language model of samples")
+    return score(model, held_out, data)
 
 
 def _key(*parts: Any) -> str:

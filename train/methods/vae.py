@@ -215,7 +215,7 @@ class VAEMethod(Method):
             # Position by position, so that what a word draws does not hang on how far its rank pads.
             uniforms = torch.rand(tokens.inputs.shape[1], batch.num_rows, generator=rng).T[ranks.rank::ranks.world]
             inputs = drop_words(tokens.inputs, tokens.lengths, options.word_dropout, uniforms.to(mu.device))
-            read = dataclasses.replace(batch, tokens=dataclasses.replace(tokens, inputs=inputs))
+            read = dataclasses.replace(batch, read_tokens=lambda: dataclasses.replace(tokens, inputs=inputs))
         per_token, per_sentence = decoder_step(self.model.decoder, z, read, self.bfloat16)
         kl = kl_to_standard_normal(mu, logvar).sum(dim=0) / batch.num_rows
         charged = kl.sum()
