@@ -101,7 +101,8 @@ def test_a_run_directory_tells_everything(tiny_run: Path) -> None:
     assert run["training"]["precision"] in ("float32", "bfloat16")
     assert run["versions"]["torch"] == torch.__version__
     lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
-    assert {"train/nll_per_token", "train/critic_loss", "valid/precision"} <= {key for line in lines for key in line}
+    assert {"train/reconstruction_nll_per_token", "train/critic_loss", "valid/precision"} <= {
+        key for line in lines for key in line}
     examples = [line["examples"] for line in lines if line["stage"] != "report"]
     assert examples == sorted(examples)
     report = json.loads((tiny_run / "report.json").read_text())
@@ -115,7 +116,8 @@ def test_tensorboard_has_the_same_figures(tiny_run: Path) -> None:
     events = EventAccumulator(str(tiny_run))
     events.Reload()
     lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
-    for key in ("train/nll_per_token", "valid/precision", "norm/critic", "scores/real", "learning_rate/generator"):
+    for key in ("train/reconstruction_nll_per_token", "valid/precision", "norm/critic", "scores/real",
+                "learning_rate/generator"):
         written = [(line["examples"], pytest.approx(line[key], rel=1e-5)) for line in lines if key in line]
         assert written
         assert [(event.step, event.value) for event in events.Scalars(key)] == written
@@ -160,8 +162,9 @@ def test_two_processes_train_as_one(tiny_arguments: list[str], tiny_run: Path) -
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("next:") == 1
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        losses[name] = [line[key] for line in lines for key in ("train/nll_per_token", "train/critic_loss", "train/nll",
-                                                                "train/generator_loss") if key in line]
+        keys = ("train/reconstruction_nll_per_token", "train/reconstruction_nll", "train/critic_loss",
+                "train/generator_loss")
+        losses[name] = [line[key] for line in lines for key in keys if key in line]
     assert len(losses["one"]) == 40
     assert losses["two"] == pytest.approx(losses["one"], abs=1e-6, rel=1e-6)
 

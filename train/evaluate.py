@@ -22,11 +22,12 @@ from outlines.text_model import TextModel
 from train import report
 from train.config import RunConfig
 from train.data import Dataset
-from train.evaluation import REAL_OUTLINES, REAL_TEXT, Full, Row, Yardstick, draw, reconstruction, sources_of
+from train.evaluation import FULL_DRAWS, REAL_OUTLINES, REAL_TEXT, Full, Row, Yardstick, draw, reconstruction, sources_of
+from train.figures import collapse_figures, diagnose_vector
 from train.run_directory import read_json, read_seeds, write_json
 from train.runs import Session, command_line, locked_run, run_config, train_run
 
-VERSION = 1
+VERSION = 2
 """Part of every row's key: raise it when a figure's definition changes, and kept rows are measured anew."""
 
 DESCRIPTION = """\
@@ -99,16 +100,15 @@ def evaluate(options: argparse.Namespace, session_of: Callable[[Path], Session])
             rebuilt.append((labels[run.directory], _rebuilt(run, yardstick)))
     order = {label: index for index, label in enumerate(dict.fromkeys(label for label, _ in labelled))}
     lines = sorted(report.over_seeds(labelled), key=lambda line: (order[line.label], line.temperature or 0))
-    rebuilt_lines = report.over_seeds(rebuilt)
     against = next((labels[run.directory] for run in runs if run.model.family == LanguageModel.family), None)
     found = report.gaps(lines, against) if against else {}
     settings = {"command": command_line(),
                 "runs": [str(run.directory) for run in runs], "num_samples": options.num_samples,
                 "num_compared": len(yardstick.references), "reverse_steps": options.reverse_steps,
                 "encoder": None if encoder is None else encoder.name, "against": against}
-    text = render(lines, rebuilt_lines, found, settings)
+    text = render(lines, rebuilt, found, settings)
     report.write_report(out, text, {
-        "settings": settings, "rows": report.to_json(lines), "reconstruction": report.to_json(rebuilt_lines),
+        "settings": settings, "rows": report.to_json(lines), "reconstruction": report.to_json(report.over_seeds(rebuilt)),
         "gaps": {label: None if gap is None else {"mean": gap.mean, "deviation": gap.deviation, "values": list(gap.values)}
                  for label, gap in found.items()}})
     hparams = {label: report.flat_options(run.config.to_json()) | {"seed": ",".join(
@@ -222,7 +222,13 @@ def _rows(run: Run, with_real_text: bool, yardstick: Yardstick, temperatures: Se
 
 def _rebuilt(run: Run, yardstick: Yardstick) -> Row:
     num = yardstick.config.training.num_evaluation
-    return _kept(run, ["reconstruction", num], lambda: reconstruction(run.model, run.data, num))
+
+    def measured() -> Row:
+        row = reconstruction(run.model, run.data, num, FULL_DRAWS)
+        diagnosis = diagnose_vector(run.model, run.data, num, run.directory, quick=False)
+        return row if diagnosis is None else row | collapse_figures(diagnosis)
+
+    return _kept(run, ["reconstruction", num, FULL_DRAWS], measured)
 
 
 def _measured(run: Run, yardstick: Yardstick, source: str, temperature: float | None, announced: str) -> Row:
@@ -240,7 +246,7 @@ def _measured(run: Run, yardstick: Yardstick, source: str, temperature: float | 
     return row | yardstick.measure(sentences if comparable else dataclasses.replace(sentences, outlines=None))
 
 
-def render(lines: Sequence[report.Line], rebuilt: Sequence[report.Line], found: dict[str, report.Figures | None],
+def render(lines: Sequence[report.Line], rebuilt: Sequence[tuple[str, Row]], found: dict[str, report.Figures | None],
            settings: dict[str, Any]) -> str:
     """The report in Markdown."""
     held_out = min((line.figures["num_held_out"].mean for line in lines if "num_held_out" in line.figures),
@@ -261,5 +267,5 @@ def render(lines: Sequence[report.Line], rebuilt: Sequence[report.Line], found: 
         parts += [f"Outlines against those of the test split (k-NN precision and recall, k = 5; Fréchet distance, "
                   f"isotropically scaled; two-sample classifier accuracy, 0.5 = cannot tell){text}:",
                   report.table(lines, report.OUTLINE_COLUMNS)]
-    parts += ["Reconstruction of held-out sentences:", report.table(rebuilt, report.RECONSTRUCTION_COLUMNS)]
+    parts.append(report.reconstruction_section(rebuilt))
     return "\n\n".join(parts)

@@ -20,15 +20,16 @@ from outlines.metrics.ngram import NgramModel
 from outlines.metrics.outline import frechet_distance, knn_precision_recall, two_sample_accuracy
 from outlines.metrics.text import copied_rate, distinct_n, length_distance, nearest_overlap, unique_rate, words
 from outlines.sampling import SamplingConfig, sample
-from outlines.scoring import nll_of_rows
 from outlines.text_model import TextModel, block_seed
 from train.config import RunConfig
 from train.data import Dataset
 from train.evaluators import Nll, baseline, reverse_nll, score, scorer, tokens_of
+from train.figures import held_out, nll_figures
 from train.runs import Session
 
 SAMPLING_SEED = 11
 QUICK_TEMPERATURES = (0.7, 1.0)
+QUICK_DRAWS, FULL_DRAWS = 16, 100
 NEIGHBOURS = 5
 LEAST_TWO_SAMPLE = 20
 REAL_TEXT, REAL_OUTLINES, LM = "real text", "real outlines", "lm"
@@ -226,29 +227,28 @@ def decode(model: TextModel, vectors: Tensor, seed: int, sampling: SamplingConfi
                      sampling)
 
 
-def reconstruction(model: TextModel, data: Dataset, num: int) -> Row:
-    """How well a run rebuilds held-out sentences from their vectors, and whether it uses them."""
-    rows = data.sample_rows("test", num, seed=1)
-    tokens = data.corpus.tokens["test"].rows(rows)
-    own = model.vectors_of(tokens, data.outlines("test", rows) if data.stores else None)
-    nll, num_targets = nll_of_rows(model.decoder, tokens, own)
-    figures: Row = {"num_sentences": len(rows), "test/nll_per_token": float(nll.sum() / num_targets.sum()),
-                    "test/nll": float(nll.mean())}
-    if own is not None:
-        other, _ = nll_of_rows(model.decoder, tokens, own.roll(1, dims=0))
+def reconstruction(model: TextModel, data: Dataset, num: int, num_draws: int) -> Row:
+    """How likely a run finds held-out sentences, and how well it rebuilds them from their vectors (of a VAE: mu).
+
+    num_draws: draws of a latent for the nll, where there is one; the more, the tighter the bound.
+    """
+    tokens, outlines, text = held_out(data, "test", num, seed=1)
+    figures: Row = {"num_sentences": len(text), **nll_figures("test", model, tokens, outlines, num_draws)}
+    if (posterior := model.posterior(tokens, outlines)) is not None:
         greedy = SamplingConfig(temperature=0, max_len=data.corpus.meta["max_len"])
-        rebuilt = [text for ids in decode(model, own, 0, greedy) for text in data.tokenizer.decode(ids)]
-        figures |= {"test/latent_gap_per_token": float(other.sum() / num_targets.sum()) - figures["test/nll_per_token"],
-                    "test/reconstruction_bleu": reconstruction_bleu(rebuilt, data.text("test", rows))}
+        rebuilt = [sentence for ids in decode(model, posterior[0], 0, greedy) for sentence in data.tokenizer.decode(ids)]
+        figures["test/reconstruction_bleu"] = reconstruction_bleu(rebuilt, text)
+        if posterior[1] is not None:
+            figures["num_draws"] = num_draws
     return figures
 
 
-def quick_rows(config: RunConfig, model: TextModel, data: Dataset, session: Session) -> Iterator[Row]:
-    """The quick form's rows: real text, every source of the run, and the language model beside it."""
+def quick_rows(config: RunConfig, model: TextModel, data: Dataset, session: Session, beside_lm: bool) -> Iterator[Row]:
+    """The quick form's rows: real text, every source of the run and, if asked for, the language model beside it."""
     yardstick = Yardstick(config, data, session)
     yield {"source": REAL_TEXT, **yardstick.measure(yardstick.real_text())}
     models = [(source, model) for source in sources_of(model, data)]
-    if model.family != LanguageModel.family:
+    if beside_lm and model.family != LanguageModel.family:
         models.append((LM, baseline(config, data, session)))
     for source, owner in models:
         for temperature in QUICK_TEMPERATURES:

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,15 @@ OUTLINE_COLUMNS = {f"{name}_{figure}": (f"{title}{figure.replace('_', '-')}", 3)
                    for name, title in (("outline", ""), ("text", "text: "))
                    for figure in ("precision", "recall", "frechet", "two_sample")}
 RECONSTRUCTION_COLUMNS = {
-    "test/nll_per_token": ("nll/token", 3), "test/latent_gap_per_token": ("... more, given another's vector", 3),
+    "test/nll_per_token": ("nll/token", 3), "num_draws": ("draws", 0), "test/negative_elbo_per_token": ("-ELBO/token", 3),
+    "test/reconstruction_nll_per_token": ("reconstruction nll/token", 3),
     "test/reconstruction_bleu": ("greedy reconstruction, BLEU", 2)}
+VECTOR_COLUMNS = {
+    "verdict": ("the vector is", 0), "test/kl": ("KL", 2), "test/mutual_information": ("mutual information", 2),
+    "test/mutual_information_ceiling": ("... at most", 1), "test/active_units": ("active units", 0),
+    "test/latent_gap_per_token": ("nll/token more, given another's vector", 3),
+    "test/prior_gap_per_token": ("... one of prior or generator", 3), "test/distinct_outputs": ("distinct outputs", 2),
+    "test/output_change": ("output change", 2)}
 QUICK_COLUMNS = {"outline_precision": ("precision", 3), "outline_recall": ("recall", 3),
                  "forward_nll_per_token": ("forward nll/token", 3),
                  **{key: MAIN_COLUMNS[key] for key in ("distinct_2", "self_bleu_4", "unique", "copied", "in_language",
@@ -67,6 +75,15 @@ class Line:
     label: str
     temperature: float | None
     figures: dict[str, Figures]
+    verdicts: tuple[str, ...] = ()
+    """of what becomes of the vector, one a seed"""
+
+    def cell(self, key: str, decimals: int) -> str:
+        """A figure, or the verdicts, for a table; nothing where there is none."""
+        if key == "verdict":
+            counted = Counter(self.verdicts).most_common()
+            return ", ".join(verdict if len(self.verdicts) == 1 else f"{num} × {verdict}" for verdict, num in counted)
+        return f"{self.figures[key]:{decimals}}" if key in self.figures else ""
 
 
 def over_seeds(rows: Iterable[tuple[str, Row]]) -> list[Line]:
@@ -81,22 +98,41 @@ def over_seeds(rows: Iterable[tuple[str, Row]]) -> list[Line]:
     for (label, temperature), members in grouped.items():
         keys = [key for key, value in members[0].items() if key != "temperature" and isinstance(value, (int, float))
                 and all(key in row for row in members)]
-        lines.append(Line(label, temperature, {key: Figures(tuple(float(row[key]) for row in members)) for key in keys}))
+        lines.append(Line(label, temperature, {key: Figures(tuple(float(row[key]) for row in members)) for key in keys},
+                          tuple(row["verdict"] for row in members if "verdict" in row)))
     return lines
 
 
 def table(lines: Sequence[Line], columns: dict[str, tuple[str, int]]) -> str:
     """A Markdown table that also reads well in a terminal; a column that no line has is left out."""
-    used = {key: column for key, column in columns.items() if any(key in line.figures for line in lines)}
+    used = {key: column for key, column in columns.items() if any(line.cell(key, 0) for line in lines)}
     cells = [["source", "T", *(title for title, _ in used.values())]]
     for line in lines:
         named = "" if line.temperature is None else "greedy" if line.temperature == 0 else f"{line.temperature:g}"
-        cells.append([line.label, named, *(f"{line.figures[key]:{decimals}}" if key in line.figures else ""
-                                           for key, (_, decimals) in used.items())])
+        cells.append([line.label, named, *(line.cell(key, decimals) for key, (_, decimals) in used.items())])
     widths = [max(len(row[index]) for row in cells) for index in range(len(cells[0]))]
     rendered = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
                 for row in cells]
     return "\n".join([rendered[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rendered[1:]])
+
+
+def reconstruction_section(rebuilt: Sequence[tuple[str, Row]]) -> str:
+    """How likely each run finds held-out sentences, how well it rebuilds them, and what becomes of its vector, in Markdown.
+
+    rebuilt: labelled rows of every seed. The verdict stands in words where a label has one seed.
+    """
+    lines = over_seeds(rebuilt)
+    bound = (" (where a number of draws stands: the importance-weighted bound of so many)"
+             if any("num_draws" in line.figures for line in lines) else "")
+    parts = [f"Held-out sentences, each given its own vector where there is one; nll without it{bound}:",
+             table(lines, RECONSTRUCTION_COLUMNS)]
+    with_vector = [line for line in lines if line.verdicts]
+    if with_vector:
+        parts += ["Is the vector used? (docs/posterior-collapse.md)", table(with_vector, VECTOR_COLUMNS)]
+        words = {line.label: row["words"] for line in with_vector for label, row in rebuilt
+                 if label == line.label and len(line.verdicts) == 1}
+        parts += [f"{label}: {text}" for label, text in words.items()]
+    return "\n\n".join(parts)
 
 
 def num_seeds(lines: Sequence[Line]) -> str:
@@ -181,7 +217,7 @@ def picture(lines: Sequence[Line]) -> Figure:
 
 def to_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """Lines as JSON data: every value of every seed, mean and deviation."""
-    return [{"source": line.label, "temperature": line.temperature,
+    return [{"source": line.label, "temperature": line.temperature, **({"verdicts": line.verdicts} if line.verdicts else {}),
              "figures": {key: {"mean": figures.mean, "deviation": figures.deviation, "values": list(figures.values)}
                          for key, figures in line.figures.items()}} for line in lines]
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from outlines.baselines.lm import LanguageModel
 from outlines.decoder import Decoder, DecoderConfig
 from outlines.options import option
-from outlines.scoring import nll_of_rows
 from train.config import RunConfig
 from train.data import Batch, Dataset
+from train.figures import held_out, nll_figures
 from train.method import Method, Stage, Update, adamw
 
 
@@ -35,9 +35,9 @@ class DecoderOptions:
         return {}
 
 
-def decoder_stage(options: DecoderOptions, name: str = "decoder") -> Stage:
-    return Stage(name, options.decoder_steps, options.decoder_batch_size, True, options.decoder_validate_every,
-                 "valid/nll_per_token", (name,), (name,))
+def decoder_stage(options: DecoderOptions, criterion: str) -> Stage:
+    return Stage("decoder", options.decoder_steps, options.decoder_batch_size, True, options.decoder_validate_every,
+                 criterion, ("decoder",), ("decoder",))
 
 
 def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int,
@@ -77,7 +77,7 @@ class LanguageModelMethod(Method):
         self.model = LanguageModel(decoder_config(options, data, vector_dim=0)).to(data.device)
         self.modules = {"decoder": self.model.decoder}
         self.optimizers = {"decoder": adamw([self.model.decoder], options.decoder_learning_rate, (0.9, 0.99), 0.01)}
-        self.stages = (decoder_stage(options),)
+        self.stages = (decoder_stage(options, "valid/nll_per_token"),)
 
     def step(self, stage: Stage, batch: Batch, update: Update) -> dict[str, Tensor]:
         per_token, per_sentence = decoder_step(self.model.decoder, None, batch, self.bfloat16)
@@ -85,6 +85,5 @@ class LanguageModelMethod(Method):
         return {"train/nll_per_token": per_token.detach(), "train/nll": per_sentence, "norm/decoder": norm}
 
     def validate(self, stage: Stage) -> dict[str, float]:
-        rows = self.data.sample_rows("valid", self.options.num_validation)
-        nll, num_targets = nll_of_rows(self.model.decoder, self.data.corpus.tokens["valid"].rows(rows))
-        return {"valid/nll_per_token": float(nll.sum() / num_targets.sum()), "valid/nll": float(nll.mean())}
+        tokens, outlines, _ = held_out(self.data, "valid", self.options.num_validation)
+        return nll_figures("valid", self.model, tokens, outlines, num_draws=0)
