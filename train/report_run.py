@@ -31,7 +31,7 @@ def report_run(directory: Path, model: TextModel, data: Dataset, session: Sessio
     started = time.monotonic()
     file = directory / "report.json"
     config = run_config(directory)
-    if not file.exists() or "rows" not in read_json(file):  # An older version's had none.
+    if not file.exists() or "family" not in read_json(file):  # An older version's had none.
         model.eval()
         num = config.training.num_evaluation
         rebuilt = reconstruction(model, data, num, QUICK_DRAWS)
