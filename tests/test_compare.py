@@ -66,10 +66,23 @@ def tensorboard(comparison: Path) -> Iterator[Ask]:
                 text = answer.read().decode()
                 return json.loads(text) if "json" in answer.headers["Content-Type"] else text
 
+        def loaded() -> bool:
+            """Whether it has read every file of every run to its end: it reads on while it answers."""
+            scalars, texts = ask("plugin/scalars/tags"), ask("plugin/text/tags")
+            for run in MEMBERS:
+                if not ({"norm/decoder", "hparam/unique"} <= {*scalars.get(run, ())}
+                        and "report/text_summary" in texts.get(run, ())):
+                    return False
+                lines = read_lines(comparison / run / "metrics.jsonl")
+                last = max(line["examples"] for line in lines if "norm/decoder" in line)
+                if ask("plugin/scalars/scalars", run=run, tag="norm/decoder")[-1][1] != last:
+                    return False
+            return sorted(ask("runs")) == sorted([".", *MEMBERS]) and "." in texts
+
         end = time.monotonic() + 60
-        while sorted(ask("runs")) != sorted([".", *MEMBERS]) or "." not in ask("plugin/text/tags"):
+        while not loaded():
             assert time.monotonic() < end, "the runs were never loaded"
-            time.sleep(0.2)
+            time.sleep(0.1)
         yield ask
     finally:
         process.kill()
