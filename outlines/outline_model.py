@@ -51,6 +51,15 @@ class OutlineModel(TextModel):
             return scaled
         return self.scaling.scale(functional.normalize(self.scaling.unscale(scaled), dim=1))
 
+    def frozen_encoder(self) -> dict[str, str]:
+        return self.encoder
+
+    def to_encoder(self, vectors: Tensor) -> Tensor:
+        return self.scaling.unscale(vectors)
+
+    def from_encoder(self, vectors: Tensor) -> Tensor:
+        return self.normalise(self.scaling.scale(vectors))
+
     def vectors(self, num: int, rng: torch.Generator, source: str) -> Tensor:
         generator: Generator = getattr(self, source)
         return self.normalise(generator(generator.draw(num, rng)))
