@@ -283,7 +283,7 @@ class Pipeline:
         return self.model.from_encoder(self.model.to_encoder(vectors))
 
     def smoothness(self, walk: Walk, judge: "Pipeline | None" = None) -> Smoothness:
-        """How smooth a walk's sentences are, the middle ones' likelihood by `judge`, a language model's run.
+        """How smooth a walk's sentences are (empty ones left out), the middle ones' likelihood by `judge`, a run of lm.
 
         Without one it is the decoder's, each sentence under its own vector, which is only as good a judge as the decoder.
         """
