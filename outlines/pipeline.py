@@ -42,7 +42,7 @@ from outlines.neighbours import Neighbour, TrainingSet
 from outlines.outline_model import OutlineModel
 from outlines.sampling import SamplingConfig, sample
 from outlines.scoring import nll_of_rows
-from outlines.text_model import BLOCK, Draw, TextModel
+from outlines.text_model import BLOCK, TextModel
 
 TEMPERATURE = 0.7
 GREEDY = SamplingConfig(temperature=0)
@@ -130,7 +130,7 @@ class Pipeline:
 
     def rows(self, sentences: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each sentence; raises OutlinesError where one is empty or longer than the run's limit."""
-        rows = [np.array(ids, dtype=np.int64) for ids in self.tokenizer.encode(sentences)]
+        rows = as_rows(self.tokenizer.encode(sentences))
         for sentence, row in zip(sentences, rows, strict=True):
             shown = repr(sentence[:40] + "…" if len(sentence) > 40 else sentence)
             if not len(row):
@@ -197,7 +197,8 @@ class Pipeline:
 
         prefix: how every one begins. scored: with their nll. batch_size: sentences decoded together.
         """
-        return self._written(self.model.generate(num, seed, sampling, source, batch_size, self._prefix(prefix)), scored)
+        tokens = self.prefix_tokens(prefix)
+        return self._written(self.model.generate(num, seed, sampling, source, batch_size, tokens), scored)
 
     def around(self, vector: Tensor, radius: float, num: int | None, seed: int, sampling: SamplingConfig, *,
                prefix: str = "", scored: bool = False) -> Iterator[Sentence]:
@@ -213,20 +214,17 @@ class Pipeline:
             directions = functional.normalize(torch.randn(count, len(centre), generator=rng)).to(centre)
             return self.model.from_encoder(centre + radius * directions) if radius else vector.expand(count, -1)
 
-        return self._decoded(draw, num, seed, sampling, prefix, scored)
+        return self._written(self.model.decode_draws(draw, num, seed, sampling, prefix=self.prefix_tokens(prefix)), scored)
 
-    def _decoded(self, draw: Draw, num: int | None, seed: int, sampling: SamplingConfig, prefix: str,
-                 scored: bool) -> Iterator[Sentence]:
-        return self._written(self.model.decode_draws(draw, num, seed, sampling, prefix=self._prefix(prefix)), scored)
-
-    def _prefix(self, prefix: str) -> list[int]:
+    def prefix_tokens(self, prefix: str) -> list[int]:
+        """The tokens of a sentence's beginning; none for an empty one."""
         return self.tokenizer.encode([prefix])[0] if prefix else []
 
     def _written(self, batches: Iterator[tuple[list[list[int]], Tensor | None]], scored: bool) -> Iterator[Sentence]:
         for ids, vectors in batches:
             nll = [None] * len(ids)
             if scored:
-                nll = nll_of_rows(self.model.decoder, [np.array(row, dtype=np.int64) for row in ids], vectors)[0].tolist()
+                nll = nll_of_rows(self.model.decoder, as_rows(ids), vectors)[0].tolist()
             yield from map(Sentence, self.text(ids), nll)
 
     # Text → text
@@ -288,7 +286,7 @@ class Pipeline:
         Without one it is the decoder's, each sentence under its own vector, which is only as good a judge as the decoder.
         """
         sentences = [text for text in walk.sentences if text]
-        rows = [row[:self.max_len] for row in map(np.array, self.tokenizer.encode(sentences))]
+        rows = [row[:self.max_len] for row in as_rows(self.tokenizer.encode(sentences))]
         vectors = self._vectors(sentences, rows)
         if judge is None:
             nll, num_targets = nll_of_rows(self.model.decoder, rows, vectors)
@@ -300,7 +298,7 @@ class Pipeline:
         """-log p(sentence), nats [N], by a run of the family lm, and real targets [N]; raises OutlinesError by another."""
         if self.model.decoder.config.vector_dim:
             raise OutlinesError(f"{self.run}: a run of the family {self.model.family}, where one of lm is needed")
-        return nll_of_rows(self.model.decoder, [np.array(row, dtype=np.int64) for row in self.tokenizer.encode(sentences)])
+        return nll_of_rows(self.model.decoder, as_rows(self.tokenizer.encode(sentences)))
 
     def nearest(self, sentences: Sequence[str], num: int = 5) -> list[list[Neighbour]]:
         """The `num` training sentences nearest to each sentence, by the cosine of their raw outlines."""
@@ -308,6 +306,11 @@ class Pipeline:
         training_set = self.training_set  # first, for its errors say more than a missing encoder's
         assert self.encoder is not None
         return training_set.nearest(self.encoder.encode(list(sentences)), num)
+
+
+def as_rows(ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Lists of token ids as the arrays that scoring takes; an empty one stays a row of integers."""
+    return [np.array(row, dtype=np.int64) for row in ids]
 
 
 def load_pipeline(run: Path, device: torch.device) -> Pipeline:

@@ -66,12 +66,17 @@ class TextModel(nn.Module, ABC):
 
         num: None goes on for ever. prefix: tokens that every sentence begins with.
         """
+        name = self.check_source(source)
+        return self.decode_draws(lambda count, rng: self.vectors(count, rng, name), num, seed, sampling, batch_size, prefix)
+
+    def check_source(self, source: str | None) -> str:
+        """The source itself, or the family's own for None; raises OutlinesError where the family has none of the name."""
         if not self.sources:
             raise OutlinesError(f"a run of the family {self.family} rebuilds sentences and has no source of new ones")
         name = source or self.sources[0]
         if name not in self.sources:
             raise OutlinesError(f"{self.family}: no source {name!r}: choose from {', '.join(self.sources)}")
-        return self.decode_draws(lambda count, rng: self.vectors(count, rng, name), num, seed, sampling, batch_size, prefix)
+        return name
 
     @torch.no_grad()
     def decode_draws(self, draw: Draw, num: int | None, seed: int, sampling: SamplingConfig, batch_size: int = BLOCK,
