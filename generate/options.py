@@ -125,7 +125,7 @@ def _interpolate(parser: Parser) -> None:
     parser.add_argument("--lm", type=Path, metavar="RUN", help="a run of the family lm to judge the middle sentences "
                                                                "(default: the decoder, each under its own outline)")
     _decoding(parser)
-    _writing(parser, '{"walk": …, "step": …, "num_steps": …, "nll_a": …, "nll_b": …, "text": …}')
+    _writing(parser, '{"walk": …, "step": …, "nll_a": [one a step], "nll_b": […], "text": …}')
 
 
 def _vary(parser: Parser) -> None:
@@ -173,7 +173,8 @@ VERBS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     SAMPLE: ("Write new sentences from a finished run.", _sample),
     "reconstruct": ("Sentence → outline → sentence. Each line: BLEU (0 to 100), nll of the sentence given its outline "
                     "(nats), what was made of it.", _reconstruct),
-    "interpolate": ("From one sentence to another. Each line: steps, nll of A, nll of B (nats), sentence.", _interpolate),
+    "interpolate": ("From one sentence to another. Each line: walk, steps, nll of A, nll of B (nats; at the "
+                    "first and the last of the steps), sentence. Steps that give one sentence are one line.", _interpolate),
     "vary": ("Write sentences near one sentence's outline.", _vary),
     "analogy": ("A is to B as C is to …: the sentence at C + B - A.", _analogy),
     "mean": ("Write the sentence at the mean of many sentences' outlines.", _mean),

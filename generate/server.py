@@ -6,7 +6,7 @@
                        → {"sentences": [{"text", "nll"}]}
     POST /reconstruct  {"sentences"} → {"sentences": [{"text", "rebuilt", "bleu", "nll", "num_targets"}]}
     POST /interpolate  {"a", "b", "walk", "num"}
-                       → {"ended", "points": [{"step", "num_steps", "text", "nll_start", "nll_end"}]}
+                       → {"ended", "points": [{"step", "text", "nll_start": [one a step], "nll_end": […]}]}
     POST /nearest      {"sentence", "num"} → {"neighbours": [{"row", "cosine", "text"}]}
 
 A request that cannot be answered gets 400 and {"error": a sentence}. Everything is bounded: the bytes of a request, the

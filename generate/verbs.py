@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,14 +94,18 @@ def interpolate(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Lin
 
 def _walk_lines(walk: Walk) -> Iterator[Line]:
     for point in walk.points:
-        last = point.step + point.num_steps - 1
-        steps = str(point.step) if point.num_steps == 1 else f"{point.step}-{last}"
-        yield Line(f"{walk.kind}\t{steps}\t{point.nll_start:.1f}\t{point.nll_end:.1f}\t{point.text}", {
-            "walk": walk.kind, "step": point.step, "num_steps": point.num_steps, "nll_a": point.nll_start,
-            "nll_b": point.nll_end, "text": point.text})
+        steps = _span([point.step, point.step + len(point.nll_start) - 1], "d")
+        yield Line(f"{walk.kind}\t{steps}\t{_span(point.nll_start, '.1f')}\t{_span(point.nll_end, '.1f')}\t{point.text}", {
+            "walk": walk.kind, "step": point.step, "nll_a": point.nll_start, "nll_b": point.nll_end, "text": point.text})
     if walk.ended != "reached":
         print(f"{walk.kind}: ended before the second sentence ({walk.ended}) after {len(walk.vectors)} steps",
               file=sys.stderr)
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    """The first and the last of a stretch's values, or the one where they read alike."""
+    first, last = format(values[0], form), format(values[-1], form)
+    return first if first == last else f"{first}…{last}"
 
 
 def vary(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:

@@ -71,15 +71,14 @@ class Reconstruction(NamedTuple):
 class Point(NamedTuple):
     """A stretch of a walk that decodes to one sentence.
 
-    step: number of its first vector. num_steps: of its vectors. nll_start, nll_end: -log p of the two sentences under that
-    first vector, nats per sentence.
+    step: number of its first vector. nll_start, nll_end: -log p of the two sentences under each of its vectors, nats per
+    sentence.
     """
 
     step: int
-    num_steps: int
     text: str
-    nll_start: float
-    nll_end: float
+    nll_start: list[float]
+    nll_end: list[float]
 
 
 @dataclass(frozen=True)
@@ -273,8 +272,8 @@ class Pipeline:
             vectors, ended = gradient(self.model.decoder, first, rows[1], own, step, self._normalise)
         texts = self.decode(vectors, sampling)
         of_start, of_end = (nll_along(self.model.decoder, row, vectors) for row in rows)
-        points = [Point(step, num_steps, texts[step], float(of_start[step]), float(of_end[step]))
-                  for step, num_steps in folded(texts)]
+        points = [Point(step, texts[step], of_start[step:step + count].tolist(), of_end[step:step + count].tolist())
+                  for step, count in folded(texts)]
         return Walk(walk, vectors, points, ended)
 
     def _normalise(self, vectors: Tensor) -> Tensor:
