@@ -41,12 +41,10 @@ def spherical(start: Tensor, end: Tensor, num: int) -> Tensor:
     parallel. Source: Shoemake, Animating Rotation with Quaternion Curves (1985), equation 8; for latent spaces White,
     Sampling Generative Networks (2016), section 2.1.
     """
-    cosine = torch.cosine_similarity(start.double(), end.double(), dim=0).clamp(-1, 1)
-    angle, shares = cosine.arccos(), _shares(start, num).double()
-    if angle.sin() < 1e-6:
+    angle, shares = torch.cosine_similarity(start, end, dim=0).clamp(-1, 1).arccos(), _shares(start, num)
+    if angle.sin() < 1e-3:  # as good as parallel, in float32
         return linear(start, end, num)
-    weight_start, weight_end = ((1 - shares) * angle).sin() / angle.sin(), (shares * angle).sin() / angle.sin()
-    return (weight_start * start + weight_end * end).to(start.dtype)
+    return (((1 - shares) * angle).sin() * start + (shares * angle).sin() * end) / angle.sin()
 
 
 def _shares(start: Tensor, num: int) -> Tensor:

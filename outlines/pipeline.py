@@ -155,13 +155,13 @@ class Pipeline:
 
     def mean(self, sentences: Iterable[str]) -> Tensor:
         """The mean vector [D] of sentences, taken in the encoder's units and brought back to their norm."""
-        total, num, stream = torch.zeros((), dtype=torch.float64, device=self.device), 0, iter(sentences)
+        total, num, stream = torch.zeros((), dtype=torch.float64), 0, iter(sentences)
         while chunk := list(islice(stream, BLOCK)):
-            total = total + self.model.to_encoder(self.encode(chunk)).double().sum(dim=0)
+            total = total + self.model.to_encoder(self.encode(chunk)).cpu().double().sum(dim=0)
             num += len(chunk)
         if not num:
             raise OutlinesError("a mean needs at least one sentence")
-        return self.model.from_encoder((total / num).float()[None])[0]
+        return self.model.from_encoder((total / num).float().to(self.device)[None])[0]
 
     def analogy(self, a: str, b: str, c: str) -> Tensor:
         """c + b - a, the vector [D] that is to c as b's is to a's, taken as `mean` does.

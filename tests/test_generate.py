@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import torch
 import outlines
 from generate import verbs
 from generate.__main__ import main
+from generate.options import VERBS, parse
 from outlines.errors import OutlinesError
 from outlines.families import save_model
 from outlines.metrics import reconstruction_bleu
@@ -426,9 +428,25 @@ def test_a_file_that_is_not_text_is_named_by_its_line(written: Written, tmp_path
     written("mean", tmp_path / "empty.txt", error="at least one sentence")
 
 
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTED = [command for name in ("README.md", "docs/generate.md")
+              for command in re.findall(r"(?:^|`|\| )(python -m generate [^`\n|]+)", (ROOT / name).read_text(), re.MULTILINE)
+              if "[" not in command]
+
+
+@pytest.mark.parametrize("command", DOCUMENTED)
+def test_every_documented_command_is_understood(command: str) -> None:
+    options = parse(shlex.split(command)[3:])
+    assert str(options.run) in ("RUN", "runs/001-outlines-small")
+
+
+def test_every_verb_is_documented() -> None:
+    assert {parse(shlex.split(command)[3:]).verb for command in DOCUMENTED} == set(VERBS)
+
+
 def test_from_python(tiny_run: Path, pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     """The example of docs/generate.md, run."""
-    document = (Path(__file__).resolve().parents[1] / "docs" / "generate.md").read_text()
+    document = (ROOT / "docs" / "generate.md").read_text()
     example, = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
     assert "runs/001-outlines-small" in example
     exec(example.replace("runs/001-outlines-small", str(tiny_run)), {})
