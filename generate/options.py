@@ -98,8 +98,8 @@ def _inputs(parser: Parser) -> None:
 
 def _sample(parser: Parser) -> None:
     _drawing(parser)
-    parser.add_argument("--unique", action="store_true", help="pass over a sentence that was written before; remembers 16 "
-                                                              "bytes of each")
+    parser.add_argument("--unique", action="store_true", help="pass over a sentence that was written before; remembers a "
+                                                              "digest of each")
     _source(parser)
     parser.add_argument("--batch-size", type=int, default=256,
                         help="sentences decoded together; changes the speed alone (default: 256)")

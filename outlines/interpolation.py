@@ -108,7 +108,7 @@ def gradient(decoder: Decoder, start: Tensor, row: np.ndarray, own_nll: float, s
                     if nll(tried).item() < reached.item():
                         break
                 length /= 2
-                if length < step / 1000:
+                if length <= step / 1000:
                     return Ascent(torch.stack(vectors), "stuck")
             vectors.append(tried)
     return Ascent(torch.stack(vectors), "max_steps")

@@ -22,6 +22,10 @@ import outlines
 from generate import verbs
 from generate.__main__ import main
 from generate.options import VERBS, parse
+from outlines.baselines.autoencoder import Autoencoder
+from outlines.baselines.lm import LanguageModel
+from outlines.baselines.vae import VAE
+from outlines.encoders.recurrent import RecurrentEncoderConfig
 from outlines.errors import OutlinesError
 from outlines.families import save_model
 from outlines.metrics import reconstruction_bleu
@@ -62,12 +66,11 @@ def other_runs(tiny_run: Path, pipeline: Pipeline, tmp_path_factory: pytest.Temp
 
     def run(family: str) -> Path:
         if family not in made:
-            from outlines.baselines.lm import LanguageModel
-            from outlines.baselines.vae import VAE
-            shape = dataclasses.replace(pipeline.model.decoder.config, vector_dim={"lm": 0, "vae": 5}[family])
+            shape = dataclasses.replace(pipeline.model.decoder.config, vector_dim=0 if family == "lm" else 5)
+            encoder = RecurrentEncoderConfig(shape.vocab_size, embed_dim=8, hidden_dim=8, outline_dim=5)
             torch.manual_seed(1)
-            model = LanguageModel(shape) if family == "lm" else VAE(8, shape)
-            save_model(root / family / "model", model)
+            save_model(root / family / "model", {"lm": lambda: LanguageModel(shape), "vae": lambda: VAE(8, shape),
+                                                 "encoder": lambda: Autoencoder(encoder, shape)}[family]())
             shutil.copy(tiny_run / "tokenizer.model", root / family)
             description = json.loads((tiny_run / "run.json").read_text())
             hashes = {name: value for name, value in description["hashes"].items() if name != "encoder"}
@@ -361,6 +364,23 @@ def test_a_vae_has_the_same_verbs_but_for_noise_and_neighbours(written: Written,
     assert walks == {"linear", "spherical", "gradient"}
     written("interpolate", A, B, "--walk", "noise", run=run, error="choose from linear, spherical, gradient")
     written("nearest", A, run=run, error="keeps no outlines")
+
+
+def test_an_autoencoder_rebuilds_and_walks_but_invents_nothing(written: Written, other_runs: Callable[[str], Path]) -> None:
+    run = other_runs("encoder")
+    autoencoder = outlines.load(run, "cpu")
+    assert torch.allclose(autoencoder.model.to_encoder(autoencoder.encode([A])).norm(dim=1), torch.ones(1))
+    assert float(autoencoder.mean([A, B]).norm()) == pytest.approx(5 ** 0.5)
+    assert written("reconstruct", A, "--max-len", 9, run=run) and written("interpolate", A, B, "--max-len", 9, run=run)
+    written("sample", run=run, error="no source of new ones")
+
+
+def test_progress_is_shown_on_a_terminal_alone(written: Written, tmp_path: Path, tiny_run: Path,
+                                               monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(tiny_run), "--num", "5", "--device", "cpu", "--out", str(tmp_path / "out.txt")]
+    assert main(arguments) == 0 and capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(arguments) == 0 and "5/5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

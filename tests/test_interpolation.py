@@ -85,6 +85,7 @@ def test_a_gradient_walk_says_why_it_ended() -> None:
     assert (cut.stopped, len(cut.vectors)) == ("max_steps", 5)
     # A map that goes back to where it began: no step can help.
     assert gradient(model, start, ROW, -1.0, step=0.1, normalise=lambda vector: 0 * vector).stopped == "stuck"
+    assert gradient(model, start, ROW, -1.0, step=0.0).stopped == "stuck"
     with pytest.raises(ValueError, match="evaluation mode"):
         gradient(model.train(), start, ROW, 0.0, step=0.1)
 

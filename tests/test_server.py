@@ -3,7 +3,10 @@
 import http.client
 import json
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -20,6 +23,7 @@ from generate.server import Server
 from outlines.metrics import reconstruction_bleu
 from outlines.pipeline import Pipeline
 from outlines.sampling import SamplingConfig
+from tests.conftest import environment
 
 A, B = "Two dogs play in the park.", "A woman is reading a book."
 
@@ -172,3 +176,15 @@ def test_a_fault_of_the_server_is_500_without_a_trace(server: Server, monkeypatc
 def test_a_port_that_is_taken_is_one_line(server: Server, pipeline: Pipeline) -> None:
     with pytest.raises(outlines.errors.OutlinesError, match="cannot listen at"):
         Server(pipeline, "127.0.0.1", server.server_address[1])
+
+
+def test_serving_from_the_command_line(tiny_run: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-m", "generate", "serve", str(tiny_run), "--port", "0"], env=environment(),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    url = process.stdout.readline().split()[0]
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
+    with urllib.request.urlopen(url + "/about", timeout=30) as answer:
+        assert json.load(answer)["family"] == "outlines"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130 and process.stderr.read() == ""
