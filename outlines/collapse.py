@@ -332,7 +332,7 @@ class Dimension:
     drift_mu: float | None
     drift_sigma: float | None
     gap: Gap
-    """over the first `num_dim_rows` sentences"""
+    """over the first `num_dim_sentences` sentences of the diagnosis"""
 
     def reason(self) -> str:
         """The figures that decided, in one line."""
@@ -357,6 +357,8 @@ class Diagnosis:
     verdict: Verdict
     dims: tuple[Dimension, ...]
     num_sentences: int
+    num_dim_sentences: int
+    """for the gaps of single dimensions"""
     kl: float | None
     """KL(q(z|x) || prior); None where there is no noise"""
     mutual_information: MutualInformation | None
@@ -364,7 +366,7 @@ class Diagnosis:
     gap: Gap
     """with another sentence's vector"""
     gap_prior: Gap | None
-    """with a vector from the prior; None where there is none"""
+    """with a vector from the prior, or whatever stands for one; None where nothing does"""
     output_change: OutputChange
 
     def to_json(self) -> dict[str, Any]:
@@ -377,8 +379,9 @@ class Diagnosis:
         words = [f"The vector is {self.verdict}: with another sentence's vector the nll rises by "
                  f"{self.gap.per_token:.3g} ± {self.gap.error:.1g} nats per token ({MIN_GAP} or more where it is used)."]
         if self.gap_prior:
-            words.append(f"With one from the prior it rises by {self.gap_prior.per_token:.3g}.")
-        words.append(f"Of {len(self.dims)} dimensions, " + ", ".join(f"{num} {verdict}" for verdict, num in counts) + ".")
+            words.append(f"With a new one, of no sentence, it rises by {self.gap_prior.per_token:.3g}.")
+        words.append(f"Of {len(self.dims)} dimensions, each changed alone on {self.num_dim_sentences} sentences, "
+                     + ", ".join(f"{num} {verdict}" for verdict, num in counts) + ".")
         alike = [(dim.information, index) for index, dim in enumerate(self.dims) if dim.verdict == self.verdict]
         if alike:
             index = max(alike)[1]
@@ -442,6 +445,6 @@ def diagnose(decoder: Decoder, rows: Sequence[np.ndarray], mu: Tensor, logvar: T
             kl, torch.stack(strength, dim=1).tolist(), moved, gaps, strict=True):
         verdict = judge(signal, variation, nats, drift_mu, used and dim_gap.reaches(MIN_GAP / len(gaps)))
         dims.append(Dimension(verdict, dim_kl, signal, noise, snr, nats, variation, drift_mu, drift_sigma, dim_gap))
-    return Diagnosis(judge_model([dim.verdict for dim in dims], used), tuple(dims), len(rows),
+    return Diagnosis(judge_model([dim.verdict for dim in dims], used), tuple(dims), len(rows), len(rows[:num_dim_rows]),
                      None if logvar is None else sum(kl), information, active_units(mu), gap, gap_prior,
                      output_change(decoder, vectors[:num_outputs], rng, max_len))

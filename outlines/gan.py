@@ -121,12 +121,12 @@ class Generator(nn.Module):
         self.shares.copy_(mixture.shares)
 
     def draw(self, num: int, rng: torch.Generator) -> Noise:
-        """Noise for `num` outlines, drawn on the CPU, so that a seed means the same on every device."""
-        normal = torch.randn(num, self.config.outline_dim, generator=rng)
-        centre = torch.zeros(num, dtype=torch.long)
+        """Noise for `num` outlines, drawn where `rng` is: with one on the CPU a seed means the same on every device."""
+        normal = torch.randn(num, self.config.outline_dim, generator=rng, device=rng.device)
+        centre = torch.zeros(num, dtype=torch.long, device=rng.device)
         if self.config.num_centres:
-            uniform = torch.rand(num, generator=rng, dtype=torch.float64)
-            edges = self.shares.cpu().double().cumsum(0)
+            uniform = torch.rand(num, generator=rng, dtype=torch.float64, device=rng.device)
+            edges = self.shares.to(rng.device).double().cumsum(0)
             centre = torch.searchsorted(edges, uniform * edges[-1], right=True)
         device = next(self.parameters()).device
         return Noise(normal.to(device), centre.to(device))

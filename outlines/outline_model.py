@@ -5,8 +5,10 @@ started from: `mixture` (the start itself, never trained) and `gaussian` (one Ga
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -59,6 +61,10 @@ class OutlineModel(TextModel):
 
     def from_encoder(self, vectors: Tensor) -> Tensor:
         return self.normalise(self.scaling.scale(vectors))
+
+    def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> tuple[Tensor, None]:
+        assert outlines is not None, "an outline model's sentences come with their outlines"
+        return outlines, None
 
     def vectors(self, num: int, rng: torch.Generator, source: str) -> Tensor:
         generator: Generator = getattr(self, source)

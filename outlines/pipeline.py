@@ -148,10 +148,10 @@ class Pipeline:
         if self.encoder is not None:
             raw = torch.from_numpy(self.encoder.encode(list(sentences))).to(self.device)
             outlines = self.model.from_encoder(raw)
-        vectors = self.model.vectors_of(rows, outlines)
-        if vectors is None:
+        posterior = self.model.posterior(rows, outlines)
+        if posterior is None:
             raise OutlinesError(f"a run of the family {self.model.family} has no vector of a sentence: it cannot do this")
-        return vectors
+        return posterior[0]
 
     def mean(self, sentences: Iterable[str]) -> Tensor:
         """The mean vector [D] of sentences, taken in the encoder's units and brought back to their norm."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from outlines.decoder import Decoder
 from outlines.errors import OutlinesError
 from outlines.sampling import SamplingConfig, sample
+from outlines.scoring import nll_of_rows
 
 BLOCK = 256
 """Sentences whose noise is drawn together: sentence i depends on (seed, i) alone, however many are asked for."""
@@ -28,12 +29,25 @@ class TextModel(nn.Module, ABC):
     """where vectors can come from: the family's own first, then its controls; none where it cannot invent"""
     decoder: Decoder
 
-    def vectors_of(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> Tensor | None:
-        """The vectors [N, D] that the decoder is given to rebuild sentences: by default their scaled outlines.
+    def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
+        """The Gaussians that the decoder's vectors for given sentences are drawn from: mu and logvar, [N, D] each.
 
-        rows: token ids of each sentence. outlines: [N, D] where the family uses them, else None.
+        logvar = log sigma² is None where the vector is mu itself; the whole is None where the decoder takes no vector.
+        rows: token ids of each sentence. outlines: scaled, [N, D], where the family uses them, else None.
         """
-        return outlines
+        return None
+
+    def nll_terms(self, rows: Sequence[np.ndarray], outlines: Tensor | None, num_draws: int,
+                  rng: torch.Generator) -> dict[str, Tensor]:
+        """What the family can say of how likely sentences are: named terms, nats per sentence, [N] each, on the CPU.
+
+        nll: -log p(x); a family that cannot compute it has none. reconstruction_nll: -log p(x | vector), each sentence
+        given its own vector, which knows the sentence: it can be compared with no nll. A VAE adds the terms of its bound.
+        num_draws: draws of a latent, where there is one. rng: a CPU generator for them.
+        """
+        posterior = self.posterior(rows, outlines)
+        nll, _ = nll_of_rows(self.decoder, rows, None if posterior is None else posterior[0])
+        return {"nll" if posterior is None else "reconstruction_nll": torch.from_numpy(nll)}
 
     def frozen_encoder(self) -> dict[str, str] | None:
         """Name and fingerprint of the frozen encoder that its outlines come from; None for a family without outlines."""

@@ -379,7 +379,7 @@ def test_a_diagnosis_is_deterministic_and_plain_json() -> None:
     assert figures["mutual_information"]["ceiling"] == math.log(NUM)
     assert figures["dims"][0]["gap"]["error"] == first.dims[0].gap.error
     assert first.in_words().startswith("The vector is used: ")
-    assert "Of 2 dimensions, 1 used, 1 ignored by the decoder." in first.in_words()
+    assert "Of 2 dimensions, each changed alone on 256 sentences, 1 used, 1 ignored by the decoder." in first.in_words()
 
 
 def test_input_that_cannot_be_judged_is_refused() -> None:

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -100,13 +101,14 @@ def test_a_run_directory_tells_everything(tiny_run: Path) -> None:
     assert run["training"]["precision"] in ("float32", "bfloat16")
     assert run["versions"]["torch"] == torch.__version__
     lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
-    assert {"train/nll_per_token", "train/critic_loss", "valid/precision"} <= {key for line in lines for key in line}
+    assert {"train/reconstruction_nll_per_token", "train/critic_loss", "valid/precision"} <= {
+        key for line in lines for key in line}
     examples = [line["examples"] for line in lines if line["stage"] != "report"]
     assert examples == sorted(examples)
     report = json.loads((tiny_run / "report.json").read_text())
-    assert all({"forward_nll_per_token", "self_bleu_4", "copied"} <= set(row) for row in report["table"])
-    assert [row["source"] for row in report["table"]] == ["real text"] + [
-        source for source in ("real outlines", "generator", "mixture", "gaussian") for _ in range(2)]
+    assert all({"forward_nll_per_token", "self_bleu_4", "copied"} <= set(row) for row in report["rows"])
+    assert [row["source"] for row in report["rows"]] == ["real text"] + [
+        source for source in ("real outlines", "generator", "mixture", "gaussian", "lm") for _ in range(2)]
 
 
 def test_tensorboard_has_the_same_figures(tiny_run: Path) -> None:
@@ -114,7 +116,8 @@ def test_tensorboard_has_the_same_figures(tiny_run: Path) -> None:
     events = EventAccumulator(str(tiny_run))
     events.Reload()
     lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
-    for key in ("train/nll_per_token", "valid/precision", "norm/critic", "scores/real", "learning_rate/generator"):
+    for key in ("train/reconstruction_nll_per_token", "valid/precision", "norm/critic", "scores/real",
+                "learning_rate/generator"):
         written = [(line["examples"], pytest.approx(line[key], rel=1e-5)) for line in lines if key in line]
         assert written
         assert [(event.step, event.value) for event in events.Scalars(key)] == written
@@ -159,8 +162,9 @@ def test_two_processes_train_as_one(tiny_arguments: list[str], tiny_run: Path) -
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("next:") == 1
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        losses[name] = [line[key] for line in lines for key in ("train/nll_per_token", "train/critic_loss", "train/nll",
-                                                                "train/generator_loss") if key in line]
+        keys = ("train/reconstruction_nll_per_token", "train/reconstruction_nll", "train/critic_loss",
+                "train/generator_loss")
+        losses[name] = [line[key] for line in lines for key in keys if key in line]
     assert len(losses["one"]) == 40
     assert losses["two"] == pytest.approx(losses["one"], abs=1e-6, rel=1e-6)
 
@@ -249,3 +253,20 @@ def test_whitened_outlines_and_early_stopping(tiny_arguments: list[str], tmp_pat
     assert max(line["step"] for line in lines if line["stage"] == "gan") == 6
     assert json.loads((run / "model" / "meta.json").read_text())["shape"]["whitened"] is True
     assert run_module("generate", run, "--num", 2).returncode == 0
+
+
+def test_one_who_waits_gets_the_directory_when_the_first_is_done(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with locked(tmp_path, lambda text: order.append(f"waiting {text.rsplit('process ', 1)[1]}")):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with locked(tmp_path):
+        thread.start()
+        while not order:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join()
+    assert order == [f"waiting {os.getpid()} is training here: waiting for it", "first", "second"]

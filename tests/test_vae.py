@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 import train.methods.vae as vae_method
-from outlines.baselines.vae import VAE, drop_words, mutual_information
+from outlines.baselines.vae import VAE, drop_words
+from outlines.collapse import MutualInformation, drift
 from outlines.corpus.batching import collate
 from outlines.corpus.tokenizer import BOS, PAD, UNK
 from outlines.decoder import Decoder, DecoderConfig
@@ -21,6 +22,7 @@ from tests.conftest import Command
 from train.config import RunConfig, resolve
 from train.data import Batch, Dataset, open_dataset
 from train.distributed import Ranks
+from train.figures import read_probes
 from train.loop import Loop
 from train.method import Update
 from train.methods.lm import decoder_step
@@ -88,7 +90,7 @@ def test_the_posterior_does_not_depend_on_the_batch_and_is_bounded() -> None:
     assert mu.shape == logvar.shape == (4, 3)
     assert torch.allclose(mu, torch.cat([part for part, _ in alone]), atol=1e-6)
     assert torch.allclose(logvar, torch.cat([part for _, part in alone]), atol=1e-6)
-    assert torch.equal(vae.vectors_of(ROWS, None), mu) and mu.std(dim=0).min() > 1e-3
+    assert mu.std(dim=0).min() > 1e-3
     nn.init.constant_(vae.encoder.project.bias, -1e6)
     _, logvar = vae.posterior(ROWS)
     assert logvar.min() >= -10 and kl_to_standard_normal(mu, logvar).isfinite().all()
@@ -150,17 +152,6 @@ def test_vectors_come_from_the_prior() -> None:
     assert z.mean(0).tolist() == pytest.approx([0] * 3, abs=0.06) and z.std(0).tolist() == pytest.approx([1] * 3, abs=0.05)
 
 
-def test_mutual_information_of_known_posteriors() -> None:
-    num = 1000
-    noise = torch.randn(num, 1, generator=rng(2))
-    ones = torch.ones(num, 1)
-    assert mutual_information(3 * ones, 0 * ones, noise) == pytest.approx(0, abs=1e-9)
-    spread = torch.arange(num)[:, None] * 1.0
-    assert mutual_information(spread, -10 * ones, noise) == pytest.approx(math.log(num))  # the estimate's ceiling
-    mu = 2 * torch.randn(num, 1, generator=rng(3))
-    assert mutual_information(mu, 0 * ones, noise) == pytest.approx(math.log(1 + 4) / 2, rel=0.05)  # ½ log(1 + SNR)
-
-
 # Where z enters
 
 
@@ -198,7 +189,7 @@ def test_dropped_words_are_inputs_and_never_bos_or_padding() -> None:
 
 def test_word_dropout_reaches_the_decoder_alone(data: Dataset, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vae, seen = method(data, tiny_corpus, word_dropout=1.0), {}
-    encode, forward = vae.model.encode, vae.model.decoder.forward
+    encode, read = vae.model.encode, vae.model.decoder.read
 
     def encoding(inputs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         seen["encoder"] = inputs
@@ -206,10 +197,10 @@ def test_word_dropout_reaches_the_decoder_alone(data: Dataset, tiny_corpus: Path
 
     def decoding(tokens: Tensor, vector: Tensor | None) -> Tensor:
         seen["decoder"] = tokens
-        return forward(tokens, vector)
+        return read(tokens, vector)
 
     monkeypatch.setattr(vae.model, "encode", encoding)
-    monkeypatch.setattr(vae.model.decoder, "forward", decoding)
+    monkeypatch.setattr(vae.model.decoder, "read", decoding)
     one = batch(data)
     vae.step(vae.stages[0], one, Update(Ranks(), 1.0))
     assert torch.equal(seen["encoder"], one.tokens.inputs)
@@ -307,7 +298,7 @@ def test_aggressive_training_ends_where_mutual_information_no_longer_climbs(
         data: Dataset, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vae, seen = method(data, tiny_corpus, aggressive_steps=1, aggressive_checks=10), []
     values = iter([0.5, 0.7, 0.6])
-    monkeypatch.setattr(vae_method, "mutual_information", lambda *arguments: next(values))
+    monkeypatch.setattr(vae_method, "mutual_information", lambda *arguments: MutualInformation(next(values), 0, 9, 0))
     for step in range(12):
         terms = vae.step(vae.stages[0], batch(data, step), Update(Ranks(), 1.0))
         seen.append(bool(vae.progress.aggressive))
@@ -320,12 +311,42 @@ def test_validation_is_deterministic_and_names_what_it_measures(data: Dataset, t
     vae.model.eval()
     before, state = copied(vae.model), torch.get_rng_state()
     figures = vae.validate(vae.stages[0])
-    assert figures == vae.validate(vae.stages[0])
+    assert figures | {"valid/drift": 0.0} == vae.validate(vae.stages[0]), "only the second can be compared with a first"
     assert equal(before, vae.model.state_dict()) and torch.equal(state, torch.get_rng_state())
     assert vae.stages[0].criterion in figures
-    assert figures["valid/iw_nll_per_token"] < figures["valid/negative_elbo_per_token"]
+    assert figures["valid/nll_per_token"] < figures["valid/negative_elbo_per_token"]
+    parts = figures["valid/reconstruction_nll"] + figures["valid/kl"]
+    assert figures["valid/negative_elbo"] == pytest.approx(parts)
+    assert abs(figures["valid/mutual_information"]) < 0.2  # of 20 sentences alone
+    assert figures["valid/active_units"] == 0 and abs(figures["valid/latent_gap_per_token"]) < 0.05
     nn.init.normal_(vae.model.encoder.project.weight, std=3.0)
-    assert figures["valid/active_units"] == 0 and vae.validate(vae.stages[0])["valid/active_units"] == 8
+    nn.init.normal_(vae.model.decoder.every_readout.weight, std=3.0)
+    told = vae.validate(vae.stages[0])
+    assert told["valid/active_units"] == 8 and told["valid/latent_gap_per_token"] > 0.1 and told["valid/drift"] > 0
+    assert told["valid/mutual_information"] > 1
+
+
+def test_the_drift_is_that_of_the_last_two_validations(data: Dataset, tiny_corpus: Path, tmp_path: Path) -> None:
+    vae = method(data, tiny_corpus)
+    vae.model.eval()
+    rows, posteriors = vae._validation_rows(), []
+    for _ in range(3):
+        nn.init.normal_(vae.model.encoder.project.weight, generator=rng(len(posteriors)))
+        posteriors.append(vae.model.posterior(rows))
+        figures = vae.validate(vae.stages[0])
+    assert len(rows) == vae.progress.probe_mu.shape[1] == 20
+    assert figures["valid/drift"] == pytest.approx(float(drift(posteriors[1:]).mu.median()))
+    vae.finish(tmp_path)
+    for (mu, logvar), (kept_mu, kept_logvar) in zip(posteriors[1:], read_probes(tmp_path), strict=True):
+        assert torch.equal(mu, kept_mu) and kept_logvar is not None and torch.equal(logvar, kept_logvar)
+
+
+def test_a_validation_shows_mu_sigma_and_every_dimension(data: Dataset, tiny_corpus: Path) -> None:
+    vae = method(data, tiny_corpus)
+    views = vae.views(vae.stages[0])
+    assert views.histograms["posterior/mu"].shape == views.histograms["posterior/sigma"].shape == (20, 8)
+    lines = views.pictures["posterior/signal_noise"].axes[0].lines
+    assert [len(line.get_ydata()) for line in lines] == [8, 8]  # type: ignore[arg-type]
 
 
 class Killed(BaseException):

@@ -1,6 +1,7 @@
 """The command line of training: `python -m train [FAMILY] [options]`."""
 
 import argparse
+import contextlib
 import dataclasses
 import shutil
 import sys
@@ -111,16 +112,17 @@ def plan_of(options: argparse.Namespace) -> Plan:
     fields = known_fields(method.config_class)
     flags = {name: coerce(fields[name], value, "command line") for name, value in flags.items()}
     preset, root = " ".join(options.preset or ["default"]), Path(options.runs or "runs")
-    if options.seeds and "seed" in flags:
+    several = options.seeds is not None
+    if several and "seed" in flags:
         raise OutlinesError("--seed has no effect with --seeds: leave it out")
     config = resolve(options.family, method.config_class, method.presets, preset, options.config, flags)
     configs = tuple(dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))
-                    for seed in _seeds(options.seeds)) if options.seeds else (config,)
+                    for seed in _seeds(options.seeds)) if several else (config,)
     directory = Path(options.out) if options.out else None
     if directory and any((directory / name).exists() for name in ("run.json", "seeds.json")):
         raise OutlinesError(f"{directory}: a run is here already: go on with --resume {directory}, "
                             "or choose another directory")
-    return Plan(directory, root, default_cache(root), preset, configs, bool(options.seeds))
+    return Plan(directory, root, default_cache(root), preset, configs, several)
 
 
 def _seeds(text: str) -> list[int]:
@@ -162,10 +164,12 @@ def train_command(arguments: Sequence[str], signals: StopSignals) -> None:
             seeds = read_seeds(directory)
             for run in seeds or [directory]:
                 session.reporter.line(f"run {run}")
-                model, data = train_run(run, session)
-                if ranks.first:
-                    print(report_run(run, model, data, session), flush=True)
-                ranks.barrier()
+                # One of several seeds may also be resumed, or evaluated, by itself.
+                with locked_run(run, session) if seeds else contextlib.nullcontext():
+                    model, data = train_run(run, session)
+                    if ranks.first:
+                        print(report_run(run, model, data, session), flush=True)
+                    ranks.barrier()
             if ranks.first and seeds:
                 print(report_seeds(directory, seeds))
     except OutlinesError:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +31,20 @@ EMBEDDED_SEED = 20181203
 class Batch:
     """This rank's rows of a global batch, with what a loss must be divided by.
 
-    tokens: the sentences. outlines: [B, D] in scaled units, or None. num_rows, num_targets: of the *global* batch.
+    read_tokens: makes the sentences. outlines: [B, D] in scaled units, or None. num_rows, num_targets: of the *global*
+    batch.
     """
 
-    tokens: TokenBatch
+    read_tokens: Callable[[], TokenBatch]
     outlines: Tensor | None
     num_rows: int
     num_targets: int
     ranks: Ranks
+
+    @cached_property
+    def tokens(self) -> TokenBatch:
+        """The sentences; a step that never asks for them, as a GAN's, does not wait for them to be put together."""
+        return self.read_tokens()
 
 
 MAX_FITTED_ROWS = 200_000
@@ -88,7 +96,7 @@ class Dataset:
         tokens = self.corpus.tokens["train"]
         own = rows[ranks.rank::ranks.world]
         outlines = self.outlines("train", own) if self.stores else None
-        return Batch(collate(tokens.rows(own)).to(self.device), outlines, len(rows),
+        return Batch(lambda: collate(tokens.rows(own)).to(self.device), outlines, len(rows),
                      int(tokens.lengths[rows].sum()) + len(rows), ranks)
 
 

@@ -6,9 +6,9 @@ kept in its run (evaluation.json), so an evaluation that was stopped goes on whe
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import json
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,12 @@ from outlines.text_model import TextModel
 from train import report
 from train.config import RunConfig
 from train.data import Dataset
-from train.evaluation import REAL_OUTLINES, REAL_TEXT, Full, Row, Yardstick, draw, reconstruction, sources_of
+from train.evaluation import FULL_DRAWS, REAL_OUTLINES, REAL_TEXT, Full, Row, Yardstick, draw, reconstruction, sources_of
+from train.figures import collapse_figures, diagnose_vector
 from train.run_directory import read_json, read_seeds, write_json
-from train.runs import Session, locked_run, run_config, train_run
+from train.runs import Session, command_line, locked_run, run_config, train_run
 
-VERSION = 1
+VERSION = 2
 """Part of every row's key: raise it when a figure's definition changes, and kept rows are measured anew."""
 
 DESCRIPTION = """\
@@ -69,16 +70,20 @@ def evaluate(options: argparse.Namespace, session_of: Callable[[Path], Session])
     temperatures = _numbers(options.temperatures)
     if options.num_samples < 20 or options.reverse_steps < 1:
         raise OutlinesError("--num-samples must be at least 20 and --reverse-steps at least 1")
-    directories = [run for given in options.runs for run in read_seeds(Path(given)) or [Path(given)]]
+    out = _out_directory(options)
+    # A run that is named twice is one run.
+    directories = list({run.resolve(): run for given in options.runs
+                        for run in read_seeds(Path(given)) or [Path(given)]}.values())
     session = session_of(directories[0])
     runs = [_load(directory, session) for directory in directories]
+    labels = label_runs(runs)
     # The run with outlines sets the yardstick, for it holds the real ones; the others have none to be compared.
     leader = next((run for run in runs if run.data.stores), runs[0])
     for run in runs:
         if run.data.corpus.fingerprint != leader.data.corpus.fingerprint:
             raise OutlinesError(f"{run.directory}: of another corpus or tokenizer than {leader.directory}: "
                                 "only runs on one corpus can be compared")
-    known = {REAL_OUTLINES, *(source for run in runs for source in run.model.sources)}
+    known = {source for run in runs for source in sources_of(run.model, run.data)}
     wanted = {source.strip() for source in options.sources.split(",") if source.strip()} or known
     if unknown := sorted(wanted - known):
         raise OutlinesError(f"--sources: {unknown[0]!r} is not a source of these runs: "
@@ -86,31 +91,40 @@ def evaluate(options: argparse.Namespace, session_of: Callable[[Path], Session])
     encoder = None if options.encoder == "none" else load_encoder(options.encoder, leader.data.device.type)
     full = Full(options.num_samples, options.reverse_steps, encoder)
     yardstick = Yardstick(leader.config, leader.data, session, full)
-    labels = label_runs(runs)
     labelled: list[tuple[str, Row]] = []
+    rebuilt: list[tuple[str, Row]] = []
     for run in [leader, *(run for run in runs if run is not leader)]:
         with locked_run(run.directory, session):
             labelled += [(label_of(labels[run.directory], run.model, row["source"]), row)
                          for row in _rows(run, run is leader, yardstick, temperatures, wanted)]
+            rebuilt.append((labels[run.directory], _rebuilt(run, yardstick)))
     order = {label: index for index, label in enumerate(dict.fromkeys(label for label, _ in labelled))}
     lines = sorted(report.over_seeds(labelled), key=lambda line: (order[line.label], line.temperature or 0))
-    rebuilt = report.over_seeds((labels[run.directory], reconstruction(run.model, run.data, yardstick.config.training.
-                                                                       num_evaluation)) for run in runs)
-    out = Path(options.out) if options.out else (directories[0] / "evaluation" if len(options.runs) == 1 else
-                                                 Path(options.runs[0]).parent / "evaluation")
     against = next((labels[run.directory] for run in runs if run.model.family == LanguageModel.family), None)
     found = report.gaps(lines, against) if against else {}
-    settings = {"command": shlex.join(["python", "-m", "train", "evaluate", *options.runs]),
+    settings = {"command": command_line(),
                 "runs": [str(run.directory) for run in runs], "num_samples": options.num_samples,
                 "num_compared": len(yardstick.references), "reverse_steps": options.reverse_steps,
                 "encoder": None if encoder is None else encoder.name, "against": against}
     text = render(lines, rebuilt, found, settings)
     report.write_report(out, text, {
-        "settings": settings, "rows": report.to_json(lines), "reconstruction": report.to_json(rebuilt),
+        "settings": settings, "rows": report.to_json(lines), "reconstruction": report.to_json(report.over_seeds(rebuilt)),
         "gaps": {label: None if gap is None else {"mean": gap.mean, "deviation": gap.deviation, "values": list(gap.values)}
                  for label, gap in found.items()}})
-    report.write_curves(out, lines, {labels[run.directory]: report.flat_options(run.config.to_json()) for run in runs})
-    return f"{text}\n\nwritten to {out}: report.md, report.json, curve.png; tensorboard --logdir {out}"
+    hparams = {label: report.flat_options(run.config.to_json()) | {"seed": ",".join(
+        str(other.config.training.seed) for other in runs if labels[other.directory] == label)}
+        for run in runs for label in [labels[run.directory]]}
+    report.write_curves(out, lines, hparams)
+    return f"{text}\n\nwritten to {out}: report.md, report.json, curve.png; tensorboard --logdir {out / 'tensorboard'}"
+
+
+def _out_directory(options: argparse.Namespace) -> Path:
+    """Where the report goes; never where a run has its own report.json."""
+    first = Path(options.runs[0])
+    out = Path(options.out) if options.out else (first if len(options.runs) == 1 else first.parent) / "evaluation"
+    if any((out / name).exists() for name in ("run.json", "seeds.json")) or (out.exists() and not out.is_dir()):
+        raise OutlinesError(f"--out {out}: a run or a file is here: choose another directory")
+    return out
 
 
 def _numbers(text: str) -> list[float]:
@@ -140,12 +154,34 @@ def _alike(config: RunConfig) -> str:
 
 
 def label_runs(runs: Sequence[Run]) -> dict[Path, str]:
-    """A name for each run: its family, or its directory where a family came with several configurations."""
-    groups: dict[str, dict[str, Run]] = {}
+    """A name for each run: its family, or its directory where a family came with several configurations.
+
+    Raises OutlinesError where two runs have the same configuration and seed: together they would pass for two seeds.
+    """
+    groups: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
-        groups.setdefault(run.model.family, {}).setdefault(_alike(run.config), run)
-    return {run.directory: run.model.family if len(groups[run.model.family]) == 1 else
-            groups[run.model.family][_alike(run.config)].directory.name for run in runs}
+        groups.setdefault(run.model.family, {}).setdefault(_alike(run.config), []).append(run)
+    labels: dict[Path, str] = {}
+    for family, alike in groups.items():
+        names = [_name_of(members[0].directory) for members in alike.values()]
+        for name, members in zip(names, alike.values(), strict=True):
+            by_seed: dict[int, Run] = {}
+            for run in members:
+                if (twin := by_seed.setdefault(run.config.training.seed, run)) is not run:
+                    raise OutlinesError(f"{run.directory}: the same configuration and seed as {twin.directory}: "
+                                        "leave one of them out")
+                labels[run.directory] = (family if len(alike) == 1 else name if names.count(name) == 1 else
+                                         str(_home_of(members[0].directory)))
+    return labels
+
+
+def _home_of(directory: Path) -> Path:
+    """The directory that a run's seeds share, or its own."""
+    return directory.parent if read_seeds(directory.parent) else directory
+
+
+def _name_of(directory: Path) -> str:
+    return _home_of(directory.resolve()).name
 
 
 def label_of(run_label: str, model: TextModel, source: str) -> str:
@@ -155,45 +191,70 @@ def label_of(run_label: str, model: TextModel, source: str) -> str:
     return run_label if source == model.sources[0] else f"{run_label}: {source}"
 
 
-def _rows(run: Run, with_real_text: bool, yardstick: Yardstick, temperatures: Sequence[float],
-          sources: set[str]) -> Iterator[Row]:
-    """The rows of a run, from its evaluation.json or measured now and kept there."""
-    assert yardstick.full is not None
+def _kept(run: Run, basis: Sequence[Any], measured: Callable[[], Row]) -> Row:
+    """What evaluation.json of a run keeps under `basis`, or what is measured now and then kept there."""
     file = run.directory / "evaluation.json"
     kept: dict[str, Row] = read_json(file) if file.exists() else {}
+    key = hashlib.sha256(json.dumps([VERSION, sha256_file(run.directory / "model" / MANIFEST), run.data.corpus.fingerprint,
+                                     *basis]).encode()).hexdigest()[:16]
+    if key not in kept:
+        kept[key] = measured()
+        write_json(file, kept)
+    return kept[key]
+
+
+def _rows(run: Run, with_real_text: bool, yardstick: Yardstick, temperatures: Sequence[float],
+          sources: set[str]) -> Iterator[Row]:
+    """The rows of a run."""
+    assert yardstick.full is not None
     encoder = yardstick.full.encoder
-    basis = [VERSION, sha256_file(run.directory / "model" / MANIFEST), _alike(yardstick.config), yardstick.full.num_samples,
-             yardstick.full.reverse_steps, None if encoder is None else encoder.fingerprint]
+    basis = [_alike(yardstick.config), yardstick.full.num_samples, yardstick.full.reverse_steps,
+             None if encoder is None else encoder.fingerprint]
     wanted: list[tuple[str, float | None]] = [(REAL_TEXT, None)] if with_real_text else []
     wanted += [(source, temperature) for source in sources_of(run.model, run.data) if source in sources
                for temperature in temperatures]
     for number, (source, temperature) in enumerate(wanted, start=1):
-        key = hashlib.sha256(json.dumps([*basis, source, temperature]).encode()).hexdigest()[:16]
-        if key not in kept:
-            shown = source if temperature is None else f"{source} at T = {temperature:g}"
-            yardstick.session.reporter.line(f"{run.directory}: {shown} ({number} of {len(wanted)})")
-            kept[key] = {"source": source, "temperature": temperature, **_measured(run, yardstick, source, temperature)}
-            write_json(file, kept)
-        yield kept[key]
+        shown = source if temperature is None else f"{source} at T = {temperature:g}"
+        announced = f"{run.directory}: {shown} ({number} of {len(wanted)})"
+        yield _kept(run, [*basis, source, temperature], functools.partial(
+            _measured, run, yardstick, source, temperature, announced))
 
 
-def _measured(run: Run, yardstick: Yardstick, source: str, temperature: float | None) -> Row:
-    assert yardstick.full is not None
-    if temperature is not None:
-        sentences = draw(run.model, run.data, source, temperature, yardstick.num_samples)
-        comparable = run.data.stores and (run.data.stores["test"].encoder_fingerprint ==
-                                          yardstick.data.stores["test"].encoder_fingerprint)
-        return yardstick.measure(sentences if comparable else dataclasses.replace(sentences, outlines=None))
-    # Real text's own reverse nll: what the language model reaches that has learnt as many real training sentences.
-    training = yardstick.data.text("train", yardstick.data.sample_rows("train", yardstick.num_samples, seed=2))
-    return yardstick.measure(yardstick.real_text()) | yardstick.reverse(training)
+def _rebuilt(run: Run, yardstick: Yardstick) -> Row:
+    num = yardstick.config.training.num_evaluation
+
+    def measured() -> Row:
+        row = reconstruction(run.model, run.data, num, FULL_DRAWS)
+        diagnosis = diagnose_vector(run.model, run.data, num, run.directory, quick=False)
+        return row if diagnosis is None else row | collapse_figures(diagnosis)
+
+    return _kept(run, ["reconstruction", num, FULL_DRAWS], measured)
 
 
-def render(lines: Sequence[report.Line], rebuilt: Sequence[report.Line], found: dict[str, report.Figures | None],
+def _measured(run: Run, yardstick: Yardstick, source: str, temperature: float | None, announced: str) -> Row:
+    yardstick.session.reporter.line(announced)
+    row: Row = {"source": source, "temperature": temperature}
+    if temperature is None:
+        # Real text's own reverse nll: what a language model reaches that has learnt as many real training sentences.
+        learnt = yardstick.data.text("train", yardstick.data.sample_rows("train", yardstick.num_samples, seed=2))
+        return row | yardstick.measure(yardstick.real_text(), learnt)
+    sentences = draw(run.model, run.data, source, temperature, yardstick.num_samples)
+    if source == REAL_OUTLINES:
+        row["num_held_out"] = min(yardstick.num_samples, run.data.num_rows("valid"))
+    comparable = run.data.stores and (run.data.stores["test"].encoder_fingerprint ==
+                                      yardstick.data.stores["test"].encoder_fingerprint)
+    return row | yardstick.measure(sentences if comparable else dataclasses.replace(sentences, outlines=None))
+
+
+def render(lines: Sequence[report.Line], rebuilt: Sequence[tuple[str, Row]], found: dict[str, report.Figures | None],
            settings: dict[str, Any]) -> str:
     """The report in Markdown."""
-    head = (f"Test split; {report.num_seeds(lines)}. Forward and reverse nll on {settings['num_samples']} samples (rows "
-            f"with fewer say so in report.json), other figures on {settings['num_compared']}; nll in nats per token; "
+    held_out = min((line.figures["num_held_out"].mean for line in lines if "num_held_out" in line.figures),
+                   default=settings["num_samples"])
+    filled = "" if held_out == settings["num_samples"] else (f", those of real outlines from {held_out:.0f} held-out "
+                                                             "outlines and then training ones")
+    head = (f"Test split; {report.num_seeds(lines)}. Forward and reverse nll on {settings['num_samples']} samples{filled} "
+            f"(rows with fewer say so in report.json), other figures on {settings['num_compared']}; nll in nats per token; "
             "forward nll by a GRU language model of another seed and by a modified Kneser-Ney 5-gram, both trained on the "
             f"real training text; reverse nll by the same two, trained on the samples (GRU: {settings['reverse_steps']} "
             "steps). BLEU and self-BLEU as in Texygen.")
@@ -206,5 +267,5 @@ def render(lines: Sequence[report.Line], rebuilt: Sequence[report.Line], found: 
         parts += [f"Outlines against those of the test split (k-NN precision and recall, k = 5; Fréchet distance, "
                   f"isotropically scaled; two-sample classifier accuracy, 0.5 = cannot tell){text}:",
                   report.table(lines, report.OUTLINE_COLUMNS)]
-    parts += ["Reconstruction of held-out sentences:", report.table(rebuilt, report.RECONSTRUCTION_COLUMNS)]
+    parts.append(report.reconstruction_section(rebuilt))
     return "\n\n".join(parts)

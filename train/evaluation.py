@@ -20,15 +20,18 @@ from outlines.metrics.ngram import NgramModel
 from outlines.metrics.outline import frechet_distance, knn_precision_recall, two_sample_accuracy
 from outlines.metrics.text import copied_rate, distinct_n, length_distance, nearest_overlap, unique_rate, words
 from outlines.sampling import SamplingConfig, sample
-from outlines.scoring import nll_of_rows
 from outlines.text_model import TextModel, block_seed
 from train.config import RunConfig
 from train.data import Dataset
 from train.evaluators import Nll, baseline, reverse_nll, score, scorer, tokens_of
+from train.figures import held_out, nll_figures
 from train.runs import Session
 
 SAMPLING_SEED = 11
 QUICK_TEMPERATURES = (0.7, 1.0)
+QUICK_DRAWS, FULL_DRAWS = 16, 100
+NEIGHBOURS = 5
+LEAST_TWO_SAMPLE = 20
 REAL_TEXT, REAL_OUTLINES, LM = "real text", "real outlines", "lm"
 
 Row = dict[str, Any]
@@ -39,7 +42,7 @@ class Full:
     """What the full form needs beyond the quick one."""
 
     num_samples: int
-    """that forward and reverse nll are taken on; the other figures compare as many as there are held-out sentences"""
+    """that forward and reverse nll are taken on; the other figures compare as many as there are references"""
     reverse_steps: int
     encoder: SentenceEncoder | None
 
@@ -59,10 +62,12 @@ class Yardstick:
         """config: of a run on this corpus; it gives the shape of the language models that score."""
         self.config, self.data, self.session, self.full = config, data, session, full
         self.num_samples = full.num_samples if full else config.training.num_evaluation
-        self.rows = data.sample_rows("test", self.num_samples, seed=1)
+        # As many of both, for most figures move with the number of sentences. Real text stands against other real
+        # text: against itself it would be perfect.
+        size = min(self.num_samples, data.num_rows("test"), data.num_rows("valid"))
+        self.rows = data.sample_rows("test", size, seed=1)
         self.references = data.text("test", self.rows)
-        # Real text stands against other real text: against itself it would be perfect.
-        self.others = data.sample_rows("valid", self.num_samples, seed=1)
+        self.others = data.sample_rows("valid", size, seed=1)
 
     @cached_property
     def scorer(self) -> TextModel:
@@ -97,8 +102,11 @@ class Yardstick:
         raw = torch.from_numpy(stores["valid"].rows(self.others)) if stores else None
         return Sentences(self.data.text("valid", self.others), raw)
 
-    def measure(self, sentences: Sentences) -> Row:
-        """All figures of one source's sentences that need no model but the evaluators."""
+    def measure(self, sentences: Sentences, learnt: Sequence[str] | None = None) -> Row:
+        """All figures of one source's sentences that need no model but the evaluators.
+
+        learnt: sentences of the same source that the reverse models learn, if not these.
+        """
         text = sentences.text
         row: Row = {"num_samples": len(text), **_nll_figures("forward", score(self.scorer, text, self.data))}
         compared = text[:len(self.references)]
@@ -107,14 +115,14 @@ class Yardstick:
         if sentences.outlines is not None:
             row |= self._outline_figures("outline", self.real_outlines, sentences.outlines)
         if self.full is not None:
-            row |= self._full_figures(text, compared)
+            row |= self._full_figures(text, compared, text if learnt is None else learnt)
         return row
 
-    def _full_figures(self, text: Sequence[str], compared: Sequence[str]) -> Row:
+    def _full_figures(self, text: Sequence[str], compared: Sequence[str], learnt: Sequence[str]) -> Row:
         assert self.full is not None
         tokens = tokens_of(text, self.data)
         row = _nll_figures("forward_ngram", Nll.of(*self.ngram.nll_of_rows(tokens), text))
-        row |= self.reverse(text)
+        row |= self.reverse(learnt)
         if self.full.encoder is not None:
             outlines = torch.from_numpy(self.full.encoder.encode(list(compared)))
             row |= self._outline_figures("text", self.encoded_references, outlines)
@@ -124,6 +132,8 @@ class Yardstick:
         """Both reverse nlls of samples; a sample that no line of a text file can hold is left out."""
         assert self.full is not None
         text = [sentence for sentence in text if sentence.strip() and "\0" not in sentence]
+        if not text:  # A model that has hardly been trained may end every sentence at once.
+            return {"num_reverse": 0}
         samples = NgramModel(tokens_of(text, self.data), self.data.tokenizer.vocab_size)
         held_out = Nll.of(*samples.nll_of_rows(tokens_of(self.references, self.data)), self.references)
         return {**_nll_figures("reverse_ngram", held_out), "num_reverse": len(text), **_nll_figures("reverse", reverse_nll(
@@ -139,8 +149,9 @@ class Yardstick:
         row: Row = {"distinct_2": distinct_n(split, 2), "unique": unique_rate(split),
                     "copied": copied_rate(split, training())}
         orders = range(2, 6)
-        self_bleu = self_bleu_scores(split)
-        row |= {f"self_bleu_{n}": self_bleu[n] for n in orders}
+        if len(split) > 1:
+            self_bleu = self_bleu_scores(split)
+            row |= {f"self_bleu_{n}": self_bleu[n] for n in orders}
         if self.full is not None:
             bleu = bleu_scores(split, self.counted_references)
             row |= {f"bleu_{n}": bleu[n] for n in orders}
@@ -157,13 +168,19 @@ class Yardstick:
         return row
 
     def _outline_figures(self, name: str, real: Tensor, fake: Tensor) -> Row:
-        """Figures of raw outlines, of as many of each set as there are of both, in units of the real ones' deviation."""
+        """Figures of raw outlines, as many of each set, in units of the real ones' deviation.
+
+        None where there are too few of them to say anything.
+        """
         size = min(len(real), len(fake))
+        if size <= NEIGHBOURS:
+            return {}
         mean = real.double().mean(dim=0)
         scale = (real - mean).square().mean().sqrt()
         real, fake = (real[:size] - mean) / scale, (fake[:size].cpu() - mean) / scale
-        row: Row = dict(zip((f"{name}_precision", f"{name}_recall"), knn_precision_recall(real, fake), strict=True))
-        if self.full is not None:
+        near = knn_precision_recall(real, fake, NEIGHBOURS)
+        row: Row = {f"{name}_precision": near.precision, f"{name}_recall": near.recall}
+        if self.full is not None and size >= LEAST_TWO_SAMPLE:
             row[f"{name}_frechet"] = frechet_distance(real, fake)
             test = two_sample_accuracy(real, fake)
             row |= {f"{name}_two_sample": test.accuracy, f"{name}_two_sample_low": test.low,
@@ -181,10 +198,14 @@ def sources_of(model: TextModel, data: Dataset) -> tuple[str, ...]:
 
 
 def draw(model: TextModel, data: Dataset, source: str, temperature: float, num: int) -> Sentences:
-    """`num` sentences of a source, or as many as it has: of real outlines, the validation rows first, then test rows."""
+    """`num` sentences of a source, or as many as it has.
+
+    Of real outlines, those of the validation rows first, then of training rows; none of the test split, for what was
+    decoded from an outline of a reference would teach a reverse model the reference.
+    """
     sampling = SamplingConfig(temperature=temperature, max_len=data.corpus.meta["max_len"])
     if source == REAL_OUTLINES:
-        vectors = [data.outlines(split, data.sample_rows(split, num, seed=1)) for split in ("valid", "test")]
+        vectors = [data.outlines(split, data.sample_rows(split, num, seed=1)) for split in ("valid", "train")]
         vectors = [torch.cat(vectors)[:num]]
         ids = [row for block in decode(model, vectors[0], SAMPLING_SEED, sampling) for row in block]
     else:
@@ -206,32 +227,33 @@ def decode(model: TextModel, vectors: Tensor, seed: int, sampling: SamplingConfi
                      sampling)
 
 
-def reconstruction(model: TextModel, data: Dataset, num: int) -> Row:
-    """How well a run rebuilds held-out sentences from their vectors, and whether it uses them."""
-    rows = data.sample_rows("test", num, seed=1)
-    tokens = data.corpus.tokens["test"].rows(rows)
-    own = model.vectors_of(tokens, data.outlines("test", rows) if data.stores else None)
-    nll, num_targets = nll_of_rows(model.decoder, tokens, own)
-    figures: Row = {"num_sentences": len(rows), "test/nll_per_token": float(nll.sum() / num_targets.sum()),
-                    "test/nll": float(nll.mean())}
-    if own is not None:
-        other, _ = nll_of_rows(model.decoder, tokens, own.roll(1, dims=0))
+def reconstruction(model: TextModel, data: Dataset, num: int, num_draws: int) -> Row:
+    """How likely a run finds held-out sentences, and how well it rebuilds them from their vectors (of a VAE: mu).
+
+    num_draws: draws of a latent for the nll, where there is one; the more, the tighter the bound.
+    """
+    tokens, outlines, text = held_out(data, "test", num, seed=1)
+    figures: Row = {"num_sentences": len(text), **nll_figures("test", model, tokens, outlines, num_draws)}
+    if (posterior := model.posterior(tokens, outlines)) is not None:
         greedy = SamplingConfig(temperature=0, max_len=data.corpus.meta["max_len"])
-        rebuilt = [text for ids in decode(model, own, 0, greedy) for text in data.tokenizer.decode(ids)]
-        figures |= {"test/latent_gap_per_token": float(other.sum() / num_targets.sum()) - figures["test/nll_per_token"],
-                    "test/reconstruction_bleu": reconstruction_bleu(rebuilt, data.text("test", rows))}
+        rebuilt = [sentence for ids in decode(model, posterior[0], 0, greedy) for sentence in data.tokenizer.decode(ids)]
+        figures["test/reconstruction_bleu"] = reconstruction_bleu(rebuilt, text)
+        if posterior[1] is not None:
+            figures["num_draws"] = num_draws
     return figures
 
 
-def quick_rows(config: RunConfig, model: TextModel, data: Dataset, session: Session) -> Iterator[Row]:
-    """The quick form's rows: real text, every source of the run, and the language model beside it."""
+def quick_rows(config: RunConfig, model: TextModel, data: Dataset, session: Session, beside_lm: bool) -> Iterator[Row]:
+    """The quick form's rows: real text, every source of the run and, if asked for, the language model beside it."""
     yardstick = Yardstick(config, data, session)
     yield {"source": REAL_TEXT, **yardstick.measure(yardstick.real_text())}
     models = [(source, model) for source in sources_of(model, data)]
-    if model.family != LanguageModel.family:
+    if beside_lm and model.family != LanguageModel.family:
         models.append((LM, baseline(config, data, session)))
     for source, owner in models:
         for temperature in QUICK_TEMPERATURES:
             session.reporter.line(f"sample from {source} at T = {temperature}")
-            sentences = draw(owner, data, source, temperature, yardstick.num_samples)
+            # Real outlines: held-out ones alone, as in real text.
+            num = len(yardstick.others) if source == REAL_OUTLINES else yardstick.num_samples
+            sentences = draw(owner, data, source, temperature, num)
             yield {"source": source, "temperature": temperature, **yardstick.measure(sentences)}

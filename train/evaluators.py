@@ -5,7 +5,6 @@ baseline  the decoder's own architecture without a vector, as many steps: what a
 reverse   learns samples, and scores real held-out text: reverse nll
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from outlines.baselines.lm import LanguageModel
+from outlines.families import load_model
 from outlines.metrics.text import words
 from outlines.scoring import nll_of_rows
 from outlines.text_model import TextModel
@@ -25,8 +25,8 @@ from train.data import Dataset
 from train.distributed import Ranks
 from train.method import find_method
 from train.progress import Reporter
-from train.run_directory import read_json, write_json
-from train.runs import Session, begin_run, locked_run, train_run
+from train.run_directory import locked, read_json, write_json
+from train.runs import Session, begin_run, train_run
 
 SCORER_SEED = 1001
 REVERSE_SEED = 2001
@@ -73,9 +73,9 @@ def baseline(config: RunConfig, data: Dataset, session: Session) -> TextModel:
 
 def _language_model(config: RunConfig, data: Dataset, session: Session, seed: int, steps: int, what: str) -> TextModel:
     run = _configuration(config, config.corpus, seed, {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 4)})
-    directory = session.cache / f"lm-{_key(run.to_json(), data.corpus.fingerprint)}"
+    directory = session.cache / f"lm-{_key(_content(run), data.corpus.fingerprint)}"
     session.reporter.line(f"{what}, a language model:")
-    return _trained(directory, run, session, what)
+    return _trained(directory, run, data, session, what)
 
 
 def _configuration(config: RunConfig, corpus: CorpusConfig, seed: int, changes: dict[str, Any]) -> RunConfig:
@@ -88,12 +88,20 @@ def _configuration(config: RunConfig, corpus: CorpusConfig, seed: int, changes: 
     return RunConfig(LanguageModel.family, corpus, training, model)
 
 
-def _trained(directory: Path, run: RunConfig, session: Session, what: str) -> TextModel:
+def _content(run: RunConfig) -> dict[str, Any]:
+    """What decides a language model beside its corpus, whose fingerprint stands for it wherever its files lie."""
+    return dataclasses.replace(run, corpus=CorpusConfig()).to_json()
+
+
+def _trained(directory: Path, run: RunConfig, data: Dataset, session: Session, what: str) -> TextModel:
+    if (directory / "model").exists():  # Only read: several comparisons may share it.
+        return load_model(directory / "model").to(data.device)
     alone = dataclasses.replace(session, ranks=Ranks())
     directory.mkdir(parents=True, exist_ok=True)
-    # A finished one is only read: several comparisons may share it.
-    with contextlib.nullcontext() if (directory / "model").exists() else locked_run(directory, alone):
-        if not (directory / "run.json").exists():
+    # Two runs on one corpus want the same one: the second waits, and finds it finished.
+    with locked(directory, session.reporter.line):
+        if not (directory / "model").exists():
+            # Written anew where one was interrupted: the corpus may lie elsewhere now.
             begin_run(run, directory, alone, {"preset": [], "command": what})
         return train_run(directory, alone)[0]
 
@@ -102,37 +110,44 @@ def reverse_nll(samples: Sequence[str], held_out: Sequence[str], config: RunConf
                 steps: int) -> Nll:
     """Reverse nll: of real held-out text, by a language model that has seen samples alone.
 
-    Its best weights are chosen on real validation text, four times in `steps`; all families get the same steps. It rises
+    Its best weights are chosen on real validation text, eight times in `steps`; all families get the same steps. It rises
     where samples lack variety or truth, and falls with their number: compare equal numbers only.
     Source: Zhao et al., Adversarially Regularized Autoencoders (2018), reverse perplexity. Deviation: nothing of the
     samples' vocabulary is appended to them, and the real text that chooses weights is not the one that is scored.
     """
     options = {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 8),
                "decoder_batch_size": REVERSE_BATCH_SIZE}
-    key = _key(_configuration(config, config.corpus, REVERSE_SEED, options).to_json(), data.corpus.fingerprint,
+    key = _key(_content(_configuration(config, config.corpus, REVERSE_SEED, options)), data.corpus.fingerprint,
                list(samples), list(held_out))
     directory = session.cache / f"reverse-{key}"
     result = directory / "nll.json"
-    if not result.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        valid = data.text("valid", data.sample_rows("valid", len(held_out)))
-        files = {"train": samples, "valid": valid, "test": held_out}
-        for split, sentences in files.items():
-            (directory / f"{split}.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
-        data.tokenizer.save(directory / "given.model")
-        corpus = CorpusConfig(corpus=(str(directory / "train.txt"),), valid=(str(directory / "valid.txt"),),
-                              test=(str(directory / "test.txt"),), tokenizer=str(directory / "given.model"),
-                              max_len=data.corpus.meta["max_len"])
-        inside = dataclasses.replace(session, cache=directory / "cache", reporter=Reporter(quiet=True))
-        run = _configuration(config, corpus, REVERSE_SEED, options)
-        model = _trained(directory / "run", run, inside, "a language model of samples")
-        write_json(result, score(model, held_out, data)._asdict())
-    for entry in directory.iterdir():  # The figure is what is kept: a comparison needs dozens of them.
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        elif entry != result:
-            entry.unlink()
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory, session.reporter.line):
+        if not result.exists():
+            write_json(result, _learn_and_score(samples, held_out, config, options, data, session, directory)._asdict())
+        for entry in directory.iterdir():  # The figure is what is kept: a comparison needs dozens of them.
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name not in (result.name, "lock"):
+                entry.unlink()
     return Nll(**read_json(result))
+
+
+def _learn_and_score(samples: Sequence[str], held_out: Sequence[str], config: RunConfig, options: dict[str, Any],
+                     data: Dataset, session: Session, directory: Path) -> Nll:
+    """Train a language model on samples in this directory, and let it score held-out text."""
+    valid = data.text("valid", data.sample_rows("valid", len(held_out)))
+    files = {"train": samples, "valid": valid, "test": held_out}
+    for split, sentences in files.items():
+        (directory / f"{split}.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
+    data.tokenizer.save(directory / "given.model")
+    corpus = CorpusConfig(corpus=(str(directory / "train.txt"),), valid=(str(directory / "valid.txt"),),
+                          test=(str(directory / "test.txt"),), tokenizer=str(directory / "given.model"),
+                          max_len=data.corpus.meta["max_len"])
+    inside = dataclasses.replace(session, cache=directory / "cache", reporter=Reporter(quiet=True))
+    run = _configuration(config, corpus, REVERSE_SEED, options)
+    model = _trained(directory / "run", run, data, inside, "a language model of samples")
+    return score(model, held_out, data)
 
 
 def _key(*parts: Any) -> str:

@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 
 class RunLog:
-    """Writes scalars and texts; silent without a directory, as on every rank but the first.
+    """Writes figures, texts and pictures; silent without a directory, as on every rank but the first.
 
     One quantity has one key in every family, so runs overlay in TensorBoard with no set-up.
     """
@@ -32,10 +35,29 @@ class RunLog:
         for key, value in values.items():
             self._writer.add_scalar(key, value, examples)
 
-    def text(self, key: str, lines: list[str], examples: int) -> None:
-        """Sentences as a list."""
+    def text(self, key: str, markdown: str, examples: int) -> None:
         if self._writer is not None:
-            self._writer.add_text(key, "\n".join(f"- {line}" for line in lines), examples)
+            self._writer.add_text(key, markdown, examples)
+
+    def histogram(self, key: str, values: Tensor, examples: int) -> None:
+        """How values of any shape are distributed."""
+        if self._writer is not None:
+            self._writer.add_histogram(key, values.cpu(), examples)
+
+    def picture(self, key: str, picture: Figure, examples: int) -> None:
+        if self._writer is not None:
+            self._writer.add_figure(key, picture, examples)
+
+    def hparams(self, options: dict[str, Any], figures: dict[str, float]) -> None:
+        """The run's options beside what it reached, in the table that TensorBoard draws of all runs."""
+        if self._writer is not None:
+            self._writer.add_hparams(options, {f"hparam/{key}": value for key, value in figures.items()}, run_name=".")
+
+    def vectors(self, vectors: Tensor, labels: list[list[str]], header: list[str]) -> None:
+        """Vectors [N, D] for the projector, with columns of labels that the header names; they replace earlier ones."""
+        if self._writer is not None:
+            shutil.rmtree(Path(self._writer.log_dir) / "00000", ignore_errors=True)
+            self._writer.add_embedding(vectors.cpu(), labels, metadata_header=header, global_step=0, tag="vectors")
 
     def flush(self) -> int:
         """Bytes of metrics.jsonl that are on the disk."""

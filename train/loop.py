@@ -139,9 +139,13 @@ class Loop:
         values: dict[str, float] = {}
         if self.ranks.first:
             self.method.model.eval()
-            values = self.method.validate(stage)
+            values, views = self.method.validate(stage), self.method.views(stage)
             self.method.model.train()
             self.log.scalars(values, stage.name, self.step, self.examples)
+            for key, distribution in views.histograms.items():
+                self.log.histogram(key, distribution, self.examples)
+            for key, picture in views.pictures.items():
+                self.log.picture(key, picture, self.examples)
             shown = ", ".join(f"{key} {value:.3f}" for key, value in values.items())
             self.reporter.line(f"{stage.name} step {self.step:,}: {shown}")
             self._log_samples()
@@ -159,7 +163,8 @@ class Loop:
         model = self.method.model.eval()
         ids, _ = next(model.generate(EVALUATION_SAMPLES, 0, SamplingConfig(max_len=40)))
         model.train()
-        self.log.text("samples", self.data.tokenizer.decode(ids), self.examples)
+        sentences = self.data.tokenizer.decode(ids)
+        self.log.text("samples", "\n".join(f"- {sentence}" for sentence in sentences), self.examples)
 
     def _save(self) -> None:
         if not self.ranks.first:

@@ -8,9 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -41,6 +42,13 @@ class Stage:
     optimizers: tuple[str, ...]
     modules: tuple[str, ...]
     patience: int = 0
+
+
+class Views(NamedTuple):
+    """What cannot be said in one number, by key."""
+
+    histograms: dict[str, Tensor]
+    pictures: dict[str, Figure]
 
 
 class NotFinite(OutlinesError):
@@ -108,7 +116,14 @@ class Method(ABC):
 
     @abstractmethod
     def validate(self, stage: Stage) -> dict[str, float]:
-        """Figures on the validation split, the stage's criterion among them; deterministic, no state changed."""
+        """Figures on the validation split, the stage's criterion among them; deterministic, no weight changed.
+
+        What the next validation compares itself with may be kept in a buffer of `modules`.
+        """
+
+    def views(self, stage: Stage) -> Views:
+        """What a validation has to show beside its figures; by default nothing."""
+        return Views({}, {})
 
 
 def adamw(modules: Iterable[nn.Module], learning_rate: float, betas: tuple[float, float],

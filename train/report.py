@@ -3,7 +3,10 @@
 import io
 import json
 import math
+import re
+import shutil
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +33,15 @@ OUTLINE_COLUMNS = {f"{name}_{figure}": (f"{title}{figure.replace('_', '-')}", 3)
                    for name, title in (("outline", ""), ("text", "text: "))
                    for figure in ("precision", "recall", "frechet", "two_sample")}
 RECONSTRUCTION_COLUMNS = {
-    "test/nll_per_token": ("nll/token", 3), "test/latent_gap_per_token": ("... more, given another's vector", 3),
+    "test/nll_per_token": ("nll/token", 3), "num_draws": ("draws", 0), "test/negative_elbo_per_token": ("-ELBO/token", 3),
+    "test/reconstruction_nll_per_token": ("reconstruction nll/token", 3),
     "test/reconstruction_bleu": ("greedy reconstruction, BLEU", 2)}
+VECTOR_COLUMNS = {
+    "verdict": ("the vector is", 0), "test/kl": ("KL", 2), "test/mutual_information": ("mutual information", 2),
+    "test/mutual_information_ceiling": ("... at most", 1), "test/active_units": ("active units", 0),
+    "test/latent_gap_per_token": ("nll/token more, given another's vector", 3),
+    "test/prior_gap_per_token": ("... one of prior or generator", 3), "test/distinct_outputs": ("distinct outputs", 2),
+    "test/output_change": ("output change", 2)}
 QUICK_COLUMNS = {"outline_precision": ("precision", 3), "outline_recall": ("recall", 3),
                  "forward_nll_per_token": ("forward nll/token", 3),
                  **{key: MAIN_COLUMNS[key] for key in ("distinct_2", "self_bleu_4", "unique", "copied", "in_language",
@@ -65,6 +75,15 @@ class Line:
     label: str
     temperature: float | None
     figures: dict[str, Figures]
+    verdicts: tuple[str, ...] = ()
+    """of what becomes of the vector, one a seed"""
+
+    def cell(self, key: str, decimals: int) -> str:
+        """A figure, or the verdicts, for a table; nothing where there is none."""
+        if key == "verdict":
+            counted = Counter(self.verdicts).most_common()
+            return ", ".join(verdict if len(self.verdicts) == 1 else f"{num} × {verdict}" for verdict, num in counted)
+        return f"{self.figures[key]:{decimals}}" if key in self.figures else ""
 
 
 def over_seeds(rows: Iterable[tuple[str, Row]]) -> list[Line]:
@@ -79,29 +98,51 @@ def over_seeds(rows: Iterable[tuple[str, Row]]) -> list[Line]:
     for (label, temperature), members in grouped.items():
         keys = [key for key, value in members[0].items() if key != "temperature" and isinstance(value, (int, float))
                 and all(key in row for row in members)]
-        lines.append(Line(label, temperature, {key: Figures(tuple(float(row[key]) for row in members)) for key in keys}))
+        lines.append(Line(label, temperature, {key: Figures(tuple(float(row[key]) for row in members)) for key in keys},
+                          tuple(row["verdict"] for row in members if "verdict" in row)))
     return lines
 
 
 def table(lines: Sequence[Line], columns: dict[str, tuple[str, int]]) -> str:
     """A Markdown table that also reads well in a terminal; a column that no line has is left out."""
-    used = {key: column for key, column in columns.items() if any(key in line.figures for line in lines)}
+    used = {key: column for key, column in columns.items() if any(line.cell(key, 0) for line in lines)}
     cells = [["source", "T", *(title for title, _ in used.values())]]
     for line in lines:
         named = "" if line.temperature is None else "greedy" if line.temperature == 0 else f"{line.temperature:g}"
-        cells.append([line.label, named, *(f"{line.figures[key]:{decimals}}" if key in line.figures else ""
-                                           for key, (_, decimals) in used.items())])
+        cells.append([line.label, named, *(line.cell(key, decimals) for key, (_, decimals) in used.items())])
     widths = [max(len(row[index]) for row in cells) for index in range(len(cells[0]))]
     rendered = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
                 for row in cells]
     return "\n".join([rendered[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rendered[1:]])
 
 
+def reconstruction_section(rebuilt: Sequence[tuple[str, Row]]) -> str:
+    """How likely each run finds held-out sentences, how well it rebuilds them, and what becomes of its vector, in Markdown.
+
+    rebuilt: labelled rows of every seed. The verdict stands in words where a label has one seed.
+    """
+    lines = over_seeds(rebuilt)
+    bound = (" (where a number of draws stands: the importance-weighted bound of so many)"
+             if any("num_draws" in line.figures for line in lines) else "")
+    parts = [f"Held-out sentences, each given its own vector where there is one; nll without it{bound}:",
+             table(lines, RECONSTRUCTION_COLUMNS)]
+    with_vector = [line for line in lines if line.verdicts]
+    if with_vector:
+        parts += ["Is the vector used? (docs/posterior-collapse.md)", table(with_vector, VECTOR_COLUMNS)]
+        words = {line.label: row["words"] for line in with_vector for label, row in rebuilt
+                 if label == line.label and len(line.verdicts) == 1}
+        parts += [f"{label}: {text}" for label, text in words.items()]
+    return "\n\n".join(parts)
+
+
 def num_seeds(lines: Sequence[Line]) -> str:
     """How many seeds stand behind the lines, in words."""
     counts = {len(figures.values) for line in lines if line.label != REAL_TEXT for figures in line.figures.values()}
     most = max(counts, default=1)
-    return "one seed" if most == 1 else f"mean ± standard deviation over {most} seeds"
+    if most == 1:
+        return "one seed"
+    fewer = "" if len(counts) == 1 else ", fewer in some rows, one where no deviation stands"
+    return f"mean ± standard deviation over {most} seeds{fewer}"
 
 
 def curves(lines: Sequence[Line], seed: int | None = None) -> dict[str, list[tuple[float, float]]]:
@@ -123,13 +164,15 @@ def curves(lines: Sequence[Line], seed: int | None = None) -> dict[str, list[tup
 def gaps(lines: Sequence[Line], against: str) -> dict[str, Figures | None]:
     """At equal reverse nll, by how many nats per token each label's forward nll lies below that of `against`.
 
-    Averaged over the reverse nlls that both curves reach, seed by seed; None: not comparable, in some seed at least.
+    Averaged over the reverse nlls that both curves reach, seed by seed, or of the means where one label has more seeds
+    than the other. None: not comparable, in some seed at least.
     """
     found: dict[str, Figures | None] = {}
+    counts = {label: max(len(line.figures["forward_nll_per_token"].values) for line in lines if line.label == label)
+              for label in {*curves(lines)}}
     for label in curves(lines):
-        seeds = max(len(line.figures["forward_nll_per_token"].values) for line in lines if line.label == label)
         values = []
-        for seed in range(seeds):
+        for seed in range(counts[label]) if counts[label] == counts.get(against) else [None]:
             both = curves(lines, seed)
             gap = interpolated_gap(both[label], both[against]) if label in both and against in both else None
             values.append(None if gap is None else gap.mean)
@@ -151,7 +194,7 @@ def picture(lines: Sequence[Line]) -> Figure:
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
     for label, points in curves(lines).items():
-        own = [line for line in lines if line.label == label and line.temperature is not None]
+        own = [line for line in lines if line.label == label and curves([line])]
         spreads = [[line.figures[f"{name}_nll_per_token"].deviation or 0.0 for line in own]
                    for name in ("reverse", "forward")]
         x, y = zip(*points, strict=True)
@@ -174,7 +217,7 @@ def picture(lines: Sequence[Line]) -> Figure:
 
 def to_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """Lines as JSON data: every value of every seed, mean and deviation."""
-    return [{"source": line.label, "temperature": line.temperature,
+    return [{"source": line.label, "temperature": line.temperature, **({"verdicts": line.verdicts} if line.verdicts else {}),
              "figures": {key: {"mean": figures.mean, "deviation": figures.deviation, "values": list(figures.values)}
                          for key, figures in line.figures.items()}} for line in lines]
 
@@ -187,23 +230,23 @@ def write_report(directory: Path, text: str, data: dict[str, Any]) -> None:
 
 
 def write_curves(directory: Path, lines: Sequence[Line], hparams: dict[str, dict[str, Any]]) -> None:
-    """curve.png, and to TensorBoard: the picture, every figure against 100 · T under one tag a quantity, and hparams.
+    """curve.png, and under tensorboard/ the picture, every figure against 100 · T under one tag a quantity, and hparams.
 
     hparams: the options of each label, flat; shown with the label's figures at its temperature nearest to 1.
     """
-    for stale in directory.rglob("events.out.tfevents.*"):
-        stale.unlink()
+    events = directory / "tensorboard"  # A directory of its own, so that nobody else's events are swept.
+    shutil.rmtree(events, ignore_errors=True)
     figure = picture(lines)
     image = io.BytesIO()
     figure.savefig(image, dpi=120, format="png")
     atomic_write(directory / "curve.png", image.getvalue())
-    with SummaryWriter(str(directory)) as writer:
+    with SummaryWriter(str(events)) as writer:
         writer.add_figure("evaluation/curve", figure)
     by_label: dict[str, list[Line]] = {}
     for line in lines:
         by_label.setdefault(line.label, []).append(line)
     for label, own in by_label.items():
-        with SummaryWriter(str(directory / label.replace(": ", "-").replace(" ", "-"))) as writer:
+        with SummaryWriter(str(events / re.sub(r"[^\w.]+", "-", label).strip("-."))) as writer:
             for line in own:
                 step = 100 if line.temperature is None else round(100 * line.temperature)
                 for key, figures in line.figures.items():

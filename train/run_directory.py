@@ -17,7 +17,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,24 +42,35 @@ def new_run_directory(root: Path, description: str) -> Path:
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold the directory for this process, and sweep what interrupted writes left in it.
 
+    waiting: is told whom this process waits for, if another one holds it; without it that is an error.
     The kernel drops the lock with the process, so none goes stale.
     """
     with open(directory / "lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise OutlinesError(f"{directory}: process {file.read().strip()} is training here; "
-                                "wait for it or choose another directory") from error
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = f"{directory}: process {file.read().strip()} is training here"
+                if waiting is None:
+                    raise OutlinesError(f"{holder}; wait for it or choose another directory") from error
+                waiting(f"{holder}: waiting for it")
+                waiting = _silent
+            time.sleep(0.5)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         for folder in (directory, directory / "checkpoints"):
             sweep(folder)
         yield
+
+
+def _silent(text: str) -> None:
+    return
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

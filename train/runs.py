@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -80,10 +81,11 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
     device = choose_device(config.training.device, session.ranks.local_rank)
     encoder, whiten = (config.model.encoder, config.model.whiten) if method_class.uses_outlines else (None, False)
     data = open_dataset(config.corpus, encoder, session.cache, device, session.ranks, session.reporter, whiten)
+    if session.ranks.first:
+        _check_and_note_hashes(directory, data)
     if (directory / "model").exists():
         return load_model(directory / "model").to(device), data
     if session.ranks.first:
-        _check_and_note_hashes(directory, data)
         data.tokenizer.save(directory / "tokenizer.model")
     torch.manual_seed(config.training.seed)
     method = method_class(config, data, config.training.precision == "bfloat16")
@@ -109,12 +111,13 @@ def _check_and_note_hashes(directory: Path, data: Dataset) -> None:
         if hashes.get(name) != value:
             raise OutlinesError(f"{directory}: the {name} is no longer the one this run began with: "
                                 "bring it back, or start a new run")
-    write_json(directory / "run.json", {**run, "hashes": hashes})
+    if run.get("hashes") != hashes:
+        write_json(directory / "run.json", {**run, "hashes": hashes})
 
 
 def command_line() -> str:
     """This command as it could be typed again."""
-    return " ".join(["python -m train", *sys.argv[1:]])
+    return shlex.join(["python", "-m", "train", *sys.argv[1:]])
 
 
 def default_cache(root: Path) -> Path:

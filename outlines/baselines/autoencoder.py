@@ -34,13 +34,13 @@ class Autoencoder(TextModel):
         return self.encoder(inputs, lengths) * self.encoder.config.outline_dim ** 0.5
 
     @torch.no_grad()
-    def vectors_of(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> Tensor:
+    def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> tuple[Tensor, None]:
         device = next(self.parameters()).device
         parts = []
         for start in range(0, len(rows), 128):
             batch = collate(rows[start:start + 128])
             parts.append(self.encode(batch.inputs.to(device), batch.lengths))
-        return torch.cat(parts)
+        return torch.cat(parts), None
 
     def to_encoder(self, vectors: Tensor) -> Tensor:
         return vectors / self.encoder.config.outline_dim ** 0.5

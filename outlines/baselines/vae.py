@@ -7,7 +7,6 @@ be laid to an encoder that forgets.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -67,7 +66,8 @@ class VAE(TextModel):
         return mu, MAX_LOGVAR * torch.tanh(logvar / MAX_LOGVAR)
 
     @torch.no_grad()
-    def posterior(self, rows: Sequence[np.ndarray], batch_size: int = 128) -> tuple[Tensor, Tensor]:
+    def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None = None,
+                  batch_size: int = 128) -> tuple[Tensor, Tensor]:
         """posterior_mu and posterior_logvar, [N, Z] each, of sentences given as token ids."""
         device = next(self.parameters()).device
         parts = []
@@ -76,10 +76,6 @@ class VAE(TextModel):
             parts.append(self.encode(batch.inputs.to(device), batch.lengths))
         mu, logvar = zip(*parts, strict=True)
         return torch.cat(mu), torch.cat(logvar)
-
-    def vectors_of(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> Tensor:
-        """posterior_mu [N, Z]: the same at every call. The nll under it is a reconstruction's, not the sentence's."""
-        return self.posterior(rows)[0]
 
     def vectors(self, num: int, rng: torch.Generator, source: str) -> Tensor:
         """z [num, Z] from the prior N(0, I)."""
@@ -92,7 +88,7 @@ class VAE(TextModel):
 
         rows: token ids of each sentence. rng: a CPU generator; the first K of more draws are the draws of K.
         """
-        mu, logvar = (part.cpu().double() for part in self.posterior(rows, batch_size))
+        mu, logvar = (part.cpu().double() for part in self.posterior(rows, batch_size=batch_size))
         nll, log_weights = [], []
         for _ in range(num_samples):
             noise = torch.randn(mu.shape, generator=rng).double()
@@ -103,6 +99,13 @@ class VAE(TextModel):
             log_weights.append((noise.square() + logvar - z.square()).sum(dim=1) / 2 - nll[-1])
         return Bounds(torch.stack(nll).mean(dim=0), kl_to_standard_normal(mu, logvar).sum(dim=1),
                       importance_weighted_nll(torch.stack(log_weights)), torch.from_numpy(num_targets))
+
+    def nll_terms(self, rows: Sequence[np.ndarray], outlines: Tensor | None, num_draws: int,
+                  rng: torch.Generator) -> dict[str, Tensor]:
+        """nll is the importance-weighted bound; the mean of reconstruction_nll over draws, and kl, make negative_elbo."""
+        bounds = self.bounds(rows, num_draws, rng)
+        return {"nll": bounds.iw_nll, "negative_elbo": bounds.negative_elbo,
+                "reconstruction_nll": bounds.reconstruction_nll, "kl": bounds.kl}
 
     def shape(self) -> dict[str, Any]:
         return {"encoder_hidden_dim": self.encoder.config.hidden_dim, "decoder": dataclasses.asdict(self.decoder.config)}
@@ -123,18 +126,3 @@ def drop_words(inputs: Tensor, lengths: Tensor, share: float, uniforms: Tensor) 
     words = (position > 0) & (position < lengths.to(inputs.device)[:, None])
     return inputs.masked_fill(words & (uniforms < share), UNK)
 
-
-def mutual_information(mu: Tensor, logvar: Tensor, noise: Tensor) -> float:
-    """I(x; z) in nats under q: the mean of log q(z | x) - log q(z), one z a sentence, q(z) the mean of all N posteriors.
-
-    mu, logvar, noise: [N, Z]; z = mu + sigma · noise. The estimate can't exceed log N: give it the whole held-out split,
-    not minibatches; it takes memory for some N² numbers.
-    Source: Hoffman and Johnson, ELBO Surgery (2016); He et al., Lagging Inference Networks (2019), section 4.2.
-    """
-    mu, logvar, noise = (tensor.cpu().double() for tensor in (mu, logvar, noise))
-    z = mu + (logvar / 2).exp() * noise
-    precision = (-logvar).exp()
-    # log q(z_i | x_j) for all i and j, as products of matrices: [N, N], without the constant, which cancels.
-    squares = z.square() @ precision.T - 2 * z @ (mu * precision).T + (mu.square() * precision).sum(dim=1)
-    pairs = -(squares + logvar.sum(dim=1)) / 2
-    return float((pairs.diagonal() - pairs.logsumexp(dim=1)).mean()) + math.log(len(mu))

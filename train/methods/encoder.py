@@ -14,9 +14,9 @@ from torch import Tensor
 from outlines.baselines.autoencoder import Autoencoder
 from outlines.encoders.recurrent import RecurrentEncoderConfig, corrupt, save_recurrent_encoder
 from outlines.options import option
-from outlines.scoring import nll_of_rows
 from train.config import RunConfig
 from train.data import Batch, Dataset
+from train.figures import held_out, nll_figures
 from train.method import Method, Stage, Update, adamw
 from train.methods.lm import DecoderOptions, LanguageModelMethod, decoder_config, decoder_stage, decoder_step
 
@@ -49,7 +49,8 @@ class EncoderMethod(Method):
         self.model = Autoencoder(encoder, decoder_config(options, data, options.outline_dim)).to(data.device)
         self.modules = {"encoder": self.model.encoder, "decoder": self.model.decoder}
         self.optimizers = {"decoder": adamw([self.model], options.decoder_learning_rate, (0.9, 0.99), 0.01)}
-        self.stages = (dataclasses.replace(decoder_stage(options), modules=("encoder", "decoder")),)
+        self.stages = (dataclasses.replace(decoder_stage(options, "valid/reconstruction_nll_per_token"),
+                                           modules=("encoder", "decoder")),)
 
     def step(self, stage: Stage, batch: Batch, update: Update) -> dict[str, Tensor]:
         noise = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
@@ -58,12 +59,12 @@ class EncoderMethod(Method):
         vector = self.model.encode(noisy, lengths)
         per_token, per_sentence = decoder_step(self.model.decoder, vector, batch, self.bfloat16)
         norm = update("nll", self.optimizers["decoder"], per_token)
-        return {"train/nll_per_token": per_token.detach(), "train/nll": per_sentence, "norm/decoder": norm}
+        return {"train/reconstruction_nll_per_token": per_token.detach(), "train/reconstruction_nll": per_sentence,
+                "norm/decoder": norm}
 
     def validate(self, stage: Stage) -> dict[str, float]:
-        rows = self.data.corpus.tokens["valid"].rows(self.data.sample_rows("valid", self.options.num_validation))
-        nll, num_targets = nll_of_rows(self.model.decoder, rows, self.model.vectors_of(rows, None))
-        return {"valid/nll_per_token": float(nll.sum() / num_targets.sum()), "valid/nll": float(nll.mean())}
+        tokens, outlines, _ = held_out(self.data, "valid", self.options.num_validation)
+        return nll_figures("valid", self.model, tokens, outlines, num_draws=0)
 
     def finish(self, directory: Path) -> None:
         save_recurrent_encoder(directory / "encoder", self.model.encoder, directory / "tokenizer.model")

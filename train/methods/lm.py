@@ -10,9 +10,9 @@ from torch import Tensor
 from outlines.baselines.lm import LanguageModel
 from outlines.decoder import Decoder, DecoderConfig
 from outlines.options import option
-from outlines.scoring import nll_of_rows
 from train.config import RunConfig
 from train.data import Batch, Dataset
+from train.figures import held_out, nll_figures
 from train.method import Method, Stage, Update, adamw
 
 
@@ -35,9 +35,9 @@ class DecoderOptions:
         return {}
 
 
-def decoder_stage(options: DecoderOptions, name: str = "decoder") -> Stage:
-    return Stage(name, options.decoder_steps, options.decoder_batch_size, True, options.decoder_validate_every,
-                 "valid/nll_per_token", (name,), (name,))
+def decoder_stage(options: DecoderOptions, criterion: str) -> Stage:
+    return Stage("decoder", options.decoder_steps, options.decoder_batch_size, True, options.decoder_validate_every,
+                 criterion, ("decoder",), ("decoder",))
 
 
 def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int,
@@ -63,8 +63,9 @@ class LanguageModelMethod(Method):
                  "decoder_batch_size": 16, "decoder_validate_every": 10, "num_validation": 20, "log_every": 10,
                  "checkpoint_every": 10, "warmup_steps": 5, "evaluator_steps": 20, "num_evaluation": 40,
                  "valid_fraction": 0.1, "test_fraction": 0.1},
-        "default": {"num_sentences": 24000, "valid_fraction": 0.08, "test_fraction": 0.08, "evaluator_steps": 500},
-        "small": {"decoder_steps": 3400, "decoder_validate_every": 850, "checkpoint_every": 850, "evaluator_steps": 1000},
+        "default": {"num_sentences": 24000, "valid_fraction": 0.08, "test_fraction": 0.08, "decoder_steps": 1000,
+                    "evaluator_steps": 500},
+        "small": {"decoder_steps": 2800, "decoder_validate_every": 700, "checkpoint_every": 700, "evaluator_steps": 1000},
         "full": {"embed_dim": 512, "hidden_dim": 1024, "num_layers": 2, "dropout": 0.3, "decoder_steps": 40000,
                  "decoder_batch_size": 256, "decoder_learning_rate": 1e-3, "decoder_validate_every": 2000,
                  "checkpoint_every": 2000},
@@ -76,7 +77,7 @@ class LanguageModelMethod(Method):
         self.model = LanguageModel(decoder_config(options, data, vector_dim=0)).to(data.device)
         self.modules = {"decoder": self.model.decoder}
         self.optimizers = {"decoder": adamw([self.model.decoder], options.decoder_learning_rate, (0.9, 0.99), 0.01)}
-        self.stages = (decoder_stage(options),)
+        self.stages = (decoder_stage(options, "valid/nll_per_token"),)
 
     def step(self, stage: Stage, batch: Batch, update: Update) -> dict[str, Tensor]:
         per_token, per_sentence = decoder_step(self.model.decoder, None, batch, self.bfloat16)
@@ -84,6 +85,5 @@ class LanguageModelMethod(Method):
         return {"train/nll_per_token": per_token.detach(), "train/nll": per_sentence, "norm/decoder": norm}
 
     def validate(self, stage: Stage) -> dict[str, float]:
-        rows = self.data.sample_rows("valid", self.options.num_validation)
-        nll, num_targets = nll_of_rows(self.model.decoder, self.data.corpus.tokens["valid"].rows(rows))
-        return {"valid/nll_per_token": float(nll.sum() / num_targets.sum()), "valid/nll": float(nll.mean())}
+        tokens, outlines, _ = held_out(self.data, "valid", self.options.num_validation)
+        return nll_figures("valid", self.model, tokens, outlines, num_draws=0)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from outlines.collapse import latent_gap, other_rows
 from outlines.gan import Critic, GeneratorConfig, fit_mixture, update_ema
 from outlines.losses import (
     one_centred_penalty,
@@ -24,9 +25,9 @@ from outlines.losses import (
 from outlines.metrics.outline import knn_precision_recall
 from outlines.options import option
 from outlines.outline_model import OutlineModel
-from outlines.scoring import nll_of_rows
 from train.config import RunConfig
 from train.data import MAX_FITTED_ROWS, Batch, Dataset
+from train.figures import held_out, nll_figures
 from train.method import Method, Stage, Update, adamw
 from train.methods.lm import DecoderOptions, LanguageModelMethod, decoder_config, decoder_stage, decoder_step
 
@@ -66,7 +67,7 @@ class OutlinesMethod(Method):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {**LanguageModelMethod.presets["tiny"], "num_centres": 8, "gan_hidden_dim": 16, "gan_num_layers": 2,
                  "gan_steps": 20, "gan_batch_size": 32, "gan_validate_every": 10},
-        "default": LanguageModelMethod.presets["default"],
+        "default": {**LanguageModelMethod.presets["default"], "gan_steps": 800},
         "small": {**LanguageModelMethod.presets["small"], "gan_steps": 3000, "gan_validate_every": 250},
         "full": {**LanguageModelMethod.presets["full"], "gan_hidden_dim": 2048, "gan_num_layers": 4,
                  "gan_steps": 100000, "gan_batch_size": 2048, "gan_learning_rate": 1e-4, "ema_decay": 0.9995,
@@ -101,7 +102,7 @@ class OutlinesMethod(Method):
             "generator": adamw([self.generator], options.gan_learning_rate, betas, 0.0),
             "critic": adamw([self.critic], options.gan_learning_rate, betas, 0.0)}
         self.stages = (
-            decoder_stage(options),
+            decoder_stage(options, "valid/reconstruction_nll_per_token"),
             Stage("gan", options.gan_steps, options.gan_batch_size, False, options.gan_validate_every,
                   "valid/outline_shortfall", ("generator", "critic"), ("generator", "ema"),
                   options.gan_patience))
@@ -125,7 +126,8 @@ class OutlinesMethod(Method):
         if stage.name == "decoder":
             per_token, per_sentence = decoder_step(self.model.decoder, batch.outlines, batch, self.bfloat16)
             norm = update("decoder nll", self.optimizers["decoder"], per_token)
-            return {"train/nll_per_token": per_token.detach(), "train/nll": per_sentence, "norm/decoder": norm}
+            return {"train/reconstruction_nll_per_token": per_token.detach(), "train/reconstruction_nll": per_sentence,
+                    "norm/decoder": norm}
         terms: dict[str, Tensor] = {}
         for _ in range(self.options.critic_steps):
             terms |= self._critic_step(batch, update)
@@ -135,7 +137,9 @@ class OutlinesMethod(Method):
 
     def _fake(self, batch: Batch) -> Tensor:
         """This rank's generated outlines [B, D]; the noise is drawn for the global batch, so that ranks agree."""
-        rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        # On the GPU itself, which takes a whole step in the time that a CPU needs for so many normal numbers.
+        device = self.data.device if self.data.device.type == "cuda" else "cpu"
+        rng = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
         noise = self.generator.draw(batch.num_rows, rng)[batch.ranks.rank::batch.ranks.world]
         return self.model.normalise(self.generator(noise))
 
@@ -181,16 +185,13 @@ class OutlinesMethod(Method):
 
     @torch.no_grad()
     def validate(self, stage: Stage) -> dict[str, float]:
-        rows = self.data.sample_rows("valid", self.options.num_validation)
-        real = self.data.outlines("valid", rows)
-        if stage.name == "decoder":
-            tokens = self.data.corpus.tokens["valid"].rows(rows)
-            nll, num_targets = nll_of_rows(self.model.decoder, tokens, real)
-            other, _ = nll_of_rows(self.model.decoder, tokens, real.roll(1, dims=0))
-            per_token = float(nll.sum() / num_targets.sum())
-            return {"valid/nll_per_token": per_token, "valid/nll": float(nll.mean()),
-                    "valid/latent_gap_per_token": float(other.sum() / num_targets.sum()) - per_token}
+        tokens, real, _ = held_out(self.data, "valid", self.options.num_validation)
+        assert real is not None
         rng = torch.Generator().manual_seed(NOISE_SEED)
+        if stage.name == "decoder":
+            gap = latent_gap(self.model.decoder, tokens, real, real[other_rows(len(real), 1, rng)[0]])
+            return {**nll_figures("valid", self.model, tokens, real, num_draws=0),
+                    "valid/latent_gap_per_token": gap.per_token}
         fake = self.model.vectors(len(real), rng, "generator")
         precision, recall = knn_precision_recall(real, fake)
         return {"valid/precision": precision, "valid/recall": recall,

@@ -7,12 +7,15 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from outlines.baselines.vae import VAE, drop_words, mutual_information
+from outlines.baselines.vae import VAE, drop_words
+from outlines.checkpoint import write_state
+from outlines.collapse import Posterior, active_units, drift, latent_gap, mutual_information, other_rows, signal_noise
 from outlines.errors import OutlinesError
 from outlines.losses import (
     bag_of_words_nll,
@@ -26,12 +29,16 @@ from outlines.text_model import block_seed
 from train.config import RunConfig
 from train.data import Batch, Dataset
 from train.distributed import Ranks
-from train.method import Method, Stage, Update, adamw
+from train.figures import held_out, nll_figures
+from train.method import Method, Stage, Update, Views, adamw
 from train.methods.lm import DecoderOptions, LanguageModelMethod, decoder_config, decoder_stage, decoder_step
+from train.pictures import signal_noise_picture
 
 VALIDATION_SEED = 13
 VALIDATION_DRAWS = 5
 """Draws of z a sentence: enough for a steady ELBO; the nll estimate from so few is a bound to watch, not to report."""
+NUM_PROBES = 256
+"""Validation sentences, at most, whose posteriors are followed from one validation to the next."""
 INNER_COMPARED = 10
 """Encoder steps whose mean loss is compared with that of as many before (He et al. 2019, their code)."""
 
@@ -81,17 +88,36 @@ class VAEOptions(DecoderOptions):
 
 
 class Progress(nn.Module):
-    """What training remembers from step to step, in buffers, so that a checkpoint holds it."""
+    """What training remembers, in buffers, so that a checkpoint holds it: of its course, and of the last two validations.
+
+    probe_mu, probe_logvar: posteriors of the probes, [2, P, Z] each, the older first.
+    """
 
     step: Tensor
     aggressive: Tensor
     mutual_information: Tensor
+    num_probed: Tensor
+    probe_mu: Tensor
+    probe_logvar: Tensor
 
-    def __init__(self, aggressive: bool):
+    def __init__(self, aggressive: bool, num_probes: int, latent_dim: int):
         super().__init__()
+        self.register_buffer("num_probed", torch.tensor(0))
+        for name in ("probe_mu", "probe_logvar"):
+            self.register_buffer(name, torch.zeros(2, num_probes, latent_dim))
         self.register_buffer("step", torch.tensor(0))
         self.register_buffer("aggressive", torch.tensor(aggressive))
         self.register_buffer("mutual_information", torch.tensor(0.0, dtype=torch.double))
+
+    def probe(self, mu: Tensor, logvar: Tensor) -> None:
+        """Take the posteriors [N, Z] of a validation, of which the probes come first."""
+        for probes, values in ((self.probe_mu, mu), (self.probe_logvar, logvar)):
+            probes.copy_(torch.stack([probes[1], values[:probes.shape[1]].to(probes)]))
+        self.num_probed += 1
+
+    def probes(self) -> list[Posterior]:
+        """The probes' posteriors at the last two validations, or none before there have been two."""
+        return list(zip(self.probe_mu, self.probe_logvar, strict=True)) if int(self.num_probed) > 1 else []
 
 
 @dataclass(frozen=True)
@@ -136,7 +162,8 @@ class VAEMethod(Method):
         self.data, self.bfloat16, self.options = data, bfloat16, options
         decoder = dataclasses.replace(decoder_config(options, data, options.latent_dim), vector_into=options.z_into)
         self.model = VAE(options.encoder_hidden_dim, decoder).to(data.device)
-        self.progress = Progress(options.aggressive_steps > 0)
+        num_probes = min(NUM_PROBES, options.num_validation, data.num_rows("valid"))
+        self.progress = Progress(options.aggressive_steps > 0, num_probes, options.latent_dim)
         self.modules = {"encoder": self.model.encoder, "decoder": self.model.decoder, "progress": self.progress}
         self.generative: list[nn.Module] = [self.model.decoder]
         if options.bow_weight:  # Made last, so that the other weights start as the plain VAE's.
@@ -148,8 +175,7 @@ class VAEMethod(Method):
         self.optimizers = {"decoder": adamw([self.model.encoder, *self.generative], options.decoder_learning_rate,
                                             (0.9, 0.99), 0.01)}
         trained = tuple(name for name in self.modules if name != "progress")
-        self.stages = (dataclasses.replace(decoder_stage(options), modules=trained,
-                                           criterion="valid/negative_elbo_per_token"),)
+        self.stages = (dataclasses.replace(decoder_stage(options, "valid/negative_elbo_per_token"), modules=trained),)
         self.order = data.order(options.decoder_batch_size, True, config.training.seed)
 
     def step(self, stage: Stage, batch: Batch, update: Update) -> dict[str, Tensor]:
@@ -165,7 +191,8 @@ class VAEMethod(Method):
         if aggressive and int(progress.step) % max(1, self.options.decoder_steps // self.options.aggressive_checks) == 0:
             self._look_at_mutual_information(batch.ranks)
         kl = terms.kl.sum()
-        logged = {"train/nll_per_token": terms.nll_per_token, "train/nll": terms.nll, "train/kl": kl,
+        logged = {"train/reconstruction_nll_per_token": terms.nll_per_token, "train/reconstruction_nll": terms.nll,
+                  "train/kl": kl,
                   "train/negative_elbo_per_token": terms.nll_per_token + kl * batch.num_rows / batch.num_targets,
                   "train/kl_weight": torch.tensor(kl_weight / batch.ranks.world, device=kl.device), "norm/decoder": norm}
         if terms.bow is not None:
@@ -188,7 +215,7 @@ class VAEMethod(Method):
             # Position by position, so that what a word draws does not hang on how far its rank pads.
             uniforms = torch.rand(tokens.inputs.shape[1], batch.num_rows, generator=rng).T[ranks.rank::ranks.world]
             inputs = drop_words(tokens.inputs, tokens.lengths, options.word_dropout, uniforms.to(mu.device))
-            read = dataclasses.replace(batch, tokens=dataclasses.replace(tokens, inputs=inputs))
+            read = dataclasses.replace(batch, read_tokens=lambda: dataclasses.replace(tokens, inputs=inputs))
         per_token, per_sentence = decoder_step(self.model.decoder, z, read, self.bfloat16)
         kl = kl_to_standard_normal(mu, logvar).sum(dim=0) / batch.num_rows
         charged = kl.sum()
@@ -226,23 +253,38 @@ class VAEMethod(Method):
     def _look_at_mutual_information(self, ranks: Ranks) -> None:
         """Leave aggressive training for good once I(x; z) on validation no longer climbs (He et al. 2019, section 4.2)."""
         mu, logvar = self.model.posterior(self._validation_rows())
-        noise = torch.randn(mu.shape, generator=torch.Generator().manual_seed(VALIDATION_SEED))
-        value = ranks.agree(mutual_information(mu, logvar, noise))
+        value = ranks.agree(mutual_information(mu, logvar, torch.Generator().manual_seed(VALIDATION_SEED)).nats)
         if value <= float(self.progress.mutual_information):
             self.progress.aggressive.fill_(False)
         self.progress.mutual_information.fill_(value)
 
     def _validation_rows(self) -> list[Any]:
-        return self.data.corpus.tokens["valid"].rows(self.data.sample_rows("valid", self.options.num_validation))
+        return held_out(self.data, "valid", self.options.num_validation)[0]
 
     def validate(self, stage: Stage) -> dict[str, float]:
-        rows = self._validation_rows()
-        bounds = self.model.bounds(rows, VALIDATION_DRAWS, torch.Generator().manual_seed(VALIDATION_SEED))
-        num_targets = float(bounds.num_targets.sum())
-        return {"valid/negative_elbo_per_token": float(bounds.negative_elbo.sum()) / num_targets,
-                "valid/iw_nll_per_token": float(bounds.iw_nll.sum()) / num_targets,
-                "valid/reconstruction_nll": float(bounds.reconstruction_nll.mean()), "valid/kl": float(bounds.kl.mean()),
-                "valid/active_units": float((self.model.posterior(rows)[0].var(dim=0) > 0.01).sum())}
+        rows, rng = self._validation_rows(), torch.Generator().manual_seed(VALIDATION_SEED)
+        mu, logvar = (part.cpu() for part in self.model.posterior(rows))
+        z = mu + (logvar / 2).exp() * torch.randn(mu.shape, generator=rng)
+        gap = latent_gap(self.model.decoder, rows, z, z[other_rows(len(z), 1, rng)[0]])
+        figures = {**nll_figures("valid", self.model, rows, None, VALIDATION_DRAWS),
+                   "valid/mutual_information": mutual_information(mu, logvar, rng).nats,
+                   "valid/active_units": float(active_units(mu)), "valid/latent_gap_per_token": gap.per_token}
+        self.progress.probe(mu, logvar)
+        if probes := self.progress.probes():  # The median: where a dimension hardly varies, its unit is next to nothing.
+            figures["valid/drift"] = float(drift(probes).mu.median())
+        return figures
+
+    def views(self, stage: Stage) -> Views:
+        mu, logvar = self.model.posterior(self._validation_rows())
+        strength = signal_noise(mu, logvar)
+        return Views({"posterior/mu": mu, "posterior/sigma": (logvar / 2).exp()},
+                     {"posterior/signal_noise": signal_noise_picture(strength.signal.tolist(), strength.noise.tolist())})
+
+    def finish(self, directory: Path) -> None:
+        """Beside the model, `probes/`: what the report's drift is measured on."""
+        if self.progress.probes():
+            write_state(directory / "probes", {"mu": self.progress.probe_mu, "logvar": self.progress.probe_logvar}, {})
+        super().finish(directory)
 
 
 def _draw_seed() -> int:

@@ -1,0 +1,74 @@
+"""A model's nll and the use of its vector, under the same keys in every family: on validation, in a report, side by side."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from outlines.checkpoint import read_state
+from outlines.collapse import Diagnosis, Posterior, diagnose
+from outlines.text_model import TextModel
+from train.data import Dataset
+
+DRAW_SEED = 13
+MAX_DIM_ROWS = 256
+QUICK_DIM_SCORINGS = 16384
+"""Scorings of one sentence, at most, for the gaps of single dimensions at the end of a training: seconds on a CPU."""
+
+
+def nll_figures(split: str, model: TextModel, rows: Sequence[np.ndarray], outlines: Tensor | None,
+                num_draws: int) -> dict[str, float]:
+    """Every term of `TextModel.nll_terms` as SPLIT/TERM, nats per sentence, and SPLIT/TERM_per_token."""
+    num_targets = sum(len(row) + 1 for row in rows)
+    figures = {}
+    for name, values in model.nll_terms(rows, outlines, num_draws, torch.Generator().manual_seed(DRAW_SEED)).items():
+        figures[f"{split}/{name}_per_token"] = float(values.sum()) / num_targets
+        figures[f"{split}/{name}"] = float(values.mean())
+    return figures
+
+
+def held_out(data: Dataset, split: str, num: int, seed: int = 0) -> tuple[list[np.ndarray], Tensor | None, list[str]]:
+    """Token ids, scaled outlines (None where the run has none) and text of at most `num` sentences of a split."""
+    rows = data.sample_rows(split, num, seed)
+    return data.corpus.tokens[split].rows(rows), data.outlines(split, rows) if data.stores else None, data.text(split, rows)
+
+
+def diagnose_vector(model: TextModel, data: Dataset, num: int, directory: Path, quick: bool) -> Diagnosis | None:
+    """What becomes of the vector, on at most `num` sentences of the test split; None where the decoder takes none.
+
+    directory: the run's; the probes that training left there tell of drift.
+    """
+    tokens, outlines, _ = held_out(data, "test", num, seed=1)
+    posterior = model.posterior(tokens, outlines)
+    if posterior is None:
+        return None
+    mu, logvar = posterior
+    num_dim_rows = min(MAX_DIM_ROWS, max(16, QUICK_DIM_SCORINGS // mu.shape[1])) if quick else MAX_DIM_ROWS
+    prior = model.vectors(len(mu), torch.Generator().manual_seed(DRAW_SEED), model.sources[0]) if model.sources else None
+    return diagnose(model.decoder, tokens, mu, logvar, read_probes(directory), prior, num_dim_rows=num_dim_rows,
+                    max_len=data.corpus.meta["max_len"])
+
+
+def collapse_figures(diagnosis: Diagnosis) -> dict[str, Any]:
+    """The figures of a diagnosis that are about the model as a whole, its verdict, and the verdict in words."""
+    figures: dict[str, Any] = {
+        "verdict": str(diagnosis.verdict), "words": diagnosis.in_words(), "test/active_units": diagnosis.active_units,
+        "test/latent_gap_per_token": diagnosis.gap.per_token, "test/distinct_outputs": diagnosis.output_change.distinct,
+        "test/output_change": diagnosis.output_change.edit_distance}
+    if diagnosis.gap_prior is not None:
+        figures["test/prior_gap_per_token"] = diagnosis.gap_prior.per_token
+    if diagnosis.mutual_information is not None:
+        figures |= {"test/kl": diagnosis.kl, "test/mutual_information": diagnosis.mutual_information.nats,
+                    "test/mutual_information_ceiling": diagnosis.mutual_information.ceiling}
+    return figures
+
+
+def read_probes(directory: Path) -> list[Posterior]:
+    """Posteriors of the probe sentences at a run's last two validations; none where its training left none."""
+    if not (directory / "probes").exists():
+        return []
+    tensors, _ = read_state(directory / "probes")
+    return list(zip(tensors["mu"], tensors["logvar"], strict=True))

@@ -1,0 +1,56 @@
+"""Pictures of a vector's use: what of each dimension tells sentences apart, and how that went in training."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+HISTORIES = {"valid/kl": "KL to the prior, nats per sentence", "valid/mutual_information": "mutual information, nats",
+             "valid/active_units": "active units", "valid/latent_gap_per_token": "latent gap, nats per token"}
+
+
+def draw_signal_noise(axes: Axes, signal: Sequence[float], noise: Sequence[float]) -> None:
+    """Signal and noise of each dimension, the clearest first: where noise lies above, z does not say which sentence."""
+    ratios = np.array(signal) / np.maximum(noise, 1e-30)
+    order = np.argsort(-ratios)
+    for values, name, marker in ((signal, "signal: Var[mu]", "o"), (noise, "noise: E[sigma²]", "x")):
+        axes.semilogy(np.maximum(np.array(values)[order], 1e-10), marker, markersize=4, label=name)
+    axes.set_xlabel("dimension, by signal over noise")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def signal_noise_picture(signal: Sequence[float], noise: Sequence[float]) -> Figure:
+    """One model's dimensions at one moment."""
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    draw_signal_noise(figure.subplots(), signal, noise)
+    return figure
+
+
+def collapse_picture(histories: dict[str, Sequence[dict[str, Any]]],
+                     dims: dict[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """Collapse, or not, over training, and below it the dimensions at the end.
+
+    histories: the lines of metrics.jsonl of each run. dims: signal and noise of each run whose vector is drawn.
+    """
+    rows = 2 + (len(dims) + 1) // 2
+    figure = Figure(figsize=(11, 3.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, 2).flatten()
+    for axes, (key, title) in zip(panels, HISTORIES.items(), strict=False):
+        for label, lines in histories.items():
+            points = [(line["examples"], line[key]) for line in lines if key in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("sentences seen in training")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=8)
+    for axes, (label, (signal, noise)) in zip(panels[4:], dims.items(), strict=False):
+        draw_signal_noise(axes, signal, noise)
+        axes.set_title(f"{label}, when trained", fontsize=10)
+    for axes in panels[4 + len(dims):]:
+        axes.set_axis_off()
+    return figure
