@@ -34,8 +34,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     rest = arguments[1:] if arguments and arguments[0] in VERBS else arguments
     description, add = VERBS[verb]
     parser = Parser(prog=f"python -m generate{'' if verb == SAMPLE else ' ' + verb}", description=description,
-                    epilog=EPILOG if verb == SAMPLE else None, formatter_class=argparse.RawDescriptionHelpFormatter,
                     allow_abbrev=False)
+    if verb == SAMPLE:
+        parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/001-outlines-default")
     add(parser)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",

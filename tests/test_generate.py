@@ -55,11 +55,6 @@ def written(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> Written:
 
 
 @pytest.fixture(scope="session")
-def pipeline(tiny_run: Path) -> Pipeline:
-    return outlines.load(tiny_run, "cpu")
-
-
-@pytest.fixture(scope="session")
 def other_runs(tiny_run: Path, pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """An untrained run of a family, with the tokenizer of the tiny run."""
     root, made = tmp_path_factory.mktemp("others"), dict[str, Path]()

@@ -29,11 +29,6 @@ A, B = "Two dogs play in the park.", "A woman is reading a book."
 
 
 @pytest.fixture(scope="module")
-def pipeline(tiny_run: Path) -> Pipeline:
-    return outlines.load(tiny_run, "cpu")
-
-
-@pytest.fixture(scope="module")
 def server(pipeline: Pipeline) -> Iterator[Server]:
     with Server(pipeline, "127.0.0.1", 0) as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
