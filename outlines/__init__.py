@@ -13,6 +13,7 @@ The way from text to text, file by file:
     pipeline.py                             a finished run, in use: `outlines.load(RUN)`
     baselines/, families.py                 what it is compared with; all of them, and on disk
     losses.py, scoring.py, metrics/         what is minimised, what is measured
+    collapse.py                             is the vector used, and if not, why not
     checkpoint.py                           state on disk: atomic, verified, no pickle
 
 Shape legend: B batch, N dataset rows, T tokens, D outline width, Z latent width, V vocabulary, K centres.

@@ -283,7 +283,7 @@ def seeds(tiny_corpus: Path, tiny_run: Path) -> Path:
 
 
 def test_seeds_are_runs_of_their_own_reported_together(seeds: Path, lm_run: Path) -> None:
-    assert json.loads((seeds / "seeds.json").read_text())["runs"] == {"1": "seed-1", "2": "seed-2"}
+    assert json.loads((seeds / "runs.json").read_text())["runs"] == ["seed-1", "seed-2"]
     own = [json.loads((seeds / name / "report.json").read_text())["rows"] for name in ("seed-1", "seed-2")]
     assert [json.loads((seeds / f"seed-{seed}" / "run.json").read_text())["training"]["seed"] for seed in (1, 2)] == [1, 2]
     assert all("one seed" in (seeds / name / "report.md").read_text() for name in ("seed-1", "seed-2"))

@@ -23,7 +23,7 @@ from train.evaluation import REAL_OUTLINES, Full, Row, Sentences, Yardstick, dra
 from train.evaluators import baseline, score, scorer
 from train.method import find_method
 from train.progress import Reporter
-from train.run_directory import begin_seeds
+from train.run_directory import begin_group
 from train.runs import Session, train_run
 from train.signals import StopSignals
 
@@ -227,7 +227,7 @@ def test_runs_of_several_configurations_go_by_their_directories(yardstick: Yards
 
     for name in ("small", "wide"):
         (tmp_path / name).mkdir()
-        begin_seeds(tmp_path / name, {seed: tmp_path / name / f"seed-{seed}" for seed in (1, 2)})
+        begin_group(tmp_path / name, "seeds", ["seed-1", "seed-2"])
     small = [run(tmp_path / "small" / f"seed-{seed}", seed) for seed in (1, 2)]
     wide = [run(tmp_path / "wide" / f"seed-{seed}", seed, hidden_dim=99) for seed in (1, 2)]
     assert set(label_runs(small).values()) == {"lm"}

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Command
-from train.__main__ import parse, plan_of
+from train.__main__ import parse
+from train.plan import plan_of
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -51,7 +52,7 @@ def test_every_training_command_is_understood(command: str) -> None:
             parse(words[words.index("train") + 1:])
         return
     options = parse(words[words.index("train") + 1:])
-    assert options.resume == "RUN" or plan_of(options).configs
+    assert options.resume == "RUN" or plan_of(options).runs
 
 
 def test_the_main_job_in_miniature(tiny_arguments: list[str], run_module: Command, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from train.report import (
     num_seeds,
     over_seeds,
     picture,
+    reconstruction_section,
     render_gaps,
     table,
     to_json,
@@ -66,6 +67,23 @@ def test_a_table_by_hand() -> None:
         "|-----------|--------|-------------|-----------|",
         "| real text |        |             | 1.0       |",
         "| lm        | greedy | 0.50 ± 0.00 | 0.5 ± 0.4 |"]
+
+
+def test_verdicts_stand_in_words_or_are_counted() -> None:
+    def row(verdict: str, kl: float) -> dict[str, object]:
+        return {"test/kl": kl, "test/negative_elbo_per_token": 2.0, "num_draws": 16, "verdict": verdict,
+                "words": f"It is {verdict}."}
+
+    rows = [("vae", row("too weak", 0.5)), ("vae", row("used", 1.5)), ("vae", row("used", 1.0)), ("free", row("used", 8.0)),
+            ("lm", {"test/nll_per_token": 3.0})]
+    text = reconstruction_section(rows)
+    first, second = text.split("Is the vector used?")
+    assert "| lm     | 3.000     |" in first and "16 ± 0 " in first and "upper bound of so many" in first
+    assert "| vae    | 2 × used, 1 × too weak | 1.00 ± 0.50 |" in second
+    assert "| free   | used                   | 8.00        |" in second
+    assert "free: It is used." in second and "vae: It is" not in second and "lm" not in second
+    assert to_json(over_seeds(rows))[0]["verdicts"] == ("too weak", "used", "used")
+    assert "upper bound" not in reconstruction_section(rows[-1:]) and "vector used" not in reconstruction_section(rows[-1:])
 
 
 def test_the_number_of_seeds_is_said() -> None:

@@ -18,6 +18,7 @@ import torch
 from outlines.checkpoint import read_state
 from tests.conftest import Command, environment
 from train.distributed import Ranks
+from train.log import RunLog
 from train.loop import learning_rate_factor
 from train.method import NotFinite, Update
 from train.run_directory import locked
@@ -122,6 +123,23 @@ def test_tensorboard_has_the_same_figures(tiny_run: Path) -> None:
         assert written
         assert [(event.step, event.value) for event in events.Scalars(key)] == written
     assert any("samples" in tag for tag in events.Tags()["tensors"])
+
+
+def test_a_resumed_log_keeps_what_its_checkpoint_had_seen_and_no_more(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    log = RunLog(tmp_path)
+    log.scalars({"valid/nll": 3.0}, "decoder", 1, 10)
+    offset = log.flush()
+    log.scalars({"valid/nll": 9.0}, "decoder", 2, 20)  # The process dies before the next checkpoint.
+    log.close()
+    resumed = RunLog(tmp_path, offset, examples=10)
+    resumed.scalars({"valid/nll": 2.0}, "decoder", 2, 20)
+    resumed.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("valid/nll")] == [(10, 3.0), (20, 2.0)]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["valid/nll"] for line in lines] == [3.0, 2.0]
 
 
 def test_a_second_trainer_is_refused_with_the_firsts_pid(tiny_run: Path, run_module: Command) -> None:

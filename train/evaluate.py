@@ -24,10 +24,10 @@ from train.config import RunConfig
 from train.data import Dataset
 from train.evaluation import FULL_DRAWS, REAL_OUTLINES, REAL_TEXT, Full, Row, Yardstick, draw, reconstruction, sources_of
 from train.figures import collapse_figures, diagnose_vector
-from train.run_directory import read_json, read_seeds, write_json
+from train.run_directory import GROUP, read_group, read_json, runs_of, write_json
 from train.runs import Session, command_line, locked_run, run_config, train_run
 
-VERSION = 2
+VERSION = 1
 """Part of every row's key: raise it when a figure's definition changes, and kept rows are measured anew."""
 
 DESCRIPTION = """\
@@ -73,7 +73,7 @@ def evaluate(options: argparse.Namespace, session_of: Callable[[Path], Session])
     out = _out_directory(options)
     # A run that is named twice is one run.
     directories = list({run.resolve(): run for given in options.runs
-                        for run in read_seeds(Path(given)) or [Path(given)]}.values())
+                        for run in runs_of(Path(given))}.values())
     session = session_of(directories[0])
     runs = [_load(directory, session) for directory in directories]
     labels = label_runs(runs)
@@ -95,7 +95,7 @@ def evaluate(options: argparse.Namespace, session_of: Callable[[Path], Session])
     rebuilt: list[tuple[str, Row]] = []
     for run in [leader, *(run for run in runs if run is not leader)]:
         with locked_run(run.directory, session):
-            labelled += [(label_of(labels[run.directory], run.model, row["source"]), row)
+            labelled += [(label_of(labels[run.directory], run.model.sources[0], row["source"]), row)
                          for row in _rows(run, run is leader, yardstick, temperatures, wanted)]
             rebuilt.append((labels[run.directory], _rebuilt(run, yardstick)))
     order = {label: index for index, label in enumerate(dict.fromkeys(label for label, _ in labelled))}
@@ -122,7 +122,7 @@ def _out_directory(options: argparse.Namespace) -> Path:
     """Where the report goes; never where a run has its own report.json."""
     first = Path(options.runs[0])
     out = Path(options.out) if options.out else (first if len(options.runs) == 1 else first.parent) / "evaluation"
-    if any((out / name).exists() for name in ("run.json", "seeds.json")) or (out.exists() and not out.is_dir()):
+    if any((out / name).exists() for name in ("run.json", GROUP)) or (out.exists() and not out.is_dir()):
         raise OutlinesError(f"--out {out}: a run or a file is here: choose another directory")
     return out
 
@@ -177,18 +177,19 @@ def label_runs(runs: Sequence[Run]) -> dict[Path, str]:
 
 def _home_of(directory: Path) -> Path:
     """The directory that a run's seeds share, or its own."""
-    return directory.parent if read_seeds(directory.parent) else directory
+    group = read_group(directory.parent)
+    return directory.parent if group and group.kind == "seeds" else directory
 
 
 def _name_of(directory: Path) -> str:
     return _home_of(directory.resolve()).name
 
 
-def label_of(run_label: str, model: TextModel, source: str) -> str:
+def label_of(run_label: str, own: str, source: str) -> str:
     """The name of a source in a comparison; a family's own source goes by the run's."""
     if source == REAL_TEXT:
         return source
-    return run_label if source == model.sources[0] else f"{run_label}: {source}"
+    return run_label if source == own else f"{run_label}: {source}"
 
 
 def _kept(run: Run, basis: Sequence[Any], measured: Callable[[], Row]) -> Row:

@@ -15,7 +15,7 @@ from train.data import Dataset
 
 DRAW_SEED = 13
 MAX_DIM_ROWS = 256
-QUICK_DIM_SCORINGS = 16384
+QUICK_DIM_SCORINGS = 8192
 """Scorings of one sentence, at most, for the gaps of single dimensions at the end of a training: seconds on a CPU."""
 
 

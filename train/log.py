@@ -18,13 +18,13 @@ class RunLog:
     """
 
     def __init__(self, directory: Path | None, offset: int = 0, examples: int = 0):
-        """offset: bytes of metrics.jsonl that a resumed run keeps; examples: seen so far, later events are hidden."""
+        """offset: bytes of metrics.jsonl that a resumed run keeps; examples: seen so far, events after it are hidden."""
         self._writer: Any = None
         if directory is None:
             return
         self._file = open(directory / "metrics.jsonl", "ab")  # noqa: SIM115 - closed by close()
         os.truncate(self._file.fileno(), min(offset, self._file.tell()))
-        self._writer = SummaryWriter(str(directory), purge_step=examples if offset else None, flush_secs=10)
+        self._writer = SummaryWriter(str(directory), purge_step=examples + 1 if offset else None, flush_secs=10)
 
     def scalars(self, values: dict[str, float], stage: str, step: int, examples: int) -> None:
         """One line of metrics.jsonl, and one TensorBoard point for each value."""

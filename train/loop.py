@@ -146,7 +146,7 @@ class Loop:
                 self.log.histogram(key, distribution, self.examples)
             for key, picture in views.pictures.items():
                 self.log.picture(key, picture, self.examples)
-            shown = ", ".join(f"{key} {value:.3f}" for key, value in values.items())
+            shown = ", ".join(f"{key} {value:.3f}" for key, value in values.items() if f"{key}_per_token" not in values)
             self.reporter.line(f"{stage.name} step {self.step:,}: {shown}")
             self._log_samples()
         criterion = self.ranks.agree(values)[stage.criterion]

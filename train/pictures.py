@@ -1,6 +1,6 @@
 """Pictures of a vector's use: what of each dimension tells sentences apart, and how that went in training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,8 @@ def signal_noise_picture(signal: Sequence[float], noise: Sequence[float]) -> Fig
     return figure
 
 
-def collapse_picture(histories: dict[str, Sequence[dict[str, Any]]],
-                     dims: dict[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+def collapse_picture(histories: Mapping[str, Sequence[dict[str, Any]]],
+                     dims: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
     """Collapse, or not, over training, and below it the dimensions at the end.
 
     histories: the lines of metrics.jsonl of each run. dims: signal and noise of each run whose vector is drawn.
@@ -39,16 +39,18 @@ def collapse_picture(histories: dict[str, Sequence[dict[str, Any]]],
     figure = Figure(figsize=(11, 3.2 * rows), layout="constrained")
     panels = figure.subplots(rows, 2).flatten()
     for axes, (key, title) in zip(panels, HISTORIES.items(), strict=False):
-        for label, lines in histories.items():
+        for index, (label, lines) in enumerate(histories.items()):
             points = [(line["examples"], line[key]) for line in lines if key in line]
             if points:
-                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+                axes.plot(*zip(*points, strict=True), color=f"C{index}", marker="o", markersize=3, label=label)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("sentences seen in training")
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize=8)
     for axes, (label, (signal, noise)) in zip(panels[4:], dims.items(), strict=False):
+        if axes is not panels[4]:
+            axes.sharey(panels[4])
         draw_signal_noise(axes, signal, noise)
         axes.set_title(f"{label}, when trained", fontsize=10)
     for axes in panels[4 + len(dims):]:

@@ -104,12 +104,14 @@ def over_seeds(rows: Iterable[tuple[str, Row]]) -> list[Line]:
 
 
 def table(lines: Sequence[Line], columns: dict[str, tuple[str, int]]) -> str:
-    """A Markdown table that also reads well in a terminal; a column that no line has is left out."""
+    """A Markdown table that also reads well in a terminal; a column that no line has, T among them, is left out."""
     used = {key: column for key, column in columns.items() if any(line.cell(key, 0) for line in lines)}
-    cells = [["source", "T", *(title for title, _ in used.values())]]
+    over_temperature = any(line.temperature is not None for line in lines)
+    cells = [["source", *(["T"] if over_temperature else []), *(title for title, _ in used.values())]]
     for line in lines:
         named = "" if line.temperature is None else "greedy" if line.temperature == 0 else f"{line.temperature:g}"
-        cells.append([line.label, named, *(line.cell(key, decimals) for key, (_, decimals) in used.items())])
+        cells.append([line.label, *([named] if over_temperature else []),
+                      *(line.cell(key, decimals) for key, (_, decimals) in used.items())])
     widths = [max(len(row[index]) for row in cells) for index in range(len(cells[0]))]
     rendered = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
                 for row in cells]
@@ -122,9 +124,9 @@ def reconstruction_section(rebuilt: Sequence[tuple[str, Row]]) -> str:
     rebuilt: labelled rows of every seed. The verdict stands in words where a label has one seed.
     """
     lines = over_seeds(rebuilt)
-    bound = (" (where a number of draws stands: the importance-weighted bound of so many)"
+    bound = ("; with a number of draws, nll is the importance-weighted upper bound of so many"
              if any("num_draws" in line.figures for line in lines) else "")
-    parts = [f"Held-out sentences, each given its own vector where there is one; nll without it{bound}:",
+    parts = [f"Held-out sentences; a reconstruction is given the sentence's own vector, so its nll is no sentence's{bound}:",
              table(lines, RECONSTRUCTION_COLUMNS)]
     with_vector = [line for line in lines if line.verdicts]
     if with_vector:

@@ -31,7 +31,7 @@ def report_run(directory: Path, model: TextModel, data: Dataset, session: Sessio
     started = time.monotonic()
     file = directory / "report.json"
     config = run_config(directory)
-    if not file.exists() or "rows" not in read_json(file):  # An older version's had none.
+    if not file.exists() or "family" not in read_json(file):  # An older version's had none.
         model.eval()
         num = config.training.num_evaluation
         rebuilt = reconstruction(model, data, num, QUICK_DRAWS)
@@ -56,7 +56,7 @@ def report_run(directory: Path, model: TextModel, data: Dataset, session: Sessio
 def _log(directory: Path, figures: dict[str, Any], model: TextModel, data: Dataset) -> None:
     """The report for TensorBoard: its figures, those of the run's own source against 100 · T, its options, its vectors."""
     log = RunLog(directory, offset=(directory / "metrics.jsonl").stat().st_size, examples=10**9)
-    rebuilt = _finite(figures["reconstruction"])
+    rebuilt = {key: value for key, value in _finite(figures["reconstruction"]).items() if key.startswith("test/")}
     log.scalars(rebuilt, "report", 0, 0)
     own = [row for row in figures["rows"] if row["source"] == model.sources[0]]
     for row in own:

@@ -8,7 +8,11 @@
     report.json         what the run reached
     evaluation.json     every row that `python -m train evaluate` measured of it
 
-A directory of several seeds holds seeds.json and a run for each, seed-1, seed-2, …
+Written at the end of training, where they apply: collapse.json, every figure of what becomes of the vector; probes/,
+what its drift is measured on; projector_config.pbtxt and 00000/, vectors for TensorBoard's projector.
+
+A directory that stands for several runs holds runs.json and a directory for each: seed-1, seed-2, … of several seeds;
+outlines, lm, … of a comparison, and there each may stand for several seeds again.
 """
 
 import contextlib
@@ -18,14 +22,15 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from outlines.checkpoint import CheckpointError, atomic_write, read_state, sweep
 from outlines.errors import OutlinesError
 
 FORMAT = 1
+GROUP = "runs.json"
 
 
 def new_run_directory(root: Path, description: str) -> Path:
@@ -85,6 +90,14 @@ def read_json(path: Path) -> Any:
         raise OutlinesError(f"{path}: damaged: {error}") from error
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise OutlinesError(f"{path}: damaged: {error}") from error
+
+
 def read_run(directory: Path) -> dict[str, Any]:
     """run.json of a run; raises OutlinesError if there is none, or it is of another format."""
     if not (directory / "run.json").exists():
@@ -96,22 +109,36 @@ def read_run(directory: Path) -> dict[str, Any]:
     return data
 
 
-def begin_seeds(directory: Path, runs: dict[int, Path]) -> None:
-    """Write seeds.json, by which a directory stands for its runs of several seeds; theirs must have begun."""
-    write_json(directory / "seeds.json", {"format": FORMAT, "runs": {seed: run.name for seed, run in runs.items()}})
+class Group(NamedTuple):
+    """The runs that a directory stands for: one run's seeds, or a comparison."""
+
+    kind: str
+    runs: list[Path]
+    """each a run, or a group again"""
 
 
-def read_seeds(directory: Path) -> list[Path]:
-    """The runs that a directory of several seeds stands for; none if it is not one."""
-    if not (directory / "seeds.json").exists():
-        return []
-    try:
-        names = list(read_json(directory / "seeds.json")["runs"].values())
-        if not all(re.fullmatch(r"seed-\d+", name) for name in names):
-            raise ValueError("a run's name is not seed-NUMBER")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise OutlinesError(f"{directory / 'seeds.json'}: damaged: {error}") from error
-    return [directory / name for name in names]
+def begin_group(directory: Path, kind: str, names: Sequence[str]) -> None:
+    """Make a directory stand for the runs of these names in it; theirs must have begun."""
+    write_json(directory / GROUP, {"format": FORMAT, "kind": kind, "runs": list(names)})
+
+
+def read_group(directory: Path) -> Group | None:
+    """What a directory stands for; None where it is a run itself, or nothing."""
+    file = directory / GROUP
+    if not file.exists():
+        return None
+    data = read_json(file)
+    names = data.get("runs") if isinstance(data, dict) else None
+    if not isinstance(names, list) or not names or data.get("kind") not in ("seeds", "compare") or not all(
+            isinstance(name, str) and re.fullmatch(r"[\w-]+", name) for name in names):
+        raise OutlinesError(f"{file}: damaged: it names no runs")
+    return Group(data["kind"], [directory / name for name in names])
+
+
+def runs_of(directory: Path) -> list[Path]:
+    """The runs that a directory stands for, itself where it is one."""
+    group = read_group(directory)
+    return [directory] if group is None else [run for member in group.runs for run in runs_of(member)]
 
 
 def checkpoint_path(directory: Path, stage: int, step: int) -> Path:
