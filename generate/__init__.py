@@ -1,1 +1,1 @@
-"""Sentences from a finished run: `python -m generate RUN`."""
+"""What can be done with a finished run: `python -m generate [VERB] RUN`."""

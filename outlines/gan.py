@@ -135,8 +135,11 @@ class Generator(nn.Module):
         """Outlines [B, D] in scaled units, not yet normalised."""
         if not self.config.num_centres:
             return self.mlp(noise.normal)
-        centre = functional.embedding(noise.centre, self.centres)
-        return centre + noise.normal @ self.factor.T + self.mlp(torch.cat([noise.normal, centre], dim=1))
+        return self.around(functional.embedding(noise.centre, self.centres), noise.normal)
+
+    def around(self, centre: Tensor, normal: Tensor) -> Tensor:
+        """Outlines [B, D] for normal noise [B, D] and centres given as points [B, D]."""
+        return centre + normal @ self.factor.T + self.mlp(torch.cat([normal, centre], dim=1))
 
 
 class Critic(nn.Module):

@@ -53,6 +53,15 @@ class OutlineModel(TextModel):
             return scaled
         return self.scaling.scale(functional.normalize(self.scaling.unscale(scaled), dim=1))
 
+    def frozen_encoder(self) -> dict[str, str]:
+        return self.encoder
+
+    def to_encoder(self, vectors: Tensor) -> Tensor:
+        return self.scaling.unscale(vectors)
+
+    def from_encoder(self, vectors: Tensor) -> Tensor:
+        return self.normalise(self.scaling.scale(vectors))
+
     def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> tuple[Tensor, None]:
         assert outlines is not None, "an outline model's sentences come with their outlines"
         return outlines, None

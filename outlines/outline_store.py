@@ -66,7 +66,7 @@ def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Pat
     label = {"rows": len(sentences), "shard_rows": shard_rows, "dim": encoder.dim, "encoder": encoder.name,
              "encoder_fingerprint": encoder.fingerprint, "corpus_fingerprint": corpus_fingerprint}
     for file in sorted(directory.glob("shard-*.json")):
-        _check_key(directory, _read_json(file, LABEL_NAMES), label)
+        _check_key(directory, read_json(file, LABEL_NAMES), label)
     starts = range(rank * shard_rows, len(sentences), world * shard_rows)
     total = sum(min(shard_rows, len(sentences) - start) for start in starts)
     done = 0
@@ -94,15 +94,15 @@ def finish_store(directory: Path) -> "OutlineStore":
 
     Raises OutlinesError naming the shard that is missing, damaged or of another corpus or encoder.
     """
-    first = _read_json(_shard_file(directory, 0).with_suffix(".json"), LABEL_NAMES)
+    first = read_json(_shard_file(directory, 0).with_suffix(".json"), LABEL_NAMES)
     sums = []
     for shard in range(math.ceil(first["rows"] / first["shard_rows"])):
-        label = _read_json(_shard_file(directory, shard).with_suffix(".json"), LABEL_NAMES)
+        label = read_json(_shard_file(directory, shard).with_suffix(".json"), LABEL_NAMES)
         _check_key(directory, label, first)
         sums.append(label["sha256"])
     label = {name: value for name, value in first.items() if name != "sha256"} | {"shards": sums}
     meta = directory / META
-    if not meta.exists() or not label.items() <= _read_json(meta, META_NAMES).items():
+    if not meta.exists() or not label.items() <= read_json(meta, META_NAMES).items():
         mean, scale = _moments(directory, sums, first["dim"])
         atomic_write(meta, json.dumps({**label, "mean": mean.tolist(), "scale": scale}).encode())
     sweep(directory)
@@ -118,7 +118,7 @@ class OutlineStore:
     """
 
     def __init__(self, directory: Path, verify: bool = True):
-        meta = _read_json(directory / META, META_NAMES)
+        meta = read_json(directory / META, META_NAMES)
         self.directory = directory
         self.dim: int = meta["dim"]
         self.mean = np.array(meta["mean"], dtype=np.float64)
@@ -263,7 +263,7 @@ def _is_whole(file: Path) -> bool:
     label = file.with_suffix(".json")
     if not (file.is_file() and label.is_file()):
         return False
-    return sha256_file(file) == _read_json(label, LABEL_NAMES)["sha256"]
+    return sha256_file(file) == read_json(label, LABEL_NAMES)["sha256"]
 
 
 def _check_key(directory: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -273,7 +273,8 @@ def _check_key(directory: Path, found: dict[str, Any], wanted: dict[str, Any]) -
                             "encode into another directory, or delete this one")
 
 
-def _read_json(file: Path, names: set[str]) -> dict[str, Any]:
+def read_json(file: Path, names: set[str]) -> dict[str, Any]:
+    """A label or a store's meta.json, with the names it must have; raises OutlinesError."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

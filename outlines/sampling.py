@@ -1,9 +1,10 @@
-"""From logits to tokens: greedy and ancestral sampling, with temperature, top-k and nucleus.
+"""From logits to tokens: greedy and ancestral sampling, with temperature, top-k and nucleus, and beam search.
 
 Randomness comes in as numbers, not as a generator: row i, step t consumes uniforms[i, t] alone. So a sentence depends
 on its own row only, whatever stands beside it in the batch and whichever rows have already ended.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,8 @@ class SamplingConfig:
     """keep the smallest set of tokens with at least this probability (nucleus)"""
     max_len: int = 64
     """tokens after which a sentence is cut"""
+    beam: int = 0
+    """width of a beam search for the likeliest sentence, in place of sampling; 0 samples"""
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0 or self.temperature == float("inf"):
@@ -36,6 +39,8 @@ class SamplingConfig:
             raise OutlinesError(f"top-p must be above 0 and at most 1, not {self.top_p}")
         if self.max_len < 1:
             raise OutlinesError(f"max-len must be at least 1 token, not {self.max_len}")
+        if self.beam < 0:
+            raise OutlinesError(f"beam must be 0 (no beam search) or a width above, not {self.beam}")
 
 
 def choose(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
@@ -70,22 +75,23 @@ def _last_possible(probabilities: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sample(decoder: Decoder, vector: Tensor | None, uniforms: Tensor, config: SamplingConfig) -> list[list[int]]:
+def sample(decoder: Decoder, vector: Tensor | None, uniforms: Tensor, config: SamplingConfig,
+           prefix: Sequence[int] = ()) -> list[list[int]]:
     """Decode one sentence per row: token ids without bos and eos, at most `config.max_len` of them.
 
-    vector: [B, D] or None for a language model. uniforms: [B, max_len] in [0, 1); ignored by greedy decoding.
+    vector: [B, D] or None for a language model. uniforms: [B, max_len] in [0, 1); ignored by greedy decoding and by beam
+    search. prefix: tokens that every sentence begins with, counted in max_len; step t of what follows consumes
+    uniforms[:, t] as it does without one.
     Rows that have ended leave the batch, so long sentences do not make short ones wait.
     """
-    num = len(uniforms)
-    sentences: list[list[int]] = [[] for _ in range(num)]
-    alive = torch.arange(num, device=uniforms.device)
-    state = decoder.start(vector, num)
-    tokens = torch.full((num, 1), BOS, device=uniforms.device)
-    for position in range(config.max_len):
+    if config.beam:
+        return beam_search(decoder, vector, len(uniforms), config, prefix)
+    sentences: list[list[int]] = [list(prefix) for _ in range(len(uniforms))]
+    alive = torch.arange(len(uniforms), device=uniforms.device)
+    tokens, state = _begin(decoder, vector, len(uniforms), prefix, config.max_len)
+    for position in range(len(prefix), config.max_len):
         logits, state = decoder.step(tokens, state, vector)
-        logits = logits[:, -1].float()
-        logits[:, [UNK, BOS, PAD]] = -torch.inf
-        chosen = choose(logits, uniforms[alive, position], config)
+        chosen = choose(_speakable(logits[:, -1]), uniforms[alive, position], config)
         going_on = chosen != EOS
         if not bool(going_on.all()):
             alive, chosen, state = alive[going_on], chosen[going_on], state[:, going_on]
@@ -95,4 +101,71 @@ def sample(decoder: Decoder, vector: Tensor | None, uniforms: Tensor, config: Sa
         if not len(alive):
             break
         tokens = chosen[:, None]
+    return sentences
+
+
+def _begin(decoder: Decoder, vector: Tensor | None, num: int, prefix: Sequence[int],
+           max_len: int) -> tuple[Tensor, Tensor]:
+    """The tokens [num, 1] to read next, and the state once all before them has been read."""
+    if len(prefix) >= max_len:
+        raise OutlinesError(f"the beginning has {len(prefix)} tokens, which leaves none of max-len {max_len} to add")
+    read = decoder.output_bias.new_tensor([BOS, *prefix], dtype=torch.long).expand(num, -1)
+    state = decoder.start(vector, num)
+    if prefix:
+        state = decoder.hidden(read[:, :-1], state, vector)[1]
+    return read[:, -1:], state
+
+
+def _speakable(logits: Tensor) -> Tensor:
+    """Logits [B, V] in float32, with those of tokens that no sentence holds at -inf."""
+    logits = logits.float()
+    logits[:, [UNK, BOS, PAD]] = -torch.inf
+    return logits
+
+
+@torch.no_grad()
+def beam_search(decoder: Decoder, vector: Tensor | None, num: int, config: SamplingConfig,
+                prefix: Sequence[int] = ()) -> list[list[int]]:
+    """The sentence of each of `num` rows for which the highest log p(sentence, eos | vector) was found.
+
+    The sum is not divided by the length: what is returned is an estimate of the mode, and widening the beam to all
+    prefixes makes it the mode. A sentence that ends leaves its place in the beam to others; a row is done when no prefix
+    in its beam is likelier than its best whole sentence, for no prefix gets likelier by growing. A row of whose beam
+    nothing ended within max_len gives its likeliest prefix.
+
+    Source: Sutskever, Vinyals and Le, Sequence to Sequence Learning with Neural Networks (2014), section 3.2.
+    """
+    width, device = config.beam, decoder.output_bias.device
+    tokens, state = _begin(decoder, vector, num, prefix, config.max_len)
+    tokens, state = tokens.repeat_interleave(width, dim=0), state.repeat_interleave(width, dim=1)
+    vector = None if vector is None else vector.repeat_interleave(width, dim=0)
+    scores = torch.full((num, width), -torch.inf, device=device)
+    scores[:, 0] = 0.0  # the others would be copies of the first
+    beams = torch.empty(num, width, 0, dtype=torch.long, device=device)
+    rows = torch.arange(num, device=device)
+    best = torch.full((num,), -torch.inf, device=device)
+    sentences: list[list[int]] = [[] for _ in range(num)]
+    for position in range(len(prefix), config.max_len + 1):
+        logits, state = decoder.step(tokens, state, vector)
+        totals = scores[:, :, None] + _speakable(logits[:, -1]).log_softmax(dim=1).view(len(rows), width, -1)
+        ended, which = totals[:, :, EOS].max(dim=1)
+        for row in (ended > best).nonzero()[:, 0].tolist():
+            sentences[int(rows[row])] = [*prefix, *beams[row, which[row]].tolist()]
+        best = torch.maximum(best, ended)
+        totals[:, :, EOS] = -torch.inf
+        if position == config.max_len:
+            for row in best.isneginf().nonzero()[:, 0].tolist():
+                sentences[int(rows[row])] = [*prefix, *beams[row, 0].tolist()]
+            break
+        vocab_size = totals.shape[2]
+        scores, flat = totals.flatten(1).topk(width, dim=1)  # in order: the first is the likeliest
+        parent, token = flat // vocab_size, flat % vocab_size
+        beams = torch.cat([beams.gather(1, parent[:, :, None].expand(-1, -1, beams.shape[2])), token[:, :, None]], dim=2)
+        going_on = scores[:, 0] > best
+        if not bool(going_on.any()):
+            break
+        kept = (torch.arange(len(rows), device=device)[:, None] * width + parent)[going_on].flatten()
+        state, vector = state[:, kept], None if vector is None else vector[kept]
+        rows, best, scores, beams = rows[going_on], best[going_on], scores[going_on], beams[going_on]
+        tokens = beams[:, :, -1].reshape(-1, 1)
     return sentences

@@ -1,7 +1,8 @@
 """What every family is to those who sample from it: a decoder, and a source of vectors for it."""
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,9 @@ from outlines.scoring import nll_of_rows
 
 BLOCK = 256
 """Sentences whose noise is drawn together: sentence i depends on (seed, i) alone, however many are asked for."""
+
+Draw = Callable[[int, torch.Generator], Tensor | None]
+"""(num, rng) → `num` vectors for the decoder, or None for a decoder that takes none."""
 
 
 class TextModel(nn.Module, ABC):
@@ -45,6 +49,18 @@ class TextModel(nn.Module, ABC):
         nll, _ = nll_of_rows(self.decoder, rows, None if posterior is None else posterior[0])
         return {"nll" if posterior is None else "reconstruction_nll": torch.from_numpy(nll)}
 
+    def frozen_encoder(self) -> dict[str, str] | None:
+        """Name and fingerprint of the frozen encoder that its outlines come from; None for a family without outlines."""
+        return None
+
+    def to_encoder(self, vectors: Tensor) -> Tensor:
+        """Vectors [..., D] in the units in which angles and sums of them mean something: an encoder's own."""
+        return vectors
+
+    def from_encoder(self, vectors: Tensor) -> Tensor:
+        """The inverse of `to_encoder`, for vectors [..., D] near the encoder's own: brought to the norm that those have."""
+        return vectors
+
     def vectors(self, num: int, rng: torch.Generator, source: str) -> Tensor | None:
         """`num` vectors for the decoder [num, D], drawn from `source` with a CPU generator; None if it takes none."""
         return None
@@ -58,23 +74,47 @@ class TextModel(nn.Module, ABC):
     def from_shape(cls, shape: dict[str, Any]) -> "TextModel":
         """The inverse of `shape`."""
 
-    @torch.no_grad()
-    def generate(self, num: int, seed: int, sampling: SamplingConfig, source: str | None = None,
-                 block: int = BLOCK) -> Iterator[tuple[list[list[int]], Tensor | None]]:
-        """Yield blocks of sentences (token ids) and the vectors they were decoded from, `num` sentences in all."""
+    def generate(self, num: int | None, seed: int, sampling: SamplingConfig, source: str | None = None,
+                 batch_size: int = BLOCK, prefix: Sequence[int] = ()) -> Iterator[tuple[list[list[int]], Tensor | None]]:
+        """Yield batches of new sentences (token ids) and the vectors they were decoded from, `num` in all.
+
+        num: None goes on for ever. prefix: tokens that every sentence begins with.
+        """
+        name = self.check_source(source)
+        return self.decode_draws(lambda count, rng: self.vectors(count, rng, name), num, seed, sampling, batch_size, prefix)
+
+    def check_source(self, source: str | None) -> str:
+        """The source itself, or the family's own for None; raises OutlinesError where the family has none of the name."""
         if not self.sources:
             raise OutlinesError(f"a run of the family {self.family} rebuilds sentences and has no source of new ones")
-        source = source or self.sources[0]
-        if source not in self.sources:
-            raise OutlinesError(f"{self.family}: no source {source!r}: choose from {', '.join(self.sources)}")
+        name = source or self.sources[0]
+        if name not in self.sources:
+            raise OutlinesError(f"{self.family}: no source {name!r}: choose from {', '.join(self.sources)}")
+        return name
+
+    @torch.no_grad()
+    def decode_draws(self, draw: Draw, num: int | None, seed: int, sampling: SamplingConfig, batch_size: int = BLOCK,
+                     prefix: Sequence[int] = ()) -> Iterator[tuple[list[list[int]], Tensor | None]]:
+        """As `generate`, with vectors that `draw` gives."""
+        for start in itertools.count(0, batch_size):
+            stop = start + batch_size if num is None else min(start + batch_size, num)
+            if start >= stop:
+                return
+            vectors, uniforms = self.draw_rows(draw, start, stop, seed, sampling.max_len)
+            yield sample(self.decoder, vectors, uniforms, sampling, prefix), vectors
+
+    @torch.no_grad()
+    def draw_rows(self, draw: Draw, start: int, stop: int, seed: int, max_len: int) -> tuple[Tensor | None, Tensor]:
+        """The vectors and the uniform numbers [stop - start, max_len] of sentences `start` to `stop`, by (seed, i) alone."""
         device = next(self.parameters()).device
-        for start in range(0, num, block):
-            rng = torch.Generator().manual_seed(block_seed(seed, start))
-            vectors = self.vectors(block, rng, source)
-            uniforms = torch.rand(block, sampling.max_len, generator=rng).to(device)
-            keep = min(block, num - start)
-            vectors = None if vectors is None else vectors[:keep]
-            yield sample(self.decoder, vectors, uniforms[:keep], sampling), vectors
+        vectors, uniforms = [], []
+        for block in range(start - start % BLOCK, stop, BLOCK):
+            rng = torch.Generator().manual_seed(block_seed(seed, block))
+            rows = slice(max(start - block, 0), stop - block)
+            drawn = draw(BLOCK, rng)
+            vectors += [] if drawn is None else [drawn[rows]]
+            uniforms.append(torch.rand(BLOCK, max_len, generator=rng)[rows])
+        return torch.cat(vectors) if vectors else None, torch.cat(uniforms).to(device)
 
 
 def block_seed(seed: int, start: int) -> int:

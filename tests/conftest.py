@@ -5,10 +5,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from outlines import load
 from outlines.corpus import grammar
+
+if TYPE_CHECKING:
+    from outlines.pipeline import Pipeline
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -67,3 +72,9 @@ def tiny_run(run_module: Command, tiny_arguments: list[str], tmp_path_factory: p
     done = run_module("train", *tiny_arguments, "--runs", runs, "--out", runs / "run", "--quiet")
     assert done.returncode == 0, done.stderr
     return runs / "run"
+
+
+@pytest.fixture(scope="session")
+def pipeline(tiny_run: Path) -> "Pipeline":
+    """That run, loaded."""
+    return load(tiny_run, "cpu")

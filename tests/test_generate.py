@@ -1,14 +1,78 @@
+"""`python -m generate` as a user runs it: in a process of its own where that matters, and in this one elsewhere."""
+
+import ast
+import dataclasses
+import itertools
 import json
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+import outlines
+from generate import verbs
+from generate.__main__ import main
+from generate.options import VERBS, parse
+from outlines.baselines.autoencoder import Autoencoder
+from outlines.baselines.lm import LanguageModel
+from outlines.baselines.vae import VAE
+from outlines.encoders.recurrent import RecurrentEncoderConfig
+from outlines.errors import OutlinesError
+from outlines.families import save_model
+from outlines.metrics import reconstruction_bleu
+from outlines.pipeline import GREEDY, Pipeline, Sentence
+from outlines.sampling import SamplingConfig, beam_search, sample
+from outlines.scoring import nll_of_rows
 from outlines.text_model import block_seed
 from tests.conftest import Command, environment
+
+A, B = "Two dogs play in the park.", "A woman is reading a book."
+Written = Callable[..., list[str]]
+
+
+@pytest.fixture
+def written(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> Written:
+    """The lines that a verb writes of the tiny run, or of another, and the error that it ends in."""
+    def lines(verb: str, *arguments: object, run: Path = tiny_run, error: str = "") -> list[str]:
+        status = main([verb, str(run), *map(str, arguments), "--device", "cpu"])
+        captured = capsys.readouterr()
+        if error:
+            assert status == 2 and captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
+            assert error in captured.err
+        else:
+            assert status == 0, captured.err
+        return captured.out.splitlines()
+    return lines
+
+
+@pytest.fixture(scope="session")
+def other_runs(tiny_run: Path, pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """An untrained run of a family, with the tokenizer of the tiny run."""
+    root, made = tmp_path_factory.mktemp("others"), dict[str, Path]()
+
+    def run(family: str) -> Path:
+        if family not in made:
+            shape = dataclasses.replace(pipeline.model.decoder.config, vector_dim=0 if family == "lm" else 5)
+            encoder = RecurrentEncoderConfig(shape.vocab_size, embed_dim=8, hidden_dim=8, outline_dim=5)
+            torch.manual_seed(1)
+            save_model(root / family / "model", {"lm": lambda: LanguageModel(shape), "vae": lambda: VAE(8, shape),
+                                                 "encoder": lambda: Autoencoder(encoder, shape)}[family]())
+            shutil.copy(tiny_run / "tokenizer.model", root / family)
+            description = json.loads((tiny_run / "run.json").read_text())
+            hashes = {name: value for name, value in description["hashes"].items() if name != "encoder"}
+            (root / family / "run.json").write_text(json.dumps({**description, "family": family, "hashes": hashes}))
+            made[family] = root / family
+        return made[family]
+    return run
 
 
 def lines(run_module: Command, run: Path, *arguments: object) -> list[str]:
@@ -103,6 +167,308 @@ def test_sampling_imports_no_encoder_and_no_tensorboard(tiny_run: Path) -> None:
             "print(sorted({'tensorboard', 'sentence_transformers', 'transformers', 'train'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code, str(tiny_run)], env=environment(), capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_a_run_is_sampled_without_a_verb_too(tiny_run: Path, written: Written,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tiny_run), "--num", "3", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.splitlines() == written("sample", "--num", 3)
+
+
+def test_the_batch_size_changes_no_sentence(written: Written) -> None:
+    whole = written("sample", "--num", 600, "--seed", 3)
+    assert len(set(whole)) > 300
+    for size in (1000, 256, 100):
+        assert written("sample", "--num", 600, "--seed", 3, "--batch-size", size) == whole
+
+
+def test_sentences_come_before_the_rest_is_made(pipeline: Pipeline) -> None:
+    endless = pipeline.sentences(10**12, 1, SamplingConfig(temperature=0.7))
+    assert [next(endless).text for _ in range(3)] == pipeline.sample(3)
+
+
+def test_unique_passes_over_repetitions(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ["--temperature", 0.2, "--max-len", 3]
+    drawn = written("sample", "--num", 400, *few)
+    expected = list(dict.fromkeys(drawn))
+    assert len(expected) < 400, "nothing is drawn twice: the test shows nothing"
+    assert written("sample", "--num", len(expected), *few, "--unique") == expected
+    monkeypatch.setattr(verbs, "MAX_REPEATS", 3)
+    repeated = verbs.unique(Sentence(text, None) for text in "abaacaaad")
+    assert [next(repeated).text for _ in range(3)] == ["a", "b", "c"]
+    with pytest.raises(OutlinesError, match="3 different sentences"):
+        next(repeated)
+
+
+def test_scores_are_the_decoders_own(written: Written, pipeline: Pipeline) -> None:
+    scored = [json.loads(line) for line in written("sample", "--num", 5, "--with-score", "--format", "jsonl")]
+    assert [line["text"] for line in scored] == written("sample", "--num", 5)
+    ids, vectors = next(pipeline.model.generate(5, 1, SamplingConfig(temperature=0.7)))
+    assert vectors is not None
+    for row, vector, line in zip(ids, vectors, scored, strict=True):
+        # One token at a time, as it was sampled.
+        state, total, last = pipeline.model.decoder.start(vector[None], 1), 0.0, 1
+        for token in [*row, 2]:
+            logits, state = pipeline.model.decoder.step(torch.tensor([[last]]), state, vector[None])
+            total, last = total - float(logits[0, 0].log_softmax(dim=0)[token]), token
+        assert line["nll"] == pytest.approx(total, rel=1e-4)
+    assert written("sample", "--num", 1, "--with-score") == [f"{scored[0]['nll']:.3f}\t{scored[0]['text']}"]
+
+
+def test_beam_search_from_the_command_line(written: Written, pipeline: Pipeline) -> None:
+    _, vectors = next(pipeline.model.generate(4, 1, GREEDY))
+    assert vectors is not None
+    expected = pipeline.text(beam_search(pipeline.model.decoder, vectors, 4, SamplingConfig(beam=3, max_len=20)))
+    assert written("sample", "--num", 4, "--beam", 3, "--max-len", 20) == expected
+
+
+def test_ctrl_c_leaves_whole_lines_and_no_trace(tiny_run: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-m", "generate", str(tiny_run), "--num", "100000000"], env=environment(),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    written = "".join(process.stdout.readline() for _ in range(300))
+    process.send_signal(signal.SIGINT)
+    written += process.stdout.read()
+    assert process.wait(timeout=60) == 130
+    assert process.stderr.read() == "" and written.endswith("\n")
+
+
+def test_reconstruction_from_arguments_a_file_and_standard_input(tiny_run: Path, written: Written, pipeline: Pipeline,
+                                                                tmp_path: Path) -> None:
+    file = tmp_path / "in.txt"
+    file.write_text(f"{A}\n\n{B}\n")
+    from_arguments = written("reconstruct", A, B)
+    assert written("reconstruct", "--file", file) == from_arguments
+    done = subprocess.run([sys.executable, "-m", "generate", "reconstruct", str(tiny_run)], env=environment(),
+                          input=file.read_text(), capture_output=True, text=True)
+    assert done.stdout.splitlines() == from_arguments
+    assert done.stderr.startswith("2 sentences: BLEU ") and "nats per sentence" in done.stderr
+    encoded = pipeline.encode([A, B])
+    nll, _ = nll_of_rows(pipeline.model.decoder, pipeline.rows([A, B]), encoded)
+    for text, rebuilt, expected, line in zip((A, B), pipeline.decode(encoded), nll, from_arguments, strict=True):
+        assert line == f"{reconstruction_bleu([rebuilt], [text]):.1f}\t{expected:.2f}\t{rebuilt}"
+
+
+def test_encoding_is_what_training_saw(pipeline: Pipeline) -> None:
+    """The scaled outline of a training sentence, by the encoder, against the one in the store, float16."""
+    store, sentences = pipeline.training_set.store, pipeline.training_set.sentences
+    rows = np.array([0, 7, len(store) - 1])
+    stored = (store.rows(rows) - store.mean) / store.scale
+    assert np.allclose(pipeline.encode([sentences[int(row)] for row in rows]), stored, atol=0.02)
+
+
+@pytest.mark.parametrize("walk", ["linear", "spherical", "noise", "gradient"])
+def test_every_walk_goes_from_one_sentence_to_the_other(walk: str, written: Written, pipeline: Pipeline) -> None:
+    points = [json.loads(line) for line in written("interpolate", A, B, "--walk", walk, "--num", 9, "--format", "jsonl")]
+    assert [point["step"] for point in points] == list(np.cumsum([0, *(len(point["nll_a"]) for point in points)])[:-1])
+    texts = [point["text"] for point in points]
+    assert all(text != following for text, following in itertools.pairwise(texts))
+    assert points[0]["walk"] == walk
+    own = nll_of_rows(pipeline.model.decoder, pipeline.rows([A, B]), pipeline.encode([A, B]))[0]
+    if walk != "noise":  # whose ends are what the generator makes of the inverted noise, close by
+        assert texts[0] == pipeline.decode(pipeline.encode([A]))[0]
+        assert points[0]["nll_a"][0] == pytest.approx(own[0], rel=1e-4)
+    vectors = pipeline.interpolate(A, B, walk, 9).vectors
+    last = nll_of_rows(pipeline.model.decoder, pipeline.rows([B]), vectors[-1:])[0][0]
+    assert last <= 1.05 * own[1] and points[-1]["nll_b"][-1] == pytest.approx(last, rel=1e-4)
+    norms = pipeline.model.to_encoder(vectors).norm(dim=1)
+    assert torch.allclose(norms, torch.ones(len(norms)), atol=1e-3) == (walk != "linear")
+
+
+def test_all_walks_and_their_smoothness(written: Written, pipeline: Pipeline, other_runs: Callable[[str], Path]) -> None:
+    data = [json.loads(line) for line in written("interpolate", A, B, "--walk", "all", "--num", 7, "--max-len", 20,
+                                                 "--smoothness", "--lm", other_runs("lm"), "--format", "jsonl")]
+    measured = {line["walk"]: line for line in data if "mean_step" in line}
+    assert list(measured) == ["linear", "spherical", "noise", "gradient"]
+    texts = [line["text"] for line in data if line["walk"] == "spherical" and line.get("text")]
+    encoded = pipeline.model.to_encoder(pipeline.encode(texts))
+    assert measured["spherical"]["largest_step"] == pytest.approx(
+        float((encoded[1:] - encoded[:-1]).norm(dim=1).max()), rel=1e-4)
+    nll, num_targets = outlines.load(other_runs("lm"), "cpu").language_nll(texts[1:-1])
+    assert measured["spherical"]["middle_nll_per_token"] == pytest.approx(nll.sum() / num_targets.sum(), rel=1e-4)
+    plain = written("interpolate", A, B, "--num", 7, "--max-len", 20, "--smoothness")
+    assert plain[-1].startswith(f"spherical: {len(texts)} sentences, mean step ") and len(plain) >= len(texts) + 1
+
+
+def test_variations_lie_at_their_radius(written: Written, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = pipeline.encode([A])[0]
+    greedy = pipeline.decode(vector[None])
+    assert written("vary", A, "--radius", 0, "--num", 3, "--greedy") == 3 * greedy
+    assert len(set(written("vary", A, "--radius", 1.5, "--num", 30))) > 3
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(type(pipeline.model), "from_encoder", lambda self, raw: seen.append(raw) or self.scaling.scale(raw))
+    next(pipeline.around(vector, 0.3, 20, 1, GREEDY))
+    distances = (seen[0] - pipeline.model.to_encoder(vector)).norm(dim=1)
+    assert torch.allclose(distances, torch.full_like(distances, 0.3), atol=1e-5)
+
+
+def test_arithmetic_of_outlines(written: Written, pipeline: Pipeline, tmp_path: Path) -> None:
+    of_a, of_b = (vector / vector.norm() for vector in pipeline.model.to_encoder(pipeline.encode([A, B])))
+    middle, shifted = of_a + of_b, 2 * of_b - of_a
+    for made, expected in ((pipeline.mean([A, B]), middle), (pipeline.analogy(A, B, B), shifted)):
+        assert torch.allclose(pipeline.model.to_encoder(made), expected / expected.norm(), atol=1e-5)
+    assert torch.allclose(pipeline.analogy(A, A, B), pipeline.encode([B])[0], atol=1e-4)
+    file = tmp_path / "many.txt"
+    file.write_text(f"{A}\n" * 300 + f"{B}\n" * 300)
+    assert written("mean", file) == pipeline.decode(pipeline.mean([A, B])[None])
+    assert written("analogy", A, B, B) == pipeline.decode(pipeline.analogy(A, B, B)[None])
+
+
+def test_the_nearest_training_sentences(written: Written, pipeline: Pipeline) -> None:
+    copied = pipeline.training_set.sentences[17]
+    lines = [json.loads(line) for line in written("nearest", copied, A, "--num", 4, "--format", "jsonl")]
+    assert [line["text"] for line in lines] == [copied, A]
+    first = lines[0]["neighbours"][0]
+    assert first["text"] == copied and first["cosine"] == pytest.approx(1, abs=1e-3)
+    # Every training sentence against the second query, without the store.
+    encoder = pipeline.encoder
+    assert encoder is not None
+    cosines = encoder.encode(list(pipeline.training_set.sentences)) @ encoder.encode([A])[0]
+    expected = np.sort(cosines)[::-1][:4]
+    assert [near["cosine"] for near in lines[1]["neighbours"]] == pytest.approx(expected, abs=2e-3)
+    assert cosines[lines[1]["neighbours"][0]["row"]] == pytest.approx(expected[0], abs=2e-3)
+    assert written("nearest", copied, "--num", 1) == [copied, f"{first['cosine']:.3f}\t{first['row']}\t{copied}"]
+
+
+def test_completions_begin_as_told(written: Written, pipeline: Pipeline) -> None:
+    sampled = written("complete", "Two dogs", "--num", 20, "--temperature", 1.5)
+    assert len(set(sampled)) > 3 and all(line.startswith("Two dogs") for line in sampled)
+    prefix = pipeline.tokenizer.encode(["Two dogs"])[0]
+    expected = sample(pipeline.model.decoder, pipeline.encode([A]), torch.zeros(1, 64), GREEDY, prefix)
+    assert written("complete", "Two dogs", "--like", A, "--num", 2, "--greedy") == 2 * pipeline.text(expected)
+
+
+@pytest.mark.parametrize("verb", ["reconstruct", "vary", "interpolate", "nearest", "sample", "complete"])
+def test_what_a_language_model_cannot_do_is_said(verb: str, written: Written, other_runs: Callable[[str], Path]) -> None:
+    run = other_runs("lm")
+    if verb in ("sample", "complete"):
+        assert len(written(verb, *(["A dog"] if verb == "complete" else []), "--num", 3, "--max-len", 9, run=run)) == 3
+    else:
+        arguments = [A, B] if verb == "interpolate" else [A]
+        written(verb, *arguments, run=run, error="a run of the family lm")
+
+
+def test_a_vae_has_the_same_verbs_but_for_noise_and_neighbours(written: Written, other_runs: Callable[[str], Path]) -> None:
+    run = other_runs("vae")
+    vae = outlines.load(run, "cpu")
+    assert torch.equal(vae.encode([A, B]), vae.model.posterior(vae.rows([A, B]), None)[0])  # type: ignore[index]
+    assert torch.allclose(vae.mean([A, B]), vae.encode([A, B]).mean(dim=0), atol=1e-6)
+    assert len(written("reconstruct", A, "--max-len", 9, run=run)) == 1
+    walks = {json.loads(line)["walk"] for line in written("interpolate", A, B, "--walk", "all", "--num", 3, "--max-len", 9,
+                                                          "--format", "jsonl", run=run)}
+    assert walks == {"linear", "spherical", "gradient"}
+    written("interpolate", A, B, "--walk", "noise", run=run, error="choose from linear, spherical, gradient")
+    written("nearest", A, run=run, error="keeps no outlines")
+
+
+def test_an_autoencoder_rebuilds_and_walks_but_invents_nothing(written: Written, other_runs: Callable[[str], Path]) -> None:
+    run = other_runs("encoder")
+    autoencoder = outlines.load(run, "cpu")
+    assert torch.allclose(autoencoder.model.to_encoder(autoencoder.encode([A])).norm(dim=1), torch.ones(1))
+    assert float(autoencoder.mean([A, B]).norm()) == pytest.approx(5 ** 0.5)
+    assert written("reconstruct", A, "--max-len", 9, run=run) and written("interpolate", A, B, "--max-len", 9, run=run)
+    written("sample", run=run, error="no source of new ones")
+
+
+def test_progress_is_shown_on_a_terminal_alone(written: Written, tmp_path: Path, tiny_run: Path,
+                                               monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(tiny_run), "--num", "5", "--device", "cpu", "--out", str(tmp_path / "out.txt")]
+    assert main(arguments) == 0 and capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(arguments) == 0 and "5/5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["sample", "--greedy", "--beam", "3"], "--beam has no effect with --greedy"),
+    (["sample", "--beam", "3", "--top-p", "0.5"], "--top-p has no effect with --beam"),
+    (["sample", "--beam", "0"], "--beam must be at least 1"),
+    (["sample", "--batch-size", "0"], "--batch-size must be at least 1"),
+    (["reconstruct", A, "--file", "in.txt"], "a sentence has no effect with --file"),
+    (["reconstruct", "--file", "/nowhere.txt"], "/nowhere.txt: cannot be read"),
+    (["reconstruct", "word " * 100], "tokens: this run knows sentences of up to 64"),
+    (["reconstruct", " "], "holds no words"),
+    (["reconstruct", A, "--num", "3"], "unrecognized arguments"),
+    (["interpolate", A], "required: B"),
+    (["interpolate", A, B, "--num", "1"], "2 vectors or more"),
+    (["interpolate", A, B, "--lm", "x"], "--lm has no effect without --smoothness"),
+    (["interpolate", A, B, "--lm", "/nowhere", "--smoothness"], "/nowhere: no run here"),
+    (["vary", A, "--radius", "-1"], "radius must be 0 or above"),
+    (["mean", "/nowhere.txt"], "/nowhere.txt: cannot be read"),
+    (["complete", " "], "the beginning holds no words"),
+    (["complete", "Two dogs", "--max-len", "2"], "leaves none of max-len 2"),
+    (["complete", "Two", "--like", A, "--source", "mixture"], "--source has no effect with --like"),
+])
+def test_every_verbs_bad_input_is_one_line(arguments: list[str], message: str, written: Written) -> None:
+    assert written(arguments[0], *arguments[1:], error=message) == []
+
+
+def test_an_encoder_that_is_gone_or_another_is_named(tiny_run: Path, written: Written,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    import outlines.pipeline
+
+    encoder = outlines.load(tiny_run, "cpu").encoder
+    assert encoder is not None
+    monkeypatch.setattr(encoder, "fingerprint", "another")
+    monkeypatch.setattr(outlines.pipeline, "load_encoder", lambda *_: encoder)
+    written("reconstruct", A, error="is no longer the one it was trained with")
+
+    def gone(*_: Any) -> Any:
+        raise OutlinesError("no such directory")
+
+    monkeypatch.setattr(outlines.pipeline, "load_encoder", gone)
+    written("reconstruct", A, error="cannot be loaded: no such directory")
+    assert len(written("sample", "--num", 2)) == 2
+
+
+def test_a_cache_that_is_gone_is_named(tiny_run: Path, written: Written, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_run, copy, ignore=shutil.ignore_patterns("checkpoints"))
+    description = json.loads((copy / "run.json").read_text())
+
+    def with_cache(cache: Path) -> None:
+        (copy / "run.json").write_text(json.dumps({**description, "cache": str(cache)}))
+
+    with_cache(tmp_path / "nowhere")
+    written("nearest", A, run=copy, error="is no longer there")
+    cache = tmp_path / "cache"
+    shutil.copytree(description["cache"], cache, ignore=shutil.ignore_patterns("outlines-*", "evaluator-*"))
+    with_cache(cache)
+    written("nearest", A, run=copy, error="the outlines of")
+
+
+def test_a_file_that_is_not_text_is_named_by_its_line(written: Written, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_bytes(b"A dog.\n\xff\xfe\n")
+    written("mean", tmp_path / "in.txt", error="line 2: not UTF-8")
+    (tmp_path / "empty.txt").write_text("\n\n")
+    written("mean", tmp_path / "empty.txt", error="at least one sentence")
+
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTED = [command for name in ("README.md", "docs/generate.md")
+              for command in re.findall(r"(?:^|`|\| )(python -m generate [^`\n|]+)", (ROOT / name).read_text(), re.MULTILINE)
+              if "[" not in command]
+
+
+@pytest.mark.parametrize("command", DOCUMENTED)
+def test_every_documented_command_is_understood(command: str) -> None:
+    options = parse(shlex.split(command)[3:])
+    assert str(options.run) in ("RUN", "runs/001-outlines-small")
+
+
+def test_every_verb_is_documented() -> None:
+    assert {parse(shlex.split(command)[3:]).verb for command in DOCUMENTED} == set(VERBS)
+
+
+def test_from_python(tiny_run: Path, pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    """The example of docs/generate.md, run."""
+    document = (ROOT / "docs" / "generate.md").read_text()
+    example, = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    assert "runs/001-outlines-small" in example
+    exec(example.replace("runs/001-outlines-small", str(tiny_run)), {})
+    samples, rebuilt, walked = (ast.literal_eval(line) for line in capsys.readouterr().out.splitlines())
+    assert samples == pipeline.sample(3, temperature=0.5)
+    assert rebuilt == pipeline.decode(pipeline.encode(["A dog runs.", "Two men play chess."]))
+    assert walked == pipeline.interpolate("A dog runs.", "Two men play chess.", "gradient").sentences
 
 
 def test_block_seeds_differ() -> None:

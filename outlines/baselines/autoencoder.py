@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from outlines.corpus.batching import collate
 from outlines.decoder import Decoder, DecoderConfig
@@ -41,6 +41,12 @@ class Autoencoder(TextModel):
             batch = collate(rows[start:start + 128])
             parts.append(self.encode(batch.inputs.to(device), batch.lengths))
         return torch.cat(parts), None
+
+    def to_encoder(self, vectors: Tensor) -> Tensor:
+        return vectors / self.encoder.config.outline_dim ** 0.5
+
+    def from_encoder(self, vectors: Tensor) -> Tensor:
+        return nn.functional.normalize(vectors, dim=1) * self.encoder.config.outline_dim ** 0.5
 
     def shape(self) -> dict[str, Any]:
         return {"encoder": dataclasses.asdict(self.encoder.config), "decoder": dataclasses.asdict(self.decoder.config)}
