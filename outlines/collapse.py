@@ -38,6 +38,8 @@ CONSTANT_SIGMA = 0.1
 MIN_INFORMATION = 0.05
 """Nats about the sentence below which z says nothing: sigma is more than 3 spreads of mu, and mu explains less than a
 tenth of the variance of z."""
+MIN_MODEL_INFORMATION = math.log(2)
+"""Nats about the sentence that the whole of z must tell to be used: the answer to one yes-or-no question."""
 MAX_DRIFT = 1.0
 """Spreads by which mu may move between evaluations: from there on a sentence's old z says less about its new one than
 the mean of all sentences does. A mu drawn anew every time moves by √2 spreads."""
@@ -390,8 +392,9 @@ class Diagnosis:
             words.append("None of them matters alone: they say little each, or the same.")
         if self.mutual_information and self.kl is not None:
             nats, error, ceiling, marginal_kl = self.mutual_information
-            words.append(f"Of the KL of {self.kl:.3g} nats, {nats:.3g} ± {error:.1g} tell which sentence it is (an estimate "
-                         f"that cannot exceed {ceiling:.1f}), {marginal_kl:.3g} only say that z does not follow the prior.")
+            words.append(f"Of the KL of {self.kl:.3g} nats, {nats:.3g} ± {error:.1g} tell which sentence it is "
+                         f"({MIN_MODEL_INFORMATION:.2f} or more where the vector is used; an estimate that cannot exceed "
+                         f"{ceiling:.1f}), {marginal_kl:.3g} only say that z does not follow the prior.")
         words.append(f"{self.active_units} units are active. Of {self.output_change.num} vectors' greedy outputs "
                      f"{self.output_change.distinct:.0%} are distinct; two differ in {self.output_change.edit_distance:.0%} "
                      "of their tokens.")
@@ -411,9 +414,9 @@ def diagnose(decoder: Decoder, rows: Sequence[np.ndarray], mu: Tensor, logvar: T
              num_dim_rows: int = 256, num_outputs: int = 100, max_len: int = SamplingConfig.max_len) -> Diagnosis:
     """Apply every instrument and pass the verdict. Deterministic given the seed.
 
-    The model is used where the vector says something (a dimension, or all together by the mutual information, reaches
-    MIN_INFORMATION) and the decoder heeds it (the latent gap reaches MIN_GAP). A dimension can be used only in a model
-    that is. All gaps are those of a *drawn* z, which is what the decoder was trained on.
+    The model is used where the vector says something (its mutual information reaches MIN_MODEL_INFORMATION; without
+    noise, one dimension MIN_INFORMATION) and the decoder heeds it (the latent gap reaches MIN_GAP). A dimension can be
+    used only in a model that is. All gaps are those of a *drawn* z, which is what the decoder was trained on.
 
     decoder: in evaluation mode. rows: token ids of N held-out sentences. mu, logvar: their posteriors [N, Z]; logvar
     None: mu is the vector itself. probes: posteriors of fixed sentences at successive evaluations, oldest first, for
@@ -434,8 +437,8 @@ def diagnose(decoder: Decoder, rows: Sequence[np.ndarray], mu: Tensor, logvar: T
     gaps = latent_gap_by_dim(decoder, rows[:num_dim_rows], vectors[:num_dim_rows], others[0, :num_dim_rows])
     strength = signal_noise(mu, logvar)
     information = None if logvar is None else mutual_information(mu, logvar, rng)
-    speaks = bool((strength.information >= MIN_INFORMATION).any())
-    speaks |= information is not None and information.nats >= MIN_INFORMATION
+    speaks = (bool((strength.information >= MIN_INFORMATION).any()) if information is None else
+              information.nats >= MIN_MODEL_INFORMATION)
     used = speaks and gap.reaches(MIN_GAP)
 
     kl = [None] * len(gaps) if logvar is None else kl_by_dim(mu, logvar).tolist()

@@ -312,6 +312,14 @@ def test_a_trained_decoder_uses_what_helps_and_ignores_the_rest() -> None:
     assert diagnosis.verdict == Verdict.USED and diagnosis.output_change.distinct == 0.02
 
 
+def test_a_vector_that_answers_no_question_is_not_used_though_the_nll_heeds_it() -> None:
+    mu = 0.5 * normal(NUM, 1)
+    diagnosis = diagnose(sign_decoder(1), sentences(mu), mu, log_sigma(1, mu), max_len=2)
+    assert diagnosis.mutual_information is not None
+    assert diagnosis.gap.reaches(MIN_GAP) and 0.05 < diagnosis.mutual_information.nats < math.log(2)
+    assert diagnosis.verdict != Verdict.USED and Verdict.USED not in {dim.verdict for dim in diagnosis.dims}
+
+
 def test_every_dimension_has_a_verdict_of_its_own() -> None:
     mu = normal(NUM, 5) * torch.tensor([1, 0.01, 1, 1, 1])
     sigma = torch.tensor([0.1, 1, 10, 0.1, 0.1]).expand(NUM, 5)

@@ -193,7 +193,11 @@ def render_gaps(found: dict[str, Figures | None], against: str) -> str:
 
 
 def picture(lines: Sequence[Line]) -> Figure:
-    """Forward against reverse nll over temperature: down and to the left is better."""
+    """Forward against reverse nll over temperature: down and to the left is better.
+
+    Greedy decoding is left to the tables: a language model's one greedy sentence lies so far off that all else shrinks.
+    """
+    lines = [line for line in lines if line.temperature != 0]
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
     for label, points in curves(lines).items():
@@ -204,15 +208,14 @@ def picture(lines: Sequence[Line]) -> Figure:
         axes.errorbar(x, y, xerr=spreads[0], yerr=spreads[1], marker="o", markersize=4, linewidth=1.2, capsize=2,
                       label=label)
         for line, point in zip(own, points, strict=True):
-            axes.annotate("greedy" if line.temperature == 0 else f"{line.temperature:g}", point, fontsize=7,
-                          textcoords="offset points", xytext=(4, 4))
+            axes.annotate(f"{line.temperature:g}", point, fontsize=7, textcoords="offset points", xytext=(4, 4))
     for line in lines:
         if line.label == REAL_TEXT and "reverse_nll_per_token" in line.figures:
             axes.plot(line.figures["reverse_nll_per_token"].mean, line.figures["forward_nll_per_token"].mean, "k*",
                       markersize=11, label=REAL_TEXT)
     axes.set_xlabel("reverse nll, nats per token (lower: more of real text's variety)")
     axes.set_ylabel("forward nll, nats per token (lower: likelier text)")
-    axes.set_title(f"quality against diversity over temperature, {num_seeds(lines)}", fontsize=10)
+    axes.set_title(f"quality against diversity over temperature\n{num_seeds(lines)}", fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
