@@ -9,6 +9,18 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+
+def write_hparams(writer: Any, options: dict[str, Any]) -> None:
+    """The options of a run, flat.
+
+    Not by `add_hparams`: that also lists the options and figures which there are, and TensorBoard takes the list of any
+    one run for all, so that those of the other families would be missing. Without a list it gathers them from every run.
+    """
+    _, started, ended = hparams(options, {})
+    for summary in (started, ended):
+        writer.file_writer.add_summary(summary)
 
 
 class RunLog:
@@ -48,10 +60,10 @@ class RunLog:
         if self._writer is not None:
             self._writer.add_figure(key, picture, examples)
 
-    def hparams(self, options: dict[str, Any], figures: dict[str, float]) -> None:
-        """The run's options beside what it reached, in the table that TensorBoard draws of all runs."""
+    def hparams(self, options: dict[str, Any]) -> None:
+        """The run's options, which TensorBoard lays beside the figures of all runs."""
         if self._writer is not None:
-            self._writer.add_hparams(options, {f"hparam/{key}": value for key, value in figures.items()}, run_name=".")
+            write_hparams(self._writer, options)
 
     def vectors(self, vectors: Tensor, labels: list[list[str]], header: list[str]) -> None:
         """Vectors [N, D] for the projector, with columns of labels that the header names; they replace earlier ones."""

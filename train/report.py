@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from outlines.checkpoint import atomic_write
 from outlines.metrics.curves import interpolated_gap
 from train.evaluation import REAL_TEXT, Row
+from train.log import write_hparams
 from train.run_directory import write_json
 
 MAIN_COLUMNS = {
@@ -258,8 +259,10 @@ def write_curves(directory: Path, lines: Sequence[Line], hparams: dict[str, dict
                     writer.add_scalar(f"evaluation/{key}", figures.mean, step)
             if label in hparams:
                 nearest = min(own, key=lambda line: abs((line.temperature or 0.0) - 1))
-                writer.add_hparams(hparams[label], {f"hparam/{key}": figures.mean for key, figures
-                                                    in nearest.figures.items() if math.isfinite(figures.mean)}, run_name=".")
+                write_hparams(writer, hparams[label])
+                for key, figures in nearest.figures.items():
+                    if math.isfinite(figures.mean):
+                        writer.add_scalar(f"hparam/{key}", figures.mean)
 
 
 def flat_options(config: dict[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def _log(directory: Path, figures: dict[str, Any], model: TextModel, data: Datas
     for row in own:
         measured = {f"evaluation/{key}": value for key, value in _finite(row).items()}
         log.scalars(measured, "report", 0, round(100 * row["temperature"]))
-    log.hparams(report.flat_options(run_config(directory).to_json()), rebuilt | (_finite(own[-1]) if own else {}))
+    log.hparams(report.flat_options(run_config(directory).to_json()))
     kinds = list(_projected(model, data))
     if kinds:
         labels = [[kind, " ".join(sentence.split())] for kind, _, sentences in kinds for sentence in sentences]
