@@ -1,6 +1,10 @@
 """What several tests share: a corpus small enough for seconds, and commands run as a user runs them."""
 
 import os
+
+# Two workers share two cores; torch reads this as it is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import subprocess
 import sys
 from collections.abc import Callable
