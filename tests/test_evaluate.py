@@ -117,7 +117,7 @@ def test_the_report_lays_all_sources_side_by_side(evaluated: Evaluated) -> None:
     for key in ("outline_recall", "outline_frechet"):
         assert figures["outlines", 0.0][key] == figures["outlines", 1.0][key]
     assert figures["lm", 0.0]["unique"]["mean"] == pytest.approx(1 / figures["lm", 0.0]["num_compared"]["mean"])
-    assert set(evaluated.report["gaps"]) == set(OUTLINE_SOURCES)
+    assert set(evaluated.report["gaps"]) == set(evaluated.report["gaps_ngram"]) == set(OUTLINE_SOURCES)
     assert [row["source"] for row in evaluated.report["reconstruction"]] == ["outlines", "lm"]
     assert evaluated.report["settings"]["against"] == "lm"
 

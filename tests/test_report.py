@@ -112,6 +112,7 @@ def test_the_gap_by_hand() -> None:
     assert set(found) == {"outlines"} and found["outlines"] is not None
     assert found["outlines"].values == pytest.approx((1.0, 0.5))
     assert "- outlines: 0.750 ± 0.354 nats per token" in render_gaps(found, "lm")
+    assert not gaps(low + high, "lm", "_ngram"), "another evaluator has figures of its own"
     against = gaps(low + high, "outlines")["lm"]
     assert against is not None and against.values == pytest.approx((-1.0, -0.5))
 

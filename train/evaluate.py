@@ -101,7 +101,7 @@ def evaluate(options: argparse.Namespace, session_of: Callable[[Path], Session])
     order = {label: index for index, label in enumerate(dict.fromkeys(label for label, _ in labelled))}
     lines = sorted(report.over_seeds(labelled), key=lambda line: (order[line.label], line.temperature or 0))
     against = next((labels[run.directory] for run in runs if run.model.family == LanguageModel.family), None)
-    found = report.gaps(lines, against) if against else {}
+    found = {evaluator: report.gaps(lines, against, evaluator) if against else {} for evaluator in report.EVALUATORS}
     settings = {"command": command_line(),
                 "runs": [str(run.directory) for run in runs], "num_samples": options.num_samples,
                 "num_compared": len(yardstick.references), "reverse_steps": options.reverse_steps,
@@ -109,8 +109,9 @@ def evaluate(options: argparse.Namespace, session_of: Callable[[Path], Session])
     text = render(lines, rebuilt, found, settings)
     report.write_report(out, text, {
         "settings": settings, "rows": report.to_json(lines), "reconstruction": report.to_json(report.over_seeds(rebuilt)),
-        "gaps": {label: None if gap is None else {"mean": gap.mean, "deviation": gap.deviation, "values": list(gap.values)}
-                 for label, gap in found.items()}})
+        **{f"gaps{evaluator}": {label: None if gap is None else {"mean": gap.mean, "deviation": gap.deviation,
+                                                                 "values": list(gap.values)}
+                                for label, gap in by_label.items()} for evaluator, by_label in found.items()}})
     hparams = {label: report.flat_options(run.config.to_json()) | {"seed": ",".join(
         str(other.config.training.seed) for other in runs if labels[other.directory] == label)}
         for run in runs for label in [labels[run.directory]]}
@@ -247,9 +248,9 @@ def _measured(run: Run, yardstick: Yardstick, source: str, temperature: float | 
     return row | yardstick.measure(sentences if comparable else dataclasses.replace(sentences, outlines=None))
 
 
-def render(lines: Sequence[report.Line], rebuilt: Sequence[tuple[str, Row]], found: dict[str, report.Figures | None],
-           settings: dict[str, Any]) -> str:
-    """The report in Markdown."""
+def render(lines: Sequence[report.Line], rebuilt: Sequence[tuple[str, Row]],
+           found: dict[str, dict[str, report.Figures | None]], settings: dict[str, Any]) -> str:
+    """The report in Markdown. found: by evaluator, the gaps of each label."""
     held_out = min((line.figures["num_held_out"].mean for line in lines if "num_held_out" in line.figures),
                    default=settings["num_samples"])
     filled = "" if held_out == settings["num_samples"] else (f", those of real outlines from {held_out:.0f} held-out "
@@ -260,8 +261,8 @@ def render(lines: Sequence[report.Line], rebuilt: Sequence[tuple[str, Row]], fou
             f"real training text; reverse nll by the same two, trained on the samples (GRU: {settings['reverse_steps']} "
             "steps). BLEU and self-BLEU as in Texygen.")
     parts = [f"`{settings['command']}`", head, report.table(lines, report.MAIN_COLUMNS)]
-    if found:
-        parts.append(report.render_gaps(found, settings["against"]))
+    parts += [report.render_gaps(by_label, settings["against"], evaluator)
+              for evaluator, by_label in found.items() if by_label]
     parts += ["BLEU against the test split, and self-BLEU:", report.table(lines, report.BLEU_COLUMNS)]
     if any(key in line.figures for line in lines for key in report.OUTLINE_COLUMNS):
         text = f"; text: the generated sentences encoded again by {settings['encoder']}" if settings["encoder"] else ""

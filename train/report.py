@@ -148,11 +148,15 @@ def num_seeds(lines: Sequence[Line]) -> str:
     return f"mean ± standard deviation over {most} seeds{fewer}"
 
 
-def curves(lines: Sequence[Line], seed: int | None = None) -> dict[str, list[tuple[float, float]]]:
+EVALUATORS = {"": "the GRU language model", "_ngram": "the 5-gram"}
+"""The two evaluators of a full evaluation, by what stands in the keys of their figures."""
+
+
+def curves(lines: Sequence[Line], seed: int | None = None, evaluator: str = "") -> dict[str, list[tuple[float, float]]]:
     """Each label's curve, (reverse nll, forward nll) a temperature: of one seed, or of the means."""
     found: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
-        both = [line.figures.get(f"{name}_nll_per_token") for name in ("reverse", "forward")]
+        both = [line.figures.get(f"{name}{evaluator}_nll_per_token") for name in ("reverse", "forward")]
         if line.temperature is not None and both[0] and both[1]:
             if seed is None:
                 point = (both[0].mean, both[1].mean)
@@ -164,7 +168,7 @@ def curves(lines: Sequence[Line], seed: int | None = None) -> dict[str, list[tup
     return found
 
 
-def gaps(lines: Sequence[Line], against: str) -> dict[str, Figures | None]:
+def gaps(lines: Sequence[Line], against: str, evaluator: str = "") -> dict[str, Figures | None]:
     """At equal reverse nll, by how many nats per token each label's forward nll lies below that of `against`.
 
     Averaged over the reverse nlls that both curves reach, seed by seed, or of the means where one label has more seeds
@@ -172,11 +176,11 @@ def gaps(lines: Sequence[Line], against: str) -> dict[str, Figures | None]:
     """
     found: dict[str, Figures | None] = {}
     counts = {label: max(len(line.figures["forward_nll_per_token"].values) for line in lines if line.label == label)
-              for label in {*curves(lines)}}
-    for label in curves(lines):
+              for label in {*curves(lines, evaluator=evaluator)}}
+    for label in curves(lines, evaluator=evaluator):
         values = []
         for seed in range(counts[label]) if counts[label] == counts.get(against) else [None]:
-            both = curves(lines, seed)
+            both = curves(lines, seed, evaluator)
             gap = interpolated_gap(both[label], both[against]) if label in both and against in both else None
             values.append(None if gap is None else gap.mean)
         if label != against:
@@ -185,11 +189,11 @@ def gaps(lines: Sequence[Line], against: str) -> dict[str, Figures | None]:
     return found
 
 
-def render_gaps(found: dict[str, Figures | None], against: str) -> str:
+def render_gaps(found: dict[str, Figures | None], against: str, evaluator: str = "") -> str:
     shown = [f"- {label}: " + ("not comparable (the curves do not overlap)" if gap is None else f"{gap:3} nats per token")
              for label, gap in found.items()]
     return "\n".join([f"At equal reverse nll, forward nll below that of {against} (negative: above), averaged over the "
-                      "overlap of the curves:", "", *shown])
+                      f"overlap of the curves, by {EVALUATORS[evaluator]}:", "", *shown])
 
 
 def picture(lines: Sequence[Line]) -> Figure:
