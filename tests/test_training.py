@@ -288,3 +288,12 @@ def test_one_who_waits_gets_the_directory_when_the_first_is_done(tmp_path: Path)
         order.append("first")
     thread.join()
     assert order == [f"waiting {os.getpid()} is training here: waiting for it", "first", "second"]
+
+
+def test_a_reader_who_leaves_gets_no_traceback(tiny_run: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "train", "--resume", str(tiny_run), "--quiet"], stdout=writer,
+                          stderr=subprocess.PIPE, text=True, env=environment(), timeout=120)
+    os.close(writer)
+    assert done.returncode == 128 + signal.SIGPIPE and not done.stderr, done.stderr

@@ -1,7 +1,9 @@
 """The command line of training: `python -m train [FAMILY] [options]`."""
 
 import argparse
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,6 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Stopped as stopped:
             print(f"{stopped}: {stopped.advice}", file=sys.stderr)
             return stopped.exit_status
+        except BrokenPipeError:
+            # The reader has gone; the report is on disk. Python must not try to flush the rest at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         finally:
             leave()
     return 0
