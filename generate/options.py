@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _refuse_what_has_no_effect(options: argparse.Namespace) -> None:
     given = {name for name, value in vars(options).items() if value is not None and value is not False}
     for flag, useless in {"greedy": ("temperature", "top_k", "top_p", "beam"), "beam": ("temperature", "top_k", "top_p"),
-                          "like": ("source",), "file": ("sentences",)}.items():
+                          "like": ("source", "noise_scale"), "file": ("sentences",)}.items():
         for name in useless:
             if flag in given and name in given and getattr(options, name) != []:
                 shown = "a sentence" if name == "sentences" else f"--{name.replace('_', '-')}"
@@ -89,6 +89,8 @@ def _decoding(parser: Parser, beam: str = "beam search of this width (default: t
 def _source(parser: Parser) -> None:
     parser.add_argument("--source", help="where outlines come from: generator, or a control: mixture, gaussian "
                                          "(default: the family's own)")
+    parser.add_argument("--noise-scale", type=float, help="factor on the noise that outlines are made from; below 1 they "
+                                                          "are likelier and less varied (default: 1)")
 
 
 def _inputs(parser: Parser) -> None:

@@ -179,13 +179,14 @@ class Endpoints:
     def sample(self, fields: Fields) -> dict[str, Any]:
         num, seed = fields.whole("num", 10, 1, MAX_SENTENCES), fields.whole("seed", 1, 0, 2**53)
         config = SamplingConfig(fields.number("temperature", TEMPERATURE, 0, 10), fields.whole("top_k", 0, 0, 2**20),
-                                fields.number("top_p", 1.0, 0, 1))
+                                fields.number("top_p", 1.0, 0, 1), noise_scale=fields.number("noise_scale", 1.0, 0, 10))
         source, prefix = fields.text("source", ""), fields.text("prefix", "")
         fields.end()
         model = self.pipeline.model
         name = model.check_source(source or None)
         tokens = self.pipeline.prefix_tokens(prefix)
-        vectors, uniforms = model.draw_rows(lambda count, rng: model.vectors(count, rng, name), 0, num, seed, config.max_len)
+        vectors, uniforms = model.draw_rows(lambda count, rng: model.vectors(count, rng, name, config.noise_scale),
+                                            0, num, seed, config.max_len)
         ids = self.batcher.decode(vectors, uniforms, config, tokens)
         nll = nll_of_rows(model.decoder, as_rows(ids), vectors)[0].tolist()
         written = zip(self.pipeline.text(ids), nll, strict=True)

@@ -120,9 +120,12 @@ class Generator(nn.Module):
         self.factor.copy_(mixture.factor)
         self.shares.copy_(mixture.shares)
 
-    def draw(self, num: int, rng: torch.Generator) -> Noise:
-        """Noise for `num` outlines, drawn where `rng` is: with one on the CPU a seed means the same on every device."""
-        normal = torch.randn(num, self.config.outline_dim, generator=rng, device=rng.device)
+    def draw(self, num: int, rng: torch.Generator, noise_scale: float = 1.0) -> Noise:
+        """Noise for `num` outlines, drawn where `rng` is: with one on the CPU a seed means the same on every device.
+
+        noise_scale: the standard deviation of the normal values; the centres' shares stay as they are.
+        """
+        normal = noise_scale * torch.randn(num, self.config.outline_dim, generator=rng, device=rng.device)
         centre = torch.zeros(num, dtype=torch.long, device=rng.device)
         if self.config.num_centres:
             uniform = torch.rand(num, generator=rng, dtype=torch.float64, device=rng.device)

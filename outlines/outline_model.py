@@ -66,9 +66,9 @@ class OutlineModel(TextModel):
         assert outlines is not None, "an outline model's sentences come with their outlines"
         return outlines, None
 
-    def vectors(self, num: int, rng: torch.Generator, source: str) -> Tensor:
+    def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor:
         generator: Generator = getattr(self, source)
-        return self.normalise(generator(generator.draw(num, rng)))
+        return self.normalise(generator(generator.draw(num, rng, noise_scale)))
 
     def shape(self) -> dict[str, Any]:
         return {"decoder": dataclasses.asdict(self.decoder.config),

@@ -17,7 +17,7 @@ from outlines.errors import OutlinesError
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a token is chosen from the decoder's distribution."""
+    """How sentences are drawn: the vector's noise, and how a token is chosen from the decoder's distribution."""
 
     temperature: float = 1.0
     """divides the logits; 0 is greedy decoding"""
@@ -29,6 +29,8 @@ class SamplingConfig:
     """tokens after which a sentence is cut"""
     beam: int = 0
     """width of a beam search for the likeliest sentence, in place of sampling; 0 samples"""
+    noise_scale: float = 1.0
+    """factor on the normal noise that vectors are made from; below 1, they lie nearer to the commonest ones"""
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0 or self.temperature == float("inf"):
@@ -41,6 +43,8 @@ class SamplingConfig:
             raise OutlinesError(f"max-len must be at least 1 token, not {self.max_len}")
         if self.beam < 0:
             raise OutlinesError(f"beam must be 0 (no beam search) or a width above, not {self.beam}")
+        if not 0 <= self.noise_scale < float("inf"):
+            raise OutlinesError(f"noise-scale must be 0 or above and finite, not {self.noise_scale}")
 
 
 def choose(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:

@@ -61,8 +61,13 @@ class TextModel(nn.Module, ABC):
         """The inverse of `to_encoder`, for vectors [..., D] near the encoder's own: brought to the norm that those have."""
         return vectors
 
-    def vectors(self, num: int, rng: torch.Generator, source: str) -> Tensor | None:
-        """`num` vectors for the decoder [num, D], drawn from `source` with a CPU generator; None if it takes none."""
+    def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor | None:
+        """`num` vectors for the decoder [num, D], drawn from `source` with a CPU generator; None if it takes none.
+
+        noise_scale: factor on the normal noise (Brock, Donahue and Simonyan 2019 truncate it to the same end).
+        """
+        if noise_scale != 1:
+            raise OutlinesError(f"noise-scale has no effect on a run of the family {self.family}: leave it out")
         return None
 
     @abstractmethod
@@ -81,7 +86,8 @@ class TextModel(nn.Module, ABC):
         num: None goes on for ever. prefix: tokens that every sentence begins with.
         """
         name = self.check_source(source)
-        return self.decode_draws(lambda count, rng: self.vectors(count, rng, name), num, seed, sampling, batch_size, prefix)
+        return self.decode_draws(lambda count, rng: self.vectors(count, rng, name, sampling.noise_scale), num, seed,
+                                 sampling, batch_size, prefix)
 
     def check_source(self, source: str | None) -> str:
         """The source itself, or the family's own for None; raises OutlinesError where the family has none of the name."""

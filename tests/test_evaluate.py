@@ -205,6 +205,19 @@ def test_rows_that_are_gone_are_measured_again_to_the_same_figures(evaluated: Ev
     assert (run / "evaluation" / "report.md").exists()
 
 
+def test_scaled_noise_is_a_line_of_its_own_and_none_of_what_has_no_noise(evaluated: Evaluated, tmp_path: Path) -> None:
+    options = [option for option in evaluated.command[3:] if option != "real outlines,generator,lm"]
+    options[options.index("--temperatures") + 1] = "1"
+    scaled = ["--noise-scales", "0.5,1", "--out", str(tmp_path / "scaled")]
+    sources = [*options, *([] if "--sources" in options else ["--sources"]), "real outlines,generator,lm"]
+    assert main(["evaluate", *evaluated.runs, *sources, *scaled, "--quiet"]) == 0
+    rows = json.loads((tmp_path / "scaled" / "report.json").read_text())["rows"]
+    assert [row["source"] for row in rows] == ["real text", "outlines: real outlines", "outlines, noise x 0.5", "outlines",
+                                               "lm"]
+    whole, half = (row["figures"]["outline_recall"]["mean"] for row in (rows[3], rows[2]))
+    assert whole != half
+
+
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(arguments) == 2
     errors = capsys.readouterr().err
@@ -216,8 +229,9 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     (["--sources", "lm,gaussian"], "'gaussian' is not a source of these runs: choose from lm"),
     (["--temperatures", "0,warm"], "expected numbers with commas between"),
     (["--temperatures", ""], "expected numbers with commas between"),
-    (["--temperatures", "-1"], "must be from 0 (greedy) to 100"),
-    (["--temperatures", "nan"], "must be from 0 (greedy) to 100"),
+    (["--temperatures", "-1"], "must be from 0 to 100"),
+    (["--temperatures", "nan"], "must be from 0 to 100"),
+    (["--noise-scales", "1,half"], "--noise-scales '1,half': expected numbers with commas between"),
     (["--num-samples", "5"], "--num-samples must be at least 20"),
     (["--num-samples", "many"], "invalid int value"),
     (["--encoder", "recurrent:nowhere"], "nowhere"),

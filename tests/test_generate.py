@@ -182,6 +182,13 @@ def test_the_batch_size_changes_no_sentence(written: Written) -> None:
         assert written("sample", "--num", 600, "--seed", 3, "--batch-size", size) == whole
 
 
+def test_the_noise_can_be_scaled(written: Written, other_runs: Callable[[str], Path]) -> None:
+    assert len(set(written("sample", "--source", "gaussian", "--greedy", "--noise-scale", 0))) == 1
+    assert len(set(written("sample", "--source", "gaussian", "--greedy"))) > 1
+    written("sample", "--noise-scale", 0.5, run=other_runs("lm"), error="noise-scale has no effect")
+    written("sample", "--noise-scale", -1, error="noise-scale must be 0 or above")
+
+
 def test_sentences_come_before_the_rest_is_made(pipeline: Pipeline) -> None:
     endless = pipeline.sentences(10**12, 1, SamplingConfig(temperature=0.7))
     assert [next(endless).text for _ in range(3)] == pipeline.sample(3)

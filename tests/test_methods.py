@@ -87,6 +87,15 @@ def test_the_generator_starts_as_the_control_it_was_started_at(data: Dataset, ti
         assert torch.allclose(outlines[0], outlines[1], atol=1e-5)
 
 
+def test_scaled_noise_draws_outlines_towards_their_centres(data: Dataset, tiny_corpus: Path) -> None:
+    model = gan(data, tiny_corpus).model
+    noise = model.mixture.draw(50, torch.Generator().manual_seed(1))
+    centres = model.mixture.centres[noise.centre]
+    whole = centres + noise.normal @ model.mixture.factor.T
+    half = model.vectors(50, torch.Generator().manual_seed(1), "mixture", noise_scale=0.5)
+    assert torch.allclose(half, model.normalise((centres + whole) / 2), atol=1e-5)
+
+
 def test_generated_outlines_have_the_encoders_norm(data: Dataset, tiny_corpus: Path) -> None:
     model = gan(data, tiny_corpus).model
     for source in model.sources:

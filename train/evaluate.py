@@ -46,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="temperatures, 0 for greedy, with commas between (default: 0,0.5,0.7,0.85,1,1.2)")
     parser.add_argument("--sources", default="", metavar="LIST", help="sources to measure, of 'real outlines' and those of "
                         "the families, with commas between (default: all)")
+    parser.add_argument("--noise-scales", default="1", metavar="LIST", help="factors on the noise that vectors are made "
+                        "from, with commas between; sources without noise are measured once (default: 1)")
     parser.add_argument("--reverse-steps", type=int, default=800, metavar="INT",
                         help="optimiser steps of a language model that learns samples (default: 800)")
     parser.add_argument("--encoder", default="minilm", metavar="NAME", help="frozen encoder that turns the generated text "
@@ -67,7 +69,8 @@ class Run:
 
 def evaluate(options: argparse.Namespace, session_of: Callable[[Path], Session]) -> str:
     """Measure what is asked for, write the report, and return what the terminal shows. Raises OutlinesError."""
-    temperatures = _numbers(options.temperatures)
+    temperatures = _numbers("temperatures", options.temperatures)
+    noise_scales = _numbers("noise-scales", options.noise_scales)
     if options.num_samples < 20 or options.reverse_steps < 1:
         raise OutlinesError("--num-samples must be at least 20 and --reverse-steps at least 1")
     out = _out_directory(options)
@@ -95,8 +98,8 @@ def evaluate(options: argparse.Namespace, session_of: Callable[[Path], Session])
     rebuilt: list[tuple[str, Row]] = []
     for run in [leader, *(run for run in runs if run is not leader)]:
         with locked_run(run.directory, session):
-            labelled += [(label_of(labels[run.directory], run.model.sources[0], row["source"]), row)
-                         for row in _rows(run, run is leader, yardstick, temperatures, wanted)]
+            labelled += [(label_of(labels[run.directory], run.model.sources[0], row), row)
+                         for row in _rows(run, run is leader, yardstick, temperatures, noise_scales, wanted)]
             rebuilt.append((labels[run.directory], _rebuilt(run, yardstick)))
     order = {label: index for index, label in enumerate(dict.fromkeys(label for label, _ in labelled))}
     lines = sorted(report.over_seeds(labelled), key=lambda line: (order[line.label], line.temperature or 0))
@@ -128,13 +131,13 @@ def _out_directory(options: argparse.Namespace) -> Path:
     return out
 
 
-def _numbers(text: str) -> list[float]:
+def _numbers(option: str, text: str) -> list[float]:
     try:
         numbers = sorted({float(part) for part in text.split(",")})
     except ValueError as error:
-        raise OutlinesError(f"--temperatures {text!r}: expected numbers with commas between, as in 0,0.7,1") from error
+        raise OutlinesError(f"--{option} {text!r}: expected numbers with commas between, as in 0,0.7,1") from error
     if not all(0 <= number <= 100 for number in numbers):
-        raise OutlinesError(f"--temperatures {text!r}: must be from 0 (greedy) to 100")
+        raise OutlinesError(f"--{option} {text!r}: must be from 0 to 100")
     return numbers
 
 
@@ -186,11 +189,13 @@ def _name_of(directory: Path) -> str:
     return _home_of(directory.resolve()).name
 
 
-def label_of(run_label: str, own: str, source: str) -> str:
-    """The name of a source in a comparison; a family's own source goes by the run's."""
+def label_of(run_label: str, own: str, row: Row) -> str:
+    """The name of a row's source in a comparison; a family's own source goes by the run's."""
+    source = row["source"]
     if source == REAL_TEXT:
         return source
-    return run_label if source == own else f"{run_label}: {source}"
+    label = run_label if source == own else f"{run_label}: {source}"
+    return label if row.get("noise_scale", 1) == 1 else f"{label}, noise x {row['noise_scale']:g}"
 
 
 def _kept(run: Run, basis: Sequence[Any], measured: Callable[[], Row]) -> Row:
@@ -206,20 +211,24 @@ def _kept(run: Run, basis: Sequence[Any], measured: Callable[[], Row]) -> Row:
 
 
 def _rows(run: Run, with_real_text: bool, yardstick: Yardstick, temperatures: Sequence[float],
-          sources: set[str]) -> Iterator[Row]:
+          noise_scales: Sequence[float], sources: set[str]) -> Iterator[Row]:
     """The rows of a run."""
     assert yardstick.full is not None
     encoder = yardstick.full.encoder
     basis = [_alike(yardstick.config), yardstick.full.num_samples, yardstick.full.reverse_steps,
              None if encoder is None else encoder.fingerprint]
-    wanted: list[tuple[str, float | None]] = [(REAL_TEXT, None)] if with_real_text else []
-    wanted += [(source, temperature) for source in sources_of(run.model, run.data) if source in sources
+    wanted: list[tuple[str, float | None, float]] = [(REAL_TEXT, None, 1.0)] if with_real_text else []
+    has_noise = run.model.decoder.config.vector_dim > 0
+    wanted += [(source, temperature, noise_scale) for source in sources_of(run.model, run.data) if source in sources
+               for noise_scale in (noise_scales if has_noise and source != REAL_OUTLINES else [1.0])
                for temperature in temperatures]
-    for number, (source, temperature) in enumerate(wanted, start=1):
+    for number, (source, temperature, noise_scale) in enumerate(wanted, start=1):
         shown = source if temperature is None else f"{source} at T = {temperature:g}"
+        shown += "" if noise_scale == 1 else f", noise x {noise_scale:g}"
         announced = f"{run.directory}: {shown} ({number} of {len(wanted)})"
-        yield _kept(run, [*basis, source, temperature], functools.partial(
-            _measured, run, yardstick, source, temperature, announced))
+        scaled = [] if noise_scale == 1 else [noise_scale]
+        yield _kept(run, [*basis, source, temperature, *scaled], functools.partial(
+            _measured, run, yardstick, source, temperature, noise_scale, announced))
 
 
 def _rebuilt(run: Run, yardstick: Yardstick) -> Row:
@@ -233,14 +242,17 @@ def _rebuilt(run: Run, yardstick: Yardstick) -> Row:
     return _kept(run, ["reconstruction", num, FULL_DRAWS], measured)
 
 
-def _measured(run: Run, yardstick: Yardstick, source: str, temperature: float | None, announced: str) -> Row:
+def _measured(run: Run, yardstick: Yardstick, source: str, temperature: float | None, noise_scale: float,
+              announced: str) -> Row:
     yardstick.session.reporter.line(announced)
     row: Row = {"source": source, "temperature": temperature}
+    if noise_scale != 1:
+        row["noise_scale"] = noise_scale
     if temperature is None:
         # Real text's own reverse nll: what a language model reaches that has learnt as many real training sentences.
         learnt = yardstick.data.text("train", yardstick.data.sample_rows("train", yardstick.num_samples, seed=2))
         return row | yardstick.measure(yardstick.real_text(), learnt)
-    sentences = draw(run.model, run.data, source, temperature, yardstick.num_samples)
+    sentences = draw(run.model, run.data, source, temperature, yardstick.num_samples, noise_scale)
     if source == REAL_OUTLINES:
         row["num_held_out"] = min(yardstick.num_samples, run.data.num_rows("valid"))
     comparable = run.data.stores and (run.data.stores["test"].encoder_fingerprint ==

@@ -202,13 +202,14 @@ def sources_of(model: TextModel, data: Dataset) -> tuple[str, ...]:
     return (*((REAL_OUTLINES,) if data.stores else ()), *model.sources)
 
 
-def draw(model: TextModel, data: Dataset, source: str, temperature: float, num: int) -> Sentences:
-    """`num` sentences of a source, or as many as it has.
+def draw(model: TextModel, data: Dataset, source: str, temperature: float, num: int,
+         noise_scale: float = 1.0) -> Sentences:
+    """`num` sentences of a source, or as many as it has. noise_scale: as in SamplingConfig; real outlines have no noise.
 
     Of real outlines, those of the validation rows first, then of training rows; none of the test split, for what was
     decoded from an outline of a reference would teach a reverse model the reference.
     """
-    sampling = SamplingConfig(temperature=temperature, max_len=data.corpus.meta["max_len"])
+    sampling = SamplingConfig(temperature=temperature, max_len=data.corpus.meta["max_len"], noise_scale=noise_scale)
     if source == REAL_OUTLINES:
         vectors = [data.outlines(split, data.sample_rows(split, num, seed=1)) for split in ("valid", "train")]
         vectors = [torch.cat(vectors)[:num]]

@@ -77,9 +77,9 @@ class VAE(TextModel):
         mu, logvar = zip(*parts, strict=True)
         return torch.cat(mu), torch.cat(logvar)
 
-    def vectors(self, num: int, rng: torch.Generator, source: str) -> Tensor:
-        """z [num, Z] from the prior N(0, I)."""
-        return torch.randn(num, self.latent_dim, generator=rng).to(next(self.parameters()).device)
+    def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor:
+        """z [num, Z] from the prior N(0, I), times `noise_scale`."""
+        return noise_scale * torch.randn(num, self.latent_dim, generator=rng).to(next(self.parameters()).device)
 
     @torch.no_grad()
     def bounds(self, rows: Sequence[np.ndarray], num_samples: int, rng: torch.Generator,
