@@ -60,13 +60,15 @@ class ARAE(TextModel):
 
     @torch.no_grad()
     def codes(self, rows: Sequence[np.ndarray], batch_size: int = 128) -> Tensor:
-        """Codes [N, D] of sentences given as token ids."""
+        """Codes [N, D] of sentences given as token ids, encoded in batches of like length."""
         device = next(self.parameters()).device
-        parts = []
+        codes = torch.empty(len(rows), self.code_dim, device=device)
+        by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
         for start in range(0, len(rows), batch_size):
-            batch = collate(rows[start:start + batch_size])
-            parts.append(self.encode(batch.inputs.to(device), batch.lengths))
-        return torch.cat(parts)
+            members = by_length[start:start + batch_size]
+            batch = collate([rows[row] for row in members])
+            codes[members] = self.encode(batch.inputs.to(device), batch.lengths)
+        return codes
 
     def generate_codes(self, noise: Tensor) -> Tensor:
         """Codes [B, D] of unit norm, for normal noise [B, noise_dim]."""

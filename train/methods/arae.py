@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -36,6 +37,7 @@ from outlines.options import option
 from outlines.sampling import SamplingConfig
 from train.config import RunConfig
 from train.data import Batch, Dataset
+from train.distributed import Ranks
 from train.evaluators import tokens_of
 from train.figures import held_out, nll_figures
 from train.method import Method, Stage, Update, adamw
@@ -53,7 +55,7 @@ class ARAEOptions(DecoderOptions):
     """The decoder's options, the encoder's, and those of generator and critic."""
 
     code_dim: int = option(384, "width of the learned code", low=1)
-    encoder_hidden_dim: int = option(384, "width of each direction of the encoder's GRU", low=1)
+    encoder_hidden_dim: int = option(256, "width of each direction of the encoder's GRU", low=1)
     autoencoder_optimizer: str = option("adamw", "what steps encoder and decoder, at --decoder-learning-rate",
                                         ("adamw", "sgd"))
     noise_radius: float = option(0.05, "standard deviation, a dimension, of the noise on a code of unit norm in training",
@@ -145,9 +147,8 @@ class ARAEMethod(Method):
         # One generator for all noise, seeded before anything else is drawn, so that ranks agree whatever dropout draws.
         rng, step = torch.Generator().manual_seed(int(torch.randint(2**62, ()))), int(self.progress.step)
         terms: dict[str, Tensor] = {}
-        for index in range(self.options.critic_steps):
-            rows = self.order.batch(step * self.options.critic_steps + index)
-            terms |= self._critic_step(self.data.batch(rows, batch.ranks), rng, update)
+        for codes, num_rows in self._real_codes(step, batch.ranks):
+            terms |= self._critic_step(codes, num_rows, batch.ranks, rng, update)
         self.critic.requires_grad_(False)  # From here on it passes gradients on and keeps none.
         try:
             terms |= self._generator_step(batch, rng, update)
@@ -157,29 +158,41 @@ class ARAEMethod(Method):
         self.progress.step += 1
         return terms
 
-    def _noise(self, batch: Batch, width: int, rng: torch.Generator) -> Tensor:
+    def _noise(self, num_rows: int, width: int, ranks: Ranks, rng: torch.Generator) -> Tensor:
         """This rank's normal noise [B, width]; it is drawn for the global batch, so that ranks agree."""
-        noise = torch.randn(batch.num_rows, width, generator=rng)
-        return noise[batch.ranks.rank::batch.ranks.world].to(self.data.device)
+        return torch.randn(num_rows, width, generator=rng)[ranks.rank::ranks.world].to(self.data.device)
 
-    def _critic_step(self, batch: Batch, rng: torch.Generator, update: Update) -> dict[str, Tensor]:
+    def _generated(self, num_rows: int, ranks: Ranks, rng: torch.Generator) -> Tensor:
+        """This rank's generated codes [B, D]."""
+        return self.model.generate_codes(self._noise(num_rows, self.options.noise_dim, ranks, rng))
+
+    def _real_codes(self, step: int, ranks: Ranks) -> list[tuple[Tensor, int]]:
+        """For each of a step's critic rounds this rank's codes [B, D], constants, and the rows of the global batch."""
+        rounds = self.options.critic_steps
+        batches = [self.order.batch(index) for index in range(step * rounds, (step + 1) * rounds)]
+        own = [rows[ranks.rank::ranks.world] for rows in batches]
+        # Encoded together, for then lengths that are alike can be, which saves a quarter of the time.
+        codes = self.model.codes(self.data.corpus.tokens["train"].rows(np.concatenate(own)))
+        return [(part, len(rows)) for part, rows in zip(codes.split([len(rows) for rows in own]), batches, strict=True)]
+
+    def _critic_step(self, real: Tensor, num_rows: int, ranks: Ranks, rng: torch.Generator,
+                     update: Update) -> dict[str, Tensor]:
         """The critic's phase: real and generated codes are constants in it."""
         with torch.no_grad():
-            real = self.model.encode(batch.tokens.inputs, batch.tokens.lengths)
-            fake = self.model.generate_codes(self._noise(batch, self.options.noise_dim, rng))
-        share = torch.rand(batch.num_rows, 1, generator=rng)[batch.ranks.rank::batch.ranks.world].to(real.device)
+            fake = self._generated(num_rows, ranks, rng)
+        share = torch.rand(num_rows, 1, generator=rng)[ranks.rank::ranks.world].to(real.device)
         real_scores, fake_scores = self.critic(real), self.critic(fake)
         adversarial = wasserstein_critic_loss(real_scores, fake_scores)
         _, gradients = score_gradients(self.critic, torch.lerp(fake, real, share))
         penalty = one_centred_penalty(gradients)
-        loss = (adversarial + self.options.penalty_weight * penalty).sum() / batch.num_rows
+        loss = (adversarial + self.options.penalty_weight * penalty).sum() / num_rows
         norm = update("critic loss", self.optimizers["critic"], loss)
         means = {"train/critic_loss": adversarial, "train/gradient_penalty": penalty, "scores/real": real_scores,
                  "scores/fake": fake_scores}
-        return {key: values.detach().sum() / batch.num_rows for key, values in means.items()} | {"norm/critic": norm}
+        return {key: values.detach().sum() / num_rows for key, values in means.items()} | {"norm/critic": norm}
 
     def _generator_step(self, batch: Batch, rng: torch.Generator, update: Update) -> dict[str, Tensor]:
-        fake_scores = self.critic(self.model.generate_codes(self._noise(batch, self.options.noise_dim, rng)))
+        fake_scores = self.critic(self._generated(batch.num_rows, batch.ranks, rng))
         loss = wasserstein_generator_loss(fake_scores, fake_scores).sum() / batch.num_rows
         norm = update("generator loss", self.optimizers["generator"], loss)
         return {"train/generator_loss": loss.detach(), "norm/generator": norm}
@@ -196,7 +209,7 @@ class ARAEMethod(Method):
         The decoder reads noised codes, the critic the codes themselves.
         """
         codes = self.model.encode(batch.tokens.inputs, batch.tokens.lengths)
-        noised = codes + radius * self._noise(batch, self.options.code_dim, rng)
+        noised = codes + radius * self._noise(batch.num_rows, self.options.code_dim, batch.ranks, rng)
         per_token, per_sentence = decoder_step(self.model.decoder, self.model.scaled(noised), batch, self.bfloat16)
         # The critic's loss is fake scores less real ones; what it lowers, the encoder raises.
         adversarial = self.critic(codes).sum() / batch.num_rows
