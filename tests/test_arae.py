@@ -314,8 +314,9 @@ def test_figures_stand_under_the_keys_of_every_family(run: Path) -> None:
     assert {"train/reconstruction_nll_per_token", "train/critic_loss", "train/gradient_penalty", "train/generator_loss",
             "train/noise_radius", "scores/real", "scores/fake", "norm/decoder", "norm/critic", "norm/generator",
             "learning_rate/decoder", "learning_rate/critic", "valid/reconstruction_nll_per_token",
-            "valid/latent_gap_per_token", "valid/reverse_ngram_nll_per_token", "valid/precision", "test/active_units",
-            "test/prior_gap_per_token", "test/reconstruction_bleu", "evaluation/forward_nll_per_token"} <= keys
+            "valid/latent_gap_per_token", "valid/active_units", "valid/reverse_ngram_nll_per_token", "valid/precision",
+            "test/active_units", "test/prior_gap_per_token", "test/reconstruction_bleu",
+            "evaluation/forward_nll_per_token"} <= keys
     assert not {"valid/nll_per_token", "valid/kl", "test/nll"} & keys, "nothing that it cannot know"
     assert len(json.loads((run / "collapse.json").read_text())["dims"]) == 16
 

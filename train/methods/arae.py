@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from outlines.baselines.arae import ARAE, CodeGeneratorConfig
-from outlines.collapse import latent_gap, other_rows
+from outlines.collapse import active_units, latent_gap, other_rows
 from outlines.gan import Critic, fit_mixture
 from outlines.losses import (
     one_centred_penalty,
@@ -227,7 +227,8 @@ class ARAEMethod(Method):
         fake = torch.cat([vectors for _, vectors in blocks if vectors is not None])
         precision, recall = knn_precision_recall(real, fake)
         return {**nll_figures("valid", self.model, tokens, None, num_draws=0),
-                "valid/latent_gap_per_token": gap.per_token, "valid/precision": precision, "valid/recall": recall,
+                "valid/active_units": float(active_units(real)), "valid/latent_gap_per_token": gap.per_token,
+                "valid/precision": precision, "valid/recall": recall,
                 "valid/reverse_ngram_nll_per_token": self._reverse_nll(samples, tokens),
                 "scores/held_out": float(self.critic(self.model.to_encoder(real)).mean()),
                 "scores/generated": float(self.critic(self.model.to_encoder(fake)).mean())}
