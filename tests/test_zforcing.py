@@ -125,7 +125,7 @@ def test_bounds_are_a_hand_computation() -> None:
     assert terms["kl"].tolist() == pytest.approx(torch.stack(kl).mean(0).tolist(), abs=1e-3)
     assert torch.allclose(terms["negative_elbo"], terms["reconstruction_nll"] + terms["kl"])
     assert (terms["nll"] <= -torch.stack(log_weights).mean(0) + 1e-3).all(), "Jensen, on the same draws"
-    many = made.nll_terms(ROWS, None, 400, rng())
+    many = made.nll_terms(ROWS, None, 100, rng())
     assert (many["nll"] < many["negative_elbo"]).all(), "and in expectation"
 
 
@@ -347,8 +347,8 @@ def test_it_learns_eight_sentences_by_heart(data: Dataset, tiny_corpus: Path) ->
     made = method(data, tiny_corpus, decoder_learning_rate=2e-2)
     rows = data.sample_rows("train", 8)
     terms = [made.step(made.stages[0], data.batch(rows, Ranks()), Update(Ranks(), 1.0))["train/negative_elbo_per_token"]
-             for _ in range(40)]
-    assert terms[-1] < 0.5 * terms[0]
+             for _ in range(25)]
+    assert terms[-1] < 0.6 * terms[0]
 
 
 def test_killed_and_resumed_equals_uninterrupted(data: Dataset, tiny_corpus: Path, tmp_path: Path) -> None:
@@ -384,22 +384,34 @@ def test_an_option_without_effect_is_an_error(flags: dict[str, object], tiny_cor
         config(tiny_corpus, **flags)
 
 
-def test_a_run_reports_its_latents_and_generates(tiny_corpus: Path, tmp_path: Path,
-                                                 capsys: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "run"
-    assert train(["zforcing", "--preset", "tiny", "--corpus", str(tiny_corpus), "--decoder-steps", "6", "--num-evaluation",
-                  "20", "--evaluator-steps", "4", "--out", str(run), "--runs", str(tmp_path / "runs"), "--quiet"]) == 0
-    text = capsys.readouterr().out
-    assert "latent at every step" in text and "| zforcing |" in text and "active positions" in text
+@pytest.fixture(scope="module")
+def comparison(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forcing beside its ablation, hardly trained."""
+    directory = tmp_path_factory.mktemp("runs")
+    assert train(["compare", "--families", "zforcing,zforcing-off", "--preset", "tiny", "--corpus", str(tiny_corpus),
+                  "--decoder-steps", "3", "--num-validation", "10", "--num-evaluation", "20", "--evaluator-steps", "3",
+                  "--out", str(directory / "both"), "--runs", str(directory), "--quiet"]) == 0
+    return directory / "both"
+
+
+def test_a_comparison_lays_forcing_beside_its_ablation(comparison: Path) -> None:
+    text = (comparison / "report.md").read_text()
+    for name in ("zforcing", "zforcing-off"):
+        assert re.search(rf"\| {name} +\| 0\.7 ", text) and re.search(rf"\n{name}: The vector is .* at every step", text)
+    assert "active positions" in text and (comparison / "collapse.png").exists()
+
+
+def test_a_run_generates_and_says_in_one_line_what_it_cannot(comparison: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(comparison / "zforcing")
 
     def written(*arguments: str) -> list[str]:
-        assert generate([*arguments[:-1], str(run), *arguments[-1].split("|")]) == 0
+        assert generate([*arguments]) == 0
         return capsys.readouterr().out.splitlines()
 
-    scored = written("--num|3|--with-score|--max-len|80")
+    scored = written(run, "--num", "3", "--with-score", "--max-len", "80")
     assert len(scored) == 3 and all(float(line.split("\t")[0]) > 0 for line in scored)
-    assert len(written("reconstruct", "A dog runs.")) == 1
-    assert [line[:5] for line in written("complete", "A dog|--num|2")] == ["A dog"] * 2
-    for arguments in ("interpolate", "A dog runs.|A man sits.|--walk|all"), ("vary", "A dog runs."):
-        assert generate([arguments[0], str(run), *arguments[1].split("|")]) == 2
+    assert len(written("reconstruct", run, "A dog runs.")) == 1
+    assert [line[:5] for line in written("complete", run, "A dog", "--num", "2")] == ["A dog"] * 2
+    for arguments in (["interpolate", run, "A dog runs.", "A man sits.", "--walk", "all"], ["vary", run, "A dog runs."]):
+        assert generate(arguments) == 2
         assert re.fullmatch("error: .* a latent for every step, and no one vector .*\n", capsys.readouterr().err)
