@@ -209,9 +209,9 @@ class ZForcing(TextModel):
     def posterior_steps(self, rows: Sequence[np.ndarray], rng: torch.Generator) -> Steps:
         return self.follow_rows(rows, self._noise(len(rows), rng))[0]
 
-    def vectors(self, num: int, rng: torch.Generator, source: str) -> Tensor:
-        """Innovations [num, num_steps · Z] from the prior: N(0, 1)."""
-        return self._noise(num, rng).flatten(1).to(next(self.parameters()).device)
+    def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor:
+        """Innovations [num, num_steps · Z] from the prior: N(0, 1), times `noise_scale`."""
+        return (noise_scale * self._noise(num, rng)).flatten(1).to(next(self.parameters()).device)
 
     def nll_terms(self, rows: Sequence[np.ndarray], outlines: Tensor | None, num_draws: int,
                   rng: torch.Generator) -> dict[str, Tensor]:
