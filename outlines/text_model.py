@@ -21,6 +21,10 @@ Draw = Callable[[int, torch.Generator], Tensor | None]
 """(num, rng) → `num` vectors for the decoder, or None for a decoder that takes none."""
 
 
+class CannotReject(OutlinesError):
+    """The model has no critic, or one that says nothing."""
+
+
 class TextModel(nn.Module, ABC):
     """A trained generator of text."""
 
@@ -64,6 +68,20 @@ class TextModel(nn.Module, ABC):
     def vectors(self, num: int, rng: torch.Generator, source: str) -> Tensor | None:
         """`num` vectors for the decoder [num, D], drawn from `source` with a CPU generator; None if it takes none."""
         return None
+
+    def critic_scores(self, vectors: Tensor) -> Tensor | None:
+        """A critic's scores [N] of vectors [N, D], higher where it takes them for real; None for a family without one.
+
+        A score has no unit: it means something beside other scores of the same run alone.
+        """
+        return None
+
+    def log_density_ratio(self, vectors: Tensor) -> Tensor:
+        """An estimate of log p(vector) of real ones over that of the family's own source, nats, up to one constant [N].
+
+        Raises CannotReject where there is none to be had.
+        """
+        raise CannotReject(f"a run of the family {self.family} has no critic: it cannot reject what it draws")
 
     @abstractmethod
     def shape(self) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from outlines.checkpoint import read_state
 from outlines.collapse import Diagnosis, Posterior, diagnose
+from outlines.gan_verdict import GanDiagnosis, Quality, diagnose_generator, memorised_share
+from outlines.outline_model import OutlineModel
 from outlines.text_model import TextModel
 from train.data import Dataset
 
@@ -64,6 +66,32 @@ def collapse_figures(diagnosis: Diagnosis) -> dict[str, Any]:
         figures |= {"test/kl": diagnosis.kl, "test/mutual_information": diagnosis.mutual_information.nats,
                     "test/mutual_information_ceiling": diagnosis.mutual_information.ceiling}
     return figures
+
+
+def critic_scores(model: OutlineModel, data: Dataset, split: str, num: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The critic's scores of training outlines, held-out ones of `split` and generated ones, at most `num` of each."""
+    training, real = (held_out(data, name, num)[1] for name in ("train", split))
+    assert training is not None and real is not None
+    fake = model.vectors(len(real), torch.Generator().manual_seed(DRAW_SEED), model.sources[0])
+    return model.critic(training), model.critic(real), model.critic(fake)
+
+
+@torch.no_grad()
+def diagnose_gan(model: OutlineModel, data: Dataset, num: int, start: str, rows: dict[str, list[Any]]) -> GanDiagnosis:
+    """What the adversary brought, on the test split.
+
+    num: outlines, at most, that the critic is asked of. start: mixture, gaussian or noise. rows: by source, its rows of
+    figures, one a temperature, of which the means are compared; of the real outlines, the generator and both controls.
+    """
+    def quality(source: str) -> Quality:
+        own = rows[source]
+        return Quality(own[0]["outline_precision"], own[0]["outline_recall"],
+                       sum(row["forward_nll_per_token"] for row in own) / len(own))
+
+    mixture, gaussian = quality("mixture"), quality("gaussian")
+    return diagnose_generator(quality("generator"), mixture, gaussian, quality("real outlines"),
+                              {"mixture": mixture, "gaussian": gaussian}.get(start),
+                              memorised_share(*critic_scores(model, data, "test", num)))
 
 
 def read_probes(directory: Path) -> list[Posterior]:
