@@ -146,7 +146,7 @@ def _command(run: Path, settings: Mapping[str, Any], rejection: float, out: Path
 
 def measured(model: Any, data: Dataset, yardstick: Yardstick, source: str, rejection: float = 1.0) -> Row:
     """All figures of one source's outlines, and how likely the language model finds what is decoded from them."""
-    row: Row = {}
+    row: Row = {"source": source}
     nll = []
     for temperature in QUICK_TEMPERATURES:
         num = len(yardstick.others) if source == REAL_OUTLINES else yardstick.num_samples
@@ -168,8 +168,10 @@ def _row(directory: Path, config: RunConfig, rejection: float, yardstick: Yardst
         model, data = train_run(directory, session)
     assert isinstance(model, OutlineModel)
     row = measured(model, data, yardstick, model.sources[0], rejection)
-    by_source = {**{source: [rows[source]] for source in CONTROLS}, model.sources[0]: [row]}
-    found = diagnose_gan(model, data, config.model.num_validation, config.model.start, by_source)
+    compared = [*(rows[source] for source in CONTROLS), row]
+    found = diagnose_gan(model, data, config.model.num_validation, config.model.start, compared)
+    if found is None:
+        raise OutlinesError(f"{directory}: its corpus has too few held-out sentences to compare generators on")
     return {**row, **_time(directory), "memorised": found.memorised, "verdict": str(found.verdict),
             "words": found.in_words()}
 

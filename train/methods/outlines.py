@@ -7,6 +7,7 @@ length for the decoder, uniform ones for the GAN, which must see the whole distr
 import copy
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from outlines.collapse import latent_gap, other_rows
 from outlines.errors import OutlinesError
 from outlines.families import load_model
 from outlines.gan import GeneratorConfig, fit_mixture, update_ema
+from outlines.gan_verdict import memorised_share
 from outlines.losses import (
     one_centred_penalty,
     relativistic_critic_loss,
@@ -32,8 +34,8 @@ from outlines.outline_model import OutlineModel
 from outlines.rejection import fit_slope
 from train.config import RunConfig
 from train.data import MAX_FITTED_ROWS, Batch, Dataset
-from train.figures import held_out, nll_figures
-from train.method import Method, Stage, Update, adamw
+from train.figures import NUM_DECODED, decoded_nll, held_out, nll_figures
+from train.method import Method, Stage, Update, Views, adamw
 from train.methods.lm import DecoderOptions, LanguageModelMethod, decoder_config, decoder_stage, decoder_step
 from train.run_directory import read_run
 
@@ -84,6 +86,15 @@ class OutlinesMethod(Method):
                  "gan_steps": 100000, "gan_batch_size": 2048, "gan_learning_rate": 1e-4, "ema_decay": 0.9995,
                  "gan_validate_every": 5000},
     }
+
+    layout: ClassVar[dict[str, dict[str, list[Any]]]] = {"generator and critic": {
+        **{title: ["Multiline", [f"valid/{tag}(_mixture|_gaussian|_real)?$"]] for title, tag in {
+            "precision": "precision", "recall": "recall", "decoded nll per token": "decoded_nll_per_token"}.items()},
+        "critic's mean scores": ["Multiline", ["scores/(real|fake|held_out|generated)$"]],
+        "share learnt by heart of what the critic tells apart": ["Multiline", ["scores/memorised$"]],
+        "gradient norms": ["Multiline", ["norm/(generator|critic)$"]],
+        "forward nll per token against 100 T": [
+            "Multiline", ["evaluation/forward_nll_per_token(_mixture|_gaussian|_real_outlines)?$"]]}}
 
     model: OutlineModel
 
@@ -248,10 +259,36 @@ class OutlinesMethod(Method):
                     "valid/latent_gap_per_token": gap.per_token}
         fake = self.model.vectors(len(real), rng, "generator")
         precision, recall = knn_precision_recall(real, fake)
+        training = self._training_outlines(len(real))
         return {"valid/precision": precision, "valid/recall": recall,
                 # The harmonic mean, so that neither can be bought with the other; lower is better for a criterion.
                 "valid/outline_shortfall": 1 - 2 * precision * recall / max(precision + recall, 1e-9),
+                "valid/decoded_nll_per_token": decoded_nll(self.model, fake[:NUM_DECODED]),
                 "scores/held_out": float(self.critic(real).mean()),
-                "scores/generated": float(self.critic(fake).mean())}
+                "scores/generated": float(self.critic(fake).mean()),
+                "scores/memorised": memorised_share(self.critic(training), self.critic(real), self.critic(fake))}
 
+    def views(self, stage: Stage) -> Views:
+        return Views(levels=self._levels) if stage.name == "gan" else Views()
 
+    def _training_outlines(self, num: int) -> Tensor:
+        return self.data.outlines("train", self.data.sample_rows("train", num))
+
+    @cached_property
+    @torch.no_grad()
+    def _levels(self) -> dict[str, float]:
+        """What the generator's figures are seen against: those of both controls, and of real outlines."""
+        real = held_out(self.data, "valid", self.options.num_validation)[1]
+        assert real is not None
+        rng = torch.Generator().manual_seed(NOISE_SEED)
+        others = {name: self.model.vectors(len(real), rng, name) for name in self.model.sources[1:]}
+        others["real"] = self._training_outlines(len(real))
+        levels: dict[str, float] = {}
+        for name, vectors in others.items():
+            size = min(len(real), len(vectors))
+            near = knn_precision_recall(real[:size], vectors[:size])
+            levels |= {f"valid/precision_{name}": near.precision, f"valid/recall_{name}": near.recall,
+                       # Of real outlines the held-out ones, for the decoder has learnt the others' sentences.
+                       f"valid/decoded_nll_per_token_{name}": decoded_nll(self.model, (
+                           real if name == "real" else vectors)[:NUM_DECODED])}
+        return levels
