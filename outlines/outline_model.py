@@ -24,6 +24,7 @@ class OutlineModel(TextModel):
 
     family = "outlines"
     sources = ("generator", "mixture", "gaussian")
+    has_critic = True
     generator: Generator
     mixture: Generator
     gaussian: Generator

@@ -31,6 +31,7 @@ class TextModel(nn.Module, ABC):
     family: ClassVar[str]
     sources: ClassVar[tuple[str, ...]]
     """where vectors can come from: the family's own first, then its controls; none where it cannot invent"""
+    has_critic: ClassVar[bool] = False
     decoder: Decoder
 
     def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> tuple[Tensor, Tensor | None] | None:

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -6,10 +7,12 @@ import torch
 
 import outlines
 from outlines.errors import OutlinesError
+from outlines.families import save_model
 from outlines.pipeline import Pipeline
 from outlines.rejection import fit_slope, rejecting, threshold
 from outlines.sampling import SamplingConfig
 from outlines.text_model import CannotReject, TextModel
+from train.__main__ import main
 
 
 def normal(num: int, mean: float, seed: int) -> torch.Tensor:
@@ -99,6 +102,20 @@ def test_what_is_kept_scores_higher(sure: Pipeline) -> None:
     every, kept = ([line.critic_score for line in sure.sentences(256, 1, sampling, scored=True, rejection=rejection)]
                    for rejection in (1.0, 4.0))
     assert sum(kept) > sum(every)  # type: ignore[arg-type]
+
+
+def test_evaluation_has_rows_of_its_own_for_rejection(sure: Pipeline, tiny_run: Path, tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    save_model(run / "model", sure.model)
+    assert main(["evaluate", str(run), "--sources", "generator", "--temperatures", "1", "--num-samples", "40", "--encoder",
+                 "none", "--reverse-steps", "2", "--rejection", "4", "--quiet"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith("| outlines")]
+    whole = next(line for line in rows if line.startswith("| outlines  "))
+    rejected = next(line for line in rows if line.startswith("| outlines: generator, rejection 4"))
+    assert whole.split("|")[3:] != rejected.split("|")[3:]
 
 
 def test_what_cannot_be_rejected_says_why(sure: Pipeline) -> None:

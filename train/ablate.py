@@ -16,10 +16,12 @@ from typing import Any
 
 from outlines.errors import OutlinesError
 from outlines.outline_model import OutlineModel
+from outlines.rejection import MAX_MEAN_DRAWS
 from outlines.text_model import CannotReject
 from train import report
 from train.config import RunConfig, coerce, known_fields, unknown_name
 from train.data import Dataset
+from train.evaluate import numbers
 from train.evaluation import QUICK_TEMPERATURES, REAL_OUTLINES, Row, Yardstick, draw, outline_figures
 from train.evaluators import score
 from train.figures import diagnose_gan
@@ -61,7 +63,7 @@ def ablate(options: argparse.Namespace, session_of: Callable[[Path], Session]) -
     base, run = run_config(options.run), options.run
     if base.family != FAMILY:
         raise OutlinesError(f"{run}: a run of the family {base.family}; the generator that is varied is of {FAMILY}")
-    rejections = _numbers(options.rejection)
+    rejections = numbers("--rejection", options.rejection, 1, MAX_MEAN_DRAWS)
     variations = list(varied(run, base, options.vary))
     out = options.out or run.with_name(f"{run.name}-ablation")
     out.mkdir(parents=True, exist_ok=True)
@@ -127,13 +129,6 @@ def _value(kind: Any, text: str) -> Any:
         return kind(text)
     except ValueError:
         return text
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return list(dict.fromkeys(float(part) for part in text.split(",")))
-    except ValueError as error:
-        raise OutlinesError(f"--rejection {text!r}: expected numbers with commas between, as in 1,4") from error
 
 
 def _command(run: Path, settings: Mapping[str, Any], rejection: float, out: Path | None) -> str:

@@ -18,6 +18,7 @@ from outlines.baselines.lm import LanguageModel
 from outlines.checkpoint import MANIFEST, sha256_file
 from outlines.encoders import load_encoder
 from outlines.errors import OutlinesError
+from outlines.rejection import MAX_MEAN_DRAWS
 from outlines.text_model import TextModel
 from train import report
 from train.config import RunConfig
@@ -46,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="temperatures, 0 for greedy, with commas between (default: 0,0.5,0.7,0.85,1,1.2)")
     parser.add_argument("--sources", default="", metavar="LIST", help="sources to measure, of 'real outlines' and those of "
                         "the families, with commas between (default: all)")
+    parser.add_argument("--rejection", default="", metavar="LIST", help="more rows of every run with a critic: with so many "
+                        "vectors drawn, on average, for each that it keeps (default: none)")
     parser.add_argument("--reverse-steps", type=int, default=800, metavar="INT",
                         help="optimiser steps of a language model that learns samples (default: 800)")
     parser.add_argument("--encoder", default="minilm", metavar="NAME", help="frozen encoder that turns the generated text "
@@ -67,7 +70,8 @@ class Run:
 
 def evaluate(options: argparse.Namespace, session_of: Callable[[Path], Session]) -> str:
     """Measure what is asked for, write the report, and return what the terminal shows. Raises OutlinesError."""
-    temperatures = _numbers(options.temperatures)
+    temperatures = numbers("--temperatures", options.temperatures, 0, 100)
+    rejections = numbers("--rejection", options.rejection, 1, MAX_MEAN_DRAWS) if options.rejection else []
     if options.num_samples < 20 or options.reverse_steps < 1:
         raise OutlinesError("--num-samples must be at least 20 and --reverse-steps at least 1")
     out = _out_directory(options)
@@ -96,7 +100,7 @@ def evaluate(options: argparse.Namespace, session_of: Callable[[Path], Session])
     for run in [leader, *(run for run in runs if run is not leader)]:
         with locked_run(run.directory, session):
             labelled += [(label_of(labels[run.directory], run.model.sources[0], row["source"]), row)
-                         for row in _rows(run, run is leader, yardstick, temperatures, wanted)]
+                         for row in _rows(run, run is leader, yardstick, temperatures, wanted, rejections)]
             rebuilt.append((labels[run.directory], _rebuilt(run, yardstick)))
     order = {label: index for index, label in enumerate(dict.fromkeys(label for label, _ in labelled))}
     lines = sorted(report.over_seeds(labelled), key=lambda line: (order[line.label], line.temperature or 0))
@@ -128,14 +132,15 @@ def _out_directory(options: argparse.Namespace) -> Path:
     return out
 
 
-def _numbers(text: str) -> list[float]:
+def numbers(flag: str, text: str, low: float, high: float) -> list[float]:
+    """What a list on the command line says, sorted; raises OutlinesError."""
     try:
-        numbers = sorted({float(part) for part in text.split(",")})
+        found = sorted({float(part) for part in text.split(",")})
     except ValueError as error:
-        raise OutlinesError(f"--temperatures {text!r}: expected numbers with commas between, as in 0,0.7,1") from error
-    if not all(0 <= number <= 100 for number in numbers):
-        raise OutlinesError(f"--temperatures {text!r}: must be from 0 (greedy) to 100")
-    return numbers
+        raise OutlinesError(f"{flag} {text!r}: expected numbers with commas between, as in {low:g},{low + 2.5:g}") from error
+    if not all(low <= number <= high for number in found):
+        raise OutlinesError(f"{flag} {text!r}: must be from {low:g} to {high:g}")
+    return found
 
 
 def _load(directory: Path, session: Session) -> Run:
@@ -206,20 +211,24 @@ def _kept(run: Run, basis: Sequence[Any], measured: Callable[[], Row]) -> Row:
 
 
 def _rows(run: Run, with_real_text: bool, yardstick: Yardstick, temperatures: Sequence[float],
-          sources: set[str]) -> Iterator[Row]:
+          sources: set[str], rejections: Sequence[float] = ()) -> Iterator[Row]:
     """The rows of a run."""
     assert yardstick.full is not None
     encoder = yardstick.full.encoder
     basis = [_alike(yardstick.config), yardstick.full.num_samples, yardstick.full.reverse_steps,
              None if encoder is None else encoder.fingerprint]
-    wanted: list[tuple[str, float | None]] = [(REAL_TEXT, None)] if with_real_text else []
-    wanted += [(source, temperature) for source in sources_of(run.model, run.data) if source in sources
+    wanted: list[tuple[str, float | None, float]] = [(REAL_TEXT, None, 1.0)] if with_real_text else []
+    wanted += [(source, temperature, 1.0) for source in sources_of(run.model, run.data) if source in sources
                for temperature in temperatures]
-    for number, (source, temperature) in enumerate(wanted, start=1):
+    if run.model.has_critic:
+        wanted += [(run.model.sources[0], temperature, rejection) for rejection in rejections
+                   for temperature in temperatures]
+    for number, (own, temperature, rejection) in enumerate(wanted, start=1):
+        source = own if rejection == 1 else f"{own}, rejection {rejection:g}"
         shown = source if temperature is None else f"{source} at T = {temperature:g}"
         announced = f"{run.directory}: {shown} ({number} of {len(wanted)})"
         yield _kept(run, [*basis, source, temperature], functools.partial(
-            _measured, run, yardstick, source, temperature, announced))
+            _measured, run, yardstick, own, temperature, rejection, announced)) | {"source": source}
 
 
 def _rebuilt(run: Run, yardstick: Yardstick) -> Row:
@@ -233,14 +242,15 @@ def _rebuilt(run: Run, yardstick: Yardstick) -> Row:
     return _kept(run, ["reconstruction", num, FULL_DRAWS], measured)
 
 
-def _measured(run: Run, yardstick: Yardstick, source: str, temperature: float | None, announced: str) -> Row:
+def _measured(run: Run, yardstick: Yardstick, source: str, temperature: float | None, rejection: float,
+              announced: str) -> Row:
     yardstick.session.reporter.line(announced)
     row: Row = {"source": source, "temperature": temperature}
     if temperature is None:
         # Real text's own reverse nll: what a language model reaches that has learnt as many real training sentences.
         learnt = yardstick.data.text("train", yardstick.data.sample_rows("train", yardstick.num_samples, seed=2))
         return row | yardstick.measure(yardstick.real_text(), learnt)
-    sentences = draw(run.model, run.data, source, temperature, yardstick.num_samples)
+    sentences = draw(run.model, run.data, source, temperature, yardstick.num_samples, rejection)
     if source == REAL_OUTLINES:
         row["num_held_out"] = min(yardstick.num_samples, run.data.num_rows("valid"))
     comparable = run.data.stores and (run.data.stores["test"].encoder_fingerprint ==
