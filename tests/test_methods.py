@@ -74,6 +74,7 @@ def test_every_objective_from_every_start(data: Dataset, tiny_corpus: Path, star
         assert all(bool(term.isfinite()) for term in terms.values())
     for before, module in zip(controls, (method.model.mixture, method.model.gaussian, method.model.decoder), strict=True):
         assert same(before, module), "the GAN's stage moved what it must not"
+    method.model.eval()
     figures = method.validate(method.stages[1])
     precision, recall = figures["valid/precision"], figures["valid/recall"]
     harmonic = 2 / (1 / precision + 1 / recall) if precision and recall else 0.0

@@ -98,7 +98,7 @@ def report_comparison(directory: Path, members: Sequence[Path]) -> str:
             figures = read_json(run / "report.json")
             own = families()[figures["family"]].sources[0]
             # Real text comes with the first member, which alone can have its outlines.
-            rows += [(label_of(member.name, own, row), row) for row in figures["rows"]
+            rows += [(label_of(member.name, own, row["source"]), row) for row in figures["rows"]
                      if row["source"] != REAL_TEXT or member == members[0]]
             rebuilt.append((member.name, figures["reconstruction"]))
             name = str(run.relative_to(directory))

@@ -13,8 +13,8 @@ from outlines.sampling import SamplingConfig
 from outlines.text_model import TextModel
 from train import report
 from train.data import Dataset
-from train.evaluation import QUICK_DRAWS, quick_rows, reconstruction
-from train.figures import DRAW_SEED, collapse_figures, diagnose_vector, held_out
+from train.evaluation import QUICK_DRAWS, REAL_OUTLINES, quick_rows, reconstruction
+from train.figures import DRAW_SEED, collapse_figures, diagnose_gan, diagnose_vector, held_out
 from train.log import RunLog
 from train.run_directory import read_json, write_json
 from train.runs import Session, run_config
@@ -40,6 +40,9 @@ def report_run(directory: Path, model: TextModel, data: Dataset, session: Sessio
             rebuilt |= collapse_figures(diagnosis)
         rows = list(quick_rows(config, model, data, session, beside_lm)) if model.sources else []
         figures = {"family": model.family, "reconstruction": rebuilt, "rows": rows}
+        if rows and (adversary := diagnose_gan(model, data, num, getattr(config.model, "start", ""), rows)) is not None:
+            figures["generator"] = {"verdict": str(adversary.verdict), "words": adversary.in_words(),
+                                    "memorised": adversary.memorised}
         _log(directory, figures, model, data)
         report.write_report(directory, _render([figures]), figures)
     text = _render([read_json(file)])
@@ -58,9 +61,14 @@ def _log(directory: Path, figures: dict[str, Any], model: TextModel, data: Datas
     log = RunLog(directory, offset=(directory / "metrics.jsonl").stat().st_size, examples=10**9)
     rebuilt = {key: value for key, value in _finite(figures["reconstruction"]).items() if key.startswith("test/")}
     log.scalars(rebuilt, "report", 0, 0)
-    own = [row for row in figures["rows"] if row["source"] == model.sources[0]]
-    for row in own:
-        measured = {f"evaluation/{key}": value for key, value in _finite(row).items()}
+    for row in figures["rows"]:
+        if row["source"] == model.sources[0]:
+            measured = {f"evaluation/{key}": value for key, value in _finite(row).items()}
+        elif row["source"] in (*model.sources, REAL_OUTLINES):
+            nll = "forward_nll_per_token"
+            measured = {f"evaluation/{nll}_{row['source'].replace(' ', '_')}": row[nll]}
+        else:
+            continue
         log.scalars(measured, "report", 0, round(100 * row["temperature"]))
     log.hparams(report.flat_options(run_config(directory).to_json()))
     kinds = list(_projected(model, data))
@@ -108,7 +116,8 @@ def report_seeds(directory: Path, runs: Sequence[Path]) -> str:
 def _render(figures: Sequence[dict[str, Any]]) -> str:
     """The quick report of one seed, or of several."""
     lines = report.over_seeds((row["source"], row) for own in figures for row in own["rows"])
-    tail = report.reconstruction_section([(own["family"], own["reconstruction"]) for own in figures])
+    tail = report.generator_section(figures) + report.reconstruction_section(
+        [(own["family"], own["reconstruction"]) for own in figures])
     head = f"test split, {figures[0]['reconstruction']['num_sentences']} sentences, {report.num_seeds(lines)}; nll in nats"
     if not lines:
         return "\n".join([f"{head}:", "", tail])
