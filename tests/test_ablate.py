@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from outlines.checkpoint import read_state
+from outlines.checkpoint import read_state, write_state
 from train.__main__ import main
+from train.method import NotFinite
 from train.methods.outlines import OutlinesMethod
 
 
@@ -70,13 +71,13 @@ def test_table_has_controls_and_every_combination(ablation: Path) -> None:
 
 
 def test_each_row_is_made_again_by_its_command(ablation: Path, tmp_path: Path) -> None:
-    rows = json.loads((ablation / "rows.json").read_text())
+    rows = json.loads((ablation / "rows.json").read_text())["rows"]
     key, row = list(rows.items())[-1]
     command = shlex.split(row["command"])
     assert command[:3] == ["python", "-m", "train"]
     command[command.index("--out") + 1] = str(tmp_path / "again")
     assert main([*command[3:], "--quiet"]) == 0
-    again = json.loads((tmp_path / "again" / "rows.json").read_text())
+    again = json.loads((tmp_path / "again" / "rows.json").read_text())["rows"]
     assert set(again) == {"real outlines", "mixture", "gaussian", key}
     apart = {"command", "seconds"}
     assert {name: value for name, value in again[key].items() if name not in apart} == {
@@ -89,6 +90,33 @@ def test_what_is_measured_is_not_measured_again(ablation: Path, tiny_run: Path, 
     assert main(["ablate", str(tiny_run), "--vary", "objective=r3", "start=gaussian", "gan-steps=4", "--out", str(ablation),
                  "--quiet"]) == 0
     assert "objective wgan-gp" in capsys.readouterr().out  # the table is of all that the directory holds
+
+
+def test_a_row_that_diverges_is_a_row(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
+    def step(*_: object) -> None:
+        raise NotFinite("critic loss: the loss is nan")
+
+    monkeypatch.setattr(OutlinesMethod, "step", step)
+    monkeypatch.setattr("train.ablate.measured", lambda *_: {})
+    assert main(["ablate", str(tiny_run), "--vary", "gan-steps=5", "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    assert re.search(r"^\| gan-steps 5 +\| diverged \|$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_where_no_ablation_can_be(ablation: Path, tiny_run: Path, tmp_path: Path,
+                                  capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(run: Path, out: Path) -> str:
+        assert main(["ablate", str(run), "--out", str(out), "--quiet"]) == 2
+        return capsys.readouterr().err
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_run, other)
+    assert "a run is here" in refused(tiny_run, other)
+    tensors, meta = read_state(other / "model")
+    write_state(other / "model", {name: tensor + 1 for name, tensor in tensors.items()}, meta)
+    assert "of another run" in refused(other, ablation)
+    shutil.rmtree(other / "model")
+    assert "has not finished" in refused(other, tmp_path / "out")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

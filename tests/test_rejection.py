@@ -1,6 +1,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from outlines.rejection import fit_slope, rejecting, threshold
 from outlines.sampling import SamplingConfig
 from outlines.text_model import CannotReject, TextModel
 from train.__main__ import main
+from train.evaluation import SAMPLING_SEED, draw
 
 
 def normal(num: int, mean: float, seed: int) -> torch.Tensor:
@@ -104,6 +106,17 @@ def test_what_is_kept_scores_higher(sure: Pipeline) -> None:
     assert sum(kept) > sum(every)  # type: ignore[arg-type]
 
 
+def test_an_evaluation_draws_what_is_kept(sure: Pipeline) -> None:
+    """Its sentences are those of the pipeline at the same seed; its outlines are the raw ones."""
+    data = SimpleNamespace(corpus=SimpleNamespace(meta={"max_len": 4}), tokenizer=sure.tokenizer, scaling=sure.model.scaling)
+    drawn = draw(sure.model, data, "generator", 1.0, 30, rejection=3.0)  # type: ignore[arg-type]
+    expected = sure.sentences(30, SAMPLING_SEED, SamplingConfig(max_len=4), rejection=3.0)
+    assert drawn.text == [line.text for line in expected] and drawn.outlines is not None
+    assert drawn.text != draw(sure.model, data, "generator", 1.0, 30).text  # type: ignore[arg-type]
+    assert torch.allclose(drawn.outlines.norm(dim=1), torch.ones(30), atol=1e-4)
+
+
+@pytest.mark.full
 def test_evaluation_has_rows_of_its_own_for_rejection(sure: Pipeline, tiny_run: Path, tmp_path: Path,
                                                       capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"

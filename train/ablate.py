@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from outlines.checkpoint import MANIFEST, sha256_file
 from outlines.errors import OutlinesError
+from outlines.gan_verdict import GanVerdict
 from outlines.outline_model import OutlineModel
 from outlines.rejection import MAX_MEAN_DRAWS
-from outlines.text_model import CannotReject
+from outlines.text_model import CannotReject, TextModel
 from train import report
 from train.config import RunConfig, coerce, known_fields, unknown_name
 from train.data import Dataset
@@ -25,8 +27,8 @@ from train.evaluate import numbers
 from train.evaluation import QUICK_TEMPERATURES, REAL_OUTLINES, Row, Variant, Yardstick, draw, outline_figures
 from train.evaluators import score
 from train.figures import diagnose_gan
-from train.method import find_method
-from train.run_directory import locked, read_json, read_lines, write_json
+from train.method import NotFinite, find_method
+from train.run_directory import GROUP, locked, read_json, read_lines, write_json
 from train.runs import Session, begin_run, run_config, train_run
 
 FAMILY = OutlineModel.family
@@ -66,17 +68,21 @@ def ablate(options: argparse.Namespace, session_of: Callable[[Path], Session]) -
     rejections = numbers("--rejection", options.rejection, 1, MAX_MEAN_DRAWS)
     variations = list(varied(run, base, options.vary))
     out = options.out or run.with_name(f"{run.name}-ablation")
-    out.mkdir(parents=True, exist_ok=True)
+    if not (run / "model").is_dir():
+        raise OutlinesError(f"{run}: training has not finished: go on with `python -m train --resume {run}`")
+    if (out / "run.json").exists() or (out / GROUP).exists():
+        raise OutlinesError(f"--out {out}: a run is here: choose another directory")
     session = session_of(run)
     model, data = train_run(run, session)
     yardstick = Yardstick(base, data, session)
+    out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        rows: dict[str, Row] = read_json(out / ROWS) if (out / ROWS).exists() else {}
+        table = Table(out / ROWS, sha256_file(run / "model" / MANIFEST))
+        rows = table.rows
         for source in CONTROLS:
             if source not in rows:
                 session.reporter.line(source)
-                rows[source] = {"label": source, **measured(model.eval(), data, yardstick, source)}
-                write_json(out / ROWS, rows)
+                table.add(source, {"label": source, **measured(model.eval(), data, yardstick, source)})
         for settings, config in variations:
             varying = {name: value for name, value in settings.items() if name != "seed"}
             name = ", ".join(f"{option.replace('_', '-')} {value}" for option, value in varying.items()) or "as the run"
@@ -92,11 +98,28 @@ def ablate(options: argparse.Namespace, session_of: Callable[[Path], Session]) -
                     except CannotReject as error:
                         session.reporter.line(f"{key}: left out: {error}")
                         continue
-                    rows[key] = {"label": label, "command": command, **row}
-                    write_json(out / ROWS, rows)
+                    except NotFinite as error:
+                        row = {"verdict": str(GanVerdict.DIVERGED), "words": str(error)}
+                    table.add(key, {"label": label, "command": command, **row})
     text = render(rows, len(yardstick.references))
     report.write_report(out, text, {"rows": rows})
     return f"{text}\n\nwritten to {out}: report.md, report.json; tensorboard --logdir {out}"
+
+
+class Table:
+    """The rows measured of one run's ablation, on disk."""
+
+    def __init__(self, file: Path, model: str):
+        """model: the hash of the run's model, whose rows alone belong in one table."""
+        kept: dict[str, Any] = read_json(file) if file.exists() else {"model": model, "rows": {}}
+        if kept["model"] != model:
+            raise OutlinesError(f"{file.parent}: holds the ablation of another run: choose another --out")
+        self.rows: dict[str, Row] = kept["rows"]
+        self._file, self._model = file, model
+
+    def add(self, key: str, row: Row) -> None:
+        self.rows[key] = row
+        write_json(self._file, {"model": self._model, "rows": self.rows})
 
 
 def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[dict[str, Any], RunConfig]]:
@@ -139,7 +162,7 @@ def _command(run: Path, settings: Mapping[str, Any], rejection: float, out: Path
                        *(["--out", str(out)] if out else [])])
 
 
-def measured(model: Any, data: Dataset, yardstick: Yardstick, source: str, rejection: float = 1.0) -> Row:
+def measured(model: TextModel, data: Dataset, yardstick: Yardstick, source: str, rejection: float = 1.0) -> Row:
     """All figures of one source's outlines, and how likely the language model finds what is decoded from them."""
     row: Row = {"source": source}
     nll = []
