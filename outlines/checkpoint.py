@@ -11,11 +11,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from outlines.errors import OutlinesError
 
 MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 class CheckpointError(OutlinesError):
@@ -110,22 +112,34 @@ def sweep(directory: Path) -> None:
 
 def verify(directory: Path) -> None:
     """Raise CheckpointError unless `directory` holds exactly the plain files of its manifest, bit for bit."""
+    listing = directory / MANIFEST
     try:
-        manifest = json.loads((directory / MANIFEST).read_text())
+        if listing.exists() and not _is_plain(listing):
+            raise CheckpointError(f"{listing}: not a plain file")
+        manifest = json.loads(listing.read_text())
+        found = {file.name for file in directory.iterdir()} - {MANIFEST}
     except FileNotFoundError as error:
         raise CheckpointError(f"{directory}: no {MANIFEST}: not a checkpoint, or not a whole one") from error
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{directory / MANIFEST}: damaged ({error})") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{listing}: damaged ({error})") from error
     if not isinstance(manifest, dict) or not manifest:
-        raise CheckpointError(f"{directory / MANIFEST}: damaged (not a table of sums)")
-    for name, expected in manifest.items():
+        raise CheckpointError(f"{listing}: damaged (not a table of sums)")
+    for name in manifest:
         if Path(name).name != name or name in ("", ".", ".."):
-            raise CheckpointError(f"{directory / MANIFEST}: names a file outside the directory: {name!r}")
+            raise CheckpointError(f"{listing}: names a file outside the directory: {name!r}")
+    for name in sorted(found - manifest.keys()):
+        raise CheckpointError(f"{directory / name}: a file that {MANIFEST} does not know")
+    for name, expected in manifest.items():
         file = directory / name
-        if file.is_symlink() or not file.is_file():
+        if name not in found or not _is_plain(file):
             raise CheckpointError(f"{file}: missing, or not a plain file")
         if sha256_file(file) != expected:
             raise CheckpointError(f"{file}: damaged: its SHA-256 is not the manifest's")
+
+
+def _is_plain(file: Path) -> bool:
+    """A file itself, and no link, which could lead anywhere."""
+    return file.is_file() and not file.is_symlink()
 
 
 def write_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -140,7 +154,13 @@ def write_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) ->
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what write_state wrote, after verifying every byte; raises CheckpointError."""
     verify(path)
-    return load_file(path / "tensors.safetensors"), json.loads((path / "meta.json").read_text())
+    try:
+        tensors, meta = load_file(path / "tensors.safetensors"), json.loads((path / "meta.json").read_text())
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not what was saved here: {str(error)[:200]}") from error
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{path / 'meta.json'}: not a JSON object")
+    return tensors, meta
 
 
 def flatten_optimizer(state: dict[str, Any], prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -177,3 +197,34 @@ def load_modules(modules: dict[str, torch.nn.Module], tensors: dict[str, Tensor]
     for module_name, module in modules.items():
         start = f"{prefix}.{module_name}."
         module.load_state_dict({name[len(start):]: tensor for name, tensor in tensors.items() if name.startswith(start)})
+
+
+def build_module(build: Callable[[], Module], sizes: Any, tensors: dict[str, Tensor], where: Path) -> Module:
+    """The module that `build` makes, filled with `tensors`; raises CheckpointError where the two do not fit.
+
+    sizes: the JSON data that `build` goes by. It comes from a file, so the module is built without memory first: a file
+    of a few bytes cannot ask for more than its own tensors take.
+    """
+    try:
+        if _largest(sizes) > max((max(tensor.shape, default=1) for tensor in tensors.values()), default=1):
+            raise ValueError("it claims to be larger than its tensors")
+        with torch.device("meta"):
+            due = {name: tensor.shape for name, tensor in build().state_dict().items()}
+        odd = sorted(name for name in due.keys() | tensors.keys()
+                     if name not in due or name not in tensors or due[name] != tensors[name].shape)
+        if odd:
+            raise ValueError(f"missing, surplus or misshapen: {', '.join(odd[:3])}")
+        module = build()
+        module.load_state_dict(tensors)
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, RuntimeError, TypeError,
+            ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{where}: not of this version ({reason}): train it again") from error
+    return module
+
+
+def _largest(data: Any) -> float:
+    """The largest number within JSON data."""
+    if isinstance(data, (dict, list)):
+        return max(map(_largest, data.values() if isinstance(data, dict) else data), default=0)
+    return data if isinstance(data, (int, float)) else 0

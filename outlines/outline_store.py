@@ -29,6 +29,7 @@ MAX_MAPPED_SHARDS = 512  # each mapping holds a file descriptor, of which a proc
 DTYPE = np.dtype("<f2")
 KEY = {"rows": "number of sentences", "shard_rows": "shard size", "dim": "outline width",
        "encoder_fingerprint": "encoder", "corpus_fingerprint": "corpus"}
+COUNTS = {"rows", "shard_rows", "dim"}
 LABEL_NAMES = {*KEY, "encoder", "sha256"}
 META_NAMES = {*KEY, "encoder", "shards", "mean", "scale"}
 Progress = Callable[[int, int], None]
@@ -119,6 +120,11 @@ class OutlineStore:
 
     def __init__(self, directory: Path, verify: bool = True):
         meta = read_json(directory / META, META_NAMES)
+        dim, mean, shards = meta["dim"], meta["mean"], meta["shards"]
+        if (not isinstance(mean, list) or not all(isinstance(value, float) for value in [*mean, meta["scale"]])
+                or len(mean) != dim or not isinstance(shards, list)
+                or len(shards) != math.ceil(meta["rows"] / meta["shard_rows"])):
+            raise _damaged(directory / META)
         self.directory = directory
         self.dim: int = meta["dim"]
         self.mean = np.array(meta["mean"], dtype=np.float64)
@@ -182,7 +188,7 @@ class Scaling(nn.Module):
         self.register_buffer("mean", mean.clone())
         self.register_buffer("std", torch.as_tensor(std, dtype=mean.dtype).clone())
         self.register_buffer("whitening", None if whitening is None else whitening.clone())
-        if not self.std > 0:
+        if not self.std.is_meta and not self.std > 0:
             raise OutlinesError("the outlines cannot be scaled: they are all alike")
 
     @classmethod
@@ -279,9 +285,10 @@ def read_json(file: Path, names: set[str]) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise OutlinesError(f"{file}: missing: the encoding did not finish; run it again") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(file) from error
-    if not isinstance(content, dict) or not names <= content.keys():
+    if not isinstance(content, dict) or not names <= content.keys() or not all(
+            type(content[name]) is int and 0 < content[name] < 2**53 for name in COUNTS & names):
         raise _damaged(file)
     return content
 

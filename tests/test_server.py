@@ -126,7 +126,7 @@ def test_a_request_is_bounded_in_bytes_and_time(server: Server, monkeypatch: pyt
     connection.putheader("Content-Length", str(2**40))
     connection.endheaders()
     assert connection.getresponse().status == 400
-    monkeypatch.setattr(serving.Handler, "timeout", 0.2)
+    monkeypatch.setattr(serving, "READ_SEC", 0.2)
     with socket.create_connection(server.server_address[:2], timeout=10) as slow:  # type: ignore[arg-type]
         slow.sendall(b"POST /sample HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                      b"Content-Length: 9\r\n\r\n{")

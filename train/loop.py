@@ -20,6 +20,7 @@ from outlines.checkpoint import (
     unflatten_optimizer,
     write_state,
 )
+from outlines.errors import OutlinesError
 from outlines.sampling import SamplingConfig
 from outlines.text_model import block_seed
 from train.config import TrainingConfig
@@ -194,12 +195,16 @@ class Loop:
         if (meta["threads"], meta["torch"]) != (torch.get_num_threads(), torch.__version__):
             self.reporter.line(f"note: saved with {meta['threads']} threads and torch {meta['torch']}, going on with "
                                f"{torch.get_num_threads()} and {torch.__version__}: not bit for bit the same run")
-        load_modules(self.method.modules, tensors, "module")
-        for name, optimizer in self.method.optimizers.items():
-            optimizer.load_state_dict(unflatten_optimizer(tensors, meta["optimizers"][name], f"optimizer.{name}"))
-        self.stage_index, self.step = meta["stage"], meta["step"]
-        self.examples, self.stale = meta["examples"], meta["stale"]
-        self.best_criterion = math.inf if meta["best_criterion"] is None else meta["best_criterion"]
-        self.best = {name: tensor.to(self.data.device) for name, tensor in tensors.items() if name.startswith("best.")}
+        try:
+            load_modules(self.method.modules, tensors, "module")
+            for name, optimizer in self.method.optimizers.items():
+                optimizer.load_state_dict(unflatten_optimizer(tensors, meta["optimizers"][name], f"optimizer.{name}"))
+            self.stage_index, self.step = meta["stage"], meta["step"]
+            self.examples, self.stale = meta["examples"], meta["stale"]
+            self.best_criterion = math.inf if meta["best_criterion"] is None else meta["best_criterion"]
+            self.best = {name: tensor.to(self.data.device) for name, tensor in tensors.items() if name.startswith("best.")}
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise OutlinesError(f"{self.directory}: its checkpoint is not one of this run ({reason})") from error
         self.reporter.line(f"going on from stage {self.stage_index + 1}, step {self.step:,}")
         return int(meta["log_offset"])
