@@ -284,7 +284,6 @@ class Handler(BaseHTTPRequestHandler):
                "/interpolate": self.server.endpoints.interpolate, "/nearest": self.server.endpoints.nearest}.get(self.path)
         if act is None:
             self._send_json(404, {"error": f"there is nothing at {self.path[:80]}"})
-            self._forget()
             return
         try:
             fields = Fields(self._body())  # before a place is taken, so that slow clients take none
@@ -304,8 +303,6 @@ class Handler(BaseHTTPRequestHandler):
             self.server.handle_error(self.request, self.client_address)
             status, data = 500, {"error": "something went wrong here; the server's terminal says what"}
         self._send_json(status, data)
-        if status == 400:
-            self._forget()
 
     def _body(self) -> Any:
         # A page of another site can send a form here, but not this type of content without asking first.
@@ -351,6 +348,8 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.settimeout(READ_SEC)
         self.end_headers()
         self.wfile.write(body)
+        if status >= 400:
+            self._forget()
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the base class refuses is answered as the rest is."""
