@@ -11,13 +11,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from outlines.errors import OutlinesError
@@ -110,36 +110,41 @@ def sweep(directory: Path) -> None:
             leftover.unlink()
 
 
-def verify(directory: Path) -> None:
-    """Raise CheckpointError unless `directory` holds exactly the plain files of its manifest, bit for bit."""
-    listing = directory / MANIFEST
+def _manifest(directory: Path) -> dict[str, str]:
+    """The SHA-256 of each file that `directory` must hold; raises CheckpointError."""
     try:
-        if listing.exists() and not _is_plain(listing):
-            raise CheckpointError(f"{listing}: not a plain file")
-        manifest = json.loads(listing.read_text())
-        found = {file.name for file in directory.iterdir()} - {MANIFEST}
+        if (directory / MANIFEST).is_symlink():
+            raise CheckpointError(f"{directory / MANIFEST}: a link, where a plain file must be")
+        manifest = json.loads((directory / MANIFEST).read_text())
     except FileNotFoundError as error:
         raise CheckpointError(f"{directory}: no {MANIFEST}: not a checkpoint, or not a whole one") from error
     except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{listing}: damaged ({error})") from error
+        raise CheckpointError(f"{directory / MANIFEST}: damaged ({error})") from error
     if not isinstance(manifest, dict) or not manifest:
-        raise CheckpointError(f"{listing}: damaged (not a table of sums)")
+        raise CheckpointError(f"{directory / MANIFEST}: damaged (not a table of sums)")
+    there = {file.name for file in directory.iterdir()}
     for name in manifest:
         if Path(name).name != name or name in ("", ".", ".."):
-            raise CheckpointError(f"{listing}: names a file outside the directory: {name!r}")
-    for name in sorted(found - manifest.keys()):
-        raise CheckpointError(f"{directory / name}: a file that {MANIFEST} does not know")
-    for name, expected in manifest.items():
+            raise CheckpointError(f"{directory / MANIFEST}: names a file outside the directory: {name!r}")
         file = directory / name
-        if name not in found or not _is_plain(file):
+        if name not in there or file.is_symlink() or not file.is_file():
             raise CheckpointError(f"{file}: missing, or not a plain file")
-        if sha256_file(file) != expected:
-            raise CheckpointError(f"{file}: damaged: its SHA-256 is not the manifest's")
+    return manifest
 
 
-def _is_plain(file: Path) -> bool:
-    """A file itself, and no link, which could lead anywhere."""
-    return file.is_file() and not file.is_symlink()
+def _check_sum(file: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise CheckpointError(f"{file}: damaged: its SHA-256 is not the manifest's")
+
+
+def verify(directory: Path, names: Iterable[str] = ()) -> None:
+    """Raise CheckpointError unless `directory` holds the plain files of its manifest, bit for bit, `names` among them."""
+    manifest = _manifest(directory)
+    for name in names:
+        if name not in manifest:
+            raise CheckpointError(f"{directory / MANIFEST}: names no {name}")
+    for name, expected in manifest.items():
+        _check_sum(directory / name, sha256_file(directory / name), expected)
 
 
 def write_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -152,12 +157,17 @@ def write_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) ->
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what write_state wrote, after verifying every byte; raises CheckpointError."""
-    verify(path)
+    """Read what write_state wrote; raises CheckpointError. The bytes that are verified are those that are taken."""
+    found: dict[str, bytes] = {}
     try:
-        tensors, meta = load_file(path / "tensors.safetensors"), json.loads((path / "meta.json").read_text())
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not what was saved here: {str(error)[:200]}") from error
+        for name, expected in _manifest(path).items():
+            found[name] = (path / name).read_bytes()
+            _check_sum(path / name, hashlib.sha256(found[name]).hexdigest(), expected)
+        tensors, meta = load(found["tensors.safetensors"]), json.loads(found["meta.json"])
+    except KeyError as error:
+        raise CheckpointError(f"{path / MANIFEST}: names no {error.args[0]}") from error
+    except (OSError, ValueError, SafetensorError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if not isinstance(meta, dict):
         raise CheckpointError(f"{path / 'meta.json'}: not a JSON object")
     return tensors, meta

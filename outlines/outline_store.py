@@ -29,7 +29,6 @@ MAX_MAPPED_SHARDS = 512  # each mapping holds a file descriptor, of which a proc
 DTYPE = np.dtype("<f2")
 KEY = {"rows": "number of sentences", "shard_rows": "shard size", "dim": "outline width",
        "encoder_fingerprint": "encoder", "corpus_fingerprint": "corpus"}
-COUNTS = {"rows", "shard_rows", "dim"}
 LABEL_NAMES = {*KEY, "encoder", "sha256"}
 META_NAMES = {*KEY, "encoder", "shards", "mean", "scale"}
 Progress = Callable[[int, int], None]
@@ -120,9 +119,10 @@ class OutlineStore:
 
     def __init__(self, directory: Path, verify: bool = True):
         meta = read_json(directory / META, META_NAMES)
-        dim, mean, shards = meta["dim"], meta["mean"], meta["shards"]
-        if (not isinstance(mean, list) or not all(isinstance(value, float) for value in [*mean, meta["scale"]])
-                or len(mean) != dim or not isinstance(shards, list)
+        counts, mean, shards = [meta[name] for name in ("dim", "rows", "shard_rows")], meta["mean"], meta["shards"]
+        if (not all(type(count) is int and 0 < count < 2**53 for count in counts) or not isinstance(mean, list)
+                or not all(isinstance(value, float) for value in [*mean, meta["scale"]])
+                or len(mean) != meta["dim"] or not isinstance(shards, list)
                 or len(shards) != math.ceil(meta["rows"] / meta["shard_rows"])):
             raise _damaged(directory / META)
         self.directory = directory
@@ -287,8 +287,7 @@ def read_json(file: Path, names: set[str]) -> dict[str, Any]:
         raise OutlinesError(f"{file}: missing: the encoding did not finish; run it again") from error
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(file) from error
-    if not isinstance(content, dict) or not names <= content.keys() or not all(
-            type(content[name]) is int and 0 < content[name] < 2**53 for name in COUNTS & names):
+    if not isinstance(content, dict) or not names <= content.keys():
         raise _damaged(file)
     return content
 

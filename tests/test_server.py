@@ -199,16 +199,17 @@ def test_serving_from_the_command_line(tiny_run: Path) -> None:
 
 
 VALUES: list[Any] = [None, True, -1, 0, 1, 2, 101, 10**30, -10**400, 2.5, 1e308, 1e-308, -0.0, float("nan"), float("inf"),
-                     "", " ", "x", A, "\ud800", "\0", "\u202e😀\n", "dog " * 400, [], ["\udfff"], [A] * 3, [[[]]], {}, {"a": 1}]
+                     "", " ", "x", A, "\ud800", "\0", "\u202e😀\n", "dog " * 400, [], ["\udfff"],
+                     [A] * 3, [[[]]], {}, {"a": 1}]
 FIELDS = {"/sample": ["num", "seed", "temperature", "top_k", "top_p", "source", "prefix"], "/reconstruct": ["sentences"],
           "/interpolate": ["a", "b", "walk", "num"], "/nearest": ["sentence", "num"], "/about": [], "/nowhere": ["x"]}
 HEADERS = ["Host: [", "Host: evil.example", "Host:", "Content-Length: -1", "Content-Length: ²",
-           f"Content-Length: {'9' * 5000}", "Content-Length: 1e3", "Content-Type: text/plain", "Content-Type: ;;;=", "Transfer-Encoding: chunked", "no colon",
-           ": empty name", "X: " + "y" * 70_000, "Expect: 100-continue", "Connection: keep-alive", "X: \xff\x00", " folded",
+           f"Content-Length: {'9' * 5000}", "Content-Length: 1e3", "Content-Type: text/plain", "Content-Type: ;;;=",
+           "Transfer-Encoding: chunked", "no colon", ": empty name", "X: " + "y" * 70_000, "Expect: 100-continue", "Connection: keep-alive", "X: \xff\x00", " folded",
            "\r\n".join(f"X-{number}: y" for number in range(200))]
 LINES = [b"", b"\r\n", b"GET", b"GET /", b"GET  HTTP/1.1", b"\x16\x03\x01\x02\x00\x01", b"POST /sample HTTP/9.9",
-         b"GET / HTTP/\xb2", b"PUT /sample HTTP/1.1", b"HEAD / HTTP/1.1", b"OPTIONS * HTTP/1.1", b"GET /" + b"a" * 70_000 + b" HTTP/1.1",
-         b"GET http://[/ HTTP/1.1", b"GET /../../run.json HTTP/1.1", b"GET //evil HTTP/1.0", b"GET /\xff\xfe HTTP/1.1"]
+         b"GET / HTTP/\xb2", b"PUT /sample HTTP/1.1", b"HEAD / HTTP/1.1", b"OPTIONS * HTTP/1.1",
+         b"GET /" + b"a" * 70_000 + b" HTTP/1.1", b"GET http://[/ HTTP/1.1", b"GET /../../run.json HTTP/1.1", b"GET //evil HTTP/1.0", b"GET /\xff\xfe HTTP/1.1"]
 
 
 def malformed(rng: random.Random) -> bytes:
@@ -353,8 +354,8 @@ def test_a_thousand_malformed_requests(tiny_run: Path, tmp_path: Path) -> None:
 @pytest.mark.full
 def test_sixty_four_clients_for_a_minute(tiny_run: Path, tmp_path: Path) -> None:
     bodies = [("/sample", {"num": 5, "seed": 3}), ("/sample", {"num": 100, "temperature": 1.2}), ("/sample", {"num": 0}),
-              ("/sample", {"num": 10, "prefix": "Two"}), ("/reconstruct", {"sentences": [A, B]}), ("/nearest", {"sentence": A}),
-              ("/interpolate", {"a": A, "b": B, "num": 11})]
+              ("/sample", {"num": 10, "prefix": "Two"}), ("/reconstruct", {"sentences": [A, B]}),
+              ("/nearest", {"sentence": A}), ("/interpolate", {"a": A, "b": B, "num": 11})]
 
     def client(number: int) -> list[int]:
         rng, statuses = random.Random(number), []

@@ -53,7 +53,11 @@ class Loop:
         self.stale = 0  # validations since the best one
         self.best_criterion = math.inf
         self.best: dict[str, Tensor] = {}
-        log_offset = self._restore()
+        try:
+            log_offset = self._restore()
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise OutlinesError(f"{directory}: its checkpoint is not one of this run ({reason})") from error
         self.log = RunLog(directory if ranks.first else None, log_offset, self.examples)
 
     def run(self) -> None:
@@ -195,16 +199,12 @@ class Loop:
         if (meta["threads"], meta["torch"]) != (torch.get_num_threads(), torch.__version__):
             self.reporter.line(f"note: saved with {meta['threads']} threads and torch {meta['torch']}, going on with "
                                f"{torch.get_num_threads()} and {torch.__version__}: not bit for bit the same run")
-        try:
-            load_modules(self.method.modules, tensors, "module")
-            for name, optimizer in self.method.optimizers.items():
-                optimizer.load_state_dict(unflatten_optimizer(tensors, meta["optimizers"][name], f"optimizer.{name}"))
-            self.stage_index, self.step = meta["stage"], meta["step"]
-            self.examples, self.stale = meta["examples"], meta["stale"]
-            self.best_criterion = math.inf if meta["best_criterion"] is None else meta["best_criterion"]
-            self.best = {name: tensor.to(self.data.device) for name, tensor in tensors.items() if name.startswith("best.")}
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise OutlinesError(f"{self.directory}: its checkpoint is not one of this run ({reason})") from error
+        load_modules(self.method.modules, tensors, "module")
+        for name, optimizer in self.method.optimizers.items():
+            optimizer.load_state_dict(unflatten_optimizer(tensors, meta["optimizers"][name], f"optimizer.{name}"))
+        self.stage_index, self.step = meta["stage"], meta["step"]
+        self.examples, self.stale = meta["examples"], meta["stale"]
+        self.best_criterion = math.inf if meta["best_criterion"] is None else meta["best_criterion"]
+        self.best = {name: tensor.to(self.data.device) for name, tensor in tensors.items() if name.startswith("best.")}
         self.reporter.line(f"going on from stage {self.stage_index + 1}, step {self.step:,}")
         return int(meta["log_offset"])

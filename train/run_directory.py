@@ -159,7 +159,7 @@ def newest_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any], 
     for name in names:
         try:
             tensors, meta = read_state(folder / name)
-            if f"{meta.get('stage')}-{str(meta.get('step')).zfill(8)}" != name:
+            if f"{meta['stage']}-{meta['step']:08d}" != name:
                 raise CheckpointError(f"{folder / name}: holds the state of another step")
         except CheckpointError as error:
             damaged.append(str(error))

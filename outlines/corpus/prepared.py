@@ -221,7 +221,8 @@ class PreparedCorpus:
 
     def __init__(self, directory: Path) -> None:
         """Open `directory`. Raises CheckpointError if it is missing, unfinished or damaged."""
-        verify(directory)
+        parts = ("txt", "offsets.npy", "ids.npy", "token_offsets.npy")
+        verify(directory, ["meta.json", "tokenizer.model", *(f"{split}.{part}" for split in SPLITS for part in parts)])
         self.directory = directory
         self.meta = _read_meta(directory / "meta.json")
         self.tokenizer = Tokenizer.load(directory / "tokenizer.model")
