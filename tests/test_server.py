@@ -205,11 +205,13 @@ FIELDS = {"/sample": ["num", "seed", "temperature", "top_k", "top_p", "source", 
           "/interpolate": ["a", "b", "walk", "num"], "/nearest": ["sentence", "num"], "/about": [], "/nowhere": ["x"]}
 HEADERS = ["Host: [", "Host: evil.example", "Host:", "Content-Length: -1", "Content-Length: ²",
            f"Content-Length: {'9' * 5000}", "Content-Length: 1e3", "Content-Type: text/plain", "Content-Type: ;;;=",
-           "Transfer-Encoding: chunked", "no colon", ": empty name", "X: " + "y" * 70_000, "Expect: 100-continue", "Connection: keep-alive", "X: \xff\x00", " folded",
+           "Transfer-Encoding: chunked", "no colon", ": empty name", "X: " + "y" * 70_000,
+           "Expect: 100-continue", "Connection: keep-alive", "X: \xff\x00", " folded",
            "\r\n".join(f"X-{number}: y" for number in range(200))]
 LINES = [b"", b"\r\n", b"GET", b"GET /", b"GET  HTTP/1.1", b"\x16\x03\x01\x02\x00\x01", b"POST /sample HTTP/9.9",
          b"GET / HTTP/\xb2", b"PUT /sample HTTP/1.1", b"HEAD / HTTP/1.1", b"OPTIONS * HTTP/1.1",
-         b"GET /" + b"a" * 70_000 + b" HTTP/1.1", b"GET http://[/ HTTP/1.1", b"GET /../../run.json HTTP/1.1", b"GET //evil HTTP/1.0", b"GET /\xff\xfe HTTP/1.1"]
+         b"GET /" + b"a" * 70_000 + b" HTTP/1.1", b"GET http://[/ HTTP/1.1", b"GET /../../run.json HTTP/1.1",
+         b"GET //evil HTTP/1.0", b"GET /\xff\xfe HTTP/1.1"]
 
 
 def malformed(rng: random.Random) -> bytes:

@@ -182,8 +182,14 @@ class Tokenizer:
         return self._processor.normalize(sentence).replace("▁", " ").strip(" ")
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
-        """Token ids of each sentence, without BOS and EOS; never UNK, none at all for nothing visible."""
-        return self._processor.encode(list(sentences), out_type=int)
+        """Token ids of each sentence, without BOS and EOS; never UNK, none at all for nothing visible.
+
+        Raises TokenizerError for a lone surrogate, as Python makes of a command line that is not UTF-8.
+        """
+        try:
+            return self._processor.encode(list(sentences), out_type=int)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise TokenizerError("not text: it holds half a character, or bytes that are not UTF-8") from error
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """The sentence of each row of ids; BOS, EOS and PAD say nothing, and broken bytes become U+FFFD."""
