@@ -358,9 +358,9 @@ for case in range(start, stop):
         try:
             tokenizer = Tokenizer.load(file)
         except TokenizerError as error:
-            os._exit(1 if "\\n" not in str(error) else 3)
-        finally:
             file.unlink()
+            os._exit(1 if "\\n" not in str(error) else 3)
+        file.unlink()
         tokenizer.decode(tokenizer.encode(["A dog runs.", "Z\\u00fcrich \\U0001f600 \\ufb01", "x" * 2000]))
         tokenizer.normalize("\\uff21 \\u2460 \\u0301")
         os._exit(0)
