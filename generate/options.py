@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from outlines.errors import OutlinesError
+from outlines.options import unknown_name
 
 SAMPLE = "sample"
 EPILOG = """other verbs, each with a --help of its own:
@@ -23,6 +24,15 @@ The same run, seed and device give the same sentences; sentence i is the same ho
 
 class Parser(argparse.ArgumentParser):
     """Errors as this project says them: one line, status 2."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        options, surplus = self.parse_known_args(args, namespace)
+        for word in surplus:
+            if word.startswith("--"):
+                raise unknown_name("option", word.partition("=")[0], self._option_string_actions)
+        if surplus:
+            self.error(f"unrecognized arguments: {' '.join(surplus)}")
+        return options
 
     def error(self, message: str) -> Any:
         raise OutlinesError(f"{message} (see `{self.prog} --help`)")

@@ -13,14 +13,18 @@ A request that cannot be answered gets 400 and {"error": a sentence}. Everything
 numbers in it, the time to send it and to answer it. Sampling requests that wait at the same time are decoded as one batch.
 """
 
+import contextlib
+import io
 import json
 import queue
 import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import groupby
 from pathlib import Path
@@ -36,14 +40,20 @@ from outlines.sampling import SamplingConfig, sample
 from outlines.scoring import nll_of_rows
 
 MAX_BYTES = 64 * 1024
+MAX_FORGOTTEN = 1024 * 1024
+"""Bytes of a refused request that are read all the same."""
 MAX_SENTENCES = 100
 MAX_CHARACTERS = 1000
 MAX_WALK = 101
 MAX_NEIGHBOURS = 50
 MAX_WAITING = 64
 """Requests that may wait or be worked on; one more is told to come back."""
+MAX_CONNECTIONS = 256
+"""Clients at a time, each with a thread; one more is sent away unheard."""
+MAX_ROWS = 512
+"""Sentences decoded as one batch, which bounds the memory that many requests at once can take."""
 READ_SEC = 10
-"""A client that sends nothing for so long is dropped."""
+"""A client that has not sent the whole of its request by then is dropped, and one that does not take its answer."""
 ANSWER_SEC = 30
 GATHER_SEC = 0.01
 """How long the first of a batch waits for others."""
@@ -51,7 +61,7 @@ LOCAL = {"localhost", "127.0.0.1", "::1"}
 
 
 class Busy(Exception):
-    """Too many requests, or too long a wait."""
+    """Too many requests, or too long a wait; says which."""
 
 
 class Job(NamedTuple):
@@ -71,7 +81,7 @@ class Batcher:
     """
 
     def __init__(self, pipeline: Pipeline):
-        self.batch_sizes: list[int] = []
+        self.batch_sizes: deque[int] = deque(maxlen=1000)
         self._decoder = pipeline.model.decoder
         self._jobs: queue.Queue[Job | None] = queue.Queue(MAX_WAITING)
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -81,12 +91,13 @@ class Batcher:
                prefix: Sequence[int]) -> list[list[int]]:
         """Token ids of each row; called from any thread. Raises Busy after ANSWER_SEC."""
         job = Job(vectors, uniforms, config, tuple(prefix), Future())
+        until = time.monotonic() + ANSWER_SEC
         try:
             self._jobs.put(job, timeout=ANSWER_SEC)
-            return job.result.result(timeout=ANSWER_SEC)
+            return job.result.result(timeout=max(0.0, until - time.monotonic()))
         except (queue.Full, TimeoutError) as error:
             job.result.cancel()
-            raise Busy from error
+            raise Busy("too busy to answer in time") from error
 
     def close(self) -> None:
         self._jobs.put(None)
@@ -104,7 +115,17 @@ class Batcher:
                 waiting.append(following)
             alike = sorted((job for job in waiting if job.result.set_running_or_notify_cancel()), key=_kind)
             for _, group in groupby(alike, key=_kind):
-                self._decode(list(group))
+                self._decode_group(list(group))
+
+    def _decode_group(self, jobs: list[Job]) -> None:
+        """Decode jobs that are alike, as many at a time as MAX_ROWS allows."""
+        batch: list[Job] = []
+        for job in jobs:
+            if batch and sum(len(other.uniforms) for other in batch) + len(job.uniforms) > MAX_ROWS:
+                self._decode(batch)
+                batch = []
+            batch.append(job)
+        self._decode(batch)
 
     def _decode(self, jobs: list[Job]) -> None:
         first = jobs[0]
@@ -149,6 +170,8 @@ class Fields:
         value = self._data.pop(name, default)
         if not isinstance(value, str) or len(value) > MAX_CHARACTERS:
             raise OutlinesError(f"{name} must be a text of at most {MAX_CHARACTERS} characters")
+        if any("\ud800" <= character <= "\udfff" for character in value):  # JSON can spell them, UTF-8 cannot
+            raise OutlinesError(f"{name} holds half a character (a lone surrogate)")
         return value
 
     def texts(self, name: str) -> list[str]:
@@ -212,20 +235,38 @@ class Endpoints:
     def _in_turn(self, work: Callable[[], Any]) -> Any:
         """What cannot be batched is done one at a time, so that it cannot take all cores from the rest."""
         if not self._turn.acquire(timeout=ANSWER_SEC):
-            raise Busy
+            raise Busy("too busy to answer in time")
         try:
             return work()
         finally:
             self._turn.release()
 
 
+class TimedReader(io.RawIOBase):
+    """What a client sends, all of it by one moment: a byte now and then does not keep a connection."""
+
+    def __init__(self, connection: socket.socket):
+        self._connection, self._until = connection, time.monotonic() + READ_SEC
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._connection.settimeout(max(0.001, self._until - time.monotonic()))
+        return self._connection.recv_into(buffer)
+
+
 class Handler(BaseHTTPRequestHandler):
-    """One connection."""
+    """One connection, and one request on it."""
 
     server: "Server"
-    timeout = READ_SEC
     server_version = "NeuralOutlines"
     sys_version = ""
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(TimedReader(self.connection))
 
     def do_GET(self) -> None:
         if not self._from_here():
@@ -245,43 +286,55 @@ class Handler(BaseHTTPRequestHandler):
         if act is None:
             self._send_json(404, {"error": f"there is nothing at {self.path[:80]}"})
             return
-        if not self.server.places.acquire(blocking=False):
-            self._send_json(503, {"error": "too many requests at once: try again in a moment"})
-            return
         try:
-            self._send_json(200, act(Fields(self._body())))
+            fields = Fields(self._body())  # before a place is taken, so that slow clients take none
+            if not self.server.places.acquire(blocking=False):
+                raise Busy("too many requests at once")
+            try:
+                status, data = 200, act(fields)
+            finally:
+                self.server.places.release()
         except OutlinesError as error:
-            self._send_json(400, {"error": str(error)})
-        except Busy:
-            self._send_json(503, {"error": "too busy to answer in time: try again in a moment"})
-        except TimeoutError:
-            self.close_connection = True
-        except Exception:
-            self._send_json(500, {"error": "something went wrong here; the server's terminal says what"})
+            status, data = 400, {"error": str(error)}
+        except Busy as error:
+            status, data = 503, {"error": f"{error}: try again in a moment"}
+        except ConnectionError:  # nobody is there to be answered
             raise
-        finally:
-            self.server.places.release()
+        except Exception:
+            self.server.handle_error(self.request, self.client_address)
+            status, data = 500, {"error": "something went wrong here; the server's terminal says what"}
+        self._send_json(status, data)
 
     def _body(self) -> Any:
         # A page of another site can send a form here, but not this type of content without asking first.
         if self.headers.get_content_type() != "application/json":
             raise OutlinesError("the content type must be application/json")
         length = self.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdigit() or int(length) > MAX_BYTES:
-            self.close_connection = True
+        if not length.isascii() or not length.isdigit() or len(length) > 9 or int(length) > MAX_BYTES:
             raise OutlinesError(f"a request must state its length, at most {MAX_BYTES} bytes")
         try:
             return json.loads(self.rfile.read(int(length)).decode())
         except (ValueError, RecursionError) as error:
             raise OutlinesError("the request is not JSON") from error
+        except TimeoutError as error:
+            raise ConnectionAbortedError("the client was too slow") from error
+
+    def _forget(self) -> None:
+        """Take what a client is still sending, or it would be cut off at that and never read its answer."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self.rfile.read(MAX_FORGOTTEN)
 
     def _from_here(self) -> bool:
         """False, and answered, where a server for this machine is asked for under another name.
 
         So a page of another site cannot read it by pointing its own name at 127.0.0.1.
         """
-        if not self.server.local or urlsplit(f"//{self.headers.get('Host', '')}").hostname in LOCAL:
-            return True
+        try:
+            if not self.server.local or urlsplit(f"//{self.headers.get('Host', '')}").hostname in LOCAL:
+                return True
+        except ValueError:  # not a name at all
+            pass
         self._send_json(400, {"error": "this page is served to this machine only"})
         return False
 
@@ -291,10 +344,17 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, body: bytes, kind: str) -> None:
         self.send_response(status)
         for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), "X-Content-Type-Options": "nosniff",
-                            "Cache-Control": "no-store"}.items():
+                            "Cache-Control": "no-store", "Connection": "close"}.items():
             self.send_header(name, value)
+        self.connection.settimeout(READ_SEC)
         self.end_headers()
         self.wfile.write(body)
+        if status >= 400:
+            self._forget()
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the base class refuses is answered as the rest is."""
+        self._send_json(code, {"error": message or self.responses[HTTPStatus(code)][0]})
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are not logged."""
@@ -304,6 +364,7 @@ class Server(ThreadingHTTPServer):
     """The endpoints of one run at an address; port 0 takes a free one."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, pipeline: Pipeline, host: str, port: int):
         self.local = host in LOCAL
@@ -311,11 +372,12 @@ class Server(ThreadingHTTPServer):
             self.address_family = socket.AF_INET6
         try:
             super().__init__((host, port), Handler)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise OutlinesError(f"cannot listen at {host}:{port}: {reason}: try another --port") from error
         self.endpoints = Endpoints(pipeline)
         self.places = threading.BoundedSemaphore(MAX_WAITING)
+        self.connections = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
     @property
     def url(self) -> str:
@@ -327,9 +389,21 @@ class Server(ThreadingHTTPServer):
         if hasattr(self, "endpoints"):
             self.endpoints.batcher.close()
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self.connections.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.connections.release()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that left in the middle is no event; anything else is, on standard error."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
+        """A client that left in the middle or takes no answer is no event; anything else is, on standard error."""
+        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
 
 

@@ -11,18 +11,20 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from outlines.errors import OutlinesError
 
 MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 class CheckpointError(OutlinesError):
@@ -108,24 +110,41 @@ def sweep(directory: Path) -> None:
             leftover.unlink()
 
 
-def verify(directory: Path) -> None:
-    """Raise CheckpointError unless `directory` holds exactly the plain files of its manifest, bit for bit."""
+def _manifest(directory: Path) -> dict[str, str]:
+    """The SHA-256 of each file that `directory` must hold; raises CheckpointError."""
     try:
+        if (directory / MANIFEST).is_symlink():
+            raise CheckpointError(f"{directory / MANIFEST}: a link, where a plain file must be")
         manifest = json.loads((directory / MANIFEST).read_text())
     except FileNotFoundError as error:
         raise CheckpointError(f"{directory}: no {MANIFEST}: not a checkpoint, or not a whole one") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{directory / MANIFEST}: damaged ({error})") from error
     if not isinstance(manifest, dict) or not manifest:
         raise CheckpointError(f"{directory / MANIFEST}: damaged (not a table of sums)")
-    for name, expected in manifest.items():
+    there = {file.name for file in directory.iterdir()}
+    for name in manifest:
         if Path(name).name != name or name in ("", ".", ".."):
             raise CheckpointError(f"{directory / MANIFEST}: names a file outside the directory: {name!r}")
         file = directory / name
-        if file.is_symlink() or not file.is_file():
+        if name not in there or file.is_symlink() or not file.is_file():
             raise CheckpointError(f"{file}: missing, or not a plain file")
-        if sha256_file(file) != expected:
-            raise CheckpointError(f"{file}: damaged: its SHA-256 is not the manifest's")
+    return manifest
+
+
+def _check_sum(file: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise CheckpointError(f"{file}: damaged: its SHA-256 is not the manifest's")
+
+
+def verify(directory: Path, names: Iterable[str] = ()) -> None:
+    """Raise CheckpointError unless `directory` holds the plain files of its manifest, bit for bit, `names` among them."""
+    manifest = _manifest(directory)
+    for name in names:
+        if name not in manifest:
+            raise CheckpointError(f"{directory / MANIFEST}: names no {name}")
+    for name, expected in manifest.items():
+        _check_sum(directory / name, sha256_file(directory / name), expected)
 
 
 def write_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -138,9 +157,20 @@ def write_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) ->
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what write_state wrote, after verifying every byte; raises CheckpointError."""
-    verify(path)
-    return load_file(path / "tensors.safetensors"), json.loads((path / "meta.json").read_text())
+    """Read what write_state wrote; raises CheckpointError. The bytes that are verified are those that are taken."""
+    found: dict[str, bytes] = {}
+    try:
+        for name, expected in _manifest(path).items():
+            found[name] = (path / name).read_bytes()
+            _check_sum(path / name, hashlib.sha256(found[name]).hexdigest(), expected)
+        tensors, meta = load(found["tensors.safetensors"]), json.loads(found["meta.json"])
+    except KeyError as error:
+        raise CheckpointError(f"{path / MANIFEST}: names no {error.args[0]}") from error
+    except (OSError, ValueError, SafetensorError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{path / 'meta.json'}: not a JSON object")
+    return tensors, meta
 
 
 def flatten_optimizer(state: dict[str, Any], prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -177,3 +207,34 @@ def load_modules(modules: dict[str, torch.nn.Module], tensors: dict[str, Tensor]
     for module_name, module in modules.items():
         start = f"{prefix}.{module_name}."
         module.load_state_dict({name[len(start):]: tensor for name, tensor in tensors.items() if name.startswith(start)})
+
+
+def build_module(build: Callable[[], Module], sizes: Any, tensors: dict[str, Tensor], where: Path) -> Module:
+    """The module that `build` makes, filled with `tensors`; raises CheckpointError where the two do not fit.
+
+    sizes: the JSON data that `build` goes by. It comes from a file, so the module is built without memory first: a file
+    of a few bytes cannot ask for more than its own tensors take.
+    """
+    try:
+        if _largest(sizes) > max((max(tensor.shape, default=1) for tensor in tensors.values()), default=1):
+            raise ValueError("it claims to be larger than its tensors")
+        with torch.device("meta"):
+            due = {name: tensor.shape for name, tensor in build().state_dict().items()}
+        odd = sorted(name for name in due.keys() | tensors.keys()
+                     if name not in due or name not in tensors or due[name] != tensors[name].shape)
+        if odd:
+            raise ValueError(f"missing, surplus or misshapen: {', '.join(odd[:3])}")
+        module = build()
+        module.load_state_dict(tensors)
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, RuntimeError, TypeError,
+            ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{where}: not of this version ({reason}): train it again") from error
+    return module
+
+
+def _largest(data: Any) -> float:
+    """The largest number within JSON data."""
+    if isinstance(data, (dict, list)):
+        return max(map(_largest, data.values() if isinstance(data, dict) else data), default=0)
+    return data if isinstance(data, (int, float)) else 0

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from outlines import baselines, outline_model
-from outlines.checkpoint import CheckpointError, load_modules, module_tensors, read_state, write_state
+from outlines.checkpoint import CheckpointError, build_module, module_tensors, read_state, write_state
 from outlines.text_model import TextModel
 
 
@@ -45,11 +45,8 @@ def load_model(directory: Path) -> TextModel:
     The file names a family of this package and gives its shape; nothing in it can name code.
     """
     tensors, meta = read_state(directory)
-    known = families()
-    try:
-        model = known[meta["family"]].from_shape(meta["shape"])
-        load_modules({"model": model}, tensors, "model")
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{directory}: not a model of this version ({reason}): train it again") from error
-    return model.eval()
+    known, family, shape = families(), meta.get("family"), meta.get("shape")
+    if not isinstance(family, str) or family not in known or not isinstance(shape, dict):
+        raise CheckpointError(f"{directory}: not a model of this version (family {str(family)[:40]!r}): train it again")
+    own = {name.removeprefix("model.model."): tensor for name, tensor in tensors.items()}
+    return build_module(lambda: known[family].from_shape(shape), shape, own, directory).eval()

@@ -94,5 +94,6 @@ class OutlineModel(TextModel):
 
     @classmethod
     def from_shape(cls, shape: dict[str, Any]) -> "OutlineModel":
+        encoder = {name: str(shape["encoder"][name]) for name in ("name", "fingerprint")}
         return cls(DecoderConfig(**shape["decoder"]), GeneratorConfig(**shape["generator"]),
-                   GeneratorConfig(**shape["mixture"]), shape["normalized"], shape["encoder"], shape["whitened"])
+                   GeneratorConfig(**shape["mixture"]), shape["normalized"], encoder, shape["whitened"])

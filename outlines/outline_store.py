@@ -119,6 +119,12 @@ class OutlineStore:
 
     def __init__(self, directory: Path, verify: bool = True):
         meta = read_json(directory / META, META_NAMES)
+        counts, mean, shards = [meta[name] for name in ("dim", "rows", "shard_rows")], meta["mean"], meta["shards"]
+        if (not all(type(count) is int and 0 < count < 2**53 for count in counts) or not isinstance(mean, list)
+                or not all(isinstance(value, float) for value in [*mean, meta["scale"]])
+                or len(mean) != meta["dim"] or not isinstance(shards, list)
+                or len(shards) != math.ceil(meta["rows"] / meta["shard_rows"])):
+            raise _damaged(directory / META)
         self.directory = directory
         self.dim: int = meta["dim"]
         self.mean = np.array(meta["mean"], dtype=np.float64)
@@ -182,7 +188,7 @@ class Scaling(nn.Module):
         self.register_buffer("mean", mean.clone())
         self.register_buffer("std", torch.as_tensor(std, dtype=mean.dtype).clone())
         self.register_buffer("whitening", None if whitening is None else whitening.clone())
-        if not self.std > 0:
+        if not self.std.is_meta and not self.std > 0:
             raise OutlinesError("the outlines cannot be scaled: they are all alike")
 
     @classmethod
@@ -279,7 +285,7 @@ def read_json(file: Path, names: set[str]) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise OutlinesError(f"{file}: missing: the encoding did not finish; run it again") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(file) from error
     if not isinstance(content, dict) or not names <= content.keys():
         raise _damaged(file)

@@ -111,7 +111,7 @@ class Pipeline:
         self.model = model.requires_grad_(False)
         self.tokenizer = tokenizer
         self.device = next(model.parameters()).device
-        self.max_len = int(description.get("corpus", {}).get("max_len", SamplingConfig.max_len))
+        self.max_len: int = description["corpus"]["max_len"]
 
     @cached_property
     def encoder(self) -> SentenceEncoder | None:
@@ -342,12 +342,15 @@ def load_pipeline(run: Path, device: torch.device) -> Pipeline:
         raise OutlinesError(f"{run}: no run here (no run.json)")
     if not (run / "model").is_dir():
         raise OutlinesError(f"{run}: training has not finished (no model/): go on with `python -m train --resume {run}`")
-    tokenizer = Tokenizer.load(run / "tokenizer.model")
     try:
         description = json.loads((run / "run.json").read_text())
         expected = description["hashes"]["tokenizer"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        max_len = description["corpus"]["max_len"]
+        if type(max_len) is not int or max_len < 1:
+            raise ValueError(f"max_len {max_len!r}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise OutlinesError(f"{run / 'run.json'}: damaged: {error}") from error
+    tokenizer = Tokenizer.load(run / "tokenizer.model")
     if tokenizer.fingerprint != expected:
         raise OutlinesError(f"{run / 'tokenizer.model'}: damaged, or of another run: its SHA-256 is not that of run.json")
     model = load_model(run / "model")

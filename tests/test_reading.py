@@ -141,7 +141,7 @@ def test_damaged_gz_and_bombs(tmp_path: Path) -> None:
     packed = gzip.compress("\n".join(digests).encode())
     overwritten = packed[:200] + b"\0\0\0\0" + packed[204:]
     for damaged in (packed[:-20], b"not a gzip file", overwritten, packed + b"junk"):
-        with pytest.raises(CorpusError, match=r"a\.txt\.gz: damaged"):
+        with pytest.raises(CorpusError, match=r"a\.txt\.gz:\d+: damaged"):
             read(path, damaged)
     bomb = gzip.compress(b"0" * 5_000_000)
     with pytest.raises(CorpusError, match="decompresses to more than"):

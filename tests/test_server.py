@@ -1,13 +1,17 @@
 """The page and its JSON endpoints, over a real socket."""
 
+import contextlib
 import http.client
 import json
+import os
+import random
 import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -28,14 +32,21 @@ from tests.conftest import environment
 A, B = "Two dogs play in the park.", "A woman is reading a book."
 
 
+@contextlib.contextmanager
+def running(pipeline: Pipeline) -> Iterator[Server]:
+    """A server in a thread of this process."""
+    with Server(pipeline, "127.0.0.1", 0) as started:
+        thread = threading.Thread(target=started.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield started
+        started.shutdown()
+        thread.join()
+
+
 @pytest.fixture(scope="module")
 def server(pipeline: Pipeline) -> Iterator[Server]:
-    with Server(pipeline, "127.0.0.1", 0) as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+    with running(pipeline) as started:
+        yield started
 
 
 def ask(server: Server, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
@@ -126,7 +137,7 @@ def test_a_request_is_bounded_in_bytes_and_time(server: Server, monkeypatch: pyt
     connection.putheader("Content-Length", str(2**40))
     connection.endheaders()
     assert connection.getresponse().status == 400
-    monkeypatch.setattr(serving.Handler, "timeout", 0.2)
+    monkeypatch.setattr(serving, "READ_SEC", 0.2)
     with socket.create_connection(server.server_address[:2], timeout=10) as slow:  # type: ignore[arg-type]
         slow.sendall(b"POST /sample HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                      b"Content-Length: 9\r\n\r\n{")
@@ -179,7 +190,195 @@ def test_serving_from_the_command_line(tiny_run: Path) -> None:
     assert process.stdout is not None and process.stderr is not None
     url = process.stdout.readline().split()[0]
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
+    with pytest.raises(ConnectionRefusedError):  # this machine too, but not the address listened at
+        socket.create_connection(("127.0.0.2", int(url.rsplit(":", 1)[1])), timeout=10)
     with urllib.request.urlopen(url + "/about", timeout=30) as answer:
         assert json.load(answer)["family"] == "outlines"
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130 and process.stderr.read() == ""
+
+
+VALUES: list[Any] = [None, True, -1, 0, 1, 2, 101, 10**30, -10**400, 2.5, 1e308, 1e-308, -0.0, float("nan"), float("inf"),
+                     "", " ", "x", A, "\ud800", "\0", "\u202e😀\n", "dog " * 400, [], ["\udfff"],
+                     [A] * 3, [[[]]], {}, {"a": 1}]
+FIELDS = {"/sample": ["num", "seed", "temperature", "top_k", "top_p", "source", "prefix"], "/reconstruct": ["sentences"],
+          "/interpolate": ["a", "b", "walk", "num"], "/nearest": ["sentence", "num"], "/about": [], "/nowhere": ["x"]}
+HEADERS = ["Host: [", "Host: evil.example", "Host:", "Content-Length: -1", "Content-Length: ²",
+           f"Content-Length: {'9' * 5000}", "Content-Length: 1e3", "Content-Type: text/plain", "Content-Type: ;;;=",
+           "Transfer-Encoding: chunked", "no colon", ": empty name", "X: " + "y" * 70_000,
+           "Expect: 100-continue", "Connection: keep-alive", "X: \xff\x00", " folded",
+           "\r\n".join(f"X-{number}: y" for number in range(200))]
+LINES = [b"", b"\r\n", b"GET", b"GET /", b"GET  HTTP/1.1", b"\x16\x03\x01\x02\x00\x01", b"POST /sample HTTP/9.9",
+         b"GET / HTTP/\xb2", b"PUT /sample HTTP/1.1", b"HEAD / HTTP/1.1", b"OPTIONS * HTTP/1.1",
+         b"GET /" + b"a" * 70_000 + b" HTTP/1.1", b"GET http://[/ HTTP/1.1", b"GET /../../run.json HTTP/1.1",
+         b"GET //evil HTTP/1.0", b"GET /\xff\xfe HTTP/1.1"]
+
+
+def malformed(rng: random.Random) -> bytes:
+    """One request, most of the time one that no browser would send."""
+    path = rng.choice(list(FIELDS))
+    # A surplus field now and then: the walks and look-ups that succeed are the slow ones.
+    fields = {name: rng.choice(VALUES) for name in [*FIELDS[path], "surplus"] if rng.random() < 0.6}
+    body = json.dumps(fields).encode()
+    if rng.random() < 0.3:
+        damaged = bytearray(body)
+        damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        body = bytes(damaged[:rng.randrange(1, len(damaged) + 1)])
+    headers = {"Host": "localhost", "Content-Type": "application/json", "Content-Length": str(len(body))}
+    lines = [f"{name}: {value}" for name, value in headers.items() if rng.random() < 0.95]
+    lines += rng.sample(HEADERS, rng.choice([0, 0, 1, 2]))
+    rng.shuffle(lines)
+    first = rng.choice(LINES) if rng.random() < 0.25 else f"{rng.choice(['POST', 'POST', 'GET'])} {path} HTTP/1.1".encode()
+    request = first + b"\r\n" + "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+    return rng.randbytes(rng.randrange(300)) if rng.random() < 0.05 else request[:rng.choice([len(request)] * 9 + [40])]
+
+
+def raw(address: tuple[str, int], request: bytes) -> bytes:
+    """All that is answered to these bytes and the end of them."""
+    with socket.create_connection(address, timeout=60) as connection:
+        with contextlib.suppress(OSError):  # it may have been refused before the last byte
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while part := connection.recv(65536):
+                answer += part
+    return answer
+
+
+def refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def send_malformed(address: tuple[str, int], count: int, seed: int) -> int:
+    """Send so many, and hold every answer to what is promised; returns how many were answered."""
+    rng, num_answered = random.Random(seed), 0
+    for _ in range(count):
+        request = malformed(rng)
+        answer = raw(address, request)
+        assert b"Traceback" not in answer and b".py" not in answer, request
+        if answer.startswith(b"HTTP/"):
+            num_answered += 1
+            head, body = answer.split(b"\r\n\r\n", 1)
+            assert int(head.split()[1]) in (200, 400, 404, 414, 431, 501, 505), (request, answer)
+            if b"application/json" in head:
+                assert isinstance(json.loads(body, parse_constant=refuse_constant), dict)
+        else:
+            # HTTP/0.9 has no head; and a request of nothing has no answer.
+            assert not answer or answer.startswith((b"{", b"<!doctype")), (request, answer)
+    return num_answered
+
+
+def test_malformed_requests_are_answered_and_nothing_breaks(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+    address = ("127.0.0.1", server.server_address[1])
+    assert send_malformed(address, 100, seed=0) > 50
+    assert ask(server, "/about")[0] == 200
+    assert capfd.readouterr() == ("", ""), "a trace was printed"
+
+
+def test_an_oversized_body_is_answered_though_the_client_is_still_sending(server: Server) -> None:
+    status, data = ask(server, "/sample", b"[" + b"1," * 400_000 + b"1]")
+    assert status == 400 and "at most 65536 bytes" in data["error"]
+
+
+def test_slow_clients_are_dropped_and_take_no_place(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = b"POST /sample HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    address = ("127.0.0.1", server.server_address[1])
+    with contextlib.ExitStack() as stack:
+        for _ in range(serving.MAX_WAITING + 1):
+            stack.enter_context(socket.create_connection(address, timeout=30)).sendall(head)
+        assert ask(server, "/sample", {"num": 1})[0] == 200
+    monkeypatch.setattr(serving, "READ_SEC", 0.3)
+    with socket.create_connection(address, timeout=30) as trickling, pytest.raises(ConnectionError):
+        for byte in head * 100:  # a byte every 20 ms, which no pause between two of them gives away
+            trickling.sendall(bytes([byte]))
+            time.sleep(0.02)
+
+
+def test_one_connection_too_many_is_closed(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "MAX_CONNECTIONS", 1)
+    request = b"GET /about HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with running(pipeline) as server:
+        address = ("127.0.0.1", server.server_address[1])
+        with socket.create_connection(address, timeout=30) as idle:
+            assert raw(address, request) == b""
+            idle.shutdown(socket.SHUT_WR)
+            assert idle.recv(100) == b""
+        for _ in range(100):  # the idle one's thread gives its place back a moment after it has closed
+            if answer := raw(address, request):
+                break
+            time.sleep(0.02)
+        assert answer.startswith(b"HTTP/1.0 200")
+
+
+def test_large_requests_that_wait_together_are_decoded_in_bounded_batches(server: Server,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "GATHER_SEC", 0.3)
+    monkeypatch.setattr(serving, "MAX_ROWS", 5)
+    server.endpoints.batcher.batch_sizes.clear()
+    with ThreadPoolExecutor(5) as pool:
+        answers = list(pool.map(lambda seed: ask(server, "/sample", {"num": 2, "seed": seed}), range(5)))
+    assert [status for status, _ in answers] == [200] * 5
+    assert sum(server.endpoints.batcher.batch_sizes) == 5 and max(server.endpoints.batcher.batch_sizes) <= 2
+
+
+@contextlib.contextmanager
+def served(run: Path, errors: Path) -> Iterator[tuple[tuple[str, int], int]]:
+    """Address and pid of a server in a process of its own, which must end by Ctrl-C and have said nothing."""
+    with open(errors, "wb") as file:
+        process = subprocess.Popen([sys.executable, "-m", "generate", "serve", str(run), "--port", "0"], env=environment(),
+                                   stdout=subprocess.PIPE, stderr=file, text=True)
+    try:
+        assert process.stdout is not None
+        yield ("127.0.0.1", int(process.stdout.readline().split()[0].rsplit(":", 1)[1])), process.pid
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130 and errors.read_text() == ""
+    finally:
+        process.kill()
+        process.wait()
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.full
+def test_a_thousand_malformed_requests(tiny_run: Path, tmp_path: Path) -> None:
+    with served(tiny_run, tmp_path / "errors") as (address, pid):
+        answered = send_malformed(address, 300, seed=1)
+        before = resident_bytes(pid)
+        answered += send_malformed(address, 700, seed=2)
+        growth = resident_bytes(pid) - before
+    print(f"{answered} of 1000 answered; memory grew by {growth / 2**20:.1f} MiB")
+    assert answered > 500 and growth < 20 * 2**20
+
+
+@pytest.mark.full
+def test_sixty_four_clients_for_a_minute(tiny_run: Path, tmp_path: Path) -> None:
+    bodies = [("/sample", {"num": 5, "seed": 3}), ("/sample", {"num": 100, "temperature": 1.2}), ("/sample", {"num": 0}),
+              ("/sample", {"num": 10, "prefix": "Two"}), ("/reconstruct", {"sentences": [A, B]}),
+              ("/nearest", {"sentence": A}), ("/interpolate", {"a": A, "b": B, "num": 11})]
+
+    def client(number: int) -> list[int]:
+        rng, statuses = random.Random(number), []
+        while time.monotonic() < until:
+            path, body = rng.choice(bodies)
+            content = json.dumps(body).encode()
+            head = (f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                    f"Content-Length: {len(content)}\r\n\r\n")
+            statuses.append(int(raw(address, head.encode() + content).split()[1]))
+        return statuses
+
+    with served(tiny_run, tmp_path / "errors") as (address, pid):
+        sizes = []
+        until = time.monotonic() + 60
+        with ThreadPoolExecutor(65) as pool:
+            clients = [pool.submit(client, number) for number in range(64)]
+            for _ in range(6):
+                time.sleep(10)
+                sizes.append(resident_bytes(pid))
+        statuses = [status for done in clients for status in done.result()]
+    print(f"{len(statuses)} requests, {statuses.count(503)} told to come back; "
+          f"memory every 10 s, MiB: {[round(size / 2**20) for size in sizes]}")
+    assert set(statuses) <= {200, 400, 503} and statuses.count(200) > 100
+    assert max(sizes[3:]) - max(sizes[:3]) < 30 * 2**20, sizes

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from outlines.errors import OutlinesError
+from outlines.options import unknown_name
 from train import ablate, evaluate
 from train.compare import COMPARE, DEFAULT_REMEDY, LEADER, remedies, report_comparison
 from train.config import known_fields
@@ -54,6 +55,15 @@ def add_options(parser: argparse._ActionsContainer, method: type[Method]) -> Non
 
 class Parser(argparse.ArgumentParser):
     """Errors as this project says them: one line, status 2."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        options, surplus = self.parse_known_args(args, namespace)
+        for word in surplus:
+            if word.startswith("--"):
+                raise unknown_name("option", word.partition("=")[0], self._option_string_actions)
+        if surplus:
+            self.error(f"unrecognized arguments: {' '.join(surplus)}")
+        return options
 
     def error(self, message: str) -> Any:
         raise OutlinesError(f"{message} (see `{self.prog} --help`)")

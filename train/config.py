@@ -4,7 +4,6 @@ Precedence: defaults < preset < --config FILE.toml < flags. A name nobody knows 
 """
 
 import dataclasses
-import difflib
 import math
 import tomllib
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 from outlines.corpus.reading import CorpusFiles
 from outlines.devices import DEVICES
 from outlines.errors import OutlinesError
-from outlines.options import option
+from outlines.options import option, unknown_name
 
 
 @dataclass(frozen=True)
@@ -99,13 +98,6 @@ def known_fields(model_config: type) -> dict[str, dataclasses.Field[Any]]:
     return fields
 
 
-def unknown_name(kind: str, name: str, known: Any) -> OutlinesError:
-    """The error for a name nobody knows, with the nearest one that exists."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(sorted(known))
-    return OutlinesError(f"unknown {kind} {name!r}: {hint}")
-
-
 def coerce(field: dataclasses.Field[Any], value: Any, where: str) -> Any:
     """A value from a file or a flag as the field's type; raises OutlinesError."""
     kind = field.type
@@ -114,16 +106,16 @@ def coerce(field: dataclasses.Field[Any], value: Any, where: str) -> Any:
     if kind is bool:
         fits = isinstance(value, bool)
     elif kind is int:
-        fits = isinstance(value, int) and not isinstance(value, bool)
+        fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     elif kind is float:
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
         value = float(value) if fits else value
     elif kind is str:
-        fits = isinstance(value, str)
+        fits = isinstance(value, str) and _is_text(value)
     else:
         if isinstance(value, (list, tuple)):
             value = tuple(value)
-        fits = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+        fits = isinstance(value, tuple) and all(isinstance(item, str) and _is_text(item) for item in value)
     if not fits or (choices and value not in choices):
         expected = " or ".join(choices) if choices else getattr(kind, "__name__", "a list of words")
         raise OutlinesError(f"{where}: {field.name} = {value!r}: expected {expected}")
@@ -134,10 +126,19 @@ def coerce(field: dataclasses.Field[Any], value: Any, where: str) -> Any:
     return value
 
 
+def _is_text(value: str) -> bool:
+    """What a file's name can be: no NUL, no lone surrogate but those by which Python spells bytes that are not UTF-8."""
+    try:
+        value.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value
+
+
 def read_toml(path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OutlinesError(f"{path}: cannot read this configuration: {error}") from error
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from outlines.baselines.lm import LanguageModel
+from outlines.errors import OutlinesError
 from outlines.families import load_model
 from outlines.metrics.text import words
 from outlines.scoring import nll_of_rows
@@ -130,7 +131,10 @@ def reverse_nll(samples: Sequence[str], held_out: Sequence[str], config: RunConf
                 shutil.rmtree(entry)
             elif entry.name not in (result.name, "lock"):
                 entry.unlink()
-    return Nll(**read_json(result))
+    try:
+        return Nll(**read_json(result))
+    except TypeError as error:
+        raise OutlinesError(f"{result}: damaged: delete it, and the figure is measured again") from error
 
 
 def _learn_and_score(samples: Sequence[str], held_out: Sequence[str], config: RunConfig, options: dict[str, Any],

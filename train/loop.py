@@ -20,6 +20,7 @@ from outlines.checkpoint import (
     unflatten_optimizer,
     write_state,
 )
+from outlines.errors import OutlinesError
 from outlines.sampling import SamplingConfig
 from outlines.text_model import block_seed
 from train.config import TrainingConfig
@@ -52,7 +53,11 @@ class Loop:
         self.stale = 0  # validations since the best one
         self.best_criterion = math.inf
         self.best: dict[str, Tensor] = {}
-        log_offset = self._restore()
+        try:
+            log_offset = self._restore()
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise OutlinesError(f"{directory}: its checkpoint is not one of this run ({reason})") from error
         self.log = RunLog(directory if ranks.first else None, log_offset, self.examples)
         self.log.layout(method.layout)
 

@@ -82,19 +82,22 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     atomic_write(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote; raises OutlinesError where it is damaged."""
     try:
-        return json.loads(path.read_text())
+        data = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise OutlinesError(f"{path}: damaged: {error}") from error
+    if not isinstance(data, dict):
+        raise OutlinesError(f"{path}: damaged: not a JSON object")
+    return data
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
     try:
         return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OutlinesError(f"{path}: damaged: {error}") from error
 
 
@@ -103,9 +106,9 @@ def read_run(directory: Path) -> dict[str, Any]:
     if not (directory / "run.json").exists():
         raise OutlinesError(f"{directory}: no run here (no run.json)")
     data = read_json(directory / "run.json")
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise OutlinesError(f"{directory / 'run.json'}: made by another version (format "
-                            f"{data.get('format') if isinstance(data, dict) else None}, this is {FORMAT})")
+    if data.get("format") != FORMAT:
+        raise OutlinesError(f"{directory / 'run.json'}: made by another version (format {data.get('format')}, "
+                            f"this is {FORMAT})")
     return data
 
 
@@ -128,10 +131,13 @@ def read_group(directory: Path) -> Group | None:
     if not file.exists():
         return None
     data = read_json(file)
-    names = data.get("runs") if isinstance(data, dict) else None
+    names = data.get("runs")
     if not isinstance(names, list) or not names or data.get("kind") not in ("seeds", "compare") or not all(
             isinstance(name, str) and re.fullmatch(r"[\w-]+", name) for name in names):
         raise OutlinesError(f"{file}: damaged: it names no runs")
+    for name in names:
+        if (directory / name).is_symlink():  # It could lead back here, and so round for ever.
+            raise OutlinesError(f"{file}: {name} is a link, where a run must be")
     return Group(data["kind"], [directory / name for name in names])
 
 

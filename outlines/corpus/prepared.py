@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from outlines.checkpoint import MANIFEST, atomic_directory, sha256_file, verify
+from outlines.checkpoint import MANIFEST, CheckpointError, atomic_directory, sha256_file, verify
 from outlines.corpus.reading import SPLITS, CorpusError
 from outlines.corpus.tokenizer import Tokenizer, train_tokenizer
 
@@ -63,9 +63,23 @@ class _GrowingArray:
                 self._write_header()
 
 
-def _mapped(path: Path) -> np.ndarray:
+def _mapped(path: Path, kinds: tuple[str, ...] = ("<i8",)) -> np.ndarray:
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CheckpointError(f"{path}: not a .npy file of numbers: {str(error).splitlines()[0]}") from error
+    if not isinstance(mapped, np.ndarray) or mapped.ndim != 1 or mapped.dtype.str not in kinds:
+        raise CheckpointError(f"{path}: not a row of numbers of the kind {' or '.join(kinds)}")
     # asarray, because slices of numpy.memmap itself are slow to make.
-    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    return np.asarray(mapped)
+
+
+def _offsets(path: Path, num_values: int) -> np.ndarray:
+    """Where each of N rows starts among `num_values` values, and where the last one ends: int64 [N + 1]."""
+    offsets = _mapped(path)
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != num_values or (np.diff(offsets) < 0).any():
+        raise CheckpointError(f"{path}: its rows are not those of what it divides")
+    return offsets
 
 
 def write_sentences(directory: Path, pairs: Iterable[tuple[str, str]]) -> dict[str, int]:
@@ -104,8 +118,11 @@ class Sentences:
     def __init__(self, directory: Path, split: str) -> None:
         self.split = split
         self._path = directory / f"{split}.txt"
-        self._offsets = _mapped(directory / f"{split}.offsets.npy")
-        self._text = np.asarray(np.memmap(self._path, dtype=np.uint8, mode="r"))
+        try:
+            self._text = np.asarray(np.memmap(self._path, dtype=np.uint8, mode="r"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self._path}: cannot be read: {error}") from error
+        self._offsets = _offsets(directory / f"{split}.offsets.npy", len(self._text))
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -160,8 +177,8 @@ class Tokens:
     """The token rows of one split, memory-mapped."""
 
     def __init__(self, directory: Path, split: str) -> None:
-        self._ids = _mapped(directory / f"{split}.ids.npy")
-        self._offsets = _mapped(directory / f"{split}.token_offsets.npy")
+        self._ids = _mapped(directory / f"{split}.ids.npy", ("<u2", "<i4"))
+        self._offsets = _offsets(directory / f"{split}.token_offsets.npy", len(self._ids))
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -170,6 +187,11 @@ class Tokens:
     def num_tokens(self) -> int:
         """Tokens of all rows, without BOS and EOS."""
         return len(self._ids)
+
+    @property
+    def largest(self) -> int:
+        """The largest token id."""
+        return int(self._ids.max(initial=0))
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -181,6 +203,16 @@ class Tokens:
         return [self._ids[self._offsets[index]:self._offsets[index + 1]] for index in indices]
 
 
+def _read_meta(file: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: damaged: {error}") from error
+    if not isinstance(meta, dict) or not isinstance(meta.get("source"), str) or type(meta.get("max_len")) is not int:
+        raise CheckpointError(f"{file}: not what a prepared corpus is described by")
+    return meta
+
+
 class PreparedCorpus:
     """A directory that `prepare_corpus` made, verified byte by byte as it is opened.
 
@@ -189,12 +221,18 @@ class PreparedCorpus:
 
     def __init__(self, directory: Path) -> None:
         """Open `directory`. Raises CheckpointError if it is missing, unfinished or damaged."""
-        verify(directory)
+        parts = ("txt", "offsets.npy", "ids.npy", "token_offsets.npy")
+        verify(directory, ["meta.json", "tokenizer.model", *(f"{split}.{part}" for split in SPLITS for part in parts)])
         self.directory = directory
-        self.meta: dict[str, Any] = json.loads((directory / "meta.json").read_text())
+        self.meta = _read_meta(directory / "meta.json")
         self.tokenizer = Tokenizer.load(directory / "tokenizer.model")
         self.sentences = {split: Sentences(directory, split) for split in SPLITS}
         self.tokens = {split: Tokens(directory, split) for split in SPLITS}
+        for split in SPLITS:
+            if len(self.tokens[split]) != len(self.sentences[split]):
+                raise CheckpointError(f"{directory}: sentences and tokens of the {split} split differ in number")
+            if self.tokens[split].largest >= self.tokenizer.vocab_size:
+                raise CheckpointError(f"{directory}: the {split} split holds tokens that its tokenizer does not have")
 
     @cached_property
     def fingerprint(self) -> str:

@@ -140,6 +140,7 @@ def _require_file(path: Path) -> None:
 def _pieces(path: Path, gz_bytes: int) -> Iterator[bytes]:
     """Lines with their ends; a line above MAX_LINE_BYTES comes in several pieces."""
     _require_file(path)
+    number = 1
     try:
         limit = max(gz_bytes, GZ_RATIO * path.stat().st_size)
         with gzip.open(path) if _is_gz(path) else open(path, "rb") as file:
@@ -147,11 +148,12 @@ def _pieces(path: Path, gz_bytes: int) -> Iterator[bytes]:
             while piece := file.readline(MAX_LINE_BYTES):
                 total += len(piece)
                 if total > limit and _is_gz(path):
-                    raise CorpusError(f"{path}: decompresses to more than {limit:,} bytes: if that is meant, "
+                    raise CorpusError(f"{path}:{number}: decompresses to more than {limit:,} bytes: if that is meant, "
                                       "raise gz_bytes")
                 yield piece
+                number += piece.endswith(b"\n")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise CorpusError(f"{path}: damaged, cut short or not gzip ({error})") from error
+        raise CorpusError(f"{path}:{number}: damaged, cut short or not gzip ({error})") from error
     except OSError as error:
         raise CorpusError(f"{path}: {error.strerror or error}") from error
 
@@ -166,7 +168,7 @@ def _lines(path: Path, gz_bytes: int) -> _Numbered:
             whole = ended or len(piece) < MAX_LINE_BYTES
             if number == 1:
                 if piece.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise CorpusError(f"{path}: is UTF-16, not UTF-8: convert it (iconv -f UTF-16 -t UTF-8)")
+                    raise CorpusError(f"{path}:1: is UTF-16, not UTF-8: convert it (iconv -f UTF-16 -t UTF-8)")
                 piece = piece.removeprefix(b"\xef\xbb\xbf")
             try:
                 yield number, piece.rstrip(b"\r\n").decode() if whole else _Bad(TOO_LONG)
@@ -187,7 +189,7 @@ def _json_lines(path: Path, lines: _Numbered, column: str) -> _Numbered:
         yield number, text
     if num_missing and not num_other:
         names = ", ".join(seen) or "no column at all"
-        raise CorpusError(f"{path}: no column {column!r}: choose text_column; the first line has {names}")
+        raise CorpusError(f"{path}:1: no column {column!r}: choose text_column; the first line has {names}")
 
 
 def _json_field(line: str, column: str, seen: list[str]) -> str | _Bad:
@@ -217,7 +219,7 @@ def _csv_lines(path: Path, lines: _Numbered, column: str) -> _Numbered:
         raise CorpusError(f"{path}:1: the header cannot be read: {header.reason}")
     if column not in header:
         names = ", ".join(repr(name[:40]) for name in header[:10]) or "no column at all"
-        raise CorpusError(f"{path}: no column {column!r}: choose text_column; the header has {names}")
+        raise CorpusError(f"{path}:1: no column {column!r}: choose text_column; the header has {names}")
     ahead: deque[tuple[int, str | _Bad]] = deque()
     while item := ahead.popleft() if ahead else next(lines, None):
         number, line = item

