@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from outlines.errors import OutlinesError
 
 MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
+ASIDE_PREFIX = ".aside-"
 
 
 class CheckpointError(OutlinesError):
@@ -83,24 +85,32 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def _rename_over(staging: Path, path: Path) -> None:
-    """Rename a directory to `path`; what was there steps aside first, for a rename cannot replace a full directory."""
+    """Rename a directory to `path`; what was there steps aside first, for a rename cannot replace a full directory.
+
+    Its name there says where it belongs, so that `sweep` can bring it back if the process dies between the two.
+    """
     if not path.exists():
         os.replace(staging, path)
         return
-    old = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=path.parent))
+    aside = path.with_name(ASIDE_PREFIX + path.name)
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(path, aside)
     try:
-        os.replace(path, old)
-        try:
-            os.replace(staging, path)
-        except BaseException:
-            os.replace(old, path)
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+        os.replace(staging, path)
+    except BaseException:
+        os.replace(aside, path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def sweep(directory: Path) -> None:
-    """Remove what an interrupted write left in `directory`. Call it only while no other process writes there."""
+    """Clear what an interrupted write left in `directory`. Call it only while no other process writes there."""
+    for aside in directory.glob(ASIDE_PREFIX + "*"):
+        path = aside.with_name(aside.name[len(ASIDE_PREFIX):])
+        if path.exists():
+            shutil.rmtree(aside)
+        else:
+            os.replace(aside, path)
     for leftover in directory.glob(STAGING_PREFIX + "*"):
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
@@ -108,8 +118,8 @@ def sweep(directory: Path) -> None:
             leftover.unlink()
 
 
-def verify(directory: Path) -> None:
-    """Raise CheckpointError unless `directory` holds exactly the plain files of its manifest, bit for bit."""
+def _manifest(directory: Path) -> dict[str, str]:
+    """The SHA-256 of each file that `directory` must hold; raises CheckpointError."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
     except FileNotFoundError as error:
@@ -118,29 +128,50 @@ def verify(directory: Path) -> None:
         raise CheckpointError(f"{directory / MANIFEST}: damaged ({error})") from error
     if not isinstance(manifest, dict) or not manifest:
         raise CheckpointError(f"{directory / MANIFEST}: damaged (not a table of sums)")
-    for name, expected in manifest.items():
+    for name in manifest:
         if Path(name).name != name or name in ("", ".", ".."):
             raise CheckpointError(f"{directory / MANIFEST}: names a file outside the directory: {name!r}")
         file = directory / name
         if file.is_symlink() or not file.is_file():
             raise CheckpointError(f"{file}: missing, or not a plain file")
-        if sha256_file(file) != expected:
-            raise CheckpointError(f"{file}: damaged: its SHA-256 is not the manifest's")
+    return manifest
+
+
+def _check_sum(file: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise CheckpointError(f"{file}: damaged: its SHA-256 is not the manifest's")
+
+
+def verify(directory: Path) -> None:
+    """Raise CheckpointError unless `directory` holds the plain files of its manifest, bit for bit."""
+    for name, expected in _manifest(directory).items():
+        _check_sum(directory / name, sha256_file(directory / name), expected)
 
 
 def write_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write named tensors and JSON data as one atomic, verified directory."""
+    """Write named tensors and JSON data as one atomic, verified directory; raises OSError."""
     with atomic_directory(path) as staging:
         # Clones, because safetensors refuses tensors that share storage (tied embeddings do).
-        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-                  staging / "tensors.safetensors")
+        clones = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        try:
+            save_file(clones, staging / "tensors.safetensors")
+        except SafetensorError as error:  # What the library makes of a disk that is full.
+            raise OSError(f"{path / 'tensors.safetensors'}: {error}") from error
         (staging / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True))
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what write_state wrote, after verifying every byte; raises CheckpointError."""
-    verify(path)
-    return load_file(path / "tensors.safetensors"), json.loads((path / "meta.json").read_text())
+    """Read what write_state wrote; raises CheckpointError. The bytes that are verified are those that are taken."""
+    found: dict[str, bytes] = {}
+    try:
+        for name, expected in _manifest(path).items():
+            found[name] = (path / name).read_bytes()
+            _check_sum(path / name, hashlib.sha256(found[name]).hexdigest(), expected)
+        return load(found["tensors.safetensors"]), json.loads(found["meta.json"])
+    except KeyError as error:
+        raise CheckpointError(f"{path / MANIFEST}: names no {error.args[0]}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
 
 def flatten_optimizer(state: dict[str, Any], prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
