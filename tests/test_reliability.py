@@ -14,6 +14,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -62,6 +63,7 @@ REMEDIES = [(family, f"tiny {preset}") for family, method in sorted(all_methods(
             for preset in sorted(method.presets) if preset not in (*SIZES, family)]
 VARIANTS = [(family, "tiny") for family in FAMILIES] + [
     pytest.param(*variant, marks=pytest.mark.full) for variant in REMEDIES]
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # Two threads on busy cores would spend their time spinning.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["train.__main__", "tests.test_reliability"])
 full = pytest.mark.full
@@ -186,7 +188,7 @@ def start(arguments: list[str], said: Path, threads: int = 1, largest_file: int 
 
 
 def wait_for(condition: Callable[[], Any], process: Any, said: Path, pause: float = 0.002) -> None:
-    end = time.monotonic() + 240
+    end = time.monotonic() + 1200
     while not condition():
         if not process.is_alive() and not condition():
             raise AssertionError(f"it ended with {process.exitcode}: {said.read_text()}")
@@ -778,8 +780,8 @@ def test_a_dead_trainers_lock_is_taken_over(tmp_path: Path) -> None:
 
 def _read(directory: Path, last: int) -> None:
     """Read the newest checkpoint, and one that is replaced in its place, until the last step is there."""
-    step, end = -1, time.monotonic() + 300
-    while step < last and time.monotonic() < end:
+    step = -1
+    while step < last:
         if (found := newest_checkpoint(directory)) is not None:
             tensors, meta, _ = found
             assert meta["step"] >= step and all(bool((tensor == meta["step"]).all()) for tensor in tensors.values())
@@ -787,13 +789,13 @@ def _read(directory: Path, last: int) -> None:
         with contextlib.suppress(CheckpointError):
             tensors, meta = read_state(directory / "state")
             assert all(bool((tensor == meta["step"]).all()) for tensor in tensors.values())
-    assert step == last
+        time.sleep(0.001)
 
 
 @pytest.mark.parametrize(("num_saves", "num_readers"), [(20, 3), pytest.param(200, 50, marks=full)])
 def test_no_reader_sees_half_a_save(num_saves: int, num_readers: int, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    readers = [PROCESSES.Process(target=_read, args=(tmp_path, num_saves - 1)) for _ in range(num_readers)]
+    readers = [PROCESSES.Process(target=_read, args=(tmp_path, num_saves - 1), daemon=True) for _ in range(num_readers)]
     for reader in readers:
         reader.start()
     for step in range(num_saves):
@@ -850,6 +852,28 @@ def test_the_same_seed_twice_is_the_same_run(family: str, bench: Bench, tmp_path
 # 12. Two processes
 
 
+def _train_rank(arguments: list[str], said: Path, rank: int, port: int) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    _train(arguments, 1, said)
+
+
+def test_a_rank_whose_fellow_is_killed_says_so(bench: Bench, tmp_path: Path) -> None:
+    run, said = tmp_path / "run", tmp_path / "said.txt"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = bench.arguments("lm", run, "--decoder-steps", 100000)
+    ranks = [PROCESSES.Process(target=_train_rank, args=(arguments, said, rank, port)) for rank in (0, 1)]
+    for rank in ranks:
+        rank.start()
+    wait_for(lambda: len(checkpoints(run)) > 1, ranks[0], said)
+    ranks[1].kill()
+    ranks[0].join(60)
+    assert ranks[0].exitcode == 2, said.read_text()
+    assert said.read_text().startswith("error: another process of this job has died")
+    assert newest_checkpoint(run) is not None and not leftovers(run)
+
+
 @full
 def test_a_killed_rank_ends_the_job(bench: Bench, tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -858,7 +882,7 @@ def test_a_killed_rank_ends_the_job(bench: Bench, tmp_path: Path) -> None:
                                      *bench.arguments("lm", run, "--decoder-steps", 100000)], env=environment(),
                                     stdout=subprocess.DEVNULL, stderr=said)
     try:
-        end = time.monotonic() + 240
+        end = time.monotonic() + 1200
         while len(checkpoints(run)) < 2:
             assert launcher.poll() is None and time.monotonic() < end, (tmp_path / "said").read_text()
             time.sleep(0.05)
