@@ -25,6 +25,7 @@ from outlines.errors import OutlinesError
 MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
 Module = TypeVar("Module", bound=torch.nn.Module)
+ASIDE_PREFIX = ".aside-"
 
 
 class CheckpointError(OutlinesError):
@@ -85,24 +86,32 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def _rename_over(staging: Path, path: Path) -> None:
-    """Rename a directory to `path`; what was there steps aside first, for a rename cannot replace a full directory."""
+    """Rename a directory to `path`; what was there steps aside first, for a rename cannot replace a full directory.
+
+    Its name there says where it belongs, so that `sweep` can bring it back if the process dies between the two.
+    """
     if not path.exists():
         os.replace(staging, path)
         return
-    old = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=path.parent))
+    aside = path.with_name(ASIDE_PREFIX + path.name)
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(path, aside)
     try:
-        os.replace(path, old)
-        try:
-            os.replace(staging, path)
-        except BaseException:
-            os.replace(old, path)
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+        os.replace(staging, path)
+    except BaseException:
+        os.replace(aside, path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def sweep(directory: Path) -> None:
-    """Remove what an interrupted write left in `directory`. Call it only while no other process writes there."""
+    """Clear what an interrupted write left in `directory`. Call it only while no other process writes there."""
+    for aside in directory.glob(ASIDE_PREFIX + "*"):
+        path = aside.with_name(aside.name[len(ASIDE_PREFIX):])
+        if path.exists():
+            shutil.rmtree(aside)
+        else:
+            os.replace(aside, path)
     for leftover in directory.glob(STAGING_PREFIX + "*"):
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
@@ -148,11 +157,14 @@ def verify(directory: Path, names: Iterable[str] = ()) -> None:
 
 
 def write_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write named tensors and JSON data as one atomic, verified directory."""
+    """Write named tensors and JSON data as one atomic, verified directory; raises OSError."""
     with atomic_directory(path) as staging:
         # Clones, because safetensors refuses tensors that share storage (tied embeddings do).
-        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-                  staging / "tensors.safetensors")
+        clones = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        try:
+            save_file(clones, staging / "tensors.safetensors")
+        except SafetensorError as error:  # What the library makes of a disk that is full.
+            raise OSError(f"{path / 'tensors.safetensors'}: {error}") from error
         (staging / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True))
 
 

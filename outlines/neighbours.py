@@ -14,7 +14,7 @@ from torch.nn import functional
 from outlines.checkpoint import MANIFEST, sha256_file
 from outlines.corpus.prepared import PreparedCorpus, Sentences
 from outlines.errors import OutlinesError
-from outlines.outline_store import META, OutlineStore, read_json
+from outlines.outline_store import META, META_NAMES, OutlineStore, read_json
 
 CHUNK = 8192
 
@@ -48,7 +48,7 @@ class TrainingSet:
         sentences = PreparedCorpus(corpora[0]).sentences["train"]
         wanted = {"encoder_fingerprint": hashes["encoder"], "corpus_fingerprint": sentences.fingerprint}
         for meta in sorted(cache.glob(f"outlines-*/{META}")):
-            if wanted.items() <= read_json(meta, set(wanted)).items():
+            if wanted.items() <= read_json(meta, META_NAMES).items():
                 return cls(sentences, OutlineStore(meta.parent))
         raise OutlinesError(f"{cache}: the outlines of {run} are no longer there; train a run with its corpus and encoder "
                             "to encode them again")

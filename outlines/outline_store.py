@@ -31,6 +31,7 @@ KEY = {"rows": "number of sentences", "shard_rows": "shard size", "dim": "outlin
        "encoder_fingerprint": "encoder", "corpus_fingerprint": "corpus"}
 LABEL_NAMES = {*KEY, "encoder", "sha256"}
 META_NAMES = {*KEY, "encoder", "shards", "mean", "scale"}
+SEAL = "seal"
 Progress = Callable[[int, int], None]
 
 
@@ -83,7 +84,7 @@ def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Pat
             data = outlines.tobytes()
             atomic_write(file, data)
             shard_label = {**label, "sha256": hashlib.sha256(data).hexdigest()}
-            atomic_write(file.with_suffix(".json"), json.dumps(shard_label).encode())
+            _write_json(file.with_suffix(".json"), shard_label)
         done += stop - start
         if progress:
             progress(done, total)
@@ -104,7 +105,7 @@ def finish_store(directory: Path) -> "OutlineStore":
     meta = directory / META
     if not meta.exists() or not label.items() <= read_json(meta, META_NAMES).items():
         mean, scale = _moments(directory, sums, first["dim"])
-        atomic_write(meta, json.dumps({**label, "mean": mean.tolist(), "scale": scale}).encode())
+        _write_json(meta, {**label, "mean": mean.tolist(), "scale": scale})
     sweep(directory)
     return OutlineStore(directory, verify=False)
 
@@ -279,15 +280,30 @@ def _check_key(directory: Path, found: dict[str, Any], wanted: dict[str, Any]) -
                             "encode into another directory, or delete this one")
 
 
+def _seal(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write a label or a store's meta.json with the SHA-256 of what it says."""
+    atomic_write(file, json.dumps({**content, SEAL: _seal(content)}).encode())
+
+
 def read_json(file: Path, names: set[str]) -> dict[str, Any]:
-    """A label or a store's meta.json, with the names it must have; raises OutlinesError."""
+    """A label or a store's meta.json, with the names it must have; raises OutlinesError.
+
+    Stores of before there was a seal have none, and are taken as they are.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise OutlinesError(f"{file}: missing: the encoding did not finish; run it again") from error
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(file) from error
-    if not isinstance(content, dict) or not names <= content.keys():
+    if not isinstance(content, dict):
+        raise _damaged(file)
+    seal = content.pop(SEAL, None)
+    if content.keys() != names or seal not in (None, _seal(content)):
         raise _damaged(file)
     return content
 

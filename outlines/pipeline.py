@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from outlines.checkpoint import sha256_file
 from outlines.corpus.tokenizer import Tokenizer
 from outlines.encoders import SentenceEncoder, load_encoder
 from outlines.errors import OutlinesError
@@ -350,9 +351,10 @@ def load_pipeline(run: Path, device: torch.device) -> Pipeline:
             raise ValueError(f"max_len {max_len!r}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise OutlinesError(f"{run / 'run.json'}: damaged: {error}") from error
-    tokenizer = Tokenizer.load(run / "tokenizer.model")
-    if tokenizer.fingerprint != expected:
-        raise OutlinesError(f"{run / 'tokenizer.model'}: damaged, or of another run: its SHA-256 is not that of run.json")
+    model_file = run / "tokenizer.model"
+    if model_file.is_file() and sha256_file(model_file) != expected:  # Before anything parses it.
+        raise OutlinesError(f"{model_file}: damaged, or of another run: its SHA-256 is not that of run.json")
+    tokenizer = Tokenizer.load(model_file)
     model = load_model(run / "model")
     if model.decoder.config.vocab_size != tokenizer.vocab_size:
         raise OutlinesError(f"{run}: model and tokenizer do not belong together")

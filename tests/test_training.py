@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -46,54 +45,6 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         assert time.monotonic() < end, "the run did not get there"
         time.sleep(0.002)
-
-
-def kill_at_random_moments(arguments: list[str], runs: Path, reference: str, num: int, seed: int) -> None:
-    """Kill -9 a run `num` times at random moments after step 0, resume each, and compare with the uninterrupted one."""
-    rng = random.Random(seed)
-    for index in range(num):
-        run = runs / f"killed-{index}"
-        process = start([*arguments, "--runs", runs, "--out", run, "--quiet"])
-        wait_for((run / "checkpoints").exists, process)
-        time.sleep(rng.random() * 1.5)
-        process.kill()
-        process.wait()
-        resumed = start(["--resume", run, "--quiet"])
-        _, errors = resumed.communicate(timeout=240)
-        assert resumed.returncode == 0, errors
-        assert weights(run) == reference, f"kill {index} (seed {seed}) changed the outcome"
-
-
-def test_killed_and_resumed_equals_uninterrupted(tiny_arguments: list[str], tiny_run: Path) -> None:
-    kill_at_random_moments(tiny_arguments, tiny_run.parent, weights(tiny_run), num=2, seed=1)
-
-
-@pytest.mark.full
-def test_killed_and_resumed_equals_uninterrupted_many_times(tiny_arguments: list[str], tiny_run: Path) -> None:
-    kill_at_random_moments(tiny_arguments, tiny_run.parent, weights(tiny_run), num=30, seed=2)
-
-
-def test_the_same_seed_gives_the_same_weights(tiny_arguments: list[str], tiny_run: Path, run_module: Command) -> None:
-    again = tiny_run.parent / "again"
-    done = run_module("train", *tiny_arguments, "--runs", tiny_run.parent, "--out", again, "--quiet")
-    assert done.returncode == 0, done.stderr
-    assert weights(again) == weights(tiny_run)
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_run_goes_on(number: int, status: int, tiny_arguments: list[str], tiny_run: Path,
-                                            run_module: Command) -> None:
-    run = tiny_run.parent / f"signal-{number}"
-    process = start([*tiny_arguments, "--runs", tiny_run.parent, "--out", run])
-    wait_for((run / "checkpoints").exists, process)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == status, errors
-    assert f"go on with --resume {run}" in errors
-    assert list((run / "checkpoints").iterdir())
-    done = run_module("train", "--resume", run, "--quiet")
-    assert done.returncode == 0, done.stderr
-    assert weights(run) == weights(tiny_run)
 
 
 def test_a_run_directory_tells_everything(tiny_run: Path) -> None:
@@ -243,22 +194,6 @@ def test_a_run_cannot_go_on_with_another_corpus(tiny_arguments: list[str], tiny_
     done = run_module("train", "--resume", tmp_path / "run", "--quiet")
     assert done.returncode == 2
     assert "the corpus is no longer the one" in done.stderr
-
-
-def test_a_torn_checkpoint_is_passed_over(tiny_arguments: list[str], tiny_run: Path, run_module: Command) -> None:
-    run = tiny_run.parent / "torn"
-    process = start([*tiny_arguments, "--runs", tiny_run.parent, "--out", run, "--quiet"])
-    wait_for(lambda: len(list((run / "checkpoints").glob("[0-9]*"))) >= 2, process)
-    process.kill()
-    process.wait()
-    newest = sorted((run / "checkpoints").glob("[0-9]*"))[-1] / "tensors.safetensors"
-    data = bytearray(newest.read_bytes())
-    data[-10] ^= 1
-    newest.write_bytes(bytes(data))
-    done = run_module("train", "--resume", run)
-    assert done.returncode == 0, done.stderr
-    assert "passed over" in done.stderr
-    assert weights(run) == weights(tiny_run)
 
 
 def test_whitened_outlines_and_early_stopping(tiny_arguments: list[str], tmp_path: Path, run_module: Command) -> None:

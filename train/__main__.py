@@ -131,7 +131,7 @@ def train_command(arguments: Sequence[str], signals: StopSignals) -> None:
         options = parse(arguments)
         plan = plan_of(options)
         ranks = join(next((config.training.device for _, config in plan.runs.values()), "auto"))
-        session = Session(plan.cache, ranks, Reporter(options.quiet or not ranks.first), signals)
+        session = Session(plan.cache, ranks, Reporter(options.quiet, silent=not ranks.first), signals)
         directory = plan.directory
         if directory is None:
             made = new_run_directory(plan.root, plan.name) if ranks.first else None
@@ -189,6 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # The reader has gone; the report is on disk. Python must not try to flush the rest at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
+        except OSError as error:  # A disk that is full, say: what is on it stays whole, for every write is atomic.
+            print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
+            return 2
         finally:
             leave()
     return 0

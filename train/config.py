@@ -56,6 +56,8 @@ class TrainingConfig:
     min_learning_rate: float = option(0.02, "share of the learning rate that is left at the end of the cosine",
                                       low=0, high=1)
     clip_norm: float = option(1.0, "gradient norm above which gradients are scaled down", low=1e-09)
+    max_bad_steps: int = option(10, "optimiser steps in a row with a loss or gradient that is not finite, each of them "
+                                    "skipped, at which the run stops", low=1)
     log_every: int = option(50, "optimiser steps between two log lines", low=1)
     checkpoint_every: int = option(500, "optimiser steps between two checkpoints", low=1)
     evaluator_steps: int = option(1200, "optimiser steps of the language model that scores the samples in the report",

@@ -1,5 +1,6 @@
 """From a configuration to batches: the corpus prepared, the outlines encoded, both once and kept in a cache."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from outlines.outline_store import OutlineStore, Scaling, encode_shards, finish_
 from train.config import CorpusConfig
 from train.distributed import Ranks
 from train.progress import Reporter
+from train.run_directory import locked
 
 EMBEDDED = "embedded grammar"
 EMBEDDED_SEED = 20181203
@@ -123,14 +125,18 @@ def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device:
             sentences = corpus.sentences[split]
             key = _key({"corpus": sentences.fingerprint, "encoder": loaded.fingerprint})
             store = cache / f"outlines-{key}"
-            if not (store / "meta.json").exists():
-                with reporter.bar(f"encode {split}", "sentences") as progress:
-                    encode_shards(sentences, loaded, store, corpus_fingerprint=sentences.fingerprint,
-                                  rank=ranks.rank, world=ranks.world, progress=progress)
-                ranks.barrier()
-                if ranks.first:
-                    finish_store(store)
-                ranks.barrier()
+            if not ranks.agree((store / "meta.json").exists()):
+                store.mkdir(parents=True, exist_ok=True)
+                # Another run that wants the same outlines waits, and finds them ready.
+                with locked(store, reporter.line) if ranks.first else contextlib.nullcontext():
+                    ranks.barrier()
+                    with reporter.bar(f"encode {split}", "sentences") as progress:
+                        encode_shards(sentences, loaded, store, corpus_fingerprint=sentences.fingerprint,
+                                      rank=ranks.rank, world=ranks.world, progress=progress)
+                    ranks.barrier()
+                    if ranks.first:
+                        finish_store(store)
+                    ranks.barrier()
             stores[split] = OutlineStore(store)
     return Dataset(corpus, stores, normalized, device, whiten)
 
@@ -147,18 +153,20 @@ def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
                 "max_len": config.max_len, "tokenizer": given.fingerprint if given else "",
                 "fractions": [config.valid_fraction, config.test_fraction], "version": 1})
     directory = cache / f"corpus-{key}"
-    if directory.exists():
-        return directory
-    report = ReadingReport()
-    if files:
-        pairs = read_corpus(files, report)
-    else:
-        pairs = ((split_of(sentence, config.valid_fraction, config.test_fraction), sentence)
-                 for sentence in grammar.sentences(config.num_sentences, EMBEDDED_SEED))
-    with reporter.bar("tokenise", "sentences") as progress:
-        corpus = prepare_corpus(pairs, directory, source=source, vocab_size=config.vocab_size or None,
-                                lowercase=config.lowercase, max_len=config.max_len, tokenizer=given,
-                                progress=progress)
+    cache.mkdir(parents=True, exist_ok=True)
+    with contextlib.nullcontext() if directory.exists() else locked(cache, reporter.line):
+        if directory.exists():  # It may have been made by the run that was waited for.
+            return directory
+        report = ReadingReport()
+        if files:
+            pairs = read_corpus(files, report)
+        else:
+            pairs = ((split_of(sentence, config.valid_fraction, config.test_fraction), sentence)
+                     for sentence in grammar.sentences(config.num_sentences, EMBEDDED_SEED))
+        with reporter.bar("tokenise", "sentences") as progress:
+            corpus = prepare_corpus(pairs, directory, source=source, vocab_size=config.vocab_size or None,
+                                    lowercase=config.lowercase, max_len=config.max_len, tokenizer=given,
+                                    progress=progress)
     if files:
         reporter.line(report.summary())
     cut = sum(split["cut"] for split in corpus.meta["splits"].values())

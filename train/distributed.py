@@ -5,9 +5,10 @@ the backward pass, not by DistributedDataParallel's hooks: a gradient penalty di
 do not support. The losses are sums divided by the *global* number of rows, so the sum over ranks is the whole batch's.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,6 +18,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from outlines.errors import OutlinesError
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Turn what a collective raises when another process has died into an error for people."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:150]
+        raise OutlinesError(f"another process of this job has died, so that it cannot go on ({reason}): "
+                            "start it again with --resume") from error
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,8 @@ class Ranks:
 
     def barrier(self) -> None:
         if self.world > 1:
-            dist.barrier()
+            with _together():
+                dist.barrier()
 
     def agree(self, value: Any) -> Any:
         """Rank 0's value, on every rank; JSON data, for torch's own broadcast of objects would pickle it."""
@@ -42,9 +55,10 @@ class Ranks:
             return value
         data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=_device())
         size = torch.tensor([len(data)], device=_device())
-        dist.broadcast(size, src=0)
-        data = data if self.first else torch.empty(int(size), dtype=torch.uint8, device=_device())
-        dist.broadcast(data, src=0)
+        with _together():
+            dist.broadcast(size, src=0)
+            data = data if self.first else torch.empty(int(size), dtype=torch.uint8, device=_device())
+            dist.broadcast(data, src=0)
         return json.loads(bytes(data.tolist()))
 
     def sum_(self, tensors: Iterable[Tensor]) -> None:
@@ -53,7 +67,8 @@ class Ranks:
             return
         tensors = list(tensors)
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        dist.all_reduce(flat)
+        with _together():
+            dist.all_reduce(flat)
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -62,7 +77,8 @@ class Ranks:
         if self.world == 1:
             return number
         box = torch.tensor([number], device=_device())
-        dist.all_reduce(box, op=dist.ReduceOp.MAX)
+        with _together():
+            dist.all_reduce(box, op=dist.ReduceOp.MAX)
         return int(box)
 
 

@@ -26,8 +26,9 @@ from outlines.text_model import block_seed
 from train.config import TrainingConfig
 from train.data import Dataset
 from train.distributed import Ranks
+from train.environment import VERSIONS, machine
 from train.log import RunLog
-from train.method import Method, NotFinite, Stage, Update
+from train.method import Method, NotFinite, Snapshot, Stage, Update
 from train.progress import Reporter
 from train.run_directory import checkpoint_path, newest_checkpoint, prune
 from train.signals import Stopped, StopSignals
@@ -50,7 +51,10 @@ class Loop:
         self.ranks, self.reporter, self.signals = ranks, reporter, signals
         self.update = Update(ranks, config.clip_norm)
         self.stage_index = self.step = self.examples = 0
+        self.begun = False  # whether the stage has been
         self.stale = 0  # validations since the best one
+        self.bad_steps = self.bad_in_a_row = 0
+        self.saved: tuple[int, int, bool] | None = None
         self.best_criterion = math.inf
         self.best: dict[str, Tensor] = {}
         try:
@@ -67,30 +71,34 @@ class Loop:
         try:
             while self.stage_index < len(self.method.stages):
                 stage = self.method.stages[self.stage_index]
-                if self.step == 0:
+                if not self.begun:
                     self.best_criterion, self.best, self.stale = math.inf, {}, 0
                     self._seed_step()
                     self.method.begin(stage)
+                    self.begun = True
+                    self._save()  # It is worth a checkpoint: fitting a generator's start can take minutes.
                 self._run_stage(stage)
-                self.stage_index, self.step = self.stage_index + 1, 0
+                self.stage_index, self.step, self.begun = self.stage_index + 1, 0, False
                 self._save()
         finally:
             self.signals.deferred = False
             self.log.close()
+        self._heed_signals()  # One may have come after the last step.
+
+    def _heed_signals(self) -> None:
+        if signal_number := self.ranks.largest(self.signals.received):
+            self._save()
+            raise Stopped(signal_number)
 
     def _run_stage(self, stage: Stage) -> None:
         order = self.data.order(stage.batch_size, stage.like_length, self.config.seed)
+        before = Snapshot(self.method, stage)
         sums: dict[str, Tensor] = {}
         num_summed = num_targets = 0
         since = time.monotonic()
-        # A stage that begins is worth a checkpoint: fitting a generator's start can take minutes.
-        if self.step == 0:
-            self._save()
         with self.reporter.bar(f"train {stage.name}", "steps") as progress:
             while self.step < stage.num_steps and not (stage.patience and self.stale >= stage.patience):
-                if signal_number := self.ranks.largest(self.signals.received):
-                    self._save()
-                    raise Stopped(signal_number)
+                self._heed_signals()
                 factor = learning_rate_factor(self.step, stage.num_steps, self.config.warmup_steps,
                                               self.config.min_learning_rate)
                 for name in stage.optimizers:
@@ -99,19 +107,22 @@ class Loop:
                 rows = order.batch(self.step)
                 batch = self.data.batch(rows, self.ranks)
                 self._seed_step()
+                before.take()
                 try:
                     terms = self.method.step(stage, batch, self.update)
                 except NotFinite as error:
-                    raise NotFinite(f"stage {stage.name}, step {self.step}: {error}; the last good "
-                                    "checkpoint is kept: try a lower learning rate") from error
+                    before.put_back()
+                    self._skip(stage, error)
+                else:
+                    self.bad_in_a_row = 0
+                    num_targets += batch.num_targets
+                    num_summed += 1
+                    sums = {key: sums[key] + value if key in sums else value for key, value in terms.items()}
                 self.step += 1
                 self.examples += len(rows)
-                num_targets += batch.num_targets
-                num_summed += 1
                 tokens_per_sec = num_targets / max(time.monotonic() - since, 1e-9)
-                sums = {key: sums[key] + value if key in sums else value for key, value in terms.items()}
                 progress(self.step, stage.num_steps, f"{tokens_per_sec:,.0f} tokens/s" if stage.like_length else "")
-                if self.step % self.config.log_every == 0 or self.step == stage.num_steps:
+                if num_summed and (self.step % self.config.log_every == 0 or self.step == stage.num_steps):
                     self._log_terms(stage, sums, num_summed, num_targets, time.monotonic() - since)
                     sums, num_summed, num_targets, since = {}, 0, 0, time.monotonic()
                 if self.step % stage.validate_every == 0 or self.step == stage.num_steps:
@@ -121,6 +132,16 @@ class Loop:
                     self._save()
         if self.best:  # Empty where no validation gave a number.
             load_modules({name: self.method.modules[name] for name in stage.modules}, self.best, "best")
+
+    def _skip(self, stage: Stage, error: NotFinite) -> None:
+        """Pass over a step that was taken back; too many of them in a row are no accident."""
+        self.bad_steps += 1
+        self.bad_in_a_row += 1
+        where, limit = f"stage {stage.name}, step {self.step}", self.config.max_bad_steps
+        if self.bad_in_a_row >= limit:
+            raise NotFinite(f"{where}: {error}, as in {limit} steps in a row; the last good checkpoint is kept: "
+                            "try a lower learning rate") from error
+        self.reporter.line(f"{where}: {error}: the step is skipped")
 
     def _seed_step(self) -> None:
         torch.manual_seed(block_seed(block_seed(self.config.seed, self.stage_index), self.step))
@@ -137,6 +158,8 @@ class Loop:
         speed = "speed/tokens_per_sec" if stage.like_length else "speed/steps_per_sec"
         values |= {f"learning_rate/{name}": float(self.method.optimizers[name].param_groups[0]["lr"])
                    for name in stage.optimizers}
+        if self.bad_steps:
+            values["train/bad_steps"] = self.bad_steps
         values |= {speed: (num_targets if stage.like_length else num_summed) / max(seconds, 1e-9)}
         self.log.scalars(values, stage.name, self.step, self.examples)
 
@@ -173,21 +196,35 @@ class Loop:
         self.log.text("samples", "\n".join(f"- {sentence}" for sentence in sentences), self.examples)
 
     def _save(self) -> None:
-        if not self.ranks.first:
-            self.ranks.barrier()
-            return
+        """Write a checkpoint, unless this position has one; raises NotFinite where it would not be worth keeping."""
+        position = (self.stage_index, self.step, self.begun)
+        if self.ranks.first and position != self.saved:
+            self._write_checkpoint()
+        self.saved = position
+        self.ranks.barrier()
+
+    def _write_checkpoint(self) -> None:
         tensors = module_tensors(self.method.modules, "module") | self.best
         optimizers: dict[str, Any] = {}
         for name, optimizer in self.method.optimizers.items():
             state, optimizers[name] = flatten_optimizer(optimizer.state_dict(), f"optimizer.{name}")
             tensors |= state
-        meta = {"stage": self.stage_index, "step": self.step, "examples": self.examples, "stale": self.stale,
-                "optimizers": optimizers,
-                "best_criterion": None if math.isinf(self.best_criterion) else self.best_criterion,
-                "log_offset": self.log.flush(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-        write_state(checkpoint_path(self.directory, self.stage_index, self.step), tensors, meta)
-        prune(self.directory, self.config.keep_checkpoints)
-        self.ranks.barrier()
+        for name, tensor in tensors.items():
+            if not bool(tensor.isfinite().all()):
+                raise NotFinite(f"stage {self.stage_index + 1}, step {self.step}: {name} is not finite any more; the last "
+                                "good checkpoint is kept: try a lower learning rate")
+        path = checkpoint_path(self.directory, self.stage_index, self.step)
+        try:
+            meta = {"stage": self.stage_index, "step": self.step, "begun": self.begun, "examples": self.examples,
+                    "stale": self.stale, "bad_steps": self.bad_steps, "bad_in_a_row": self.bad_in_a_row,
+                    "optimizers": optimizers,
+                    "best_criterion": None if math.isinf(self.best_criterion) else self.best_criterion,
+                    "log_offset": self.log.flush(), "versions": VERSIONS, "machine": machine(self.data.device, self.ranks)}
+            write_state(path, tensors, meta)
+            prune(self.directory, self.config.keep_checkpoints, path)
+        except OSError as error:
+            raise OutlinesError(f"{path}: cannot be saved: {error.strerror or error}; the checkpoints before it are whole: "
+                                f"make room, then go on with --resume {self.directory}") from error
 
     def _restore(self) -> int:
         """Take up the newest whole checkpoint, if there is one; returns the length of its log in bytes."""
@@ -196,15 +233,18 @@ class Loop:
             return 0
         tensors, meta, damaged = found
         for problem in damaged:
-            self.reporter.line(f"passed over: {problem}")
-        if (meta["threads"], meta["torch"]) != (torch.get_num_threads(), torch.__version__):
-            self.reporter.line(f"note: saved with {meta['threads']} threads and torch {meta['torch']}, going on with "
-                               f"{torch.get_num_threads()} and {torch.__version__}: not bit for bit the same run")
+            self.reporter.warning(f"passed over: {problem}")
+        then, now = meta["versions"] | meta["machine"], VERSIONS | machine(self.data.device, self.ranks)
+        changes = [f"{name} {then.get(name)} → {value}" for name, value in now.items() if then.get(name) != value]
+        if changes:
+            self.reporter.warning(f"note: saved under others, so not bit for bit the same run: {', '.join(changes)}")
         load_modules(self.method.modules, tensors, "module")
         for name, optimizer in self.method.optimizers.items():
             optimizer.load_state_dict(unflatten_optimizer(tensors, meta["optimizers"][name], f"optimizer.{name}"))
-        self.stage_index, self.step = meta["stage"], meta["step"]
+        self.stage_index, self.step, self.begun = meta["stage"], meta["step"], meta["begun"]
+        self.saved = (self.stage_index, self.step, self.begun)
         self.examples, self.stale = meta["examples"], meta["stale"]
+        self.bad_steps, self.bad_in_a_row = meta["bad_steps"], meta["bad_in_a_row"]
         self.best_criterion = math.inf if meta["best_criterion"] is None else meta["best_criterion"]
         self.best = {name: tensor.to(self.data.device) for name, tensor in tensors.items() if name.startswith("best.")}
         self.reporter.line(f"going on from stage {self.stage_index + 1}, step {self.step:,}")

@@ -57,7 +57,7 @@ class Views(NamedTuple):
 
 
 class NotFinite(OutlinesError):
-    """A loss or gradient is NaN or infinite. The weights are those before the step."""
+    """A loss or gradient is NaN or infinite, or weights are. No weight has changed by it."""
 
 
 class Update:
@@ -87,6 +87,43 @@ class Update:
             raise NotFinite(f"{name}: the gradient norm is {float(norm)}")
         optimizer.step()
         return norm
+
+
+class Snapshot:
+    """What a step of a stage may change, so that a step which turns out bad half-way can be taken back whole.
+
+    That is the weights the stage trains, their optimisers' states, and every buffer. The copies stay where they are
+    from step to step, so taking one is a copy within memory.
+    """
+
+    def __init__(self, method: "Method", stage: Stage):
+        self._optimizers = [method.optimizers[name] for name in stage.optimizers]
+        weights = [parameter for name in stage.modules for parameter in method.modules[name].parameters()]
+        weights += [parameter for optimizer in self._optimizers for group in optimizer.param_groups
+                    for parameter in group["params"]]
+        buffers = [buffer for module in method.modules.values() for buffer in module.buffers()]
+        self._fixed = list({id(tensor): tensor for tensor in [*weights, *buffers]}.values())
+        self._copied: list[Tensor] = []
+        self._copies: list[Tensor] = []
+
+    @torch.no_grad()
+    def take(self) -> None:
+        states = [value for optimizer in self._optimizers for state in optimizer.state.values()
+                  for value in state.values() if isinstance(value, Tensor)]
+        self._with_state = [set(optimizer.state) for optimizer in self._optimizers]
+        self._copied = [*self._fixed, *states]
+        if len(self._copies) == len(self._copied):
+            torch._foreach_copy_(self._copies, self._copied)
+        else:  # An optimiser has no state before its first step.
+            self._copies = [tensor.detach().clone() for tensor in self._copied]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        torch._foreach_copy_(self._copied, self._copies)
+        for optimizer, with_state in zip(self._optimizers, self._with_state, strict=True):
+            for parameter in set(optimizer.state) - with_state:
+                del optimizer.state[parameter]
+            optimizer.zero_grad(set_to_none=True)
 
 
 class Method(ABC):

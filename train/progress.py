@@ -20,12 +20,19 @@ class Progress(Protocol):
 class Reporter:
     """Says how far the work is. A silent one stands in on every rank but the first."""
 
-    def __init__(self, quiet: bool = False):
-        self.quiet = quiet
+    def __init__(self, quiet: bool = False, silent: bool = False):
+        """quiet: no progress. silent: no warnings either."""
+        self.quiet = quiet or silent
+        self.silent = silent
         self._bars = sys.stderr.isatty()
 
     def line(self, text: str) -> None:
         if not self.quiet:
+            tqdm.write(text, file=sys.stderr)
+
+    def warning(self, text: str) -> None:
+        """Say what is no progress, and so is said with --quiet too."""
+        if not self.silent:
             tqdm.write(text, file=sys.stderr)
 
     @contextlib.contextmanager

@@ -151,28 +151,36 @@ def checkpoint_path(directory: Path, stage: int, step: int) -> Path:
     return directory / "checkpoints" / f"{stage}-{step:08d}"
 
 
+def checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints of a run, the oldest first, whole or not."""
+    return sorted((directory / "checkpoints").glob("[0-9]*-[0-9]*"))
+
+
 def newest_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]] | None:
     """Tensors and meta of the newest whole checkpoint, and what is wrong with newer ones; None where there is none."""
-    folder = directory / "checkpoints"
-    names = sorted((entry.name for entry in folder.glob("[0-9]*-[0-9]*")), reverse=True) if folder.exists() else []
+    there = checkpoints(directory)
     damaged = []
-    for name in names:
+    for path in reversed(there):
         try:
-            tensors, meta = read_state(folder / name)
-            if f"{meta['stage']}-{meta['step']:08d}" != name:
-                raise CheckpointError(f"{folder / name}: holds the state of another step")
+            tensors, meta = read_state(path)
+            if checkpoint_path(directory, meta["stage"], meta["step"]) != path:
+                raise CheckpointError(f"{path}: holds the state of another step")
         except CheckpointError as error:
             damaged.append(str(error))
             continue
         return tensors, meta, damaged
+    if there != (now := checkpoints(directory)) and now:  # A trainer replaced them while this process read.
+        return newest_checkpoint(directory)
     if damaged:
         raise OutlinesError(f"no checkpoint of this run is whole: {damaged[0]}")
     return None
 
 
-def prune(directory: Path, keep: int) -> None:
-    """Drop all but the newest `keep` checkpoints, and what interrupted writes left."""
-    folder = directory / "checkpoints"
-    for name in sorted(entry.name for entry in folder.glob("[0-9]*-[0-9]*"))[:-keep]:
-        shutil.rmtree(folder / name)
-    sweep(folder)
+def prune(directory: Path, keep: int, newest: Path) -> None:
+    """Keep the last `keep` checkpoints up to `newest`; none after it, which this run has passed over; no leftovers."""
+    there = checkpoints(directory)
+    kept = [path for path in there if path <= newest][-keep:]
+    for path in there:
+        if path not in kept:
+            shutil.rmtree(path)
+    sweep(directory / "checkpoints")

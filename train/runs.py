@@ -3,14 +3,11 @@
 import contextlib
 import dataclasses
 import os
-import platform
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import sentencepiece
 import torch
 
 from outlines.devices import choose_device
@@ -20,6 +17,7 @@ from outlines.text_model import TextModel
 from train.config import RunConfig, from_json
 from train.data import Dataset, open_dataset
 from train.distributed import Ranks
+from train.environment import VERSIONS, machine
 from train.loop import Loop
 from train.method import find_method
 from train.progress import Reporter
@@ -63,8 +61,7 @@ def begin_run(config: RunConfig, directory: Path, session: Session, description:
         write_json(directory / "run.json", {
             "format": FORMAT, **description, "cache": str(session.cache.resolve()),
             **dataclasses.replace(config, training=training).to_json(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-                         "sentencepiece": sentencepiece.__version__}})
+            "versions": VERSIONS, "machine": machine(device, session.ranks)})
     session.ranks.barrier()
 
 
