@@ -42,7 +42,7 @@ from outlines.neighbours import Neighbour, TrainingSet
 from outlines.outline_model import OutlineModel
 from outlines.sampling import SamplingConfig, sample
 from outlines.scoring import nll_of_rows
-from outlines.text_model import BLOCK, TextModel
+from outlines.text_model import BATCH, BLOCK, TextModel
 
 TEMPERATURE = 0.7
 GREEDY = SamplingConfig(temperature=0)
@@ -191,7 +191,7 @@ class Pipeline:
         return [sentence.text for sentence in self.sentences(num, seed, sampling, source)]
 
     def sentences(self, num: int | None, seed: int, sampling: SamplingConfig, source: str | None = None, *,
-                  prefix: str = "", scored: bool = False, batch_size: int = BLOCK) -> Iterator[Sentence]:
+                  prefix: str = "", scored: bool = False, batch_size: int = BATCH) -> Iterator[Sentence]:
         """`num` new sentences as they come (None: for ever); sentence i depends on (seed, i) alone.
 
         prefix: how every one begins. scored: with their nll. batch_size: sentences decoded together.

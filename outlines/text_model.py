@@ -16,6 +16,8 @@ from outlines.scoring import nll_of_rows
 
 BLOCK = 256
 """Sentences whose noise is drawn together: sentence i depends on (seed, i) alone, however many are asked for."""
+BATCH = 1024
+"""Sentences decoded together: enough that the longest ones, which end alone, cost little."""
 
 Draw = Callable[[int, torch.Generator], Tensor | None]
 """(num, rng) → `num` vectors for the decoder, or None for a decoder that takes none."""
@@ -75,7 +77,7 @@ class TextModel(nn.Module, ABC):
         """The inverse of `shape`."""
 
     def generate(self, num: int | None, seed: int, sampling: SamplingConfig, source: str | None = None,
-                 batch_size: int = BLOCK, prefix: Sequence[int] = ()) -> Iterator[tuple[list[list[int]], Tensor | None]]:
+                 batch_size: int = BATCH, prefix: Sequence[int] = ()) -> Iterator[tuple[list[list[int]], Tensor | None]]:
         """Yield batches of new sentences (token ids) and the vectors they were decoded from, `num` in all.
 
         num: None goes on for ever. prefix: tokens that every sentence begins with.
@@ -93,7 +95,7 @@ class TextModel(nn.Module, ABC):
         return name
 
     @torch.no_grad()
-    def decode_draws(self, draw: Draw, num: int | None, seed: int, sampling: SamplingConfig, batch_size: int = BLOCK,
+    def decode_draws(self, draw: Draw, num: int | None, seed: int, sampling: SamplingConfig, batch_size: int = BATCH,
                      prefix: Sequence[int] = ()) -> Iterator[tuple[list[list[int]], Tensor | None]]:
         """As `generate`, with vectors that `draw` gives."""
         for start in itertools.count(0, batch_size):

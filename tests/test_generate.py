@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 import outlines
 from generate import verbs
@@ -178,8 +179,8 @@ def test_a_run_is_sampled_without_a_verb_too(tiny_run: Path, written: Written,
 def test_the_batch_size_changes_no_sentence(written: Written) -> None:
     whole = written("sample", "--num", 600, "--seed", 3)
     assert len(set(whole)) > 300
-    for size in (1000, 256, 100):
-        assert written("sample", "--num", 600, "--seed", 3, "--batch-size", size) == whole
+    for size, num in ((1000, 600), (256, 600), (100, 600), (7, 60), (1, 20)):
+        assert written("sample", "--num", num, "--seed", 3, "--batch-size", size) == whole[:num]
 
 
 def test_sentences_come_before_the_rest_is_made(pipeline: Pipeline) -> None:
@@ -205,12 +206,14 @@ def test_scores_are_the_decoders_own(written: Written, pipeline: Pipeline) -> No
     assert [line["text"] for line in scored] == written("sample", "--num", 5)
     ids, vectors = next(pipeline.model.generate(5, 1, SamplingConfig(temperature=0.7)))
     assert vectors is not None
+    decoder = pipeline.model.decoder
     for row, vector, line in zip(ids, vectors, scored, strict=True):
         # One token at a time, as it was sampled.
-        state, total, last = pipeline.model.decoder.start(vector[None], 1), 0.0, 1
+        state, total, last = decoder.start(vector[None], 1), 0.0, 1
         for token in [*row, 2]:
-            logits, state = pipeline.model.decoder.step(torch.tensor([[last]]), state, vector[None])
-            total, last = total - float(logits[0, 0].log_softmax(dim=0)[token]), token
+            hidden, state = decoder.advance(torch.tensor([last]), state, decoder.condition(vector[None]))
+            logits = functional.linear(hidden[0], decoder.embedding.weight, decoder.output_bias)
+            total, last = total - float(logits.log_softmax(dim=0)[token]), token
         assert line["nll"] == pytest.approx(total, rel=1e-4)
     assert written("sample", "--num", 1, "--with-score") == [f"{scored[0]['nll']:.3f}\t{scored[0]['text']}"]
 
