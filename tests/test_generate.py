@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +235,17 @@ def test_ctrl_c_leaves_whole_lines_and_no_trace(tiny_run: Path) -> None:
     written += process.stdout.read()
     assert process.wait(timeout=60) == 130
     assert process.stderr.read() == "" and written.endswith("\n")
+
+
+def test_ctrl_c_leaves_no_part_of_a_file(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> Iterator[verbs.Line]:
+        yield verbs.Line("A dog.", {})
+        assert [path.name for path in tmp_path.iterdir()] == ["out.txt.part"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(verbs.WRITERS, "sample", interrupted)
+    assert main([str(tiny_run), "--out", str(tmp_path / "out.txt"), "--device", "cpu"]) == 130
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_reconstruction_from_arguments_a_file_and_standard_input(tiny_run: Path, written: Written, pipeline: Pipeline,
