@@ -119,8 +119,8 @@ def _sample(parser: Parser) -> None:
     parser.add_argument("--unique", action="store_true", help="pass over a sentence that was written before; remembers a "
                                                               "digest of each")
     _source(parser)
-    parser.add_argument("--batch-size", type=int, default=256,
-                        help="sentences decoded together; changes the speed alone (default: 256)")
+    parser.add_argument("--batch-size", type=int, default=1024,
+                        help="sentences decoded together; changes the speed alone (default: 1024)")
     _writing(parser, '{"text": …}')
 
 

@@ -53,8 +53,8 @@ class Decoder(nn.Module):
     """A GRU language model that sees a vector at its first state and at every step; embeddings are tied.
 
     With `vector_into` first_state it sees the vector there alone, and what it read since can drive it out. A subclass may
-    have another recurrence: it makes other layers, and says what `start` and `hidden` are. A state is a tensor [S, B, W]
-    whose rows are `state[:, row]`; no one outside looks further into it.
+    have another recurrence: it makes other layers, and says what `start`, `hidden`, `condition` and `advance` are. A state
+    is a tensor [S, B, W] whose rows are `state[:, row]`; no one outside looks further into it.
 
     Shapes: B batch, T tokens, D vector width, V vocabulary.
     """
@@ -94,14 +94,6 @@ class Decoder(nn.Module):
         state = torch.tanh(self.first_state(vector))
         return state.view(-1, layers, width).transpose(0, 1).contiguous()
 
-    def step(self, tokens: Tensor, state: Tensor, vector: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits [B, T, V] after reading `tokens` [B, T] from `state` [layers, B, H], and the state reached.
-
-        Row t's logits see tokens up to t alone. vector: [B, D], the same for every step, or None.
-        """
-        hidden, state = self.hidden(tokens, state, vector)
-        return functional.linear(hidden, self.embedding.weight, self.output_bias), state
-
     def hidden(self, tokens: Tensor, state: Tensor, vector: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the tied output layer reads, [B, T, embed_dim], and the state reached."""
         inputs = self.embedding(tokens) * self.config.embed_dim ** 0.5
@@ -112,6 +104,25 @@ class Decoder(nn.Module):
         if vector is not None and self.sees_every_step:
             hidden = hidden + self.every_readout(vector)[:, None]
         return hidden, state
+
+    def condition(self, vector: Tensor | None) -> Tensor | None:
+        """What a vector [B, D] adds to every step, [B, 2 · embed_dim]: to the GRU's inputs, and to what `hidden` returns."""
+        if vector is None or not self.sees_every_step:
+            return None
+        return torch.cat([self.every_step(vector), self.every_readout(vector)], dim=1)
+
+    def advance(self, tokens: Tensor, state: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`hidden` of one token a sentence in evaluation mode: [B] → [B, embed_dim], and the state reached.
+
+        condition: what `condition` gave, for that is the same at every step.
+        """
+        to_inputs, to_readout = (0.0, 0.0) if condition is None else condition.chunk(2, dim=1)
+        outputs = self.embedding(tokens) * self.config.embed_dim ** 0.5 + to_inputs
+        reached = []
+        for weights, layer in zip(self.gru.all_weights, state, strict=True):
+            outputs = torch.gru_cell(outputs, layer, *weights)
+            reached.append(outputs)
+        return self.readout(outputs) + to_readout, torch.stack(reached)
 
     def forward(self, tokens: Tensor, vector: Tensor | None) -> Tensor:
         """Teacher-forced logits [B, T, V] for inputs [B, T] (bos first) under a vector [B, D], or None."""

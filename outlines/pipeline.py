@@ -44,7 +44,7 @@ from outlines.outline_model import OutlineModel
 from outlines.rejection import rejecting
 from outlines.sampling import SamplingConfig, sample
 from outlines.scoring import nll_of_rows
-from outlines.text_model import BLOCK, Draw, TextModel
+from outlines.text_model import BATCH, BLOCK, Draw, TextModel
 
 TEMPERATURE = 0.7
 GREEDY = SamplingConfig(temperature=0)
@@ -204,7 +204,7 @@ class Pipeline:
         return [sentence.text for sentence in self.sentences(num, seed, sampling, source)]
 
     def sentences(self, num: int | None, seed: int, sampling: SamplingConfig, source: str | None = None, *,
-                  prefix: str = "", scored: bool = False, batch_size: int = BLOCK,
+                  prefix: str = "", scored: bool = False, batch_size: int = BATCH,
                   rejection: float = 1.0) -> Iterator[Sentence]:
         """`num` new sentences as they come (None: for ever); sentence i depends on (seed, i) alone.
 

@@ -9,10 +9,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from outlines.corpus.tokenizer import BOS, EOS, PAD, UNK
 from outlines.decoder import Decoder
 from outlines.errors import OutlinesError
+
+RUN = 64
+"""Probabilities that are summed together where a token is chosen."""
+SLICE = 64
+"""Rows whose logits are computed and chosen from together on a CPU, so that they stay in its cache."""
+LEAST_ROWS = 16
+"""Rows of the smallest matrix product: with fewer, MKL rounds otherwise, and a sentence would depend on the batch size."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +72,34 @@ def choose(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
         # A token goes when those before it already hold the nucleus; the first one always stays.
         outside = ordered.cumsum(dim=1) - ordered >= config.top_p
         probabilities = torch.zeros_like(probabilities).scatter(1, order, ordered.masked_fill(outside, 0))
-    cumulative = probabilities.cumsum(dim=1)
-    # Inverse transform sampling. right=True steps over tokens of probability zero at the left edge; scaling by the
-    # last sum keeps rounding from pointing past the last possible token.
-    threshold = (uniforms[:, None].to(cumulative) * cumulative[:, -1:]).contiguous()
-    chosen = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
-    return torch.minimum(chosen, _last_possible(probabilities))
+    return _invert(probabilities, uniforms)
 
 
-def _last_possible(probabilities: Tensor) -> Tensor:
-    """The index [B] of each row's last token that has any probability."""
-    width = probabilities.shape[1]
-    return width - 1 - (probabilities > 0).flip(1).to(torch.uint8).argmax(dim=1)
+def _invert(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Inverse transform sampling: the index [B] at which the running sum of weights [B, V] passes uniforms [B] of the whole.
+
+    Runs of RUN weights are summed first, and only the weights of the run that is met one by one: a running sum over all of
+    them, one addition after another, takes as long as the softmax.
+    """
+    width = weights.shape[1]
+    whole = width - width % RUN
+    sums = weights[:, :whole].unflatten(1, (-1, RUN)).sum(dim=2)
+    cumulative = torch.cat([sums, weights[:, whole:].sum(dim=1, keepdim=True)], dim=1).cumsum(dim=1)
+    # right=True steps over what has no weight. A number below 1 is at most 1 - 2^-24 in float32, which keeps the threshold
+    # below the last sum: it always lies in some run.
+    threshold = uniforms[:, None].to(weights) * cumulative[:, -1:]
+    run = torch.searchsorted(cumulative, threshold, right=True)
+    before = functional.pad(cumulative, (1, 0)).gather(1, run)
+    places = run * RUN + torch.arange(RUN, device=weights.device)
+    within = weights.gather(1, places.clamp(max=width - 1)).masked_fill(places >= width, 0)
+    met = torch.searchsorted(within.cumsum(dim=1), threshold - before, right=True)[:, 0]
+    # Sums in another order round otherwise: past the run's end is its last possible one.
+    return run[:, 0] * RUN + torch.minimum(met, _last_possible(within))
+
+
+def _last_possible(weights: Tensor) -> Tensor:
+    """The index [B] of each row's last weight above zero."""
+    return weights.shape[1] - 1 - (weights > 0).flip(1).to(torch.uint8).argmax(dim=1)
 
 
 @torch.no_grad()
@@ -86,45 +110,70 @@ def sample(decoder: Decoder, vector: Tensor | None, uniforms: Tensor, config: Sa
     vector: [B, D] or None for a language model. uniforms: [B, max_len] in [0, 1); ignored by greedy decoding and by beam
     search. prefix: tokens that every sentence begins with, counted in max_len; step t of what follows consumes
     uniforms[:, t] as it does without one.
-    Rows that have ended leave the batch, so long sentences do not make short ones wait.
+    Rows that have ended leave the batch, so long sentences do not make short ones wait; the last few are repeated to make
+    LEAST_ROWS, and a row written twice is written alike.
     """
+    num = len(uniforms)
+    if not num:
+        return []
     if config.beam:
-        return beam_search(decoder, vector, len(uniforms), config, prefix)
-    sentences: list[list[int]] = [list(prefix) for _ in range(len(uniforms))]
-    alive = torch.arange(len(uniforms), device=uniforms.device)
-    tokens, state = _begin(decoder, vector, len(uniforms), prefix, config.max_len)
+        return beam_search(decoder, vector, num, config, prefix)
+    rows = _enough(torch.arange(num, device=uniforms.device))
+    reader = _Reader(decoder, None if vector is None else vector[rows], len(rows), prefix, config.max_len)
+    written = torch.full((num, config.max_len + 1), EOS, device=uniforms.device)
+    written[:, :len(prefix)] = written.new_tensor(prefix)
+    size = SLICE if uniforms.device.type == "cpu" else num
     for position in range(len(prefix), config.max_len):
-        logits, state = decoder.step(tokens, state, vector)
-        chosen = choose(_speakable(logits[:, -1]), uniforms[alive, position], config)
-        going_on = chosen != EOS
-        if not bool(going_on.all()):
-            alive, chosen, state = alive[going_on], chosen[going_on], state[:, going_on]
-            vector = None if vector is None else vector[going_on]
-        for row, token in zip(alive.tolist(), chosen.tolist(), strict=True):
-            sentences[row].append(token)
-        if not len(alive):
+        parts = zip(reader.read().split(size), uniforms[rows, position].split(size), strict=True)
+        chosen = torch.cat([choose(reader.logits(hidden), numbers, config) for hidden, numbers in parts])
+        written[rows, position] = chosen
+        going_on = (chosen != EOS).nonzero()[:, 0]
+        if not len(going_on):
             break
-        tokens = chosen[:, None]
-    return sentences
+        if len(going_on) < len(rows):
+            going_on = _enough(going_on)
+            rows, chosen = rows[going_on], chosen[going_on]
+            reader.keep(going_on)
+        reader.tokens = chosen
+    return [row[:row.index(EOS)] for row in written.tolist()]
 
 
-def _begin(decoder: Decoder, vector: Tensor | None, num: int, prefix: Sequence[int],
-           max_len: int) -> tuple[Tensor, Tensor]:
-    """The tokens [num, 1] to read next, and the state once all before them has been read."""
-    if len(prefix) >= max_len:
-        raise OutlinesError(f"the beginning has {len(prefix)} tokens, which leaves none of max-len {max_len} to add")
-    read = decoder.output_bias.new_tensor([BOS, *prefix], dtype=torch.long).expand(num, -1)
-    state = decoder.start(vector, num)
-    if prefix:
-        state = decoder.hidden(read[:, :-1], state, vector)[1]
-    return read[:, -1:], state
+def _enough(rows: Tensor) -> Tensor:
+    """The rows' numbers, from the first on again where there are fewer than LEAST_ROWS."""
+    return rows if len(rows) >= LEAST_ROWS else rows[torch.arange(LEAST_ROWS, device=rows.device) % len(rows)]
 
 
-def _speakable(logits: Tensor) -> Tensor:
-    """Logits [B, V] in float32, with those of tokens that no sentence holds at -inf."""
-    logits = logits.float()
-    logits[:, [UNK, BOS, PAD]] = -torch.inf
-    return logits
+class _Reader:
+    """A decoder that reads one token of each of B rows at a time: where a row stands, and what is the same at every step."""
+
+    def __init__(self, decoder: Decoder, vector: Tensor | None, num: int, prefix: Sequence[int], max_len: int):
+        if len(prefix) >= max_len:
+            raise OutlinesError(f"the beginning has {len(prefix)} tokens, which leaves none of max-len {max_len} to add")
+        read = decoder.output_bias.new_tensor([BOS, *prefix], dtype=torch.long).expand(num, -1)
+        self.tokens = read[:, -1]
+        """[B], to be read next"""
+        self._decoder = decoder
+        self._state = decoder.start(vector, num)
+        if prefix:
+            self._state = decoder.hidden(read[:, :-1], self._state, vector)[1]
+        self._condition = decoder.condition(vector)
+        # Laid out for products of few rows, which are half as fast again; the tokens are those that no sentence holds.
+        self._output_weight, self._output_bias = decoder.embedding.weight.T.contiguous(), decoder.output_bias.clone()
+        self._output_bias[[UNK, BOS, PAD]] = -torch.inf
+
+    def read(self) -> Tensor:
+        """What the output layer sees after each row's token, [B, embed_dim]."""
+        hidden, self._state = self._decoder.advance(self.tokens, self._state, self._condition)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [N, V] in float32, of any N rows; those of tokens that no sentence holds are -inf."""
+        return torch.addmm(self._output_bias, hidden, self._output_weight).float()
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows [N], any of them more than once."""
+        self._state = self._state[:, rows]
+        self._condition = None if self._condition is None else self._condition[rows]
 
 
 @torch.no_grad()
@@ -140,9 +189,9 @@ def beam_search(decoder: Decoder, vector: Tensor | None, num: int, config: Sampl
     Source: Sutskever, Vinyals and Le, Sequence to Sequence Learning with Neural Networks (2014), section 3.2.
     """
     width, device = config.beam, decoder.output_bias.device
-    tokens, state = _begin(decoder, vector, num, prefix, config.max_len)
-    tokens, state = tokens.repeat_interleave(width, dim=0), state.repeat_interleave(width, dim=1)
-    vector = None if vector is None else vector.repeat_interleave(width, dim=0)
+    reader = _Reader(decoder, vector, num, prefix, config.max_len)
+    reader.keep(torch.arange(num, device=device).repeat_interleave(width))
+    reader.tokens = reader.tokens.repeat_interleave(width)
     scores = torch.full((num, width), -torch.inf, device=device)
     scores[:, 0] = 0.0  # the others would be copies of the first
     beams = torch.empty(num, width, 0, dtype=torch.long, device=device)
@@ -150,8 +199,7 @@ def beam_search(decoder: Decoder, vector: Tensor | None, num: int, config: Sampl
     best = torch.full((num,), -torch.inf, device=device)
     sentences: list[list[int]] = [[] for _ in range(num)]
     for position in range(len(prefix), config.max_len + 1):
-        logits, state = decoder.step(tokens, state, vector)
-        totals = scores[:, :, None] + _speakable(logits[:, -1]).log_softmax(dim=1).view(len(rows), width, -1)
+        totals = scores[:, :, None] + reader.logits(reader.read()).log_softmax(dim=1).view(len(rows), width, -1)
         ended, which = totals[:, :, EOS].max(dim=1)
         for row in (ended > best).nonzero()[:, 0].tolist():
             sentences[int(rows[row])] = [*prefix, *beams[row, which[row]].tolist()]
@@ -169,7 +217,7 @@ def beam_search(decoder: Decoder, vector: Tensor | None, num: int, config: Sampl
         if not bool(going_on.any()):
             break
         kept = (torch.arange(len(rows), device=device)[:, None] * width + parent)[going_on].flatten()
-        state, vector = state[:, kept], None if vector is None else vector[kept]
+        reader.keep(kept)
         rows, best, scores, beams = rows[going_on], best[going_on], scores[going_on], beams[going_on]
-        tokens = beams[:, :, -1].reshape(-1, 1)
+        reader.tokens = beams[:, :, -1].flatten()
     return sentences

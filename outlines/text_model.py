@@ -1,6 +1,5 @@
 """What every family is to those who sample from it: a decoder, and a source of vectors for it."""
 
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -17,6 +16,8 @@ from outlines.scoring import nll_of_rows
 
 BLOCK = 256
 """Sentences whose noise is drawn together: sentence i depends on (seed, i) alone, however many are asked for."""
+BATCH = 1024
+"""Sentences decoded together: enough that the longest ones, which end alone, cost little."""
 
 Draw = Callable[[int, torch.Generator], Tensor | None]
 """(num, rng) → `num` vectors for the decoder, or None for a decoder that takes none."""
@@ -106,7 +107,7 @@ class TextModel(nn.Module, ABC):
         """The inverse of `shape`."""
 
     def generate(self, num: int | None, seed: int, sampling: SamplingConfig, source: str | None = None,
-                 batch_size: int = BLOCK, prefix: Sequence[int] = ()) -> Iterator[tuple[list[list[int]], Tensor | None]]:
+                 batch_size: int = BATCH, prefix: Sequence[int] = ()) -> Iterator[tuple[list[list[int]], Tensor | None]]:
         """Yield batches of new sentences (token ids) and the vectors they were decoded from, `num` in all.
 
         num: None goes on for ever. prefix: tokens that every sentence begins with.
@@ -125,15 +126,15 @@ class TextModel(nn.Module, ABC):
         return name
 
     @torch.no_grad()
-    def decode_draws(self, draw: Draw, num: int | None, seed: int, sampling: SamplingConfig, batch_size: int = BLOCK,
+    def decode_draws(self, draw: Draw, num: int | None, seed: int, sampling: SamplingConfig, batch_size: int = BATCH,
                      prefix: Sequence[int] = ()) -> Iterator[tuple[list[list[int]], Tensor | None]]:
         """As `generate`, with vectors that `draw` gives."""
-        for start in itertools.count(0, batch_size):
-            stop = start + batch_size if num is None else min(start + batch_size, num)
-            if start >= stop:
-                return
+        start, size = 0, min(BLOCK, batch_size)  # the first batches are smaller, for someone may wait for a first sentence
+        while num is None or start < num:
+            stop = start + size if num is None else min(start + size, num)
             vectors, uniforms = self.draw_rows(draw, start, stop, seed, sampling.max_len)
             yield sample(self.decoder, vectors, uniforms, sampling, prefix), vectors
+            start, size = stop, min(2 * size, batch_size)
 
     @torch.no_grad()
     def draw_rows(self, draw: Draw, start: int, stop: int, seed: int, max_len: int) -> tuple[Tensor | None, Tensor]:

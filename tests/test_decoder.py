@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -33,12 +35,15 @@ def test_the_vector_moves_every_logit() -> None:
 
 
 def test_step_by_step_equals_teacher_forcing() -> None:
-    model, tokens, vector = decoder(), torch.randint(4, 11, (3, 5)), torch.randn(3, 5)
-    state, logits = model.start(vector, 3), []
-    for position in range(5):
-        step, state = model.step(tokens[:, position:position + 1], state, vector)
-        logits.append(step)
-    assert torch.allclose(torch.cat(logits, dim=1), model(tokens, vector), atol=1e-6)
+    tokens, vector = torch.randint(4, 11, (3, 5)), torch.randn(3, 5)
+    for shape in ({}, {"num_layers": 1}, {"vector_into": "first_state"}, {"vector_dim": 0}):
+        model = Decoder(dataclasses.replace(decoder().config, **shape)).eval()
+        given = vector if model.config.vector_dim else None
+        state, condition, hidden = model.start(given, 3), model.condition(given), []
+        for position in range(5):
+            step, state = model.advance(tokens[:, position], state, condition)
+            hidden.append(step)
+        assert torch.allclose(torch.stack(hidden, dim=1), model.read(tokens, given), atol=1e-6), shape
 
 
 def test_embeddings_are_tied_and_shapes_hold() -> None:

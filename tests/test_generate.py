@@ -10,13 +10,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 import outlines
 from generate import verbs
@@ -164,7 +165,8 @@ def test_a_reader_that_leaves_gets_whole_lines_and_no_trace(tiny_run: Path) -> N
 
 def test_sampling_imports_no_encoder_and_no_tensorboard(tiny_run: Path) -> None:
     code = ("import sys; from generate.__main__ import main; main([sys.argv[1], '--num', '1']); "
-            "print(sorted({'tensorboard', 'sentence_transformers', 'transformers', 'train'} & set(sys.modules)))")
+            "print(sorted({'tensorboard', 'torch.utils.tensorboard', 'sentence_transformers', 'transformers', 'matplotlib', "
+            "'scipy', 'sklearn', 'train'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code, str(tiny_run)], env=environment(), capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
@@ -178,8 +180,8 @@ def test_a_run_is_sampled_without_a_verb_too(tiny_run: Path, written: Written,
 def test_the_batch_size_changes_no_sentence(written: Written) -> None:
     whole = written("sample", "--num", 600, "--seed", 3)
     assert len(set(whole)) > 300
-    for size in (1000, 256, 100):
-        assert written("sample", "--num", 600, "--seed", 3, "--batch-size", size) == whole
+    for size, num in ((1000, 600), (256, 600), (100, 600), (7, 60), (1, 20)):
+        assert written("sample", "--num", num, "--seed", 3, "--batch-size", size) == whole[:num]
 
 
 def test_the_noise_can_be_scaled(written: Written, other_runs: Callable[[str], Path]) -> None:
@@ -212,12 +214,14 @@ def test_scores_are_the_decoders_own(written: Written, pipeline: Pipeline) -> No
     assert [line["text"] for line in scored] == written("sample", "--num", 5)
     ids, vectors = next(pipeline.model.generate(5, 1, SamplingConfig(temperature=0.7)))
     assert vectors is not None
+    decoder = pipeline.model.decoder
     for row, vector, line in zip(ids, vectors, scored, strict=True):
         # One token at a time, as it was sampled.
-        state, total, last = pipeline.model.decoder.start(vector[None], 1), 0.0, 1
+        state, total, last = decoder.start(vector[None], 1), 0.0, 1
         for token in [*row, 2]:
-            logits, state = pipeline.model.decoder.step(torch.tensor([[last]]), state, vector[None])
-            total, last = total - float(logits[0, 0].log_softmax(dim=0)[token]), token
+            hidden, state = decoder.advance(torch.tensor([last]), state, decoder.condition(vector[None]))
+            logits = functional.linear(hidden[0], decoder.embedding.weight, decoder.output_bias)
+            total, last = total - float(logits.log_softmax(dim=0)[token]), token
         assert line["nll"] == pytest.approx(total, rel=1e-4)
         assert line["critic_score"] == pytest.approx(float(pipeline.model.critic(vector[None])), rel=1e-4)  # type: ignore[operator]
     first = scored[0]
@@ -241,6 +245,17 @@ def test_ctrl_c_leaves_whole_lines_and_no_trace(tiny_run: Path) -> None:
     written += process.stdout.read()
     assert process.wait(timeout=60) == 130
     assert process.stderr.read() == "" and written.endswith("\n")
+
+
+def test_ctrl_c_leaves_no_part_of_a_file(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> Iterator[verbs.Line]:
+        yield verbs.Line("A dog.", {})
+        assert [path.name for path in tmp_path.iterdir()] == ["out.txt.part"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(verbs.WRITERS, "sample", interrupted)
+    assert main([str(tiny_run), "--out", str(tmp_path / "out.txt"), "--device", "cpu"]) == 130
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_reconstruction_from_arguments_a_file_and_standard_input(tiny_run: Path, written: Written, pipeline: Pipeline,

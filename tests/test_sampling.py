@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from outlines import sampling
 from outlines.corpus.batching import collate
 from outlines.corpus.tokenizer import BOS, EOS, PAD, UNK
 from outlines.decoder import Decoder, DecoderConfig
@@ -50,6 +51,21 @@ def test_an_impossible_token_is_never_chosen() -> None:
     assert choose(logits.expand(4, -1), edges, SamplingConfig()).tolist() == [1, 1, 3, 3]
 
 
+@pytest.mark.parametrize("width", [sampling.RUN // 2, 2 * sampling.RUN, 5 * sampling.RUN + 3])
+def test_inversion_by_runs_is_inversion(width: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(400, width, generator=rng).masked_fill(torch.rand(400, width, generator=rng) < 0.7, 0)
+    uniforms = torch.rand(400, generator=rng)
+    uniforms[:2] = torch.tensor([0, 1 - 2**-24])
+    chosen = choose(probabilities.log(), uniforms, SamplingConfig())
+    assert bool((probabilities.gather(1, chosen[:, None]) > 0).all())
+    cumulative = (probabilities.double() / probabilities.double().sum(dim=1, keepdim=True)).cumsum(dim=1)
+    rounding = 1e-6
+    passed = cumulative.gather(1, chosen[:, None])[:, 0]
+    before = (cumulative - probabilities / probabilities.sum(dim=1, keepdim=True)).gather(1, chosen[:, None])[:, 0]
+    assert bool((uniforms < passed + rounding).all() and (uniforms >= before - rounding).all())
+
+
 @pytest.mark.parametrize("bad", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0},
                                  {"top_p": 1.1}, {"max_len": 0}, {"beam": -1}])
 def test_settings_that_cannot_work_are_refused(bad: dict[str, float]) -> None:
@@ -67,6 +83,24 @@ def test_a_sentence_depends_on_its_own_row_only() -> None:
     assert together == alone
     assert len({len(sentence) for sentence in together}) > 1, "no row left the batch early: the test shows nothing"
     assert all(token not in (UNK, BOS, EOS, PAD) for sentence in together for token in sentence)
+
+
+@pytest.mark.parametrize("num", [1, 7])
+def test_a_rows_logits_are_the_same_to_the_last_bit_in_any_company(num: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderConfig(300, 48, embed_dim=96, hidden_dim=128)).eval()
+    vectors, uniforms = torch.randn(200, 48), torch.rand(200, 3)
+    seen: list[torch.Tensor] = []
+
+    def noting(logits: torch.Tensor, uniforms: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
+        seen.append(logits[:num])
+        return choose(logits, uniforms, config)
+
+    monkeypatch.setattr(sampling, "choose", noting)
+    for rows in (slice(num), slice(sampling.SLICE)):
+        sample(decoder, vectors[rows], uniforms[rows], SamplingConfig(max_len=3))
+    few, many = seen[:3], seen[3:]
+    assert all(torch.equal(one, other) for one, other in zip(few, many, strict=True))
 
 
 def test_sentences_are_cut_at_max_len() -> None:
@@ -118,14 +152,16 @@ class Table(Decoder):
     """A language model that is a table: p(next | last token); eos is token 2, words are 4 and 5."""
 
     def __init__(self, rows: dict[int, dict[int, float]]):
-        super().__init__(DecoderConfig(6, 0, embed_dim=2, hidden_dim=2))
-        self.table = torch.full((6, 6), -torch.inf)
+        super().__init__(DecoderConfig(6, 0, embed_dim=6, hidden_dim=2))
+        self.table = torch.full((6, 6), -1e9)
         for last, following in rows.items():
             for token, probability in following.items():
                 self.table[last, token] = math.log(probability)
+        torch.nn.init.eye_(self.embedding.weight)
+        self.output_bias.data[self.table.amax(dim=0) == -1e9] = -torch.inf  # never possible
 
-    def step(self, tokens: torch.Tensor, state: torch.Tensor,
-             vector: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def advance(self, tokens: torch.Tensor, state: torch.Tensor,
+                condition: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         return self.table[tokens], state
 
 

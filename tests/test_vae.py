@@ -162,7 +162,8 @@ def test_z_at_the_first_state_alone_is_unseen_later() -> None:
     assert not torch.allclose(decoder.start(one, 2), decoder.start(other, 2))
     assert not torch.allclose(decoder(tokens, one), decoder(tokens, other))
     state = decoder.start(one, 2)
-    assert torch.equal(decoder.step(tokens, state, one)[0], decoder.step(tokens, state, other)[0])
+    assert torch.equal(decoder.hidden(tokens, state, one)[0], decoder.hidden(tokens, state, other)[0])
+    assert decoder.condition(one) is None
     assert not any(name.startswith("every_") for name in decoder.state_dict())
 
 

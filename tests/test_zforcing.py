@@ -211,11 +211,11 @@ def test_padding_adds_nothing() -> None:
 def test_token_by_token_is_the_same_as_all_at_once() -> None:
     made = model()
     tokens, vector = torch.randint(4, 11, (2, 6), generator=rng()), noise(2).flatten(1)
-    state, logits = made.decoder.start(vector, 2), []
-    for part in tokens.split([2, 1, 3], dim=1):
-        step, state = made.decoder.step(part, state, vector)
-        logits.append(step)
-    assert torch.allclose(torch.cat(logits, dim=1), made.decoder(tokens, vector), atol=1e-5)
+    state, condition, hidden = made.decoder.start(vector, 2), made.decoder.condition(vector), []
+    for token in tokens.T:
+        step, state = made.decoder.advance(token, state, condition)
+        hidden.append(step)
+    assert torch.allclose(torch.stack(hidden, dim=1), made.decoder.read(tokens, vector), atol=1e-5)
 
 
 def test_a_sentence_depends_on_its_own_row_only_whatever_its_length() -> None:

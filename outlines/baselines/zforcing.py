@@ -100,6 +100,14 @@ class StochasticDecoder(Decoder):
 
         return self.unroll(tokens, state, draw)
 
+    def condition(self, vector: Tensor | None) -> Tensor | None:
+        """The innovations themselves."""
+        return vector
+
+    def advance(self, tokens: Tensor, state: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        hidden, state = self.hidden(tokens[:, None], state, condition)
+        return hidden[:, 0], state
+
     def unroll(self, tokens: Tensor, state: Tensor, draw: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """As `hidden`, with z_t = draw(t, h_{t-1}), [B, Z] for the upper layer's [B, H]."""
         config = self.config
