@@ -240,11 +240,14 @@ class ZForcing(TextModel):
                 "reconstruction_nll": reconstruction_nll, "kl": mean_kl}
 
     def shape(self) -> dict[str, Any]:
-        return {"backward_hidden_dim": self.backward_lstm.hidden_size, "decoder": dataclasses.asdict(self.decoder.config)}
+        decoder = dataclasses.asdict(self.decoder.config)
+        del decoder["vector_dim"]  # larger than any tensor is
+        return {"backward_hidden_dim": self.backward_lstm.hidden_size, "num_steps": self.num_steps, "decoder": decoder}
 
     @classmethod
     def from_shape(cls, shape: dict[str, Any]) -> "ZForcing":
-        return cls(shape["backward_hidden_dim"], StochasticDecoderConfig(**shape["decoder"]))
+        vector_dim = shape["num_steps"] * shape["decoder"]["latent_dim"]
+        return cls(shape["backward_hidden_dim"], StochasticDecoderConfig(vector_dim=vector_dim, **shape["decoder"]))
 
 
 class Forcing(nn.Module):
