@@ -191,13 +191,14 @@ class Pipeline:
         return [sentence.text for sentence in self.sentences(num, seed, sampling, source)]
 
     def sentences(self, num: int | None, seed: int, sampling: SamplingConfig, source: str | None = None, *,
-                  prefix: str = "", scored: bool = False, batch_size: int = BATCH) -> Iterator[Sentence]:
+                  prefix: str = "", scored: bool = False, batch_size: int = BATCH, workers: int = 1) -> Iterator[Sentence]:
         """`num` new sentences as they come (None: for ever); sentence i depends on (seed, i) alone.
 
         prefix: how every one begins. scored: with their nll. batch_size: sentences decoded together.
+        workers: threads that each decode a batch; with more than one, let torch itself use one.
         """
         tokens = self.prefix_tokens(prefix)
-        return self._written(self.model.generate(num, seed, sampling, source, batch_size, tokens), scored)
+        return self._written(self.model.generate(num, seed, sampling, source, batch_size, tokens, workers), scored)
 
     def around(self, vector: Tensor, radius: float, num: int | None, seed: int, sampling: SamplingConfig, *,
                prefix: str = "", scored: bool = False) -> Iterator[Sentence]:
