@@ -17,7 +17,7 @@ from outlines.pipeline import TEMPERATURE
 from outlines.sampling import SamplingConfig
 
 BATCH_SIZES, ROUNDS, STARTS = (64, 256, 1024, 4096), 5, 5
-NUM = 4096
+NUM = 8192
 HEAVY = ("tensorboard", "sentence_transformers", "transformers")
 
 
@@ -28,11 +28,15 @@ def main(run: Path, device: str = "auto") -> None:
     parameters = sum(parameter.numel() for parameter in pipeline.model.decoder.parameters())
     print(f"decoder of {parameters / 1e6:.2f} M parameters, {sum(map(len, tokens)) / NUM:.1f} tokens a sentence, "
           f"{pipeline.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    workers = 1
+    if pipeline.device.type == "cpu":  # as `python -m generate` does
+        workers = torch.get_num_threads()
+        torch.set_num_threads(1)
     best = dict.fromkeys(BATCH_SIZES, 0.0)
     for _ in range(ROUNDS):
         for size in BATCH_SIZES:
             started = time.perf_counter()
-            for _ in pipeline.sentences(NUM, 1, sampling, batch_size=size):
+            for _ in pipeline.sentences(NUM, 1, sampling, batch_size=size, workers=workers):
                 pass
             best[size] = max(best[size], NUM / (time.perf_counter() - started))
     for size, speed in best.items():

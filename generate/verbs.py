@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from outlines.errors import OutlinesError
@@ -42,8 +43,13 @@ def sampling_of(options: argparse.Namespace) -> SamplingConfig:
 
 
 def sample(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
+    workers = 1
+    if pipeline.device.type == "cpu":  # A thread a batch: threads that share one meet at every small operation.
+        workers = torch.get_num_threads()
+        torch.set_num_threads(1)
     drawn = pipeline.sentences(None if options.unique else options.num, options.seed, sampling_of(options), options.source,
-                               scored=options.with_score, batch_size=options.batch_size, rejection=_rejection(options))
+                               scored=options.with_score, batch_size=options.batch_size, rejection=_rejection(options),
+                               workers=workers)
     return _lines(islice(unique(drawn), options.num) if options.unique else drawn)
 
 

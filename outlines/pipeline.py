@@ -205,11 +205,12 @@ class Pipeline:
 
     def sentences(self, num: int | None, seed: int, sampling: SamplingConfig, source: str | None = None, *,
                   prefix: str = "", scored: bool = False, batch_size: int = BATCH,
-                  rejection: float = 1.0) -> Iterator[Sentence]:
+                  rejection: float = 1.0, workers: int = 1) -> Iterator[Sentence]:
         """`num` new sentences as they come (None: for ever); sentence i depends on (seed, i) alone.
 
         prefix: how every one begins. scored: with their scores. batch_size: sentences decoded together. rejection: vectors
         drawn, on average, for each that the critic keeps (see outlines/rejection.py); 1 keeps all.
+        workers: threads that each decode a batch; with more than one, let torch itself use one.
         """
         tokens, name = self.prefix_tokens(prefix), self.model.check_source(source)
         draw: Draw = lambda count, rng: self.model.vectors(count, rng, name, sampling.noise_scale)  # noqa: E731
@@ -218,7 +219,7 @@ class Pipeline:
                 raise OutlinesError(f"rejection is of the {self.model.sources[0]} alone, which the critic knows, not of the "
                                     f"{name}")
             draw = rejecting(self.model, draw, rejection)
-        return self._written(self.model.decode_draws(draw, num, seed, sampling, batch_size, tokens), scored)
+        return self._written(self.model.decode_draws(draw, num, seed, sampling, batch_size, tokens, workers), scored)
 
     def around(self, vector: Tensor, radius: float, num: int | None, seed: int, sampling: SamplingConfig, *,
                prefix: str = "", scored: bool = False) -> Iterator[Sentence]:

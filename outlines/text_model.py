@@ -1,8 +1,10 @@
 """What every family is to those who sample from it: a decoder, and a source of vectors for it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +16,8 @@ from outlines.errors import OutlinesError
 from outlines.sampling import SamplingConfig, sample
 from outlines.scoring import nll_of_rows
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 BLOCK = 256
 """Sentences whose noise is drawn together: sentence i depends on (seed, i) alone, however many are asked for."""
 BATCH = 1024
@@ -107,14 +111,15 @@ class TextModel(nn.Module, ABC):
         """The inverse of `shape`."""
 
     def generate(self, num: int | None, seed: int, sampling: SamplingConfig, source: str | None = None,
-                 batch_size: int = BATCH, prefix: Sequence[int] = ()) -> Iterator[tuple[list[list[int]], Tensor | None]]:
+                 batch_size: int = BATCH, prefix: Sequence[int] = (),
+                 workers: int = 1) -> Iterator[tuple[list[list[int]], Tensor | None]]:
         """Yield batches of new sentences (token ids) and the vectors they were decoded from, `num` in all.
 
-        num: None goes on for ever. prefix: tokens that every sentence begins with.
+        num: None goes on for ever. prefix: tokens that every sentence begins with. workers: threads, each with a batch.
         """
         name = self.check_source(source)
         return self.decode_draws(lambda count, rng: self.vectors(count, rng, name, sampling.noise_scale), num, seed,
-                                 sampling, batch_size, prefix)
+                                 sampling, batch_size, prefix, workers)
 
     def check_source(self, source: str | None) -> str:
         """The source itself, or the family's own for None; raises OutlinesError where the family has none of the name."""
@@ -125,16 +130,14 @@ class TextModel(nn.Module, ABC):
             raise OutlinesError(f"{self.family}: no source {name!r}: choose from {', '.join(self.sources)}")
         return name
 
-    @torch.no_grad()
     def decode_draws(self, draw: Draw, num: int | None, seed: int, sampling: SamplingConfig, batch_size: int = BATCH,
-                     prefix: Sequence[int] = ()) -> Iterator[tuple[list[list[int]], Tensor | None]]:
+                     prefix: Sequence[int] = (), workers: int = 1) -> Iterator[tuple[list[list[int]], Tensor | None]]:
         """As `generate`, with vectors that `draw` gives."""
-        start, size = 0, min(BLOCK, batch_size)  # the first batches are smaller, for someone may wait for a first sentence
-        while num is None or start < num:
-            stop = start + size if num is None else min(start + size, num)
-            vectors, uniforms = self.draw_rows(draw, start, stop, seed, sampling.max_len)
-            yield sample(self.decoder, vectors, uniforms, sampling, prefix), vectors
-            start, size = stop, min(2 * size, batch_size)
+        def decoded(span: tuple[int, int]) -> tuple[list[list[int]], Tensor | None]:
+            vectors, uniforms = self.draw_rows(draw, *span, seed, sampling.max_len)
+            return sample(self.decoder, vectors, uniforms, sampling, prefix), vectors
+
+        return in_order(decoded, spans(num, batch_size), workers)
 
     @torch.no_grad()
     def draw_rows(self, draw: Draw, start: int, stop: int, seed: int, max_len: int) -> tuple[Tensor | None, Tensor]:
@@ -148,6 +151,32 @@ class TextModel(nn.Module, ABC):
             vectors += [] if drawn is None else [drawn[rows]]
             uniforms.append(torch.rand(BLOCK, max_len, generator=rng)[rows])
         return torch.cat(vectors) if vectors else None, torch.cat(uniforms).to(device)
+
+
+def spans(num: int | None, size: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of batches of `size`; the first ones are smaller, for someone may wait for a first sentence."""
+    start, length = 0, min(BLOCK, size)
+    while num is None or start < num:
+        stop = start + length if num is None else min(start + length, num)
+        yield start, stop
+        start, length = stop, min(2 * length, size)
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """`map`, by so many threads; a batch at most is made ahead for each."""
+    if workers == 1:
+        yield from map(function, items)
+        return
+    pool, pending = ThreadPoolExecutor(workers), deque[Future[Result]]()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def block_seed(seed: int, start: int) -> int:

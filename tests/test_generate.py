@@ -33,7 +33,7 @@ from outlines.metrics import reconstruction_bleu
 from outlines.pipeline import GREEDY, Pipeline, Sentence
 from outlines.sampling import SamplingConfig, beam_search, sample
 from outlines.scoring import nll_of_rows
-from outlines.text_model import block_seed
+from outlines.text_model import block_seed, in_order
 from tests.conftest import Command, environment
 
 A, B = "Two dogs play in the park.", "A woman is reading a book."
@@ -494,6 +494,17 @@ def test_from_python(tiny_run: Path, pipeline: Pipeline, capsys: pytest.CaptureF
     assert samples == pipeline.sample(3, temperature=0.5)
     assert rebuilt == pipeline.decode(pipeline.encode(["A dog runs.", "Two men play chess."]))
     assert walked == pipeline.interpolate("A dog runs.", "Two men play chess.", "gradient").sentences
+
+
+def test_threads_change_no_sentence_and_run_ahead_by_a_batch_each(pipeline: Pipeline) -> None:
+    sampling = SamplingConfig(temperature=0.7, max_len=8)
+    alone = list(pipeline.sentences(300, 1, sampling, batch_size=50))
+    assert list(pipeline.sentences(300, 1, sampling, batch_size=50, workers=3)) == alone
+    made: list[int] = []
+    endless = in_order(lambda item: made.append(item) or item, itertools.count(), workers=2)
+    assert [next(endless) for _ in range(5)] == list(range(5))
+    endless.close()  # type: ignore[attr-defined]
+    assert len(made) <= 7
 
 
 def test_block_seeds_differ() -> None:
