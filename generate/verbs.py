@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from outlines.errors import OutlinesError
 from outlines.metrics import reconstruction_bleu
-from outlines.pipeline import TEMPERATURE, Pipeline, Sentence, Walk, load_pipeline
+from outlines.pipeline import TEMPERATURE, Condition, Pipeline, Sentence, Walk, load_pipeline
 from outlines.sampling import SamplingConfig
 
 CHUNK = 256
@@ -42,6 +43,8 @@ def sampling_of(options: argparse.Namespace) -> SamplingConfig:
 
 
 def sample(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
+    if options.condition:
+        return _answers(pipeline, options)
     drawn = pipeline.sentences(None if options.unique else options.num, options.seed, sampling_of(options), options.source,
                                scored=options.with_score, batch_size=options.batch_size)
     return _lines(islice(unique(drawn), options.num) if options.unique else drawn)
@@ -65,6 +68,32 @@ def unique(sentences: Iterable[Sentence]) -> Iterator[Sentence]:
 def _lines(sentences: Iterable[Sentence]) -> Iterator[Line]:
     for text, nll in sentences:
         yield Line(text, {"text": text}) if nll is None else Line(f"{nll:.3f}\t{text}", {"text": text, "nll": nll})
+
+
+def _answers(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
+    for condition, sentence in pipeline.given(_read_conditions(options.condition), options.num, options.seed,
+                                              sampling_of(options), options.source, options.with_score, options.batch_size):
+        line = next(_lines([sentence]))
+        label = {} if condition.label is None else {"label": condition.label}
+        yield Line(line.text, {"condition": condition.text, **label, **line.data})
+
+
+def _read_conditions(path: Path) -> Iterator[Condition]:
+    """The conditions of a file, one a line: of .jsonl the fields condition and label, else the whole line."""
+    for number, line in enumerate(_read(None if str(path) == "-" else path), start=1):
+        if path.suffix != ".jsonl":
+            yield Condition(line)
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        fields = record if isinstance(record, dict) else {}
+        condition, label = fields.get("condition"), fields.get("label")
+        if not isinstance(condition, str) or not condition.strip() or not isinstance(label, str | None):
+            raise OutlinesError(f'{path}: condition {number}: expected {{"condition": a sentence}}, with a "label" '
+                                "if the run has any")
+        yield Condition(condition, label)
 
 
 def reconstruct(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:

@@ -87,7 +87,8 @@ class Noise:
         return Noise(self.normal[rows], self.centre[rows])
 
 
-def _mlp(input_dim: int, hidden_dim: int, num_layers: int, output_dim: int) -> nn.Sequential:
+def mlp(input_dim: int, hidden_dim: int, num_layers: int, output_dim: int) -> nn.Sequential:
+    """A perceptron of `num_layers` (1 or more) hidden layers with leaky rectifiers, and a linear one to its output."""
     layers: list[nn.Module] = []
     for index in range(num_layers):
         layers += [nn.Linear(hidden_dim if index else input_dim, hidden_dim), nn.LeakyReLU(0.2)]
@@ -103,7 +104,7 @@ class Generator(nn.Module):
         super().__init__()
         self.config = config
         width, num_centres = config.outline_dim, config.num_centres
-        self.mlp = _mlp(width * (2 if num_centres else 1), config.hidden_dim, config.num_layers, width)
+        self.mlp = mlp(width * (2 if num_centres else 1), config.hidden_dim, config.num_layers, width)
         if num_centres:
             self.centres = nn.Parameter(torch.zeros(num_centres, width))
             self.factor = nn.Parameter(torch.eye(width))
@@ -150,7 +151,7 @@ class Critic(nn.Module):
 
     def __init__(self, outline_dim: int, hidden_dim: int = 512, num_layers: int = 3):
         super().__init__()
-        self.mlp = _mlp(outline_dim, hidden_dim, num_layers, 1)
+        self.mlp = mlp(outline_dim, hidden_dim, num_layers, 1)
 
     def forward(self, outlines: Tensor) -> Tensor:
         return self.mlp(outlines)[:, 0]

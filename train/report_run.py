@@ -16,6 +16,7 @@ from train.data import Dataset
 from train.evaluation import QUICK_DRAWS, quick_rows, reconstruction
 from train.figures import DRAW_SEED, collapse_figures, diagnose_vector, held_out
 from train.log import RunLog
+from train.method import find_method
 from train.run_directory import read_json, write_json
 from train.runs import Session, run_config
 
@@ -39,7 +40,8 @@ def report_run(directory: Path, model: TextModel, data: Dataset, session: Sessio
             write_json(directory / "collapse.json", diagnosis.to_json())
             rebuilt |= collapse_figures(diagnosis)
         rows = list(quick_rows(config, model, data, session, beside_lm)) if model.sources else []
-        figures = {"family": model.family, "reconstruction": rebuilt, "rows": rows}
+        own = find_method(model.family).own_rows(config, model, data, session.reporter)
+        figures = {"family": model.family, "reconstruction": rebuilt, "rows": rows, **({"own": own} if own else {})}
         _log(directory, figures, model, data)
         report.write_report(directory, _render([figures]), figures)
     text = _render([read_json(file)])
@@ -109,6 +111,9 @@ def _render(figures: Sequence[dict[str, Any]]) -> str:
     """The quick report of one seed, or of several."""
     lines = report.over_seeds((row["source"], row) for own in figures for row in own["rows"])
     tail = report.reconstruction_section([(own["family"], own["reconstruction"]) for own in figures])
+    if own := [(row["source"], row) for member in figures for row in member.get("own", [])]:
+        method = find_method(figures[0]["family"])
+        tail = "\n\n".join([method.own_title, report.table(report.over_seeds(own), method.own_columns), tail])
     head = f"test split, {figures[0]['reconstruction']['num_sentences']} sentences, {report.num_seeds(lines)}; nll in nats"
     if not lines:
         return "\n".join([f"{head}:", "", tail])
