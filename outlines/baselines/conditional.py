@@ -33,22 +33,27 @@ class LinearGaussian(NamedTuple):
     factor: Tensor
 
 
-def fit_linear_gaussian(conditions: Tensor, outlines: Tensor) -> LinearGaussian:
+def fit_linear_gaussian(conditions: Tensor, outlines: Tensor, chunk: int = 8192) -> LinearGaussian:
     """The linear regression of outlines [N, D] on conditions [N, P], and a factor of its residuals' covariance.
 
-    Least squares in float64, of the smallest norm where conditions are linearly dependent, as one-hot labels are; the
-    covariance is divided by N less the rank and one.
+    Least squares, of the smallest norm where conditions are linearly dependent, as one-hot labels are; the covariance is
+    divided by N less the rank and one. From moments, summed in float64 over chunks of rows: no copy of the rows is made.
     """
-    centred, target = conditions.double(), outlines.double()
-    condition_mean, outline_mean = centred.mean(dim=0), target.mean(dim=0)
-    centred, target = centred - condition_mean, target - outline_mean
-    gram = centred.T @ centred
-    weight = (torch.linalg.pinv(gram, hermitian=True) @ (centred.T @ target)).T
-    residual = target - centred @ weight.T
-    rank = int(torch.linalg.matrix_rank(gram, hermitian=True))
-    values, directions = torch.linalg.eigh(residual.T @ residual / max(1, len(outlines) - rank - 1))
+    num, width = conditions.shape
+    size = width + outlines.shape[1]
+    means = [rows.double().mean(dim=0) for rows in (conditions, outlines)]
+    moments = torch.zeros(size, size, dtype=torch.float64, device=outlines.device)
+    for pair in zip(conditions.split(chunk), outlines.split(chunk), strict=True):
+        rows = torch.cat([part - mean.to(part.dtype) for part, mean in zip(pair, means, strict=True)], dim=1)
+        moments += rows.T @ rows
+    gram, cross, total = moments[:width, :width], moments[:width, width:], moments[width:, width:]
+    variances, axes = torch.linalg.eigh(gram)
+    kept = variances > 1e-6 * variances.max()
+    axes, variances = axes[:, kept], variances[kept]
+    weight = (axes @ ((axes.T @ cross) / variances[:, None])).T
+    values, directions = torch.linalg.eigh((total - weight @ cross) / max(1, num - len(variances) - 1))
     factor = directions * values.clamp(min=0).sqrt()
-    bias = outline_mean - weight @ condition_mean
+    bias = means[1] - weight @ means[0]
     return LinearGaussian(weight.to(outlines.dtype), bias.to(outlines.dtype), factor.to(outlines.dtype))
 
 
