@@ -173,7 +173,7 @@ class Endpoints:
     def about(self) -> dict[str, Any]:
         model = self.pipeline.model
         return {"run": self.pipeline.run.name, "family": model.family, "sources": list(model.sources),
-                "walks": list(self.pipeline.walks) if model.decoder.config.vector_dim else [],
+                "walks": list(self.pipeline.walks) if model.decoder.config.vector_dim and not model.latent_per_step else [],
                 "neighbours": model.frozen_encoder() is not None, "max_sentences": MAX_SENTENCES}
 
     def sample(self, fields: Fields) -> dict[str, Any]:

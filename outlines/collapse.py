@@ -85,6 +85,48 @@ def kl_by_dim(mu: Tensor, logvar: Tensor) -> Tensor:
     return (mu.square() + logvar.exp() - 1 - logvar).mean(dim=0) / 2
 
 
+class Steps(NamedTuple):
+    """A posterior with a latent at every step, as one draw of each sentence went through it; [N, T, Z] each.
+
+    In units of the prior at that step, which may hang on what was written and drawn before: where the posterior is the
+    prior, mu and logvar are 0 and `drawn` is N(0, 1), a sample of nothing. Past a sentence's end they are so too.
+    lengths: [N], the steps of each sentence, the one that writes eos included.
+    """
+
+    mu: Tensor
+    logvar: Tensor
+    drawn: Tensor
+    lengths: Tensor
+
+    def real(self, values: Tensor) -> Tensor:
+        """Of values [N, T, Z] those of real steps, [their number, Z]."""
+        return values[torch.arange(values.shape[1]) < self.lengths[:, None]]
+
+
+def kl_by_position(steps: Steps) -> Tensor:
+    """KL(q(z_t|x, z before) || p(z_t| what was before)) at each position, nats a step [longest sentence].
+
+    The mean over the sentences that have such a step. Exact given each sentence's draw of the z before; no ceiling.
+    """
+    mu, logvar = steps.mu.double(), steps.logvar.double()
+    kl = (mu.square() + logvar.exp() - 1 - logvar).sum(dim=2) / 2
+    reached = torch.arange(kl.shape[1]) < steps.lengths[:, None]
+    return ((kl * reached).sum(dim=0) / reached.sum(dim=0).clamp_min(1))[:int(steps.lengths.max())]
+
+
+def active_positions(steps: Steps, threshold: float = ACTIVE_VARIANCE) -> int:
+    """Count the positions at which the mu of at least one dimension varies over sentences by more than `threshold`.
+
+    The counterpart of `active_units` for time: where the posterior is the prior, mu is 0 in every sentence. Sentences
+    without such a step are left out, and so are positions that fewer than two have.
+    """
+    count = 0
+    for position in range(int(steps.lengths.max())):
+        mu = steps.mu[steps.lengths > position, position].double()
+        count += len(mu) > 1 and bool((mu.var(dim=0) > threshold).any())
+    return count
+
+
 class MutualInformation(NamedTuple):
     """I(x; z) under q, in nats."""
 
@@ -234,17 +276,19 @@ def latent_gap(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor, *o
     return _gap(own, changed, num_targets)
 
 
-def latent_gap_by_dim(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor, others: Tensor) -> list[Gap]:
+def latent_gap_by_dim(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor, others: Tensor,
+                      num_dims: int | None = None) -> list[Gap]:
     """The latent gap of each dimension alone [Z]: the others keep the sentence's own values.
 
     They do not add up to the whole gap: what two dimensions both say is missed from neither. Arguments as for
     `latent_gap`; scores the rows Z + 1 times.
+    num_dims: Z, where vectors hold it once a step, [N, T · Z]: a dimension is then changed at all steps.
     """
     own, num_targets = nll_of_rows(decoder, rows, vectors)
-    gaps = []
-    for dim in range(vectors.shape[1]):
+    gaps, num_dims = [], num_dims or vectors.shape[1]
+    for dim in range(num_dims):
         changed = vectors.clone()
-        changed[:, dim] = others[:, dim]
+        changed[:, dim::num_dims] = others[:, dim::num_dims]
         gaps.append(_gap(own, nll_of_rows(decoder, rows, changed)[0], num_targets))
     return gaps
 
@@ -401,6 +445,22 @@ class Diagnosis:
         return " ".join(words)
 
 
+@dataclass(frozen=True)
+class StepDiagnosis(Diagnosis):
+    """The same of a latent per step. A dimension's KL and information are those of all steps together, per sentence."""
+
+    kl_by_position: tuple[float, ...]
+    """nats a step"""
+    active_positions: int
+
+    def in_words(self) -> str:
+        kl = self.kl_by_position
+        return (f"{super().in_words()} There is a latent at every step, and its vector is all of them. The KL is "
+                f"{self.kl:.3g} nats per sentence, {min(kl):.2g} to {max(kl):.2g} nats a step, the most at position "
+                f"{kl.index(max(kl))}; mu depends on the sentence at {self.active_positions} of {len(kl)} positions. "
+                "How much of the KL tells which sentence it is, is not computed.")
+
+
 def _as_json(value: Any) -> Any:
     if isinstance(value, Dimension):
         return {field.name: _as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
@@ -451,3 +511,37 @@ def diagnose(decoder: Decoder, rows: Sequence[np.ndarray], mu: Tensor, logvar: T
     return Diagnosis(judge_model([dim.verdict for dim in dims], used), tuple(dims), len(rows), len(rows[:num_dim_rows]),
                      None if logvar is None else sum(kl), information, active_units(mu), gap, gap_prior,
                      output_change(decoder, vectors[:num_outputs], rng, max_len))
+
+
+def diagnose_steps(decoder: Decoder, rows: Sequence[np.ndarray], steps: Steps, prior: Tensor, seed: int = 0,
+                   num_swaps: int = 3, num_dim_rows: int = 256, num_outputs: int = 100,
+                   max_len: int = SamplingConfig.max_len) -> StepDiagnosis:
+    """As `diagnose`, of a decoder whose vector [N, T · Z] is a latent of Z dimensions for each of T steps.
+
+    A stranger's latents are given step for step, in units of the prior: what the past alone says is in the prior, and so
+    a posterior that says no more leaves no gap. Where the stranger has ended, they are the prior's own.
+    Signal and noise are taken over all real steps as if each were a sentence; a dimension's information is that of a step
+    times the steps of the mean sentence. The mutual information of whole sentences is not computed, for the posterior
+    under another sentence's draws would have to be run anew for every pair; in its place the KL, which is no smaller,
+    must reach MIN_MODEL_INFORMATION. What it may hide, a posterior off the prior that is the same for all, leaves no gap.
+    Drift is not measured.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    num_dims, vectors = steps.mu.shape[2], steps.drawn.flatten(1)
+    others = vectors[other_rows(len(vectors), num_swaps, rng)]
+    gap, gap_prior = latent_gap(decoder, rows, vectors, *others), latent_gap(decoder, rows, vectors, prior)
+    gaps = latent_gap_by_dim(decoder, rows[:num_dim_rows], vectors[:num_dim_rows], others[0, :num_dim_rows], num_dims)
+    mu, logvar = steps.real(steps.mu), steps.real(steps.logvar)
+    strength, mean_steps = signal_noise(mu, logvar), float(steps.lengths.double().mean())
+    kl = (kl_by_dim(mu, logvar) * mean_steps).tolist()
+    used = sum(kl) >= MIN_MODEL_INFORMATION and gap.reaches(MIN_GAP)
+    dims = []
+    for dim_kl, (signal, noise, snr, nats, variation), dim_gap in zip(
+            kl, torch.stack(strength, dim=1).tolist(), gaps, strict=True):
+        nats *= mean_steps
+        verdict = judge(signal, variation, nats, None, used and dim_gap.reaches(MIN_GAP / num_dims))
+        dims.append(Dimension(verdict, dim_kl, signal, noise, snr, nats, variation, None, None, dim_gap))
+    return StepDiagnosis(judge_model([dim.verdict for dim in dims], used), tuple(dims), len(rows),
+                         len(rows[:num_dim_rows]), sum(kl), None, active_units(mu), gap, gap_prior,
+                         output_change(decoder, vectors[:num_outputs], rng, max_len),
+                         tuple(kl_by_position(steps).tolist()), active_positions(steps))

@@ -52,7 +52,9 @@ class LockedDropout(nn.Module):
 class Decoder(nn.Module):
     """A GRU language model that sees a vector at its first state and at every step; embeddings are tied.
 
-    With `vector_into` first_state it sees the vector there alone, and what it read since can drive it out.
+    With `vector_into` first_state it sees the vector there alone, and what it read since can drive it out. A subclass may
+    have another recurrence: it makes other layers, and says what `start` and `hidden` are. A state is a tensor [S, B, W]
+    whose rows are `state[:, row]`; no one outside looks further into it.
 
     Shapes: B batch, T tokens, D vector width, V vocabulary.
     """
@@ -61,18 +63,28 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.embed_dim)
-        self.gru = nn.GRU(config.embed_dim, config.hidden_dim, config.num_layers, batch_first=True,
-                          dropout=config.dropout if config.num_layers > 1 else 0.0)
+        self._make_recurrence()
         self.dropout = LockedDropout(config.dropout)
         self.readout = nn.Linear(config.hidden_dim, config.embed_dim)
         self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self._make_conditioning()
+        nn.init.normal_(self.embedding.weight, std=config.embed_dim ** -0.5)
+
+    def _make_recurrence(self) -> None:
+        """The layers between embedding and readout."""
+        config = self.config
+        self.gru = nn.GRU(config.embed_dim, config.hidden_dim, config.num_layers, batch_first=True,
+                          dropout=config.dropout if config.num_layers > 1 else 0.0)
+
+    def _make_conditioning(self) -> None:
+        """The layers by which the vector enters."""
+        config = self.config
         if config.vector_dim:
             self.first_state = nn.Linear(config.vector_dim, config.num_layers * config.hidden_dim)
         self.sees_every_step = bool(config.vector_dim) and config.vector_into == "every_step"
         if self.sees_every_step:
             self.every_step = nn.Linear(config.vector_dim, config.embed_dim, bias=False)
             self.every_readout = nn.Linear(config.vector_dim, config.embed_dim, bias=False)
-        nn.init.normal_(self.embedding.weight, std=config.embed_dim ** -0.5)
 
     def start(self, vector: Tensor | None, num: int) -> Tensor:
         """The first state [layers, B, H] for B sentences; zeros for a language model."""

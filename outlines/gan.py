@@ -88,7 +88,7 @@ class Noise:
 
 
 def mlp(input_dim: int, hidden_dim: int, num_layers: int, output_dim: int) -> nn.Sequential:
-    """A perceptron of `num_layers` (1 or more) hidden layers with leaky rectifiers, and a linear one to its output."""
+    """Values [B, input_dim] to [B, output_dim] through hidden layers that treat every example alone."""
     layers: list[nn.Module] = []
     for index in range(num_layers):
         layers += [nn.Linear(hidden_dim if index else input_dim, hidden_dim), nn.LeakyReLU(0.2)]

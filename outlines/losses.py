@@ -148,6 +148,20 @@ def cyclical_kl_weight(step: int, num_steps: int, num_cycles: int, rise: float) 
     return linear_kl_weight(step % cycle_steps, rise * cycle_steps)
 
 
+def moving_weight(start: float, end: float, per_step: float, step: int) -> float:
+    """A term's weight at optimiser step `step`: from `start` by `per_step` towards `end`, where it stays.
+
+    Source: Goyal et al., Z-Forcing (2017), whose KL weight goes from 0.2 to 1 by 5e-5 an update.
+    """
+    moved = per_step * step
+    return min(end, start + moved) if end >= start else max(end, start - moved)
+
+
+def gaussian_nll(values: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    """-log N(values; mean, exp(logvar)) per dimension, nats; all arguments of one shape, and so is the result."""
+    return (math.log(2 * math.pi) + logvar + (values - mean).square() * (-logvar).exp()) / 2
+
+
 def bag_of_words_nll(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """-log p(x as a bag | z), nats per sentence [B]: every real target (eos included) from one distribution.
 

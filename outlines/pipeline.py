@@ -148,6 +148,7 @@ class Pipeline:
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
         """The vectors [N, D] from which the decoder rebuilds sentences: scaled outlines, or a VAE's posterior means."""
+        self._need_one_vector()
         return self._vectors(sentences, self.rows(sentences))
 
     @torch.no_grad()
@@ -160,6 +161,11 @@ class Pipeline:
         if posterior is None:
             raise OutlinesError(f"a run of the family {self.model.family} has no vector of a sentence: it cannot do this")
         return posterior[0]
+
+    def _need_one_vector(self) -> None:
+        if self.model.latent_per_step:
+            raise OutlinesError(f"a run of the family {self.model.family} has a latent for every step, and no one vector of "
+                                "a sentence: it cannot do this")
 
     def mean(self, sentences: Iterable[str]) -> Tensor:
         """The mean vector [D] of sentences, taken in the encoder's units and brought back to their norm."""
@@ -288,6 +294,7 @@ class Pipeline:
         num: vectors on the way, both ends included; of a gradient walk, whose end is where the second sentence is as
         likely as under its own vector, the first step is 1 / (num - 1) of the distance between the two.
         """
+        self._need_one_vector()
         if walk not in self.walks:
             raise OutlinesError(f"{self.model.family}: no walk {walk!r}: choose from {', '.join(self.walks)}")
         if num < 2:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from outlines.collapse import Steps
 from outlines.decoder import Decoder
 from outlines.errors import OutlinesError
 from outlines.sampling import SamplingConfig, sample
@@ -27,6 +28,8 @@ class TextModel(nn.Module, ABC):
     family: ClassVar[str]
     sources: ClassVar[tuple[str, ...]]
     """where vectors can come from: the family's own first, then its controls; none where it cannot invent"""
+    latent_per_step: ClassVar[bool] = False
+    """whether a vector is a latent for every step: it rebuilds its sentence, but has no meaning to move or to average"""
     decoder: Decoder
 
     def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
@@ -36,6 +39,10 @@ class TextModel(nn.Module, ABC):
         rows: token ids of each sentence. outlines: scaled, [N, D], where the family uses them, else None.
         """
         return None
+
+    def posterior_steps(self, rows: Sequence[np.ndarray], rng: torch.Generator) -> Steps:
+        """The posterior's latents of given sentences, one draw, from a family with a latent per step."""
+        raise NotImplementedError(f"{self.family} has no latent per step")
 
     def nll_terms(self, rows: Sequence[np.ndarray], outlines: Tensor | None, num_draws: int,
                   rng: torch.Generator) -> dict[str, Tensor]:

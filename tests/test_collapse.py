@@ -12,14 +12,19 @@ from outlines.collapse import (
     MIN_GAP,
     Diagnosis,
     Gap,
+    StepDiagnosis,
+    Steps,
     Verdict,
+    active_positions,
     active_units,
     diagnose,
+    diagnose_steps,
     drift,
     edit_distance,
     judge,
     judge_model,
     kl_by_dim,
+    kl_by_position,
     latent_gap,
     latent_gap_by_dim,
     mutual_information,
@@ -401,3 +406,97 @@ def test_input_that_cannot_be_judged_is_refused() -> None:
         diagnose(sign_decoder(1, 1), rows[:3], mu)
     with pytest.raises(ValueError, match="evaluation mode"):
         diagnose(sign_decoder(1, 1).train(), rows, mu)
+
+
+# A latent per step
+
+
+class StepSigns(Decoder):
+    """A decoder without memory: at step t the logits of YES, NO and eos are w · z_t, -w · z_t and 0."""
+
+    def __init__(self, weight: float, num_steps: int):
+        super().__init__(DecoderConfig(6, 2 * num_steps, embed_dim=1, hidden_dim=1))
+        self.weight = weight
+        with torch.no_grad():
+            self.embedding.weight[:, 0] = torch.tensor([0.0, 0, 0, 0, 1, -1])
+            self.output_bias[:] = -30
+            self.output_bias[[EOS, YES, NO]] = 0
+
+    def start(self, vector: Tensor | None, num: int) -> Tensor:
+        return torch.zeros(1, num, 1)
+
+    def hidden(self, tokens: Tensor, state: Tensor, vector: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert vector is not None
+        steps = (state[0, :, :1].long() + torch.arange(tokens.shape[1])).clamp_max(vector.shape[1] // 2 - 1)
+        signs = vector.unflatten(1, (-1, 2))[:, :, 0].gather(1, steps)  # the second dimension is for nothing
+        return self.weight * signs[:, :, None], state + tokens.shape[1]
+
+
+LENGTH = 4
+
+
+def step_posterior(signal: float, noise: float, num: int = NUM) -> tuple[list[np.ndarray], Steps]:
+    """Sentences of LENGTH words, and a posterior whose first dimension is, at each, signal · its sign with that noise."""
+    signs = torch.where(torch.rand(num, LENGTH, generator=rng(5)) < 0.5, -1.0, 1.0)
+    rows = [np.where(row > 0, YES, NO) for row in signs.numpy()]
+    mu, logvar = torch.zeros(num, LENGTH + 1, 2), torch.zeros(num, LENGTH + 1, 2)
+    mu[:, :LENGTH, 0], logvar[:, :LENGTH, 0] = signal * signs, 2 * math.log(noise)
+    drawn = mu + (logvar / 2).exp() * torch.randn(mu.shape, generator=rng(6))
+    return rows, Steps(mu, logvar, drawn, torch.full((num,), LENGTH + 1))
+
+
+def test_kl_by_position_is_the_closed_form() -> None:
+    steps = Steps(torch.tensor([[[1.0, 0], [2, 0], [9, 9]], [[3.0, 0], [7, 7], [9, 9]]]), torch.zeros(2, 3, 2),
+                  torch.zeros(2, 3, 2), torch.tensor([2, 1]))
+    assert kl_by_position(steps).tolist() == pytest.approx([(1 + 9) / 4, 2.0]), "what has ended is not counted"
+    assert steps.real(steps.mu).tolist() == [[1, 0], [2, 0], [3, 0]]
+    narrow = steps._replace(mu=torch.zeros(2, 3, 2), logvar=torch.full((2, 3, 2), math.log(0.25)))
+    assert kl_by_position(narrow).tolist() == pytest.approx([0.25 - 1 + math.log(4)] * 2)
+
+
+def test_active_positions_are_those_where_mu_differs_between_sentences() -> None:
+    _, steps = step_posterior(1.0, 0.5)
+    assert active_positions(steps) == LENGTH
+    steps.mu[:, 1] = 0.7  # off the prior, and the same for all
+    steps.mu[:, 2] *= 0.09
+    assert active_positions(steps) == LENGTH - 2
+    assert active_positions(steps._replace(lengths=torch.tensor([LENGTH] + [1] * (NUM - 1)))) == 1, "one has no variance"
+
+
+def test_a_dimension_of_a_step_is_changed_at_every_step() -> None:
+    rows, steps = step_posterior(2.0, 0.1)
+    vectors = steps.drawn.flatten(1)
+    others = vectors[other_rows(NUM, 1, rng())[0]]
+    decoder = StepSigns(1.5, LENGTH + 1).eval()
+    whole = latent_gap(decoder, rows, vectors, others)
+    first, second = latent_gap_by_dim(decoder, rows, vectors, others, num_dims=2)
+    assert first.per_token == pytest.approx(whole.per_token) and whole.per_token > 1 and second.per_token == 0
+
+
+def diagnosis_of_steps(signal: float, noise: float, weight: float) -> StepDiagnosis:
+    rows, steps = step_posterior(signal, noise)
+    prior = torch.randn(NUM, 2 * (LENGTH + 1), generator=rng(9))
+    return diagnose_steps(StepSigns(weight, LENGTH + 1).eval(), rows, steps, prior, num_outputs=20, max_len=8)
+
+
+@pytest.mark.parametrize(("signal", "noise", "weight", "verdict"), [
+    (2.0, 0.2, 1.5, Verdict.USED), (2.0, 0.2, 0.0, Verdict.IGNORED), (0.0, 1.0, 1.5, Verdict.TOO_WEAK),
+    (0.12, 1.0, 1.5, Verdict.TOO_NOISY_SAMPLING)])
+def test_the_verdict_on_a_latent_per_step(signal: float, noise: float, weight: float, verdict: Verdict) -> None:
+    found = diagnosis_of_steps(signal, noise, weight)
+    assert found.dims[0].verdict == verdict and found.dims[1].verdict == Verdict.TOO_WEAK
+    assert found.verdict in (verdict, Verdict.TOO_WEAK)
+    assert (found.gap.per_token > 0.5) == (verdict == Verdict.USED)
+    each = (signal**2 + noise**2 - 1) / 2 - math.log(noise)
+    assert found.kl == pytest.approx(LENGTH * each, abs=1e-5)
+    assert found.kl_by_position == pytest.approx([each] * LENGTH + [0.0], abs=1e-5)
+    assert found.active_positions == (LENGTH if signal**2 > 0.01 else 0)
+    assert found.active_units == (signal**2 * LENGTH / (LENGTH + 1) > 0.01)
+
+
+def test_a_posterior_that_is_the_prior_leaves_no_gap_however_strongly_the_decoder_reads_it() -> None:
+    found = diagnosis_of_steps(0.0, 1.0, 3.0)
+    assert abs(found.gap.per_token) < 4 * found.gap.error and found.kl == 0
+    assert "a latent at every step" in found.in_words()
+    data = json.loads(json.dumps(found.to_json()))
+    assert len(data["kl_by_position"]) == LENGTH + 1 and len(data["dims"]) == 2 and data["mutual_information"] is None

@@ -28,7 +28,7 @@ Train a family of text generators and report what it reached.
   python -m train                      neural outlines on the embedded corpus
   python -m train lm --preset small    another family, another preset
   python -m train --seeds 1,2,3        several seeds, reported together
-  python -m train compare              outlines, a language model and two VAEs, side by side
+  python -m train compare              outlines, a language model and two VAEs, or --families, side by side
   python -m train --resume RUN         go on with what was stopped: a run, several seeds, a comparison
   python -m train evaluate RUN…        measure finished runs side by side, over temperature
 """
@@ -68,10 +68,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("family", nargs="?", default="outlines", help="what to train (default: outlines)")
     parser.add_argument("--preset", nargs="+", metavar="NAME", help="named sets of options, applied from left to right: "
                         f"{', '.join(sorted(method.presets))} (default: default)")
-    parser.set_defaults(config=None, remedy=None)
+    parser.set_defaults(config=None, remedy=None, families=None)
     if comparing:
         parser.add_argument("--remedy", nargs="+", choices=remedies(), metavar="NAME", help="presets that make the second "
                             f"VAE: {', '.join(remedies())} (default: {' '.join(DEFAULT_REMEDY)})")
+        parser.add_argument("--families", metavar="LIST", help="what to compare instead, with commas between: families, "
+                            "presets of theirs such as vae-lagging, and controls such as mixture, which come with a run "
+                            "that has them")
     else:
         parser.add_argument("--config", metavar="FILE.toml", help="options from a file, by the names of the flags")
     parser.add_argument("--runs", metavar="DIR", help="where runs live, their cache in DIR-cache beside it (default: runs)")

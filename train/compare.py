@@ -1,6 +1,7 @@
-"""`python -m train compare`: outlines, the language model, the plain VAE and one with a remedy, on one corpus, one budget.
+"""`python -m train compare`: families side by side on one corpus, with one budget; by default outlines, the language
+model, the plain VAE and one with a remedy.
 
-A comparison is a directory of four runs. Each is a run like any other, with figures under the same keys, so TensorBoard
+A comparison is a directory of runs. Each is a run like any other, with figures under the same keys, so TensorBoard
 overlays them with no set-up; the directory adds the charts that belong together, a report and a picture of the collapse.
 """
 
@@ -12,12 +13,13 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from outlines.checkpoint import atomic_write
+from outlines.errors import OutlinesError
 from outlines.families import families
 from train import report
-from train.config import SIZES
+from train.config import SIZES, unknown_name
 from train.evaluate import label_of
 from train.evaluation import REAL_TEXT, Row
-from train.method import find_method
+from train.method import all_methods, find_method
 from train.pictures import collapse_picture
 from train.run_directory import read_json, read_lines, runs_of
 
@@ -45,12 +47,44 @@ def remedies() -> list[str]:
     return sorted(set(find_method(LATENT).presets) - {*SIZES, LATENT})
 
 
-def compared(preset: str, remedy: Sequence[str] | None) -> dict[str, tuple[str, str]]:
-    """Family and preset of each run of a comparison, by the name of its directory."""
+def compared(preset: str, remedy: Sequence[str] | None, names: str | None) -> dict[str, tuple[str, str]]:
+    """Family and preset of each run of a comparison, by the name of its directory.
+
+    names: what is to be compared, with commas between, in the words of `members_of`; None: what stands on top of this file.
+    """
+    if names is not None:
+        if remedy:
+            raise OutlinesError("--remedy has no effect with --families: name its preset there")
+        return members_of(names, preset)
     remedy = remedy or DEFAULT_REMEDY
     remedied = "-".join([LATENT, *(name.removeprefix(f"{LATENT}-") for name in remedy)])
     return {**{family: (family, preset) for family in (LEADER, "lm", LATENT)},
             remedied: (LATENT, " ".join([preset, *remedy]))}
+
+
+def members_of(names: str, preset: str) -> dict[str, tuple[str, str]]:
+    """Families, and presets that stand for a family with these options, by name; both with `preset`, which says the size.
+
+    A control (gaussian, mixture) is no run: it comes with a family that it is a source of, which has to be named too.
+    """
+    methods, models = all_methods(), families()
+    generators = {name for name, model in models.items() if model.sources}
+    variants = {name: family for family in generators for name in methods[family].presets if name not in SIZES}
+    controls = {source for family in generators for source in models[family].sources[1:]}
+    wanted = [name.strip() for name in names.split(",")]
+    if len(set(wanted)) < len(wanted):
+        raise OutlinesError(f"--families {names!r}: the same name twice")
+    for name in wanted:
+        if name not in {*generators, *variants, *controls}:
+            raise unknown_name("name in --families:", name, {*generators, *variants, *controls})
+    runs = {name: (name, preset) if name in generators else (variants[name], f"{preset} {name}")
+            for name in wanted if name not in controls}
+    brought = {source for family, _ in runs.values() for source in models[family].sources[1:]}
+    if missing := sorted(controls & set(wanted) - brought):
+        raise OutlinesError(f"--families {names!r}: {missing[0]} is a control of "
+                            f"{', '.join(sorted(name for name in generators if missing[0] in models[name].sources))}, "
+                            "and comes with its run: name that too")
+    return runs
 
 
 def report_comparison(directory: Path, members: Sequence[Path]) -> str:

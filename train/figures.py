@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from outlines.checkpoint import read_state
-from outlines.collapse import Diagnosis, Posterior, diagnose
+from outlines.collapse import Diagnosis, Posterior, StepDiagnosis, diagnose, diagnose_steps
 from outlines.text_model import TextModel
 from train.data import Dataset
 
@@ -42,14 +42,23 @@ def diagnose_vector(model: TextModel, data: Dataset, num: int, directory: Path, 
     directory: the run's; the probes that training left there tell of drift.
     """
     tokens, outlines, _ = held_out(data, "test", num, seed=1)
+    rng, max_len = torch.Generator().manual_seed(DRAW_SEED), data.corpus.meta["max_len"]
+    if model.latent_per_step:
+        steps, prior = model.posterior_steps(tokens, rng), model.vectors(len(tokens), rng, model.sources[0])
+        assert prior is not None
+        return diagnose_steps(model.decoder, tokens, steps, prior, max_len=max_len,
+                              num_dim_rows=_num_dim_rows(steps.mu.shape[2], quick))
     posterior = model.posterior(tokens, outlines)
     if posterior is None:
         return None
     mu, logvar = posterior
-    num_dim_rows = min(MAX_DIM_ROWS, max(16, QUICK_DIM_SCORINGS // mu.shape[1])) if quick else MAX_DIM_ROWS
-    prior = model.vectors(len(mu), torch.Generator().manual_seed(DRAW_SEED), model.sources[0]) if model.sources else None
-    return diagnose(model.decoder, tokens, mu, logvar, read_probes(directory), prior, num_dim_rows=num_dim_rows,
-                    max_len=data.corpus.meta["max_len"])
+    prior = model.vectors(len(mu), rng, model.sources[0]) if model.sources else None
+    return diagnose(model.decoder, tokens, mu, logvar, read_probes(directory), prior, max_len=max_len,
+                    num_dim_rows=_num_dim_rows(mu.shape[1], quick))
+
+
+def _num_dim_rows(num_dims: int, quick: bool) -> int:
+    return min(MAX_DIM_ROWS, max(16, QUICK_DIM_SCORINGS // num_dims)) if quick else MAX_DIM_ROWS
 
 
 def collapse_figures(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -63,6 +72,8 @@ def collapse_figures(diagnosis: Diagnosis) -> dict[str, Any]:
     if diagnosis.mutual_information is not None:
         figures |= {"test/kl": diagnosis.kl, "test/mutual_information": diagnosis.mutual_information.nats,
                     "test/mutual_information_ceiling": diagnosis.mutual_information.ceiling}
+    if isinstance(diagnosis, StepDiagnosis):
+        figures["test/active_positions"] = diagnosis.active_positions
     return figures
 
 

@@ -29,6 +29,17 @@ def signal_noise_picture(signal: Sequence[float], noise: Sequence[float]) -> Fig
     return figure
 
 
+def kl_picture(kl_by_position: Sequence[float]) -> Figure:
+    """Where in a sentence the latents of a step depart from their prior."""
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(range(len(kl_by_position)), kl_by_position)
+    axes.set_xlabel("position")
+    axes.set_ylabel("KL to the prior, nats a step")
+    axes.grid(alpha=0.3)
+    return figure
+
+
 def collapse_picture(histories: Mapping[str, Sequence[dict[str, Any]]],
                      dims: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
     """Collapse, or not, over training, and below it the dimensions at the end.

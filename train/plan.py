@@ -13,7 +13,7 @@ from train.method import find_method
 from train.run_directory import GROUP, begin_group, read_run, runs_of
 from train.runs import Session, begin_run, command_line, default_cache
 
-OWN_OPTIONS = ("preset", "config", "remedy", "runs", "out", "seeds")
+OWN_OPTIONS = ("preset", "config", "remedy", "families", "runs", "out", "seeds")
 """What decides a run beside the fields of its configuration."""
 
 
@@ -57,9 +57,11 @@ def plan_of(options: argparse.Namespace) -> Plan:
         raise OutlinesError("--seed has no effect with --seeds: leave it out")
     preset, root = " ".join(options.preset or ["default"]), Path(options.runs or "runs")
     comparing = options.family == COMPARE
-    members = compared(preset, options.remedy) if comparing else {".": (options.family, preset)}
+    members = compared(preset, options.remedy, options.families) if comparing else {".": (options.family, preset)}
     runs = {name: (own_preset, _configuration(family, own_preset, options.config, flags, strict=not comparing))
             for name, (family, own_preset) in members.items()}
+    if comparing:
+        _check_comparable(runs, flags)
     groups: dict[str, tuple[str, list[str]]] = {}
     if options.seeds is not None:
         seeds = _seeds(options.seeds)
@@ -82,6 +84,19 @@ def _configuration(family: str, preset: str, file: str | None, flags: dict[str, 
     fields = known_fields(method.config_class)
     own = {name: coerce(fields[name], value, "command line") for name, value in flags.items() if strict or name in fields}
     return resolve(family, method.config_class, method.presets, preset, file, own)
+
+
+def _check_comparable(runs: dict[str, tuple[str, RunConfig]], flags: dict[str, Any]) -> None:
+    """Refuse runs on different corpora, and options that none of the runs knows."""
+    first, *others = runs
+    for name in others:
+        if runs[name][1].corpus != runs[first][1].corpus:
+            raise OutlinesError(f"{name}: its preset asks for another corpus or tokenizer than {first}: "
+                                "only runs on one corpus can be compared")
+    known = {field for _, config in runs.values() for field in known_fields(type(config.model))}
+    for flag in flags:
+        if flag not in known:
+            raise OutlinesError(f"--{flag.replace('_', '-')} has no effect on {', '.join(runs)}: leave it out")
 
 
 def _seeds(text: str) -> list[int]:

@@ -40,6 +40,7 @@ RECONSTRUCTION_COLUMNS = {
 VECTOR_COLUMNS = {
     "verdict": ("the vector is", 0), "test/kl": ("KL", 2), "test/mutual_information": ("mutual information", 2),
     "test/mutual_information_ceiling": ("... at most", 1), "test/active_units": ("active units", 0),
+    "test/active_positions": ("active positions", 0),
     "test/latent_gap_per_token": ("nll/token more, given another's vector", 3),
     "test/prior_gap_per_token": ("... one of prior or generator", 3), "test/distinct_outputs": ("distinct outputs", 2),
     "test/output_change": ("output change", 2)}

@@ -82,7 +82,7 @@ def _projected(model: TextModel, data: Dataset) -> Iterator[tuple[str, Tensor, l
     """Kinds of vectors [N, D], each with its sentences: those of real sentences, and those of every source."""
     tokens, outlines, text = held_out(data, "test", NUM_PROJECTED, seed=1)
     posterior = model.posterior(tokens, outlines)
-    if posterior is None:
+    if posterior is None or model.latent_per_step:
         return
     mu, logvar = posterior
     yield ("real" if logvar is None else "real: mu"), mu, text
