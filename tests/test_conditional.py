@@ -32,7 +32,7 @@ from train.config import RunConfig, resolve
 from train.data import Dataset, open_dataset
 from train.distributed import Ranks
 from train.method import Update, find_method
-from train.methods.conditional import ConditionalMethod, PairBatch, PairRows, conditions_of, held_out_pairs
+from train.methods.conditional import Comparison, ConditionalMethod, PairBatch, PairRows, conditions_of, held_out_pairs
 from train.progress import Reporter
 
 GROUP = 5
@@ -224,7 +224,7 @@ def run(arguments: list[str], run_module: Command, tmp_path_factory: pytest.Temp
     runs = tmp_path_factory.mktemp("conditional")
     done = run_module("train", *arguments, "--runs", runs, "--out", runs / "run", "--quiet")
     assert done.returncode == 0, done.stderr
-    assert "Written for a condition" in done.stdout
+    assert "Written for conditions" in done.stdout
     return runs / "run"
 
 
@@ -371,3 +371,15 @@ def test_a_step_trains_on_pairs_and_leaves_the_control_alone(labelled: tuple[Run
     assert all(torch.equal(tensor, linear[name]) for name, tensor in method.model.linear.state_dict().items())
     figures = method.validate(method.stages[1])
     assert figures["valid/conditional_shortfall"] >= figures["valid/outline_shortfall"]
+
+
+def test_a_condition_with_one_text_of_a_label_has_it_as_its_reference(labelled: tuple[RunConfig, Dataset]) -> None:
+    config, data = labelled
+    torch.manual_seed(0)
+    method = ConditionalMethod(config, data, bfloat16=False)
+    method.begin(method.stages[1])
+    comparison = Comparison(config, method.model.eval(), data)
+    assert comparison.texts == [[target] for target in comparison.found.targets]
+    rows = {row["source"]: row for row in comparison.rows(Reporter(quiet=True))}
+    assert not {"another real text", "another real text, decoded"} & set(rows)
+    assert 0 <= rows["generator"]["own_group"] <= 1

@@ -84,15 +84,15 @@ class ConditionalMethod(OutlinesMethod):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         size: {name: value for name, value in preset.items() if name != "num_centres"}
         for size, preset in OutlinesMethod.presets.items()}
-    own_title = ("Written for a condition, of which nothing else is known; similarity: cosine of encoded outlines with the "
-                 f"other texts of its group; {NUM_DRAWS} samples a condition:")
+    own_title = (f"Written for conditions of the test split, {NUM_DRAWS} samples each; similarity: cosine of the outlines "
+                 "of the encoded samples and of the other texts of the condition's group (docs/conditional.md):")
     own_columns: ClassVar[dict[str, tuple[str, int]]] = {
         "similarity": ("similarity", 3), "similarity_random": ("... with a random group's", 3),
         "own_group": ("nearer to its own", 3), "similarity_condition": ("... with the condition", 3),
         "spread": ("spread over noise", 3), "unique": ("unique", 3), "bleu": ("BLEU-4", 3),
         "best_bleu": ("BLEU-4, best", 3), "energy_score": ("energy score", 3)}
 
-    # The game is the same, and who plays it are others.
+    # The game is that of neural outlines; those who play it are others.
     model: ConditionalModel  # type: ignore[assignment]
     generator: ConditionalGenerator  # type: ignore[assignment]
     critic: ProjectionCritic
