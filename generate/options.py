@@ -52,8 +52,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _refuse_what_has_no_effect(options: argparse.Namespace) -> None:
     given = {name for name, value in vars(options).items() if value is not None and value is not False}
     for flag, useless in {"greedy": ("temperature", "top_k", "top_p", "beam"), "beam": ("temperature", "top_k", "top_p"),
-                          "like": ("source", "noise_scale"), "file": ("sentences",),
-                          "condition": ("unique",)}.items():
+                          "like": ("source", "noise_scale", "rejection"), "file": ("sentences",),
+                          "condition": ("unique", "rejection")}.items():
         for name in useless:
             if flag in given and name in given and getattr(options, name) != []:
                 shown = "a sentence" if name == "sentences" else f"--{name.replace('_', '-')}"
@@ -80,7 +80,9 @@ def _drawing(parser: Parser) -> None:
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
     parser.add_argument("--seed", type=int, default=1, help="decides the noise (default: 1)")
     parser.add_argument("--with-score", action="store_true",
-                        help="before each sentence -log p(sentence | its outline), nats, by the decoder at temperature 1")
+                        help="before each sentence -log p(sentence | its outline), nats, by the decoder at temperature 1, "
+                             "and the critic's score of the outline, where the family has a critic: without a unit, higher "
+                             "is more like a real one, to be compared within a run alone")
     _decoding(parser, "the likeliest sentence that a search through this many prefixes at a time finds (default: sample)")
 
 
@@ -94,6 +96,9 @@ def _source(parser: Parser) -> None:
                                          "conditional: linear (default: the family's own)")
     parser.add_argument("--noise-scale", type=float, help="factor on the noise that outlines are made from; below 1 they "
                                                           "are likelier and less varied (default: 1)")
+    parser.add_argument("--rejection", type=float, metavar="DRAWS",
+                        help="outlines drawn, on average, for each that the critic keeps as like a real one, 1 to 100 "
+                             "(default: 1, which keeps all)")
 
 
 def _inputs(parser: Parser) -> None:

@@ -46,8 +46,12 @@ def sample(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
     if options.condition:
         return _answers(pipeline, options)
     drawn = pipeline.sentences(None if options.unique else options.num, options.seed, sampling_of(options), options.source,
-                               scored=options.with_score, batch_size=options.batch_size)
+                               scored=options.with_score, batch_size=options.batch_size, rejection=_rejection(options))
     return _lines(islice(unique(drawn), options.num) if options.unique else drawn)
+
+
+def _rejection(options: argparse.Namespace) -> float:
+    return 1.0 if options.rejection is None else options.rejection
 
 
 def unique(sentences: Iterable[Sentence]) -> Iterator[Sentence]:
@@ -66,8 +70,9 @@ def unique(sentences: Iterable[Sentence]) -> Iterator[Sentence]:
 
 
 def _lines(sentences: Iterable[Sentence]) -> Iterator[Line]:
-    for text, nll in sentences:
-        yield Line(text, {"text": text}) if nll is None else Line(f"{nll:.3f}\t{text}", {"text": text, "nll": nll})
+    for text, *scores in sentences:
+        given = {name: score for name, score in zip(("nll", "critic_score"), scores, strict=True) if score is not None}
+        yield Line("\t".join([*(f"{score:.3f}" for score in given.values()), text]), {"text": text, **given})
 
 
 def _answers(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
@@ -154,7 +159,7 @@ def mean(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
 
 
 def _decoded(pipeline: Pipeline, options: argparse.Namespace, vector: Tensor) -> Iterator[Line]:
-    return _lines(Sentence(text, None) for text in pipeline.decode(vector[None], sampling_of(options)))
+    return _lines(Sentence(text) for text in pipeline.decode(vector[None], sampling_of(options)))
 
 
 def nearest(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
@@ -170,7 +175,7 @@ def complete(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
     sampling = sampling_of(options)
     if options.like is None:
         return _lines(pipeline.sentences(options.num, options.seed, sampling, options.source, prefix=options.prefix,
-                                         scored=options.with_score))
+                                         scored=options.with_score, rejection=_rejection(options)))
     vector = pipeline.encode([options.like])[0]
     return _lines(pipeline.around(vector, 0.0, options.num, options.seed, sampling, prefix=options.prefix,
                                   scored=options.with_score))

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from outlines.decoder import Decoder, DecoderConfig
-from outlines.gan import Generator, GeneratorConfig
+from outlines.gan import Critic, Generator, GeneratorConfig
 from outlines.outline_store import Scaling
-from outlines.text_model import TextModel
+from outlines.text_model import CannotReject, TextModel
 
 
 class OutlineDecoding(TextModel):
@@ -56,13 +56,17 @@ class OutlineDecoding(TextModel):
 
 
 class OutlineModel(OutlineDecoding):
-    """The decoder, the generator (its moving average) and the untrained controls."""
+    """The decoder, the generator (its moving average), the critic it was trained against and the untrained controls."""
 
     family = "outlines"
     sources = ("generator", "mixture", "gaussian")
+    has_critic = True
     generator: Generator
     mixture: Generator
     gaussian: Generator
+    critic: Critic
+    score_slope: Tensor
+    """nats of log density ratio, real over generated, a unit of the critic's score; 0 where the score tells nothing"""
 
     def __init__(self, decoder: DecoderConfig, generator: GeneratorConfig, mixture: GeneratorConfig,
                  normalized: bool, encoder: dict[str, str], whitened: bool = False):
@@ -71,12 +75,24 @@ class OutlineModel(OutlineDecoding):
         self.generator = Generator(generator)
         self.mixture = Generator(mixture)
         self.gaussian = Generator(dataclasses.replace(mixture, num_centres=1))
+        self.critic = Critic(decoder.vector_dim, generator.hidden_dim, generator.num_layers)
+        self.register_buffer("score_slope", torch.zeros(()))
         for control in (self.mixture, self.gaussian):
             control.requires_grad_(False)
 
     def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor:
         generator: Generator = getattr(self, source)
         return self.normalise(generator(generator.draw(num, rng, noise_scale)))
+
+    def critic_scores(self, vectors: Tensor) -> Tensor:
+        return self.critic(vectors)
+
+    def log_density_ratio(self, vectors: Tensor) -> Tensor:
+        slope = float(self.score_slope)
+        if slope <= 0:
+            raise CannotReject("the critic of this run does not tell real outlines from generated ones: "
+                               "rejection has nothing to go by")
+        return slope * self.critic(vectors)
 
     def shape(self) -> dict[str, Any]:
         return {"decoder": dataclasses.asdict(self.decoder.config),

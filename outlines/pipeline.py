@@ -41,19 +41,25 @@ from outlines.interpolation import (
 from outlines.metrics import reconstruction_bleu
 from outlines.neighbours import Neighbour, TrainingSet
 from outlines.outline_model import OutlineModel
+from outlines.rejection import rejecting
 from outlines.sampling import SamplingConfig, sample
 from outlines.scoring import nll_of_rows
-from outlines.text_model import BLOCK, TextModel
+from outlines.text_model import BLOCK, Draw, TextModel
 
 TEMPERATURE = 0.7
 GREEDY = SamplingConfig(temperature=0)
 
 
 class Sentence(NamedTuple):
-    """A sentence written, and -log p(sentence | its vector) by the decoder at T = 1, nats, if it was asked for."""
+    """A sentence written and, where they were asked for, its scores.
+
+    nll: -log p(sentence | its vector) by the decoder at T = 1, nats. critic_score: of its vector, without a unit, to be
+    compared within a run alone; None where the family has no critic.
+    """
 
     text: str
-    nll: float | None
+    nll: float | None = None
+    critic_score: float | None = None
 
 
 class Condition(NamedTuple):
@@ -205,13 +211,21 @@ class Pipeline:
         return [sentence.text for sentence in self.sentences(num, seed, sampling, source)]
 
     def sentences(self, num: int | None, seed: int, sampling: SamplingConfig, source: str | None = None, *,
-                  prefix: str = "", scored: bool = False, batch_size: int = BLOCK) -> Iterator[Sentence]:
+                  prefix: str = "", scored: bool = False, batch_size: int = BLOCK,
+                  rejection: float = 1.0) -> Iterator[Sentence]:
         """`num` new sentences as they come (None: for ever); sentence i depends on (seed, i) alone.
 
-        prefix: how every one begins. scored: with their nll. batch_size: sentences decoded together.
+        prefix: how every one begins. scored: with their scores. batch_size: sentences decoded together. rejection: vectors
+        drawn, on average, for each that the critic keeps (see outlines/rejection.py); 1 keeps all.
         """
-        tokens = self.prefix_tokens(prefix)
-        return self._written(self.model.generate(num, seed, sampling, source, batch_size, tokens), scored)
+        tokens, name = self.prefix_tokens(prefix), self.model.check_source(source)
+        draw: Draw = lambda count, rng: self.model.vectors(count, rng, name, sampling.noise_scale)  # noqa: E731
+        if rejection != 1:
+            if name != self.model.sources[0]:
+                raise OutlinesError(f"rejection is of the {self.model.sources[0]} alone, which the critic knows, not of the "
+                                    f"{name}")
+            draw = rejecting(self.model, draw, rejection)
+        return self._written(self.model.decode_draws(draw, num, seed, sampling, batch_size, tokens), scored)
 
     def around(self, vector: Tensor, radius: float, num: int | None, seed: int, sampling: SamplingConfig, *,
                prefix: str = "", scored: bool = False) -> Iterator[Sentence]:
@@ -263,10 +277,13 @@ class Pipeline:
 
     def _written(self, batches: Iterator[tuple[list[list[int]], Tensor | None]], scored: bool) -> Iterator[Sentence]:
         for ids, vectors in batches:
-            nll = [None] * len(ids)
-            if scored:
-                nll = nll_of_rows(self.model.decoder, as_rows(ids), vectors)[0].tolist()
-            yield from map(Sentence, self.text(ids), nll)
+            texts = self.text(ids)
+            if not scored:
+                yield from map(Sentence, texts)
+                continue
+            nll = nll_of_rows(self.model.decoder, as_rows(ids), vectors)[0].tolist()
+            scores = None if vectors is None else self.model.critic_scores(vectors)
+            yield from map(Sentence, texts, nll, [None] * len(ids) if scores is None else scores.tolist())
 
     # Text → text
 

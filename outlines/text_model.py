@@ -22,6 +22,10 @@ Draw = Callable[[int, torch.Generator], Tensor | None]
 """(num, rng) → `num` vectors for the decoder, or None for a decoder that takes none."""
 
 
+class CannotReject(OutlinesError):
+    """The model has no critic, or one that says nothing."""
+
+
 class TextModel(nn.Module, ABC):
     """A trained generator of text."""
 
@@ -30,6 +34,7 @@ class TextModel(nn.Module, ABC):
     """where vectors can come from: the family's own first, then its controls; none where it cannot invent"""
     latent_per_step: ClassVar[bool] = False
     """whether a vector is a latent for every step: it rebuilds its sentence, but has no meaning to move or to average"""
+    has_critic: ClassVar[bool] = False
     decoder: Decoder
 
     def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
@@ -76,6 +81,20 @@ class TextModel(nn.Module, ABC):
         if noise_scale != 1:
             raise OutlinesError(f"noise-scale has no effect on a run of the family {self.family}: leave it out")
         return None
+
+    def critic_scores(self, vectors: Tensor) -> Tensor | None:
+        """A critic's scores [N] of vectors [N, D], higher where it takes them for real; None for a family without one.
+
+        A score has no unit: it means something beside other scores of the same run alone.
+        """
+        return None
+
+    def log_density_ratio(self, vectors: Tensor) -> Tensor:
+        """An estimate of log p(vector) of real ones over that of the family's own source, nats, up to one constant [N].
+
+        Raises CannotReject where there is none to be had.
+        """
+        raise CannotReject(f"a run of the family {self.family} has no critic: it cannot reject what it draws")
 
     @abstractmethod
     def shape(self) -> dict[str, Any]:

@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 import torch
 
+from outlines.errors import OutlinesError
 from tests.conftest import environment
 from tests.test_training import start, wait_for, weights
-from train.__main__ import main
+from train.__main__ import main, parse
 from train.compare import LAYOUT
+from train.plan import plan_of
 from train.run_directory import read_lines, runs_of
 
 MEMBERS = ["outlines", "lm", "vae", "vae-cyclical"]
@@ -255,6 +257,31 @@ def test_bad_options_are_refused_in_one_line(arguments: list[str], message: str,
     errors = capsys.readouterr().err
     assert errors.startswith("error: ") and message in errors and errors.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def compared(families: str, *arguments: str) -> dict[str, str]:
+    plan = plan_of(parse(["compare", "--families", families, *arguments]))
+    assert plan.groups["."][1] == list({name.split("/")[0]: None for name in plan.runs})
+    return {name: f"{config.family}: {preset}" for name, (preset, config) in plan.runs.items()}
+
+
+def test_families_to_compare_are_named() -> None:
+    assert compared("outlines,gaussian,mixture,lm,vae,vae-freebits,vae-lagging,arae", "--preset", "small") == {
+        "outlines": "outlines: small", "lm": "lm: small", "vae": "vae: small", "vae-freebits": "vae: small vae-freebits",
+        "vae-lagging": "vae: small vae-lagging", "arae": "arae: small"}
+    assert list(compared("lm,outlines,arae")) == ["outlines", "lm", "arae"], "real text's row needs outlines"
+    assert compared("arae, gaussian", "--seeds", "1,2") == {"arae/seed-1": "arae: default", "arae/seed-2": "arae: default"}
+
+
+@pytest.mark.parametrize(("families", "arguments", "message"), [
+    ("lm,mixture", [], "mixture is a control of outlines, and comes with its run"),
+    ("lm,area", [], "did you mean 'arae'"), ("encoder,lm", [], "unknown name"), ("lm,lm", [], "the same name twice"),
+    ("lm,arae-snli", [], "arae-snli: its preset asks for another corpus or tokenizer than lm"),
+    ("lm,vae", ["--gan-steps", "3"], "--gan-steps has no effect on lm, vae"),
+    ("lm,vae", ["--remedy", "vae-bow"], "--remedy has no effect with --families")])
+def test_families_that_cannot_be_compared_are_named(families: str, arguments: list[str], message: str) -> None:
+    with pytest.raises(OutlinesError, match=message):
+        compared(families, *arguments)
 
 
 @pytest.mark.parametrize("damage", ["[]", "{", '{"kind": "seeds", "runs": []}', '{"kind": "seeds", "runs": ["../.."]}',

@@ -219,7 +219,10 @@ def test_scores_are_the_decoders_own(written: Written, pipeline: Pipeline) -> No
             logits, state = pipeline.model.decoder.step(torch.tensor([[last]]), state, vector[None])
             total, last = total - float(logits[0, 0].log_softmax(dim=0)[token]), token
         assert line["nll"] == pytest.approx(total, rel=1e-4)
-    assert written("sample", "--num", 1, "--with-score") == [f"{scored[0]['nll']:.3f}\t{scored[0]['text']}"]
+        assert line["critic_score"] == pytest.approx(float(pipeline.model.critic(vector[None])), rel=1e-4)  # type: ignore[operator]
+    first = scored[0]
+    assert written("sample", "--num", 1, "--with-score") == [
+        f"{first['nll']:.3f}\t{first['critic_score']:.3f}\t{first['text']}"]
 
 
 def test_beam_search_from_the_command_line(written: Written, pipeline: Pipeline) -> None:

@@ -1,6 +1,7 @@
 """The families' training steps, from inside."""
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,15 @@ import torch
 from torch import nn
 
 from outlines.families import families, load_model, save_model
+from outlines.metrics.outline import knn_precision_recall
 from outlines.outline_model import OutlineModel
 from outlines.sampling import SamplingConfig
 from train.config import RunConfig, resolve
 from train.data import Dataset, open_dataset
 from train.distributed import Ranks
+from train.figures import decoded_nll, held_out
 from train.method import Update, all_methods, find_method
-from train.methods.outlines import OutlinesMethod
+from train.methods.outlines import NOISE_SEED, OutlinesMethod
 from train.progress import Reporter
 
 
@@ -74,6 +77,7 @@ def test_every_objective_from_every_start(data: Dataset, tiny_corpus: Path, star
         assert all(bool(term.isfinite()) for term in terms.values())
     for before, module in zip(controls, (method.model.mixture, method.model.gaussian, method.model.decoder), strict=True):
         assert same(before, module), "the GAN's stage moved what it must not"
+    method.model.eval()
     figures = method.validate(method.stages[1])
     precision, recall = figures["valid/precision"], figures["valid/recall"]
     harmonic = 2 / (1 / precision + 1 / recall) if precision and recall else 0.0
@@ -128,3 +132,21 @@ def test_the_kept_generator_is_a_moving_average(data: Dataset, tiny_corpus: Path
     expected = (before.centres + method.generator.centres) / 2
     assert torch.allclose(method.model.generator.centres, expected, atol=1e-6)
     assert isinstance(method.model, OutlineModel)
+
+
+def test_levels_are_the_controls_own(data: Dataset, tiny_corpus: Path) -> None:
+    method = gan(data, tiny_corpus)
+    method.model.eval()
+    levels, real = method.views(method.stages[1]).levels, held_out(data, "valid", 20)[1]
+    assert real is not None and not method.views(method.stages[0]).levels
+    near = knn_precision_recall(real, method.model.vectors(len(real), torch.Generator().manual_seed(NOISE_SEED), "mixture"))
+    assert (levels["valid/precision_mixture"], levels["valid/recall_mixture"]) == near
+    assert levels["valid/decoded_nll_per_token_real"] == decoded_nll(method.model, real)
+
+
+def test_a_decoder_that_knows_nothing_is_as_unsure_as_can_be(data: Dataset, tiny_corpus: Path) -> None:
+    model = gan(data, tiny_corpus).model.eval()
+    for parameter in model.decoder.parameters():
+        nn.init.zeros_(parameter)
+    unsure = decoded_nll(model, torch.zeros(50, model.generator.config.outline_dim))
+    assert unsure == pytest.approx(math.log(model.decoder.config.vocab_size), rel=1e-5)

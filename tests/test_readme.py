@@ -1,5 +1,6 @@
 """The README, held to its word: its commands in miniature, its files, its links."""
 
+import argparse
 import configparser
 import json
 import re
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Command
-from train.__main__ import parse
+from train.__main__ import MEASURING, parse
 from train.plan import plan_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +52,13 @@ def test_every_training_command_is_understood(command: str) -> None:
         with pytest.raises(SystemExit, match="0"):
             parse(words[words.index("train") + 1:])
         return
-    options = parse(words[words.index("train") + 1:])
+    arguments = words[words.index("train") + 1:]
+    if arguments[:1] and arguments[0] in MEASURING:
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        MEASURING[arguments[0]][0].add_arguments(parser)
+        assert parser.parse_args(arguments[1:])
+        return
+    options = parse(arguments)
     assert options.resume == "RUN" or plan_of(options).runs
 
 

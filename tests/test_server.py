@@ -69,7 +69,7 @@ def test_endpoints_do_what_the_verbs_do(server: Server, pipeline: Pipeline) -> N
     status, data = ask(server, "/sample", {"num": 4, "seed": 3, "temperature": 1.1, "source": "mixture", "prefix": "Two"})
     expected = pipeline.sentences(4, 3, SamplingConfig(temperature=1.1), "mixture", prefix="Two", scored=True)
     assert status == 200 and data["sentences"] == [
-        {"text": text, "nll": pytest.approx(nll, rel=1e-4)} for text, nll in expected]
+        {"text": line.text, "nll": pytest.approx(line.nll, rel=1e-4)} for line in expected]
     _, data = ask(server, "/reconstruct", {"sentences": [A, B]})
     assert [line["text"] for line in data["sentences"]] == [A, B]
     assert all(line["bleu"] == reconstruction_bleu([line["rebuilt"]], [line["text"]]) for line in data["sentences"])

@@ -5,12 +5,13 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from outlines.errors import OutlinesError
-from train import evaluate
+from train import ablate, evaluate
 from train.compare import COMPARE, DEFAULT_REMEDY, LEADER, remedies, report_comparison
 from train.config import known_fields
 from train.distributed import Ranks, join, leave
@@ -31,6 +32,7 @@ Train a family of text generators and report what it reached.
   python -m train compare              outlines, a language model and two VAEs, or --families, side by side
   python -m train --resume RUN         go on with what was stopped: a run, several seeds, a comparison
   python -m train evaluate RUN…        measure finished runs side by side, over temperature
+  python -m train ablate RUN           a run's generator trained with other options, in one table
 """
 
 
@@ -140,18 +142,22 @@ def train_command(arguments: Sequence[str], signals: StopSignals) -> None:
         raise
 
 
-def evaluate_command(arguments: Sequence[str], signals: StopSignals) -> None:
-    """Evaluate finished runs and print the report."""
-    parser = Parser(prog="python -m train evaluate", description=evaluate.DESCRIPTION, allow_abbrev=False,
+def measuring_command(module: ModuleType, act: Callable[..., str], arguments: Sequence[str], signals: StopSignals) -> None:
+    """Do what a command does that starts from finished runs, and print its report."""
+    name = act.__name__
+    parser = Parser(prog=f"python -m train {name}", description=module.DESCRIPTION, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    evaluate.add_arguments(parser)
+    module.add_arguments(parser)
     options = parser.parse_args(arguments)
     try:
-        print(evaluate.evaluate(options, lambda run: Session(Path(str(read_run(run).get("cache", ""))), Ranks(),
-                                                             Reporter(options.quiet), signals)))
+        print(act(options, lambda run: Session(Path(str(read_run(run).get("cache", ""))), Ranks(), Reporter(options.quiet),
+                                               signals)))
     except Stopped as stopped:
         stopped.advice = "the same command goes on where this one stopped"
         raise
+
+
+MEASURING = {"evaluate": (evaluate, evaluate.evaluate), "ablate": (ablate, ablate.ablate)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,8 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     with StopSignals() as signals:
         try:
-            if arguments and arguments[0] == "evaluate":
-                evaluate_command(arguments[1:], signals)
+            if arguments and arguments[0] in MEASURING:
+                measuring_command(*MEASURING[arguments[0]], arguments[1:], signals)
             else:
                 train_command(arguments, signals)
         except OutlinesError as error:

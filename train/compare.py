@@ -71,7 +71,8 @@ def members_of(names: str, preset: str) -> dict[str, tuple[str, str]]:
     generators = {name for name, model in models.items() if model.sources}
     variants = {name: family for family in generators for name in methods[family].presets if name not in SIZES}
     controls = {source for family in generators for source in models[family].sources[1:]}
-    wanted = [name.strip() for name in names.split(",")]
+    # Outlines first, for the first run's report is where real text's row is taken from, and theirs has its outlines.
+    wanted = sorted((name.strip() for name in names.split(",")), key=lambda name: name != LEADER)
     if len(set(wanted)) < len(wanted):
         raise OutlinesError(f"--families {names!r}: the same name twice")
     for name in wanted:
@@ -98,7 +99,7 @@ def report_comparison(directory: Path, members: Sequence[Path]) -> str:
             figures = read_json(run / "report.json")
             own = families()[figures["family"]].sources[0]
             # Real text comes with the first member, which alone can have its outlines.
-            rows += [(label_of(member.name, own, row), row) for row in figures["rows"]
+            rows += [(label_of(member.name, own, row["source"]), row) for row in figures["rows"]
                      if row["source"] != REAL_TEXT or member == members[0]]
             rebuilt.append((member.name, figures["reconstruction"]))
             name = str(run.relative_to(directory))

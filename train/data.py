@@ -74,6 +74,11 @@ class Dataset:
                 self.scaling = Scaling.fit(torch.from_numpy(train.rows(rows)), whiten=True)
             self.scaling.to(device)
 
+    def hashes(self) -> dict[str, str]:
+        """Of what a run on this data depends on, by name: corpus, tokenizer and, where there are outlines, their encoder."""
+        of_encoder = {"encoder": self.stores["train"].encoder_fingerprint} if self.stores else {}
+        return {"corpus": self.corpus.fingerprint, "tokenizer": self.tokenizer.fingerprint, **of_encoder}
+
     def num_rows(self, split: str) -> int:
         return len(self.corpus.tokens[split])
 

@@ -18,11 +18,23 @@ from outlines.baselines.lm import LanguageModel
 from outlines.checkpoint import MANIFEST, sha256_file
 from outlines.encoders import load_encoder
 from outlines.errors import OutlinesError
+from outlines.rejection import MAX_MEAN_DRAWS
 from outlines.text_model import TextModel
 from train import report
 from train.config import RunConfig
 from train.data import Dataset
-from train.evaluation import FULL_DRAWS, REAL_OUTLINES, REAL_TEXT, Full, Row, Yardstick, draw, reconstruction, sources_of
+from train.evaluation import (
+    FULL_DRAWS,
+    REAL_OUTLINES,
+    REAL_TEXT,
+    Full,
+    Row,
+    Variant,
+    Yardstick,
+    draw,
+    reconstruction,
+    sources_of,
+)
 from train.figures import collapse_figures, diagnose_vector
 from train.run_directory import GROUP, read_group, read_json, runs_of, write_json
 from train.runs import Session, command_line, locked_run, run_config, train_run
@@ -48,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "the families, with commas between (default: all)")
     parser.add_argument("--noise-scales", default="1", metavar="LIST", help="factors on the noise that vectors are made "
                         "from, with commas between; sources without noise are measured once (default: 1)")
+    parser.add_argument("--rejection", default="", metavar="LIST", help="more rows of every run with a critic: with so many "
+                        "vectors drawn, on average, for each that it keeps (default: none)")
     parser.add_argument("--reverse-steps", type=int, default=800, metavar="INT",
                         help="optimiser steps of a language model that learns samples (default: 800)")
     parser.add_argument("--encoder", default="minilm", metavar="NAME", help="frozen encoder that turns the generated text "
@@ -69,8 +83,9 @@ class Run:
 
 def evaluate(options: argparse.Namespace, session_of: Callable[[Path], Session]) -> str:
     """Measure what is asked for, write the report, and return what the terminal shows. Raises OutlinesError."""
-    temperatures = _numbers("temperatures", options.temperatures)
-    noise_scales = _numbers("noise-scales", options.noise_scales)
+    temperatures = numbers("--temperatures", options.temperatures, 0, 100)
+    noise_scales = numbers("--noise-scales", options.noise_scales, 0, 100)
+    rejections = numbers("--rejection", options.rejection, 1, MAX_MEAN_DRAWS) if options.rejection else []
     if options.num_samples < 20 or options.reverse_steps < 1:
         raise OutlinesError("--num-samples must be at least 20 and --reverse-steps at least 1")
     out = _out_directory(options)
@@ -98,8 +113,8 @@ def evaluate(options: argparse.Namespace, session_of: Callable[[Path], Session])
     rebuilt: list[tuple[str, Row]] = []
     for run in [leader, *(run for run in runs if run is not leader)]:
         with locked_run(run.directory, session):
-            labelled += [(label_of(labels[run.directory], run.model.sources[0], row), row)
-                         for row in _rows(run, run is leader, yardstick, temperatures, noise_scales, wanted)]
+            labelled += [(label_of(labels[run.directory], run.model.sources[0], row["source"]), row)
+                         for row in _rows(run, run is leader, yardstick, temperatures, noise_scales, wanted, rejections)]
             rebuilt.append((labels[run.directory], _rebuilt(run, yardstick)))
     order = {label: index for index, label in enumerate(dict.fromkeys(label for label, _ in labelled))}
     lines = sorted(report.over_seeds(labelled), key=lambda line: (order[line.label], line.temperature or 0))
@@ -131,14 +146,15 @@ def _out_directory(options: argparse.Namespace) -> Path:
     return out
 
 
-def _numbers(option: str, text: str) -> list[float]:
+def numbers(flag: str, text: str, low: float, high: float) -> list[float]:
+    """What a list on the command line says, sorted; raises OutlinesError."""
     try:
-        numbers = sorted({float(part) for part in text.split(",")})
+        found = sorted({float(part) for part in text.split(",")})
     except ValueError as error:
-        raise OutlinesError(f"--{option} {text!r}: expected numbers with commas between, as in 0,0.7,1") from error
-    if not all(0 <= number <= 100 for number in numbers):
-        raise OutlinesError(f"--{option} {text!r}: must be from 0 to 100")
-    return numbers
+        raise OutlinesError(f"{flag} {text!r}: expected numbers with commas between, as in {low:g},{low + 2.5:g}") from error
+    if not all(low <= number <= high for number in found):
+        raise OutlinesError(f"{flag} {text!r}: must be from {low:g} to {high:g}")
+    return found
 
 
 def _load(directory: Path, session: Session) -> Run:
@@ -189,13 +205,11 @@ def _name_of(directory: Path) -> str:
     return _home_of(directory.resolve()).name
 
 
-def label_of(run_label: str, own: str, row: Row) -> str:
-    """The name of a row's source in a comparison; a family's own source goes by the run's."""
-    source = row["source"]
+def label_of(run_label: str, own: str, source: str) -> str:
+    """The name of a source in a comparison; a family's own, however it is drawn from, goes by the run's."""
     if source == REAL_TEXT:
         return source
-    label = run_label if source == own else f"{run_label}: {source}"
-    return label if row.get("noise_scale", 1) == 1 else f"{label}, noise x {row['noise_scale']:g}"
+    return run_label + source[len(own):] if source.split(",")[0] == own else f"{run_label}: {source}"
 
 
 def _kept(run: Run, basis: Sequence[Any], measured: Callable[[], Row]) -> Row:
@@ -211,24 +225,25 @@ def _kept(run: Run, basis: Sequence[Any], measured: Callable[[], Row]) -> Row:
 
 
 def _rows(run: Run, with_real_text: bool, yardstick: Yardstick, temperatures: Sequence[float],
-          noise_scales: Sequence[float], sources: set[str]) -> Iterator[Row]:
+          noise_scales: Sequence[float], sources: set[str], rejections: Sequence[float] = ()) -> Iterator[Row]:
     """The rows of a run."""
     assert yardstick.full is not None
     encoder = yardstick.full.encoder
     basis = [_alike(yardstick.config), yardstick.full.num_samples, yardstick.full.reverse_steps,
              None if encoder is None else encoder.fingerprint]
-    wanted: list[tuple[str, float | None, float]] = [(REAL_TEXT, None, 1.0)] if with_real_text else []
+    wanted: list[tuple[Variant, float | None]] = [(Variant(REAL_TEXT), None)] if with_real_text else []
     has_noise = run.model.decoder.config.vector_dim > 0
-    wanted += [(source, temperature, noise_scale) for source in sources_of(run.model, run.data) if source in sources
-               for noise_scale in (noise_scales if has_noise and source != REAL_OUTLINES else [1.0])
+    wanted += [(Variant(source, noise_scale), temperature) for source in sources_of(run.model, run.data)
+               if source in sources for noise_scale in (noise_scales if has_noise and source != REAL_OUTLINES else [1.0])
                for temperature in temperatures]
-    for number, (source, temperature, noise_scale) in enumerate(wanted, start=1):
-        shown = source if temperature is None else f"{source} at T = {temperature:g}"
-        shown += "" if noise_scale == 1 else f", noise x {noise_scale:g}"
+    if run.model.has_critic:
+        wanted += [(Variant(run.model.sources[0], rejection=rejection), temperature) for rejection in rejections
+                   if rejection != 1 for temperature in temperatures]
+    for number, (variant, temperature) in enumerate(wanted, start=1):
+        shown = str(variant) if temperature is None else f"{variant} at T = {temperature:g}"
         announced = f"{run.directory}: {shown} ({number} of {len(wanted)})"
-        scaled = [] if noise_scale == 1 else [noise_scale]
-        yield _kept(run, [*basis, source, temperature, *scaled], functools.partial(
-            _measured, run, yardstick, source, temperature, noise_scale, announced))
+        yield _kept(run, [*basis, str(variant), temperature], functools.partial(
+            _measured, run, yardstick, variant, temperature, announced))
 
 
 def _rebuilt(run: Run, yardstick: Yardstick) -> Row:
@@ -242,18 +257,16 @@ def _rebuilt(run: Run, yardstick: Yardstick) -> Row:
     return _kept(run, ["reconstruction", num, FULL_DRAWS], measured)
 
 
-def _measured(run: Run, yardstick: Yardstick, source: str, temperature: float | None, noise_scale: float,
+def _measured(run: Run, yardstick: Yardstick, variant: Variant, temperature: float | None,
               announced: str) -> Row:
     yardstick.session.reporter.line(announced)
-    row: Row = {"source": source, "temperature": temperature}
-    if noise_scale != 1:
-        row["noise_scale"] = noise_scale
+    row: Row = {"source": str(variant), "temperature": temperature}
     if temperature is None:
         # Real text's own reverse nll: what a language model reaches that has learnt as many real training sentences.
         learnt = yardstick.data.text("train", yardstick.data.sample_rows("train", yardstick.num_samples, seed=2))
         return row | yardstick.measure(yardstick.real_text(), learnt)
-    sentences = draw(run.model, run.data, source, temperature, yardstick.num_samples, noise_scale)
-    if source == REAL_OUTLINES:
+    sentences = draw(run.model, run.data, variant, temperature, yardstick.num_samples)
+    if variant.source == REAL_OUTLINES:
         row["num_held_out"] = min(yardstick.num_samples, run.data.num_rows("valid"))
     comparable = run.data.stores and (run.data.stores["test"].encoder_fingerprint ==
                                       yardstick.data.stores["test"].encoder_fingerprint)

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,9 @@ from outlines.metrics.bleu import References, bleu_scores, reconstruction_bleu, 
 from outlines.metrics.ngram import NgramModel
 from outlines.metrics.outline import frechet_distance, knn_precision_recall, two_sample_accuracy
 from outlines.metrics.text import copied_rate, distinct_n, length_distance, nearest_overlap, unique_rate, words
+from outlines.rejection import rejecting
 from outlines.sampling import SamplingConfig, sample
-from outlines.text_model import TextModel, block_seed
+from outlines.text_model import Draw, TextModel, block_seed
 from train.config import RunConfig
 from train.data import Dataset
 from train.evaluators import Nll, baseline, reverse_nll, score, scorer, tokens_of
@@ -54,6 +55,20 @@ class Sentences:
 
     text: list[str]
     outlines: Tensor | None = None
+
+
+class Variant(NamedTuple):
+    """A source of vectors, and how they are drawn from it."""
+
+    source: str
+    noise_scale: float = 1.0
+    """as in SamplingConfig; real outlines have no noise"""
+    rejection: float = 1.0
+    """vectors drawn, on average, for each that the critic keeps (outlines/rejection.py)"""
+
+    def __str__(self) -> str:
+        scaled = "" if self.noise_scale == 1 else f", noise x {self.noise_scale:g}"
+        return self.source + scaled + ("" if self.rejection == 1 else f", rejection {self.rejection:g}")
 
 
 class Yardstick:
@@ -117,7 +132,7 @@ class Yardstick:
         if sentences.outlines is not None:
             key = hashlib.sha256(sentences.outlines.numpy().tobytes()).digest()
             if key not in self._known:
-                self._known[key] = self._outline_figures("outline", self.real_outlines, sentences.outlines)
+                self._known[key] = outline_figures("outline", self.real_outlines, sentences.outlines, self.full is not None)
             row |= self._known[key]
         if self.full is not None:
             row |= self._full_figures(text, compared, text if learnt is None else learnt)
@@ -130,7 +145,7 @@ class Yardstick:
         row |= self.reverse(learnt)
         if self.full.encoder is not None:
             outlines = torch.from_numpy(self.full.encoder.encode(list(compared)))
-            row |= self._outline_figures("text", self.encoded_references, outlines)
+            row |= outline_figures("text", self.encoded_references, outlines, full=True)
         return row
 
     def reverse(self, text: Sequence[str]) -> Row:
@@ -172,25 +187,26 @@ class Yardstick:
                 row["grammar_nll"] = sum(inside) / len(inside)
         return row
 
-    def _outline_figures(self, name: str, real: Tensor, fake: Tensor) -> Row:
-        """Figures of raw outlines, as many of each set, in units of the real ones' deviation.
 
-        None where there are too few of them to say anything.
-        """
-        size = min(len(real), len(fake))
-        if size <= NEIGHBOURS:
-            return {}
-        mean = real.double().mean(dim=0)
-        scale = (real - mean).square().mean().sqrt()
-        real, fake = (real[:size] - mean) / scale, (fake[:size].cpu() - mean) / scale
-        near = knn_precision_recall(real, fake, NEIGHBOURS)
-        row: Row = {f"{name}_precision": near.precision, f"{name}_recall": near.recall}
-        if self.full is not None and size >= LEAST_TWO_SAMPLE:
-            row[f"{name}_frechet"] = frechet_distance(real, fake)
-            test = two_sample_accuracy(real, fake)
-            row |= {f"{name}_two_sample": test.accuracy, f"{name}_two_sample_low": test.low,
-                    f"{name}_two_sample_high": test.high}
-        return row
+def outline_figures(name: str, real: Tensor, fake: Tensor, full: bool) -> Row:
+    """Figures of raw outlines, as many of each set, in units of the real ones' deviation.
+
+    None where there are too few of them to say anything. full: with those that take a model or the whole covariance.
+    """
+    size = min(len(real), len(fake))
+    if size <= NEIGHBOURS:
+        return {}
+    mean = real.double().mean(dim=0)
+    scale = (real - mean).square().mean().sqrt()
+    real, fake = (real[:size] - mean) / scale, (fake[:size].cpu() - mean) / scale
+    near = knn_precision_recall(real, fake, NEIGHBOURS)
+    row: Row = {f"{name}_precision": near.precision, f"{name}_recall": near.recall}
+    if full and size >= LEAST_TWO_SAMPLE:
+        row[f"{name}_frechet"] = frechet_distance(real, fake)
+        test = two_sample_accuracy(real, fake)
+        row |= {f"{name}_two_sample": test.accuracy, f"{name}_two_sample_low": test.low,
+                f"{name}_two_sample_high": test.high}
+    return row
 
 
 def _nll_figures(name: str, nll: Nll) -> Row:
@@ -202,20 +218,22 @@ def sources_of(model: TextModel, data: Dataset) -> tuple[str, ...]:
     return (*((REAL_OUTLINES,) if data.stores else ()), *model.sources)
 
 
-def draw(model: TextModel, data: Dataset, source: str, temperature: float, num: int,
-         noise_scale: float = 1.0) -> Sentences:
-    """`num` sentences of a source, or as many as it has. noise_scale: as in SamplingConfig; real outlines have no noise.
+def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, num: int) -> Sentences:
+    """`num` sentences of a source, or as many as it has.
 
     Of real outlines, those of the validation rows first, then of training rows; none of the test split, for what was
     decoded from an outline of a reference would teach a reverse model the reference.
     """
-    sampling = SamplingConfig(temperature=temperature, max_len=data.corpus.meta["max_len"], noise_scale=noise_scale)
-    if source == REAL_OUTLINES:
+    sampling = SamplingConfig(temperature=temperature, max_len=data.corpus.meta["max_len"])
+    if variant.source == REAL_OUTLINES:
         vectors = [data.outlines(split, data.sample_rows(split, num, seed=1)) for split in ("valid", "train")]
         vectors = [torch.cat(vectors)[:num]]
         ids = [row for block in decode(model, vectors[0], SAMPLING_SEED, sampling) for row in block]
     else:
-        blocks = list(model.generate(num, SAMPLING_SEED, sampling, source))
+        vectors_of: Draw = lambda count, rng: model.vectors(count, rng, variant.source, variant.noise_scale)  # noqa: E731
+        if variant.rejection != 1:
+            vectors_of = rejecting(model, vectors_of, variant.rejection)
+        blocks = list(model.decode_draws(vectors_of, num, SAMPLING_SEED, sampling))
         vectors = [part for _, part in blocks if part is not None]
         ids = [row for block, _ in blocks for row in block]
     text = [" ".join(sentence.split()) for sentence in data.tokenizer.decode(ids)]
@@ -261,5 +279,5 @@ def quick_rows(config: RunConfig, model: TextModel, data: Dataset, session: Sess
             session.reporter.line(f"sample from {source} at T = {temperature}")
             # Real outlines: held-out ones alone, as in real text.
             num = len(yardstick.others) if source == REAL_OUTLINES else yardstick.num_samples
-            sentences = draw(owner, data, source, temperature, num)
+            sentences = draw(owner, data, Variant(source), temperature, num)
             yield {"source": source, "temperature": temperature, **yardstick.measure(sentences)}

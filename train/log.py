@@ -60,6 +60,11 @@ class RunLog:
         if self._writer is not None:
             self._writer.add_figure(key, picture, examples)
 
+    def layout(self, layout: dict[str, dict[str, list[Any]]]) -> None:
+        """Charts of several curves, in TensorBoard's custom scalars."""
+        if self._writer is not None and layout:
+            self._writer.add_custom_scalars(layout)
+
     def hparams(self, options: dict[str, Any]) -> None:
         """The run's options, which TensorBoard lays beside the figures of all runs."""
         if self._writer is not None:

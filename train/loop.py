@@ -54,6 +54,7 @@ class Loop:
         self.best: dict[str, Tensor] = {}
         log_offset = self._restore()
         self.log = RunLog(directory if ranks.first else None, log_offset, self.examples)
+        self.log.layout(method.layout)
 
     def run(self) -> None:
         """Train to the end. Raises Stopped after a signal, having saved, and NotFinite."""
@@ -141,7 +142,7 @@ class Loop:
             self.method.model.eval()
             values, views = self.method.validate(stage), self.method.views(stage)
             self.method.model.train()
-            self.log.scalars(values, stage.name, self.step, self.examples)
+            self.log.scalars({**values, **views.levels}, stage.name, self.step, self.examples)
             for key, distribution in views.histograms.items():
                 self.log.histogram(key, distribution, self.examples)
             for key, picture in views.pictures.items():

@@ -5,9 +5,10 @@ logging, evaluation and checkpoints, and never asks which method it has.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -46,10 +47,14 @@ class Stage:
 
 
 class Views(NamedTuple):
-    """What cannot be said in one number, by key."""
+    """What a validation has to show beside its figures, by key.
 
-    histograms: dict[str, Tensor]
-    pictures: dict[str, Figure]
+    levels: figures that stay, such as a control's: lines for the eye, which no progress line repeats.
+    """
+
+    histograms: Mapping[str, Tensor] = MappingProxyType({})
+    pictures: Mapping[str, Figure] = MappingProxyType({})
+    levels: Mapping[str, float] = MappingProxyType({})
 
 
 class NotFinite(OutlinesError):
@@ -95,6 +100,8 @@ class Method(ABC):
     own_title: ClassVar[str] = ""
     own_columns: ClassVar[dict[str, tuple[str, int]]] = {}
     """of the table that this family alone has in its report: title and decimals, by the keys of `own_rows`"""
+    layout: ClassVar[dict[str, dict[str, list[Any]]]] = {}
+    """charts of TensorBoard's custom scalars: categories → charts → kind and tags, as patterns that match the whole tag"""
 
     model: TextModel
     stages: tuple[Stage, ...]
@@ -132,7 +139,7 @@ class Method(ABC):
 
     def views(self, stage: Stage) -> Views:
         """What a validation has to show beside its figures; by default nothing."""
-        return Views({}, {})
+        return Views()
 
 
 def adamw(modules: Iterable[nn.Module], learning_rate: float, betas: tuple[float, float],

@@ -139,6 +139,16 @@ def reconstruction_section(rebuilt: Sequence[tuple[str, Row]]) -> str:
     return "\n\n".join(parts)
 
 
+def generator_section(figures: Sequence[dict[str, Any]]) -> str:
+    """What the adversary brought, of one seed in words, of several as verdicts; nothing for a family without one."""
+    found = [own["generator"] for own in figures if "generator" in own]
+    if not found:
+        return ""
+    counted = Counter(own["verdict"] for own in found).most_common()
+    text = found[0]["words"] if len(found) == 1 else ", ".join(f"{num} × {verdict}" for verdict, num in counted)
+    return f"What did the adversary bring? (docs/outline-gan.md)\n\n{text}\n\n"
+
+
 def num_seeds(lines: Sequence[Line]) -> str:
     """How many seeds stand behind the lines, in words."""
     counts = {len(figures.values) for line in lines if line.label != REAL_TEXT for figures in line.figures.values()}

@@ -13,8 +13,8 @@ from outlines.sampling import SamplingConfig
 from outlines.text_model import TextModel
 from train import report
 from train.data import Dataset
-from train.evaluation import QUICK_DRAWS, quick_rows, reconstruction
-from train.figures import DRAW_SEED, collapse_figures, diagnose_vector, held_out
+from train.evaluation import QUICK_DRAWS, REAL_OUTLINES, quick_rows, reconstruction
+from train.figures import DRAW_SEED, collapse_figures, diagnose_gan, diagnose_vector, held_out
 from train.log import RunLog
 from train.method import find_method
 from train.run_directory import read_json, write_json
@@ -40,8 +40,12 @@ def report_run(directory: Path, model: TextModel, data: Dataset, session: Sessio
             write_json(directory / "collapse.json", diagnosis.to_json())
             rebuilt |= collapse_figures(diagnosis)
         rows = list(quick_rows(config, model, data, session, beside_lm)) if model.sources else []
-        own = find_method(model.family).own_rows(config, model, data, session.reporter)
-        figures = {"family": model.family, "reconstruction": rebuilt, "rows": rows, **({"own": own} if own else {})}
+        figures = {"family": model.family, "reconstruction": rebuilt, "rows": rows}
+        if rows and (adversary := diagnose_gan(model, data, num, getattr(config.model, "start", ""), rows)) is not None:
+            figures["generator"] = {"verdict": str(adversary.verdict), "words": adversary.in_words(),
+                                    "memorised": adversary.memorised}
+        if own := find_method(model.family).own_rows(config, model, data, session.reporter):
+            figures["own"] = own
         _log(directory, figures, model, data)
         report.write_report(directory, _render([figures]), figures)
     text = _render([read_json(file)])
@@ -60,9 +64,14 @@ def _log(directory: Path, figures: dict[str, Any], model: TextModel, data: Datas
     log = RunLog(directory, offset=(directory / "metrics.jsonl").stat().st_size, examples=10**9)
     rebuilt = {key: value for key, value in _finite(figures["reconstruction"]).items() if key.startswith("test/")}
     log.scalars(rebuilt, "report", 0, 0)
-    own = [row for row in figures["rows"] if row["source"] == model.sources[0]]
-    for row in own:
-        measured = {f"evaluation/{key}": value for key, value in _finite(row).items()}
+    for row in figures["rows"]:
+        if row["source"] == model.sources[0]:
+            measured = {f"evaluation/{key}": value for key, value in _finite(row).items()}
+        elif row["source"] in (*model.sources, REAL_OUTLINES):
+            nll = "forward_nll_per_token"
+            measured = {f"evaluation/{nll}_{row['source'].replace(' ', '_')}": row[nll]}
+        else:
+            continue
         log.scalars(measured, "report", 0, round(100 * row["temperature"]))
     log.hparams(report.flat_options(run_config(directory).to_json()))
     kinds = list(_projected(model, data))
@@ -110,7 +119,8 @@ def report_seeds(directory: Path, runs: Sequence[Path]) -> str:
 def _render(figures: Sequence[dict[str, Any]]) -> str:
     """The quick report of one seed, or of several."""
     lines = report.over_seeds((row["source"], row) for own in figures for row in own["rows"])
-    tail = report.reconstruction_section([(own["family"], own["reconstruction"]) for own in figures])
+    tail = report.generator_section(figures) + report.reconstruction_section(
+        [(own["family"], own["reconstruction"]) for own in figures])
     if own := [(row["source"], row) for member in figures for row in member.get("own", [])]:
         method = find_method(figures[0]["family"])
         tail = "\n\n".join([method.own_title, report.table(report.over_seeds(own), method.own_columns), tail])

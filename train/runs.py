@@ -103,10 +103,7 @@ def locked_run(directory: Path, session: Session) -> contextlib.AbstractContextM
 
 def _check_and_note_hashes(directory: Path, data: Dataset) -> None:
     """Write the hashes of corpus, tokenizer and encoder into run.json, or compare them with those at its start."""
-    hashes = {"corpus": data.corpus.fingerprint, "tokenizer": data.tokenizer.fingerprint}
-    if data.stores:
-        hashes["encoder"] = data.stores["train"].encoder_fingerprint
-    run = read_run(directory)
+    hashes, run = data.hashes(), read_run(directory)
     for name, value in run.get("hashes", {}).items():
         if hashes.get(name) != value:
             raise OutlinesError(f"{directory}: the {name} is no longer the one this run began with: "

@@ -124,7 +124,7 @@ class ProjectionCritic(nn.Module):
 
 
 class ConditionalModel(OutlineDecoding):
-    """The decoder, the generator (its moving average), the linear-Gaussian control, and some training conditions.
+    """The decoder, the generator (its moving average), its critic, the linear-Gaussian control, and training conditions.
 
     With a condition of its own it is sampled by `given`; without, it draws one of the conditions that it keeps.
     """
@@ -141,6 +141,8 @@ class ConditionalModel(OutlineDecoding):
         self.labels = tuple(labels)
         self.generator = ConditionalGenerator(generator)
         self.linear = ConditionalGenerator(dataclasses.replace(generator, hidden_dim=1, num_layers=1))
+        self.critic = ProjectionCritic(generator.outline_dim, generator.condition_dim, generator.hidden_dim,
+                                       generator.num_layers)
         self.conditions = nn.Embedding(num_conditions, generator.condition_dim)
         for fixed in (self.linear, self.conditions):
             fixed.requires_grad_(False)

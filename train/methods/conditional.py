@@ -7,6 +7,7 @@ generated outlines under the same conditions, so all that it can tell them apart
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ from outlines.text_model import TextModel
 from train.config import RunConfig
 from train.data import MAX_FITTED_ROWS, Batch, Dataset
 from train.evaluation import NEIGHBOURS, Row, decode
-from train.method import Stage, Update
+from train.method import Method, Stage, Update, Views
 from train.methods.lm import decoder_config
 from train.methods.outlines import NOISE_SEED, GanOptions, OutlinesMethod
 from train.progress import Reporter
@@ -111,10 +112,6 @@ class ConditionalMethod(OutlinesMethod):
                                 min(MAX_KEPT_CONDITIONS, data.num_rows("train")), data.normalized, store.encoder,
                                 options.whiten)
 
-    def _new_critic(self) -> nn.Module:
-        config = self.model.generator.config
-        return ProjectionCritic(config.outline_dim, config.condition_dim, config.hidden_dim, config.num_layers)
-
     def _fixed_modules(self) -> dict[str, nn.Module]:
         return {"linear": self.model.linear, "conditions": self.model.conditions}
 
@@ -124,6 +121,9 @@ class ConditionalMethod(OutlinesMethod):
             raise OutlinesError(f"{len(self._validation_pairs.targets)} groups of sentences to validate on, "
                                 f"where {LEAST_HELD_OUT} are the least: bring a larger corpus, or raise --valid-fraction")
         if stage.name != "gan":
+            if self.options.decoder_from:
+                found, _ = self._decoder_of(Path(self.options.decoder_from))
+                self.model.decoder.load_state_dict(found.decoder.state_dict())
             return
         rng = np.random.default_rng(self.seed)
         conditions, outlines = self._pairs(rng.permutation(self._training_pairs.targets)[:MAX_FITTED_ROWS], rng.random)
@@ -188,6 +188,12 @@ class ConditionalMethod(OutlinesMethod):
                 "valid/conditional_shortfall": shortfall + score / score_at_start,
                 "scores/held_out": float(self.critic(real, conditions).mean()),
                 "scores/generated": float(self.critic(fakes[:, 0], conditions).mean())}
+
+    def views(self, stage: Stage) -> Views:
+        return Views()  # There is no mixture or Gaussian to compare with.
+
+    def finish(self, directory: Path) -> None:
+        Method.finish(self, directory)  # The critic's scores hold under one condition: nothing is rejected by them.
 
     @classmethod
     def own_rows(cls, config: RunConfig, model: TextModel, data: Dataset, reporter: Reporter) -> list[Row]:

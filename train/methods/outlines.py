@@ -5,15 +5,21 @@ length for the decoder, uniform ones for the GAN, which must see the whole distr
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from outlines.collapse import latent_gap, other_rows
-from outlines.gan import Critic, GeneratorConfig, fit_mixture, update_ema
+from outlines.errors import OutlinesError
+from outlines.families import load_model
+from outlines.gan import GeneratorConfig, fit_mixture, update_ema
+from outlines.gan_verdict import memorised_share
 from outlines.losses import (
     one_centred_penalty,
     relativistic_critic_loss,
@@ -26,13 +32,19 @@ from outlines.losses import (
 from outlines.metrics.outline import knn_precision_recall
 from outlines.options import option
 from outlines.outline_model import OutlineModel
+from outlines.rejection import fit_slope
+from outlines.text_model import TextModel
 from train.config import RunConfig
 from train.data import MAX_FITTED_ROWS, Batch, Dataset
-from train.figures import held_out, nll_figures
-from train.method import Method, Stage, Update, adamw
+from train.figures import NUM_DECODED, decoded_nll, held_out, nll_figures
+from train.method import Method, Stage, Update, Views, adamw
 from train.methods.lm import DecoderOptions, LanguageModelMethod, decoder_config, decoder_stage, decoder_step
+from train.run_directory import read_run
 
 NOISE_SEED = 7
+DECIDES_DECODER = {field.name for field in dataclasses.fields(DecoderOptions)} - {"num_validation"} | {"outline_noise",
+                                                                                                    "whiten"}
+"""The options that decide a decoder, which a run must share with the one whose decoder it takes."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,8 @@ class GanOptions(DecoderOptions):
     encoder: str = option("minilm", "the frozen sentence encoder: minilm, st:NAME_OR_DIRECTORY, or recurrent:DIRECTORY")
     outline_noise: float = option(0.0, "standard deviation of the noise on the decoder's outlines in training, in units "
                                        "of the outlines' own scale", low=0)
+    decoder_from: str = option("", "a finished run of the family on the same corpus and encoder, with the same options of "
+                                   "the decoder: its decoder is taken, and none trained")
     objective: str = option("r3", "what generator and critic play", ("r3", "wgan-gp"))
     gan_hidden_dim: int = option(512, "width of the generator's and the critic's layers", low=1)
     gan_num_layers: int = option(3, "hidden layers of the generator and of the critic", low=1)
@@ -81,6 +95,15 @@ class OutlinesMethod(Method):
                  "gan_validate_every": 5000},
     }
 
+    layout: ClassVar[dict[str, dict[str, list[Any]]]] = {"generator and critic": {
+        **{title: ["Multiline", [f"valid/{tag}(_mixture|_gaussian|_real)?$"]] for title, tag in {
+            "precision": "precision", "recall": "recall", "decoded nll per token": "decoded_nll_per_token"}.items()},
+        "critic's mean scores": ["Multiline", ["scores/(real|fake|held_out|generated)$"]],
+        "share learnt by heart of what the critic tells apart": ["Multiline", ["scores/memorised$"]],
+        "gradient norms": ["Multiline", ["norm/(generator|critic)$"]],
+        "forward nll per token against 100 T": [
+            "Multiline", ["evaluation/forward_nll_per_token(_mixture|_gaussian|_real_outlines)?$"]]}}
+
     model: OutlineModel
     critic: nn.Module
 
@@ -93,7 +116,7 @@ class OutlinesMethod(Method):
         self.model.to(data.device)
         # The model keeps the moving average; this is the generator that the critic's gradient moves.
         self.generator = copy.deepcopy(self.model.generator)
-        self.critic = self._new_critic().to(data.device)
+        self.critic = self.model.critic
         self.modules = {"decoder": self.model.decoder, "generator": self.generator, "ema": self.model.generator,
                         "critic": self.critic, **self._fixed_modules(), "scaling": self.model.scaling}
         betas = (0.0, options.gan_beta2)
@@ -101,10 +124,12 @@ class OutlinesMethod(Method):
             "decoder": adamw([self.model.decoder], options.decoder_learning_rate, (0.9, 0.99), 0.01),
             "generator": adamw([self.generator], options.gan_learning_rate, betas, 0.0),
             "critic": adamw([self.critic], options.gan_learning_rate, betas, 0.0)}
+        decoder = decoder_stage(options, "valid/reconstruction_nll_per_token")
         self.stages = (
-            decoder_stage(options, "valid/reconstruction_nll_per_token"),
+            # Of no steps rather than left out, so that the GAN's own noise is the same either way.
+            dataclasses.replace(decoder, num_steps=0) if options.decoder_from else decoder,
             Stage("gan", options.gan_steps, options.gan_batch_size, False, options.gan_validate_every,
-                  "valid/outline_shortfall", ("generator", "critic"), ("generator", "ema"),
+                  "valid/outline_shortfall", ("generator", "critic"), ("generator", "ema", "critic"),
                   options.gan_patience))
 
     def _new_model(self) -> OutlineModel:
@@ -116,9 +141,6 @@ class OutlinesMethod(Method):
         return OutlineModel(decoder_config(options, self.data, store.dim, options.outline_noise), generator, mixture,
                             self.data.normalized, store.encoder, options.whiten)
 
-    def _new_critic(self) -> nn.Module:
-        return Critic(self.data.stores["train"].dim, self.options.gan_hidden_dim, self.options.gan_num_layers)
-
     def _fixed_modules(self) -> dict[str, nn.Module]:
         """What the GAN's stage fits as it begins, and never trains."""
         return {"mixture": self.model.mixture, "gaussian": self.model.gaussian}
@@ -128,19 +150,64 @@ class OutlinesMethod(Method):
         return self.critic
 
     def begin(self, stage: Stage) -> None:
-        """Fit the controls, and start the generator at the one that was asked for."""
+        """Take over a decoder; or fit the controls, and start the generator at the one that was asked for."""
         if stage.name != "gan":
+            if self.options.decoder_from:
+                self._take_decoder(Path(self.options.decoder_from))
             return
-        rows = self.data.sample_rows("train", MAX_FITTED_ROWS, seed=self.seed)
-        outlines = self.data.outlines("train", rows)
         model = self.model
-        model.mixture.start_at(fit_mixture(outlines, model.mixture.config.num_centres, self.seed))
-        model.gaussian.start_at(fit_mixture(outlines, 1, self.seed))
+        if not self.has_controls:
+            rows = self.data.sample_rows("train", MAX_FITTED_ROWS, seed=self.seed)
+            outlines = self.data.outlines("train", rows)
+            model.mixture.start_at(fit_mixture(outlines, model.mixture.config.num_centres, self.seed))
+            model.gaussian.start_at(fit_mixture(outlines, 1, self.seed))
         if self.options.start != "noise":
             control = model.mixture if self.options.start == "mixture" else model.gaussian
             for generator in (self.generator, model.generator):
                 for name in ("centres", "factor", "shares"):
                     getattr(generator, name).data.copy_(getattr(control, name))
+
+    def _take_decoder(self, run: Path) -> None:
+        """The decoder of a finished run; and its controls, where this run would fit the very same."""
+        found, seed = self._decoder_of(run)
+        assert isinstance(found, OutlineModel)
+        self.model.decoder.load_state_dict(found.decoder.state_dict())
+        if (seed, found.mixture.config) == (self.seed, self.model.mixture.config):
+            self.model.mixture.load_state_dict(found.mixture.state_dict())
+            self.model.gaussian.load_state_dict(found.gaussian.state_dict())
+
+    def _decoder_of(self, run: Path) -> tuple[TextModel, int]:
+        """The model and the seed of a finished run of this family, whose decoder is the one that this run would train."""
+        description = read_run(run)
+        if description.get("family") != self.family:
+            raise OutlinesError(f"--decoder-from {run}: a run of the family {description.get('family')}, not {self.family}")
+        if not (run / "model").is_dir():
+            raise OutlinesError(f"--decoder-from {run}: its training has not finished")
+        hashes = description.get("hashes", {})
+        for name, own in self.data.hashes().items():
+            if hashes.get(name) != own:
+                raise OutlinesError(f"--decoder-from {run}: of another {name} than this run")
+        for name in sorted(DECIDES_DECODER):
+            own, theirs = getattr(self.options, name), description["model"].get(name)
+            if own != theirs:
+                flag = "--" + name.replace("_", "-")
+                raise OutlinesError(f"--decoder-from {run}: it was trained with {flag} {theirs}, not {own}: "
+                                    "give its decoder's options here too")
+        return load_model(run / "model"), description["training"]["seed"]
+
+    @property
+    def has_controls(self) -> bool:
+        """The controls have been fitted, here or by the run that the decoder is of: untrained ones stand at 0."""
+        return bool(self.model.mixture.centres.any())
+
+    def finish(self, directory: Path) -> None:
+        """Write the finished model, with what its critic's scores are worth on held-out outlines (outlines/rejection.py)."""
+        real = held_out(self.data, "valid", self.options.num_validation)[1]
+        assert real is not None
+        with torch.no_grad():
+            fake = self.model.vectors(len(real), torch.Generator().manual_seed(NOISE_SEED), "generator")
+            self.model.score_slope.fill_(fit_slope(self.critic(real), self.critic(fake)))
+        super().finish(directory)
 
     def step(self, stage: Stage, batch: Batch, update: Update) -> dict[str, Tensor]:
         if stage.name == "decoder":
@@ -219,10 +286,36 @@ class OutlinesMethod(Method):
                     "valid/latent_gap_per_token": gap.per_token}
         fake = self.model.vectors(len(real), rng, "generator")
         precision, recall = knn_precision_recall(real, fake)
+        training = self._training_outlines(len(real))
         return {"valid/precision": precision, "valid/recall": recall,
                 # The harmonic mean, so that neither can be bought with the other; lower is better for a criterion.
                 "valid/outline_shortfall": 1 - 2 * precision * recall / max(precision + recall, 1e-9),
+                "valid/decoded_nll_per_token": decoded_nll(self.model, fake[:NUM_DECODED]),
                 "scores/held_out": float(self.critic(real).mean()),
-                "scores/generated": float(self.critic(fake).mean())}
+                "scores/generated": float(self.critic(fake).mean()),
+                "scores/memorised": memorised_share(self.critic(training), self.critic(real), self.critic(fake))}
 
+    def views(self, stage: Stage) -> Views:
+        return Views(levels=self._levels) if stage.name == "gan" else Views()
 
+    def _training_outlines(self, num: int) -> Tensor:
+        return self.data.outlines("train", self.data.sample_rows("train", num))
+
+    @cached_property
+    @torch.no_grad()
+    def _levels(self) -> dict[str, float]:
+        """What the generator's figures are seen against: those of both controls, and of real outlines."""
+        real = held_out(self.data, "valid", self.options.num_validation)[1]
+        assert real is not None
+        rng = torch.Generator().manual_seed(NOISE_SEED)
+        others = {name: self.model.vectors(len(real), rng, name) for name in self.model.sources[1:]}
+        others["real"] = self._training_outlines(len(real))
+        levels: dict[str, float] = {}
+        for name, vectors in others.items():
+            size = min(len(real), len(vectors))
+            near = knn_precision_recall(real[:size], vectors[:size])
+            levels |= {f"valid/precision_{name}": near.precision, f"valid/recall_{name}": near.recall,
+                       # Of real outlines the held-out ones, for the decoder has learnt the others' sentences.
+                       f"valid/decoded_nll_per_token_{name}": decoded_nll(self.model, (
+                           real if name == "real" else vectors)[:NUM_DECODED])}
+        return levels
