@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # A bar only where it does not run through the sentences themselves.
             quiet = options.verb != SAMPLE or not sys.stderr.isatty() or (file is sys.stdout and sys.stdout.isatty())
             lines = WRITERS[options.verb](pipeline, options)
-            for line in tqdm(lines, total=getattr(options, "num", None), unit=" sentences", file=sys.stderr, disable=quiet):
+            total = None if getattr(options, "condition", None) else getattr(options, "num", None)
+            for line in tqdm(lines, total=total, unit=" sentences", file=sys.stderr, disable=quiet):
                 file.write((json.dumps(line.data, ensure_ascii=False) if options.format == "jsonl" else line.text) + "\n")
     except OutlinesError as error:
         print(f"error: {error}", file=sys.stderr)

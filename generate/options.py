@@ -53,6 +53,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
                         help="auto takes cuda, then mps, then cpu (default: auto)")
     options = parser.parse_args(rest)
     options.verb = verb
+    if verb == SAMPLE and options.num is None:
+        options.num = 1 if options.condition else 10
     _refuse_what_has_no_effect(options)
     return options
 
@@ -60,7 +62,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _refuse_what_has_no_effect(options: argparse.Namespace) -> None:
     given = {name for name, value in vars(options).items() if value is not None and value is not False}
     for flag, useless in {"greedy": ("temperature", "top_k", "top_p", "beam"), "beam": ("temperature", "top_k", "top_p"),
-                          "like": ("source", "noise_scale", "rejection"), "file": ("sentences",)}.items():
+                          "like": ("source", "noise_scale", "rejection"), "file": ("sentences",),
+                          "condition": ("unique", "rejection")}.items():
         for name in useless:
             if flag in given and name in given and getattr(options, name) != []:
                 shown = "a sentence" if name == "sentences" else f"--{name.replace('_', '-')}"
@@ -99,8 +102,8 @@ def _decoding(parser: Parser, beam: str = "beam search of this width (default: t
 
 
 def _source(parser: Parser) -> None:
-    parser.add_argument("--source", help="where outlines come from: generator, or a control: mixture, gaussian "
-                                         "(default: the family's own)")
+    parser.add_argument("--source", help="where outlines come from: generator, or a control: mixture, gaussian; of "
+                                         "conditional: linear (default: the family's own)")
     parser.add_argument("--noise-scale", type=float, help="factor on the noise that outlines are made from; below 1 they "
                                                           "are likelier and less varied (default: 1)")
     parser.add_argument("--rejection", type=float, metavar="DRAWS",
@@ -119,9 +122,14 @@ def _sample(parser: Parser) -> None:
     parser.add_argument("--unique", action="store_true", help="pass over a sentence that was written before; remembers a "
                                                               "digest of each")
     _source(parser)
+    parser.set_defaults(num=None)
+    parser.add_argument("--condition", type=Path, metavar="FILE",
+                        help="with a run of the family conditional: write --num sentences (default: 1) for each line; of "
+                             ".jsonl the fields condition and, if the run has labels, label; - reads standard input "
+                             "(default: conditions of the training split)")
     parser.add_argument("--batch-size", type=int, default=1024,
                         help="sentences decoded together; changes the speed alone (default: 1024)")
-    _writing(parser, '{"text": …}')
+    _writing(parser, '{"text": …}, with --condition {"condition": …, "text": …}')
 
 
 def _reconstruct(parser: Parser) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from outlines.errors import OutlinesError
 from outlines.metrics import reconstruction_bleu
-from outlines.pipeline import TEMPERATURE, Pipeline, Sentence, Walk, load_pipeline
+from outlines.pipeline import TEMPERATURE, Condition, Pipeline, Sentence, Walk, load_pipeline
 from outlines.sampling import SamplingConfig
 
 CHUNK = 256
@@ -43,6 +44,8 @@ def sampling_of(options: argparse.Namespace) -> SamplingConfig:
 
 
 def sample(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
+    if options.condition:
+        return _answers(pipeline, options)
     workers = 1
     if pipeline.device.type == "cpu":  # A thread a batch: threads that share one meet at every small operation.
         workers = torch.get_num_threads()
@@ -76,6 +79,32 @@ def _lines(sentences: Iterable[Sentence]) -> Iterator[Line]:
     for text, *scores in sentences:
         given = {name: score for name, score in zip(("nll", "critic_score"), scores, strict=True) if score is not None}
         yield Line("\t".join([*(f"{score:.3f}" for score in given.values()), text]), {"text": text, **given})
+
+
+def _answers(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
+    for condition, sentence in pipeline.given(_read_conditions(options.condition), options.num, options.seed,
+                                              sampling_of(options), options.source, options.with_score, options.batch_size):
+        line = next(_lines([sentence]))
+        label = {} if condition.label is None else {"label": condition.label}
+        yield Line(line.text, {"condition": condition.text, **label, **line.data})
+
+
+def _read_conditions(path: Path) -> Iterator[Condition]:
+    """The conditions of a file, one a line: of .jsonl the fields condition and label, else the whole line."""
+    for number, line in enumerate(_read(None if str(path) == "-" else path), start=1):
+        if path.suffix != ".jsonl":
+            yield Condition(line)
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        fields = record if isinstance(record, dict) else {}
+        condition, label = fields.get("condition"), fields.get("label")
+        if not isinstance(condition, str) or not condition.strip() or not isinstance(label, str | None):
+            raise OutlinesError(f'{path}: condition {number}: expected {{"condition": a sentence}}, with a "label" '
+                                "if the run has any")
+        yield Condition(condition, label)
 
 
 def reconstruct(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:

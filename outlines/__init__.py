@@ -3,6 +3,7 @@
 The way from text to text, file by file:
 
     corpus/reading.py, corpus/grammar.py    sentences in
+    corpus/pairs.py                         which of them describe one thing
     corpus/tokenizer.py, corpus/batching.py sentences → tokens → batches
     encoders/, outline_store.py             sentences → outlines, once, on disk
     gan.py                                  noise → outlines

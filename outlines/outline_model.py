@@ -19,21 +19,10 @@ from outlines.outline_store import Scaling
 from outlines.text_model import CannotReject, TextModel
 
 
-class OutlineModel(TextModel):
-    """The decoder, the generator (its moving average), the critic it was trained against and the untrained controls."""
+class OutlineDecoding(TextModel):
+    """What a family that writes from a frozen encoder's outlines has: the decoder, and the outlines' scaling and norm."""
 
-    family = "outlines"
-    sources = ("generator", "mixture", "gaussian")
-    has_critic = True
-    generator: Generator
-    mixture: Generator
-    gaussian: Generator
-    critic: Critic
-    score_slope: Tensor
-    """nats of log density ratio, real over generated, a unit of the critic's score; 0 where the score tells nothing"""
-
-    def __init__(self, decoder: DecoderConfig, generator: GeneratorConfig, mixture: GeneratorConfig,
-                 normalized: bool, encoder: dict[str, str], whitened: bool = False):
+    def __init__(self, decoder: DecoderConfig, normalized: bool, encoder: dict[str, str], whitened: bool = False):
         """normalized: the encoder's outlines have unit norm. encoder: its name and fingerprint.
 
         whitened: outlines are whitened instead of scaled by one number.
@@ -42,16 +31,9 @@ class OutlineModel(TextModel):
         self.normalized = normalized
         self.encoder = encoder
         self.decoder = Decoder(decoder)
-        self.generator = Generator(generator)
-        self.mixture = Generator(mixture)
-        self.gaussian = Generator(dataclasses.replace(mixture, num_centres=1))
-        width = generator.outline_dim
+        width = decoder.vector_dim
         self.whitened = whitened
         self.scaling = Scaling(torch.zeros(width), torch.ones(()), torch.eye(width) if whitened else None)
-        self.critic = Critic(width, generator.hidden_dim, generator.num_layers)
-        self.register_buffer("score_slope", torch.zeros(()))
-        for control in (self.mixture, self.gaussian):
-            control.requires_grad_(False)
 
     def normalise(self, scaled: Tensor) -> Tensor:
         """Outlines [B, D] in scaled units, brought to the norm that the encoder's have."""
@@ -71,6 +53,32 @@ class OutlineModel(TextModel):
     def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> tuple[Tensor, None]:
         assert outlines is not None, "an outline model's sentences come with their outlines"
         return outlines, None
+
+
+class OutlineModel(OutlineDecoding):
+    """The decoder, the generator (its moving average), the critic it was trained against and the untrained controls."""
+
+    family = "outlines"
+    sources = ("generator", "mixture", "gaussian")
+    has_critic = True
+    generator: Generator
+    mixture: Generator
+    gaussian: Generator
+    critic: Critic
+    score_slope: Tensor
+    """nats of log density ratio, real over generated, a unit of the critic's score; 0 where the score tells nothing"""
+
+    def __init__(self, decoder: DecoderConfig, generator: GeneratorConfig, mixture: GeneratorConfig,
+                 normalized: bool, encoder: dict[str, str], whitened: bool = False):
+        """normalized, encoder, whitened: see OutlineDecoding."""
+        super().__init__(decoder, normalized, encoder, whitened)
+        self.generator = Generator(generator)
+        self.mixture = Generator(mixture)
+        self.gaussian = Generator(dataclasses.replace(mixture, num_centres=1))
+        self.critic = Critic(decoder.vector_dim, generator.hidden_dim, generator.num_layers)
+        self.register_buffer("score_slope", torch.zeros(()))
+        for control in (self.mixture, self.gaussian):
+            control.requires_grad_(False)
 
     def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor:
         generator: Generator = getattr(self, source)

@@ -146,6 +146,11 @@ class OutlineStore:
     def __len__(self) -> int:
         return self._num_rows
 
+    @property
+    def encoder(self) -> dict[str, str]:
+        """Name and fingerprint of the encoder, as a model keeps them."""
+        return {"name": self.encoder_name, "fingerprint": self.encoder_fingerprint}
+
     def rows(self, indices: np.ndarray) -> np.ndarray:
         """The outlines of rows `indices` ([B], from 0 to N - 1), in that order: [B, D] float32."""
         outlines = np.empty((len(indices), self.dim), dtype=np.float32)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from outlines.baselines.conditional import ConditionalModel
 from outlines.checkpoint import sha256_file
 from outlines.corpus.tokenizer import Tokenizer
 from outlines.encoders import SentenceEncoder, load_encoder
@@ -60,6 +61,13 @@ class Sentence(NamedTuple):
     text: str
     nll: float | None = None
     critic_score: float | None = None
+
+
+class Condition(NamedTuple):
+    """What a sentence is to be written for: another sentence and, if the run has labels, one of them."""
+
+    text: str
+    label: str | None = None
 
 
 class Reconstruction(NamedTuple):
@@ -236,6 +244,34 @@ class Pipeline:
             return self.model.from_encoder(centre + radius * directions) if radius else vector.expand(count, -1)
 
         return self._written(self.model.decode_draws(draw, num, seed, sampling, prefix=self.prefix_tokens(prefix)), scored)
+
+    def given(self, conditions: Iterable[Condition], num: int = 1, seed: int = 1,
+              sampling: SamplingConfig | None = None, source: str | None = None, scored: bool = False,
+              batch_size: int = BLOCK) -> Iterator[tuple[Condition, Sentence]]:
+        """`num` new sentences for each condition, in order; raises OutlinesError by a run that takes none."""
+        model, sampling = self.model, sampling or SamplingConfig(TEMPERATURE)
+        if not isinstance(model, ConditionalModel):
+            raise OutlinesError(f"{self.run}: a run of the family {model.family} takes no condition")
+        assert self.encoder is not None
+        name = model.check_source(source)
+
+        def draw(count: int, rng: torch.Generator) -> Tensor:
+            return model.generator.draw(count, rng, sampling.noise_scale)
+
+        asked = (condition for condition in conditions for _ in range(num))
+        start = 0
+        while chunk := list(islice(asked, batch_size)):
+            distinct = list(dict.fromkeys(chunk))
+            raw = torch.from_numpy(self.encoder.encode([text for text, _ in distinct])).to(self.device)
+            labels = torch.tensor([model.number_of(label) for _, label in distinct], device=self.device)
+            place = {condition: row for row, condition in enumerate(distinct)}
+            condition = model.condition(model.from_encoder(raw), labels)[[place[condition] for condition in chunk]]
+            noise, uniforms = model.draw_rows(draw, start, start + len(chunk), seed, sampling.max_len)
+            assert noise is not None
+            vectors = model.given(condition, noise, name)
+            written = self._written(iter([(sample(model.decoder, vectors, uniforms, sampling), vectors)]), scored)
+            yield from zip(chunk, written, strict=True)
+            start += len(chunk)
 
     def prefix_tokens(self, prefix: str) -> list[int]:
         """The tokens of a sentence's beginning; none for an empty one."""

@@ -56,7 +56,8 @@ def test_every_preset_of_every_family_resolves_and_round_trips(family: str) -> N
     method = find_method(family)
     assert {"tiny", "default", "small", "full"} <= set(method.presets)
     for preset in method.presets:
-        config = resolve(family, method.config_class, method.presets, preset, None, {})
+        needed = {"corpus": ("pairs.jsonl",)} if method.config_class.learns_pairs else {}
+        config = resolve(family, method.config_class, method.presets, preset, None, needed)
         assert from_json(json.loads(json.dumps(config.to_json())), method.config_class) == config
 
 

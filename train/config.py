@@ -25,6 +25,12 @@ class CorpusConfig:
     valid: tuple[str, ...] = option((), "validation files (default: a share of --corpus)")
     test: tuple[str, ...] = option((), "test files (default: a share of --corpus)")
     text_column: str = option("text", "column that holds the sentence in .csv and .jsonl files")
+    group_lines: int = option(0, "for conditional: so many consecutive lines of a .txt file describe one thing, and any of "
+                                 "them is a condition of the others; 0 takes --condition-column", low=0)
+    condition_column: str = option("", "for conditional: column that holds the condition in .csv and .jsonl files (default "
+                                       "there: condition)")
+    label_column: str = option("", "for conditional: column that holds a label of the pair, given beside the condition "
+                                   "(default: no label)")
     strict: bool = option(False, "stop at the first bad line instead of counting and skipping it")
     max_chars: int = option(2000, "characters above which a line is rejected", low=1)
     valid_fraction: float = option(0.02, "share of sentences, 0 to 1, held out for validation by their hash",
@@ -40,7 +46,8 @@ class CorpusConfig:
     def files(self) -> CorpusFiles:
         return CorpusFiles(train=self.corpus, valid=self.valid, test=self.test, text_column=self.text_column,
                            strict=self.strict, max_chars=self.max_chars, valid_fraction=self.valid_fraction,
-                           test_fraction=self.test_fraction)
+                           test_fraction=self.test_fraction, group_lines=self.group_lines,
+                           condition_column=self.condition_column, label_column=self.label_column)
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,7 @@ def read_toml(path: str) -> dict[str, Any]:
         raise OutlinesError(f"{path}: cannot read this configuration: {error}") from error
 
 
-def resolve(family: str, model_config: type, presets: dict[str, dict[str, Any]], preset: str,
+def resolve(family: str, model_config: Any, presets: dict[str, dict[str, Any]], preset: str,
             config_file: str | None, flags: dict[str, Any]) -> RunConfig:
     """Defaults < presets < file < flags, checked name by name and value by value.
 
@@ -173,6 +180,8 @@ def resolve(family: str, model_config: type, presets: dict[str, dict[str, Any]],
              for key, section in sections(model_config).items()}
     config = RunConfig(family=family, **parts)
     check(config, given)
+    if model_config.learns_pairs and not (config.corpus.group_lines or config.corpus.condition_column):
+        config = dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, condition_column="condition"))
     return config
 
 
@@ -207,9 +216,14 @@ def check(config: RunConfig, given: set[str]) -> None:
         without_effect += ["test_fraction"] if corpus.test else []
     else:
         without_effect += ["valid", "test", "text_column", "strict", "max_chars"]
+        if config.model.learns_pairs:
+            raise OutlinesError(f"{config.family} learns from pairs, which the embedded corpus has none of: give --corpus")
     if corpus.tokenizer:
         without_effect += ["vocab_size", "lowercase"]
     reasons = dict.fromkeys(without_effect, f"{'with' if corpus.corpus else 'without'} --corpus")
+    if not config.model.learns_pairs:
+        pairing = ("group_lines", "condition_column", "label_column")
+        reasons |= dict.fromkeys(pairing, f"the family {config.family} pairs no sentences")
     for name, reason in {**reasons, **config.model.without_effect()}.items():
         if name in given:
             raise OutlinesError(f"--{name.replace('_', '-')} has no effect here ({reason}): leave it out")

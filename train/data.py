@@ -14,6 +14,7 @@ from torch import Tensor
 
 from outlines.corpus import grammar
 from outlines.corpus.batching import BatchOrder, TokenBatch, collate
+from outlines.corpus.pairs import Pairing, load_pairing, read_pairs
 from outlines.corpus.prepared import PreparedCorpus, prepare_corpus
 from outlines.corpus.reading import SPLITS, ReadingReport, fingerprint, read_corpus, split_of
 from outlines.corpus.tokenizer import Tokenizer
@@ -57,8 +58,10 @@ class Dataset:
     """A prepared corpus and, where a family needs them, the outlines of its splits."""
 
     def __init__(self, corpus: PreparedCorpus, stores: dict[str, OutlineStore], normalized: bool, device: torch.device,
-                 whiten: bool = False):
+                 whiten: bool = False, pairing: Pairing | None = None):
+        """pairing: which rows belong together, where the corpus says so."""
         self.corpus = corpus
+        self.pairing = pairing
         self.embedded = corpus.meta["source"].startswith(EMBEDDED)
         self.stores = stores
         self.normalized = normalized
@@ -138,7 +141,8 @@ def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device:
                         finish_store(store)
                     ranks.barrier()
             stores[split] = OutlineStore(store)
-    return Dataset(corpus, stores, normalized, device, whiten)
+    pairing = load_pairing(config.files()) if config.corpus and config.files().are_pairs else None
+    return Dataset(corpus, stores, normalized, device, whiten, pairing)
 
 
 def _key(data: dict[str, object]) -> str:
@@ -159,7 +163,8 @@ def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
             return directory
         report = ReadingReport()
         if files:
-            pairs = read_corpus(files, report)
+            pairs = ((member.split, member.sentence) for member in read_pairs(files, report)) if files.are_pairs else (
+                read_corpus(files, report))
         else:
             pairs = ((split_of(sentence, config.valid_fraction, config.test_fraction), sentence)
                      for sentence in grammar.sentences(config.num_sentences, EMBEDDED_SEED))

@@ -23,6 +23,7 @@ from train import methods
 from train.config import RunConfig, unknown_name
 from train.data import Batch, Dataset
 from train.distributed import Ranks
+from train.progress import Reporter
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,9 @@ class Method(ABC):
     config_class: ClassVar[type]
     presets: ClassVar[dict[str, dict[str, Any]]]
     uses_outlines: ClassVar[bool] = False
+    own_title: ClassVar[str] = ""
+    own_columns: ClassVar[dict[str, tuple[str, int]]] = {}
+    """of the table that this family alone has in its report: title and decimals, by the keys of `own_rows`"""
     layout: ClassVar[dict[str, dict[str, list[Any]]]] = {}
     """charts of TensorBoard's custom scalars: categories → charts → kind and tags, as patterns that match the whole tag"""
 
@@ -164,6 +168,11 @@ class Method(ABC):
 
         What the next validation compares itself with may be kept in a buffer of `modules`.
         """
+
+    @classmethod
+    def own_rows(cls, config: RunConfig, model: TextModel, data: Dataset, reporter: Reporter) -> list[dict[str, Any]]:
+        """The rows of the family's own table, on the test split; each with its `source`. By default there is none."""
+        return []
 
     def views(self, stage: Stage) -> Views:
         """What a validation has to show beside its figures; by default nothing."""

@@ -16,6 +16,7 @@ from train.data import Dataset
 from train.evaluation import QUICK_DRAWS, REAL_OUTLINES, quick_rows, reconstruction
 from train.figures import DRAW_SEED, collapse_figures, diagnose_gan, diagnose_vector, held_out
 from train.log import RunLog
+from train.method import find_method
 from train.run_directory import read_json, write_json
 from train.runs import Session, run_config
 
@@ -43,6 +44,8 @@ def report_run(directory: Path, model: TextModel, data: Dataset, session: Sessio
         if rows and (adversary := diagnose_gan(model, data, num, getattr(config.model, "start", ""), rows)) is not None:
             figures["generator"] = {"verdict": str(adversary.verdict), "words": adversary.in_words(),
                                     "memorised": adversary.memorised}
+        if own := find_method(model.family).own_rows(config, model, data, session.reporter):
+            figures["own"] = own
         _log(directory, figures, model, data)
         report.write_report(directory, _render([figures]), figures)
     text = _render([read_json(file)])
@@ -118,6 +121,9 @@ def _render(figures: Sequence[dict[str, Any]]) -> str:
     lines = report.over_seeds((row["source"], row) for own in figures for row in own["rows"])
     tail = report.generator_section(figures) + report.reconstruction_section(
         [(own["family"], own["reconstruction"]) for own in figures])
+    if own := [(row["source"], row) for member in figures for row in member.get("own", [])]:
+        method = find_method(figures[0]["family"])
+        tail = "\n\n".join([method.own_title, report.table(report.over_seeds(own), method.own_columns), tail])
     head = f"test split, {figures[0]['reconstruction']['num_sentences']} sentences, {report.num_seeds(lines)}; nll in nats"
     if not lines:
         return "\n".join([f"{head}:", "", tail])

@@ -4,6 +4,8 @@ A corpus is one or several files of one sentence a line: `.txt`, `.jsonl` (one o
 a header; a quoted field may span lines), each also `.gz`, in UTF-8, lines ending in LF or CRLF. Files are
 streamed and every line is read bounded, so memory grows neither with the file nor with a line.
 
+A corpus of pairs (corpus/pairs.py) says beside that which sentences describe one thing.
+
 A sentence is normalised in one way: white space at its ends goes, and every run of white space within it
 (tabs, no-break spaces, Unicode line separators, a newline in a quoted field) becomes one space. A line that
 holds no sentence is never passed over in silence: it is counted and named by file and line, or, if `strict`,
@@ -16,9 +18,10 @@ import hashlib
 import json
 import zlib
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from outlines.checkpoint import sha256_file
 from outlines.errors import OutlinesError
@@ -56,6 +59,9 @@ class CorpusFiles:
     strict: a line without a sentence is an error instead of being counted and passed over.
     max_chars: sentences of more characters are rejected.
     valid_fraction, test_fraction: the share of the train files' sentences that goes to a split without files.
+    group_lines: so many consecutive lines of a `.txt` describe one thing; 0: they have nothing to do with one another.
+    condition_column: the field of `.jsonl` and `.csv` files that holds what the text is to be written for; empty: none.
+    label_column: the field that holds the pair's label; empty: none.
     gz_bytes: a `.gz` may decompress to this many bytes, or to 200 times its own size if that is more.
     """
 
@@ -68,6 +74,9 @@ class CorpusFiles:
     valid_fraction: float = 0.02
     test_fraction: float = 0.02
     gz_bytes: int = GZ_BYTES
+    group_lines: int = 0
+    condition_column: str = ""
+    label_column: str = ""
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -81,6 +90,20 @@ class CorpusFiles:
         kinds = {_kind(Path(path)) for path in (*self.train, *self.valid, *self.test)}
         if self.text_column != "text" and kinds == {".txt"}:
             raise CorpusError(f"text_column {self.text_column!r} has no effect on .txt files: leave it out")
+        if self.condition_column and ".txt" in kinds:
+            raise CorpusError("a .txt file has no column of conditions: say how many lines in a row describe one thing "
+                              "(group_lines), or bring .jsonl or .csv files")
+        if self.group_lines and (self.group_lines < 2 or kinds != {".txt"}):
+            raise CorpusError(f"group_lines is {self.group_lines}: it must be 2 or more, and is for .txt files alone")
+        columns = [column for column in (self.condition_column, self.label_column, self.text_column) if column]
+        if len(set(columns)) < len(columns) or (self.label_column and not self.condition_column):
+            raise CorpusError(f"columns {', '.join(map(repr, columns))}: condition, label and text each need their own, "
+                              "and a label a condition")
+
+    @property
+    def are_pairs(self) -> bool:
+        """Whether it is said which sentences describe one thing."""
+        return bool(self.group_lines or self.condition_column)
 
 
 @dataclass
@@ -279,30 +302,53 @@ def read_sentences(paths: Iterable[str], *, text_column: str = "text", strict: b
     CorpusError for a file that cannot be read, for a bad line if `strict`, and at the end if the files held
     no sentence at all.
     """
+    for record in read_records(paths, (text_column,), strict=strict, max_chars=max_chars, report=report, gz_bytes=gz_bytes):
+        yield record.fields[0]
+
+
+class Record(NamedTuple):
+    """What one line gave: its file and number, both counted (from 0, from 1), and a normalised sentence a column."""
+
+    file: int
+    number: int
+    fields: tuple[str, ...]
+
+
+def read_records(paths: Iterable[str], columns: Sequence[str], *, strict: bool = False, max_chars: int = 2000,
+                 report: ReadingReport | None = None, gz_bytes: int = GZ_BYTES) -> Iterator[Record]:
+    """As `read_sentences`, of several columns at once; a line that lacks one of them is rejected as a whole.
+
+    In a `.txt` file, which has one column only, each stands for the whole line. Every column reads the file for itself.
+    """
     files = [Path(path) for path in paths]
     report = ReadingReport() if report is None else report
     num_accepted = num_rejected = 0
     last_reason = ""
-    for path in files:
-        kind, texts = _kind(path), _lines(path, gz_bytes)
-        if kind == ".jsonl":
-            texts = _json_lines(path, texts, text_column)
-        elif kind == ".csv":
-            texts = _csv_lines(path, texts, text_column)
-        for number, text in texts:
-            sentence = text if isinstance(text, _Bad) else _sentence(text, max_chars)
-            if isinstance(sentence, str):
+    for file, path in enumerate(files):
+        for lines in zip(*(_texts(path, column, gz_bytes) for column in columns), strict=True):
+            number = lines[0][0]
+            fields = [text if isinstance(text, _Bad) else _sentence(text, max_chars) for _, text in lines]
+            bad = next((field for field in fields if isinstance(field, _Bad)), None)
+            if bad is None:
                 num_accepted += 1
-                yield sentence
+                yield Record(file, number, tuple(field for field in fields if isinstance(field, str)))
             elif strict:
-                raise CorpusError(f"{path}:{number}: {sentence.reason}: mend the line or leave strict out")
+                raise CorpusError(f"{path}:{number}: {bad.reason}: mend the line or leave strict out")
             else:
                 num_rejected += 1
-                last_reason = sentence.reason
-                report.reject(f"{path}:{number}", sentence.reason)
+                last_reason = bad.reason
+                report.reject(f"{path}:{number}", bad.reason)
     if not num_accepted:
         found = f"{num_rejected:,} lines rejected, the last as {last_reason}" if num_rejected else "empty"
         raise CorpusError(f"{', '.join(map(str, files))}: no sentence found ({found})")
+
+
+def _texts(path: Path, column: str, gz_bytes: int) -> _Numbered:
+    """Numbered texts of one column; every column of a file gives the same numbers."""
+    kind, lines = _kind(path), _lines(path, gz_bytes)
+    if kind == ".jsonl":
+        return _json_lines(path, lines, column)
+    return _csv_lines(path, lines, column) if kind == ".csv" else lines
 
 
 def split_of(sentence: str, valid_fraction: float = 0.02, test_fraction: float = 0.02) -> str:
@@ -331,6 +377,9 @@ def read_corpus(files: CorpusFiles, report: ReadingReport) -> Iterator[tuple[str
 def fingerprint(files: CorpusFiles) -> str:
     """SHA-256 over the files' bytes and kinds and over the options; where the files lie does not matter."""
     described = asdict(files)
+    if not files.are_pairs:
+        for name in ("group_lines", "condition_column", "label_column"):
+            del described[name]  # A corpus that pairs nothing is what it was before there were any.
     for split in SPLITS:
         paths = [Path(path) for path in getattr(files, split)]
         for path in paths:

@@ -70,6 +70,24 @@ class PrecisionRecall(NamedTuple):
     recall: float  # the share of real rows that lie where fake rows lie
 
 
+def energy_score(draws: Tensor, observed: Tensor) -> Tensor:
+    """How well draws from p(x | condition) foretell what was observed, [N]; lower is better, in the outlines' units.
+
+    mean |draw - observed| - mean |draw - another draw| / 2, both over draws, the second over pairs of different ones, so
+    that it is unbiased for any number M >= 2 of them. It is strictly proper: no p but the true one scores best in the mean,
+    so neither a copy of the likeliest nor too much noise pays. Sharp for the place of p, blunt for its shape: a Gaussian of
+    the right mean and covariance is hard to beat in it.
+    draws: [N, M, D]; observed: [N, D].
+    Source: Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation (2007), section 4.3.
+    """
+    num = draws.shape[1]
+    if num < 2:
+        raise OutlinesError(f"energy score: needs 2 draws or more, got {num}")
+    away = (draws - observed[:, None]).norm(dim=2).mean(dim=1)
+    apart = torch.cdist(draws, draws, compute_mode="donot_use_mm_for_euclid_dist").sum(dim=(1, 2)) / (num * (num - 1))
+    return away - apart / 2
+
+
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """Squared Euclidean distances [N, M] between the rows of a [N, D] and b [M, D]."""
     products = torch.addmm(b.square().sum(dim=1), a, b.T, alpha=-2)

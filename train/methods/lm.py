@@ -30,6 +30,9 @@ class DecoderOptions:
     decoder_validate_every: int = option(500, "decoder steps between two validations", low=1)
     num_validation: int = option(2000, "sentences, at most, of a validation", low=10)
 
+    learns_pairs: ClassVar[bool] = False
+    """whether the family learns from pairs of sentences, so that the corpus must say which belong together"""
+
     def without_effect(self) -> dict[str, str]:
         """Options that change nothing beside the others' values, and why: to give one of them is an error."""
         return {}

@@ -6,13 +6,14 @@ length for the decoder, uniform ones for the GAN, which must see the whole distr
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from outlines.collapse import latent_gap, other_rows
 from outlines.errors import OutlinesError
@@ -32,6 +33,7 @@ from outlines.metrics.outline import knn_precision_recall
 from outlines.options import option
 from outlines.outline_model import OutlineModel
 from outlines.rejection import fit_slope
+from outlines.text_model import TextModel
 from train.config import RunConfig
 from train.data import MAX_FITTED_ROWS, Batch, Dataset
 from train.figures import NUM_DECODED, decoded_nll, held_out, nll_figures
@@ -46,17 +48,15 @@ DECIDES_DECODER = {field.name for field in dataclasses.fields(DecoderOptions)} -
 
 
 @dataclass(frozen=True)
-class OutlinesOptions(DecoderOptions):
-    """The decoder's options, and the GAN's."""
+class GanOptions(DecoderOptions):
+    """The decoder's options, and the GAN's; the same names and defaults in every family that has one."""
 
     encoder: str = option("minilm", "the frozen sentence encoder: minilm, st:NAME_OR_DIRECTORY, or recurrent:DIRECTORY")
     outline_noise: float = option(0.0, "standard deviation of the noise on the decoder's outlines in training, in units "
                                        "of the outlines' own scale", low=0)
-    decoder_from: str = option("", "a finished run of outlines on the same corpus and encoder, with the same options of the "
-                                   "decoder: its decoder is taken, and none trained")
+    decoder_from: str = option("", "a finished run of the family on the same corpus and encoder, with the same options of "
+                                   "the decoder: its decoder is taken, and none trained")
     objective: str = option("r3", "what generator and critic play", ("r3", "wgan-gp"))
-    start: str = option("mixture", "where the generator starts", ("mixture", "gaussian", "noise"))
-    num_centres: int = option(2000, "k-means centres of the mixture, at most a twentieth of the outlines", low=2)
     gan_hidden_dim: int = option(512, "width of the generator's and the critic's layers", low=1)
     gan_num_layers: int = option(3, "hidden layers of the generator and of the critic", low=1)
     gan_steps: int = option(1000, "generator steps", low=1)
@@ -73,9 +73,17 @@ class OutlinesOptions(DecoderOptions):
     gan_validate_every: int = option(200, "generator steps between two validations", low=1)
 
 
+@dataclass(frozen=True)
+class OutlinesOptions(GanOptions):
+    """And where an unconditional generator starts."""
+
+    start: str = option("mixture", "where the generator starts", ("mixture", "gaussian", "noise"))
+    num_centres: int = option(2000, "k-means centres of the mixture, at most a twentieth of the outlines", low=2)
+
+
 class OutlinesMethod(Method):
     family = "outlines"
-    config_class = OutlinesOptions
+    config_class: ClassVar[type] = OutlinesOptions
     uses_outlines = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {**LanguageModelMethod.presets["tiny"], "num_centres": 8, "gan_hidden_dim": 16, "gan_num_layers": 2,
@@ -97,18 +105,12 @@ class OutlinesMethod(Method):
             "Multiline", ["evaluation/forward_nll_per_token(_mixture|_gaussian|_real_outlines)?$"]]}}
 
     model: OutlineModel
+    critic: nn.Module
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: OutlinesOptions = config.model
         self.options, self.data, self.bfloat16, self.seed = options, data, bfloat16, config.training.seed
-        store = data.stores["train"]
-        num_centres = max(2, min(options.num_centres, min(len(store), MAX_FITTED_ROWS) // 20))
-        mixture = GeneratorConfig(store.dim, num_centres, hidden_dim=1, num_layers=1)
-        generator = GeneratorConfig(store.dim, {"mixture": num_centres, "gaussian": 1, "noise": 0}[options.start],
-                                    options.gan_hidden_dim, options.gan_num_layers)
-        encoder = {"name": store.encoder_name, "fingerprint": store.encoder_fingerprint}
-        self.model = OutlineModel(decoder_config(options, data, store.dim, options.outline_noise), generator, mixture,
-                                  data.normalized, encoder, options.whiten)
+        self.model = self._new_model()
         assert data.scaling is not None
         self.model.scaling.load_state_dict(data.scaling.state_dict())
         self.model.to(data.device)
@@ -116,8 +118,7 @@ class OutlinesMethod(Method):
         self.generator = copy.deepcopy(self.model.generator)
         self.critic = self.model.critic
         self.modules = {"decoder": self.model.decoder, "generator": self.generator, "ema": self.model.generator,
-                        "critic": self.critic, "mixture": self.model.mixture, "gaussian": self.model.gaussian,
-                        "scaling": self.model.scaling}
+                        "critic": self.critic, **self._fixed_modules(), "scaling": self.model.scaling}
         betas = (0.0, options.gan_beta2)
         self.optimizers = {
             "decoder": adamw([self.model.decoder], options.decoder_learning_rate, (0.9, 0.99), 0.01),
@@ -130,6 +131,23 @@ class OutlinesMethod(Method):
             Stage("gan", options.gan_steps, options.gan_batch_size, False, options.gan_validate_every,
                   "valid/outline_shortfall", ("generator", "critic"), ("generator", "ema", "critic"),
                   options.gan_patience))
+
+    def _new_model(self) -> OutlineModel:
+        options, store = self.options, self.data.stores["train"]
+        num_centres = max(2, min(options.num_centres, min(len(store), MAX_FITTED_ROWS) // 20))
+        mixture = GeneratorConfig(store.dim, num_centres, hidden_dim=1, num_layers=1)
+        generator = GeneratorConfig(store.dim, {"mixture": num_centres, "gaussian": 1, "noise": 0}[options.start],
+                                    options.gan_hidden_dim, options.gan_num_layers)
+        return OutlineModel(decoder_config(options, self.data, store.dim, options.outline_noise), generator, mixture,
+                            self.data.normalized, store.encoder, options.whiten)
+
+    def _fixed_modules(self) -> dict[str, nn.Module]:
+        """What the GAN's stage fits as it begins, and never trains."""
+        return {"mixture": self.model.mixture, "gaussian": self.model.gaussian}
+
+    def _critic_beside(self, batch: Batch) -> Callable[[Tensor], Tensor]:
+        """The scores [B] of outlines [B, D] that stand beside a batch's: where there are conditions, under them."""
+        return self.critic
 
     def begin(self, stage: Stage) -> None:
         """Take over a decoder; or fit the controls, and start the generator at the one that was asked for."""
@@ -151,6 +169,15 @@ class OutlinesMethod(Method):
 
     def _take_decoder(self, run: Path) -> None:
         """The decoder of a finished run; and its controls, where this run would fit the very same."""
+        found, seed = self._decoder_of(run)
+        assert isinstance(found, OutlineModel)
+        self.model.decoder.load_state_dict(found.decoder.state_dict())
+        if (seed, found.mixture.config) == (self.seed, self.model.mixture.config):
+            self.model.mixture.load_state_dict(found.mixture.state_dict())
+            self.model.gaussian.load_state_dict(found.gaussian.state_dict())
+
+    def _decoder_of(self, run: Path) -> tuple[TextModel, int]:
+        """The model and the seed of a finished run of this family, whose decoder is the one that this run would train."""
         description = read_run(run)
         if description.get("family") != self.family:
             raise OutlinesError(f"--decoder-from {run}: a run of the family {description.get('family')}, not {self.family}")
@@ -166,12 +193,7 @@ class OutlinesMethod(Method):
                 flag = "--" + name.replace("_", "-")
                 raise OutlinesError(f"--decoder-from {run}: it was trained with {flag} {theirs}, not {own}: "
                                     "give its decoder's options here too")
-        found = load_model(run / "model")
-        assert isinstance(found, OutlineModel)
-        self.model.decoder.load_state_dict(found.decoder.state_dict())
-        if (description["training"]["seed"], found.mixture.config) == (self.seed, self.model.mixture.config):
-            self.model.mixture.load_state_dict(found.mixture.state_dict())
-            self.model.gaussian.load_state_dict(found.gaussian.state_dict())
+        return load_model(run / "model"), description["training"]["seed"]
 
     @property
     def has_controls(self) -> bool:
@@ -202,11 +224,14 @@ class OutlinesMethod(Method):
 
     def _fake(self, batch: Batch) -> Tensor:
         """This rank's generated outlines [B, D]; the noise is drawn for the global batch, so that ranks agree."""
+        noise = self.generator.draw(batch.num_rows, self._noise_rng())[batch.ranks.rank::batch.ranks.world]
+        return self.model.normalise(self.generator(noise))
+
+    def _noise_rng(self) -> torch.Generator:
+        """What a step's noise is drawn from, seeded by the step."""
         # On the GPU itself, which takes a whole step in the time that a CPU needs for so many normal numbers.
         device = self.data.device if self.data.device.type == "cuda" else "cpu"
-        rng = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
-        noise = self.generator.draw(batch.num_rows, rng)[batch.ranks.rank::batch.ranks.world]
-        return self.model.normalise(self.generator(noise))
+        return torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
 
     def _critic_step(self, batch: Batch, update: Update) -> dict[str, Tensor]:
         """The critic's phase: the generated outlines are constants in it."""
@@ -214,16 +239,17 @@ class OutlinesMethod(Method):
         real = batch.outlines
         with torch.no_grad():
             fake = self._fake(batch)
+        critic = self._critic_beside(batch)
         if self.options.objective == "r3":
-            real_scores, real_gradients = score_gradients(self.critic, real)
-            fake_scores, fake_gradients = score_gradients(self.critic, fake)
+            real_scores, real_gradients = score_gradients(critic, real)
+            fake_scores, fake_gradients = score_gradients(critic, fake)
             adversarial = relativistic_critic_loss(real_scores, fake_scores)
             penalty = zero_centred_penalty(real_gradients) + zero_centred_penalty(fake_gradients)
         else:
-            real_scores, fake_scores = self.critic(real), self.critic(fake)
+            real_scores, fake_scores = critic(real), critic(fake)
             adversarial = wasserstein_critic_loss(real_scores, fake_scores)
             share = torch.rand(batch.num_rows, 1)[batch.ranks.rank::batch.ranks.world].to(real.device)
-            _, gradients = score_gradients(self.critic, torch.lerp(fake, real, share))
+            _, gradients = score_gradients(critic, torch.lerp(fake, real, share))
             penalty = one_centred_penalty(gradients)
         loss = (adversarial + self.options.penalty_weight * penalty).sum() / batch.num_rows
         norm = update("critic loss", self.optimizers["critic"], loss)
@@ -237,9 +263,10 @@ class OutlinesMethod(Method):
         assert batch.outlines is not None
         self.critic.requires_grad_(False)
         try:
-            fake_scores = self.critic(self._fake(batch))
+            critic = self._critic_beside(batch)
+            fake_scores = critic(self._fake(batch))
             if self.options.objective == "r3":
-                adversarial = relativistic_generator_loss(self.critic(batch.outlines), fake_scores)
+                adversarial = relativistic_generator_loss(critic(batch.outlines), fake_scores)
             else:
                 adversarial = wasserstein_generator_loss(fake_scores, fake_scores)
             loss = adversarial.sum() / batch.num_rows
