@@ -162,6 +162,8 @@ def test_tensorboard_serves_the_layout_and_every_chart_has_curves(tensorboard: A
     layout = tensorboard("plugin/custom_scalars/layout")
     served = {category["title"]: [chart["multiline"]["tag"] for chart in category["chart"]]
               for category in layout["category"]}
+    generators = served.pop("generator and critic")  # of the outlines' own run, with its controls' lines
+    assert [[tag] for tag in ("valid/precision", "valid/recall")] == [[tags[0].split("(")[0]] for tags in generators[:2]]
     assert served == {name: [tags for _, tags in charts.values()] for name, charts in LAYOUT.items()}
     assert [name.split(": ")[1] for name in served] == ["collapse", "quality", "diversity"]
     for charts in served.values():

@@ -19,7 +19,7 @@ from train.config import resolve
 from train.data import Dataset, open_dataset
 from train.distributed import Ranks
 from train.evaluate import Run, label_runs
-from train.evaluation import REAL_OUTLINES, Full, Row, Sentences, Yardstick, draw
+from train.evaluation import REAL_OUTLINES, Full, Row, Sentences, Variant, Yardstick, draw
 from train.evaluators import baseline, score, scorer
 from train.method import find_method
 from train.progress import Reporter
@@ -201,7 +201,7 @@ def test_evaluators_are_trained_once_wherever_the_corpus_lies(yardstick: Yardsti
 
 def test_real_outlines_are_held_out_ones_first_and_never_the_references(tiny_run: Path, session: Session) -> None:
     model, data = train_run(tiny_run, session)
-    drawn = draw(model, data, REAL_OUTLINES, 0.0, 80).outlines
+    drawn = draw(model, data, Variant(REAL_OUTLINES), 0.0, 80).outlines
     assert drawn is not None
     expected = np.concatenate([data.stores[split].rows(data.sample_rows(split, 80, seed=1)) for split in ("valid", "train")])
     assert 0 < data.num_rows("valid") < 80 and np.allclose(drawn, expected[:80], atol=1e-5)

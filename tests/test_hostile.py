@@ -631,12 +631,18 @@ def as_toml(values: dict[str, Any]) -> str:
                    for name, value in values.items())
 
 
+PAIRS = {"corpus": ("pairs.jsonl",)}
+PAIRING = ("group_lines", "condition_column", "label_column")
+
+
 def random_round_trip(rng: random.Random, file: Path) -> str:
     """Random options of a random family → TOML → configuration → run.json → the same; returns the family."""
     family = rng.choice(sorted(all_methods()))
     method = find_method(family)
     fields = known_fields(method.config_class)
     values = {name: random_value(rng, field) for name, field in fields.items() if rng.random() < 0.3}
+    if method.config_class.learns_pairs:  # Files and columns of pairs depend on one another.
+        values = {name: value for name, value in values.items() if name not in ("valid", "test", *PAIRING)} | PAIRS
     while True:
         file.write_text(as_toml(values), encoding="utf-8")
         assert tomllib.loads(file.read_text(encoding="utf-8")).keys() == values.keys()
@@ -681,7 +687,8 @@ def test_every_misspelt_option_is_refused_with_the_nearest_name(tmp_path: Path, 
 
     method, rng = find_method(family), random.Random(family)
     fields, file = known_fields(method.config_class), tmp_path / "a.toml"
-    whole = resolve(family, method.config_class, method.presets, "tiny", None, {}).to_json()
+    needed = PAIRS if method.config_class.learns_pairs else {}
+    whole = resolve(family, method.config_class, method.presets, "tiny", None, needed).to_json()
     for name in fields:
         wrong = misspelt(rng, name)
         if wrong in fields or wrong == "seeds":  # which is a name itself

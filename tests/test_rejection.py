@@ -14,7 +14,7 @@ from outlines.rejection import fit_slope, rejecting, threshold
 from outlines.sampling import SamplingConfig
 from outlines.text_model import CannotReject, TextModel
 from train.__main__ import main
-from train.evaluation import SAMPLING_SEED, draw
+from train.evaluation import SAMPLING_SEED, Variant, draw
 
 
 def normal(num: int, mean: float, seed: int) -> torch.Tensor:
@@ -44,10 +44,9 @@ def test_threshold_keeps_the_share_that_is_asked_for(mean_draws: float) -> None:
 class OneDimension(TextModel):
     """Draws from N(0, 1), of which N(1, 1) is the real distribution; no decoder is needed."""
 
-    family = ""
     sources = ("own",)
 
-    def vectors(self, num: int, rng: torch.Generator, source: str) -> torch.Tensor:
+    def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> torch.Tensor:
         return torch.randn(num, 1, generator=rng)
 
     def log_density_ratio(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -109,10 +108,10 @@ def test_what_is_kept_scores_higher(sure: Pipeline) -> None:
 def test_an_evaluation_draws_what_is_kept(sure: Pipeline) -> None:
     """Its sentences are those of the pipeline at the same seed; its outlines are the raw ones."""
     data = SimpleNamespace(corpus=SimpleNamespace(meta={"max_len": 4}), tokenizer=sure.tokenizer, scaling=sure.model.scaling)
-    drawn = draw(sure.model, data, "generator", 1.0, 30, rejection=3.0)  # type: ignore[arg-type]
+    drawn = draw(sure.model, data, Variant("generator", rejection=3.0), 1.0, 30)  # type: ignore[arg-type]
     expected = sure.sentences(30, SAMPLING_SEED, SamplingConfig(max_len=4), rejection=3.0)
     assert drawn.text == [line.text for line in expected] and drawn.outlines is not None
-    assert drawn.text != draw(sure.model, data, "generator", 1.0, 30).text  # type: ignore[arg-type]
+    assert drawn.text != draw(sure.model, data, Variant("generator"), 1.0, 30).text  # type: ignore[arg-type]
     assert torch.allclose(drawn.outlines.norm(dim=1), torch.ones(30), atol=1e-4)
 
 

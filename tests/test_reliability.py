@@ -88,6 +88,8 @@ class Bench:
 
     def flags(self, family: str) -> dict[str, Any]:
         own = {"encoder": self.encoder} if all_methods()[family].uses_outlines else {}
+        if all_methods()[family].config_class.learns_pairs:
+            own |= {"group_lines": 5}
         return {"corpus": (str(self.corpus),), "num_evaluation": 20, **own}
 
     def arguments(self, family: str, run: Path, *more: object) -> list[str]:
