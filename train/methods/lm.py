@@ -67,7 +67,7 @@ class LanguageModelMethod(Method):
                  "checkpoint_every": 10, "warmup_steps": 5, "evaluator_steps": 20, "num_evaluation": 40,
                  "valid_fraction": 0.1, "test_fraction": 0.1},
         "default": {"num_sentences": 24000, "valid_fraction": 0.08, "test_fraction": 0.08, "embed_dim": 224,
-                    "hidden_dim": 384, "decoder_steps": 800, "evaluator_steps": 400},
+                    "hidden_dim": 384, "decoder_steps": 1100, "evaluator_steps": 400},
         "small": {"decoder_steps": 2400, "decoder_validate_every": 600, "checkpoint_every": 600, "evaluator_steps": 800},
         "full": {"embed_dim": 512, "hidden_dim": 1024, "num_layers": 2, "dropout": 0.3, "decoder_steps": 40000,
                  "decoder_batch_size": 256, "decoder_learning_rate": 1e-3, "decoder_validate_every": 2000,
