@@ -143,6 +143,14 @@ def test_repeats_are_seen_by_copied_rate_reverse_nll_and_recall(real: Row, repea
     assert repeats["text_precision"] > real["text_precision"] - 0.1
 
 
+def test_outlines_of_training_sentences_are_seen_by_their_nearest(yardstick: Yardstick) -> None:
+    data = yardstick.data
+    learnt = torch.from_numpy(data.stores["train"].rows(np.arange(30)))
+    by_heart = yardstick.measure(Sentences(["A dog."] * 30, learnt))["outline_nearest_cosine"]
+    held_out = yardstick.measure(Sentences(["A dog."] * 30, yardstick.real_outlines[:30]))["outline_nearest_cosine"]
+    assert by_heart == pytest.approx(1, abs=1e-5) and held_out < 0.999
+
+
 def test_unigrams_are_seen_by_forward_nll(yardstick: Yardstick, session: Session, real: Row) -> None:
     rng = random.Random(1)
     training = [words(sentence) for sentence in training_text(yardstick.data)]

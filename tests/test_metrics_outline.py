@@ -9,7 +9,6 @@ from scipy.linalg import sqrtm
 
 from outlines.errors import OutlinesError
 from outlines.metrics import (
-    cosine_to_nearest,
     frechet_distance,
     knn_precision_recall,
     two_sample_accuracy,
@@ -136,25 +135,7 @@ def test_wilson_interval():
     assert wilson_interval(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
 
 
-def test_cosine_to_nearest_by_hand():
-    bank = np.array([[2.0, 0], [0, -3]])
-    queries = np.array([[5.0, 0], [1, 1], [0, 1], [0, 0]])
-    assert cosine_to_nearest(queries, bank).tolist() == pytest.approx([1, math.sqrt(0.5), 0, 0])
-    assert cosine_to_nearest(-queries[:1], bank[:1]).tolist() == [-1]
-
-
-def test_cosine_to_nearest_reads_a_memory_map_in_chunks(tmp_path):
-    bank, queries = gaussian(0, 57, 16).astype(np.float16), gaussian(1, 23, 16).astype(np.float32)
-    np.save(tmp_path / "bank.npy", bank)
-    mapped = np.load(tmp_path / "bank.npy", mmap_mode="r")
-    unit_bank = bank.astype(float) / np.linalg.norm(bank.astype(float), axis=1, keepdims=True)
-    unit_queries = queries.astype(float) / np.linalg.norm(queries.astype(float), axis=1, keepdims=True)
-    expected = (unit_queries @ unit_bank.T).max(axis=1)
-    assert cosine_to_nearest(queries, mapped, chunk=10).numpy() == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize("metric", [frechet_distance, knn_precision_recall, two_sample_accuracy,
-                                    cosine_to_nearest])
+@pytest.mark.parametrize("metric", [frechet_distance, knn_precision_recall, two_sample_accuracy])
 def test_wrong_outlines_are_errors(metric):
     good = gaussian(0, 30, 4)
     bad = good.copy()
@@ -178,5 +159,5 @@ def test_sets_of_unequal_size_are_an_error(metric):
 def test_inputs_stay_as_they_were():
     a, b = torch.from_numpy(gaussian(0, 40, 4)), torch.from_numpy(gaussian(1, 40, 4))
     copies = a.clone(), b.clone()
-    frechet_distance(a, b), knn_precision_recall(a, b), two_sample_accuracy(a, b), cosine_to_nearest(a, b)
+    frechet_distance(a, b), knn_precision_recall(a, b), two_sample_accuracy(a, b)
     assert torch.equal(a, copies[0]) and torch.equal(b, copies[1])

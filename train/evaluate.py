@@ -39,7 +39,7 @@ from train.figures import collapse_figures, diagnose_vector
 from train.run_directory import GROUP, read_group, read_json, runs_of, write_json
 from train.runs import Session, command_line, locked_run, run_config, train_run
 
-VERSION = 1
+VERSION = 2
 """Part of every row's key: raise it when a figure's definition changes, and kept rows are measured anew."""
 
 DESCRIPTION = """\

@@ -20,6 +20,7 @@ from outlines.metrics.bleu import References, bleu_scores, reconstruction_bleu, 
 from outlines.metrics.ngram import NgramModel
 from outlines.metrics.outline import frechet_distance, knn_precision_recall, two_sample_accuracy
 from outlines.metrics.text import copied_rate, distinct_n, length_distance, nearest_overlap, unique_rate, words
+from outlines.neighbours import nearest_rows
 from outlines.rejection import rejecting
 from outlines.sampling import SamplingConfig, sample
 from outlines.text_model import Draw, TextModel, block_seed
@@ -133,6 +134,10 @@ class Yardstick:
             key = hashlib.sha256(sentences.outlines.numpy().tobytes()).digest()
             if key not in self._known:
                 self._known[key] = outline_figures("outline", self.real_outlines, sentences.outlines, self.full is not None)
+                if self.full is not None:
+                    raw = sentences.outlines[:len(self.references)]
+                    nearest = nearest_rows(raw, self.data.stores["train"], 1, chunk=2048)[0]
+                    self._known[key]["outline_nearest_cosine"] = float(nearest.mean())
             row |= self._known[key]
         if self.full is not None:
             row |= self._full_figures(text, compared, text if learnt is None else learnt)

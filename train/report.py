@@ -33,6 +33,7 @@ BLEU_COLUMNS = {f"{kind}_{n}": (f"{title}-{n}", 3) for kind, title in (("bleu", 
 OUTLINE_COLUMNS = {f"{name}_{figure}": (f"{title}{figure.replace('_', '-')}", 3)
                    for name, title in (("outline", ""), ("text", "text: "))
                    for figure in ("precision", "recall", "frechet", "two_sample")}
+OUTLINE_COLUMNS["outline_nearest_cosine"] = ("nearest training outline", 3)
 RECONSTRUCTION_COLUMNS = {
     "test/nll_per_token": ("nll/token", 3), "num_draws": ("draws", 0), "test/negative_elbo_per_token": ("-ELBO/token", 3),
     "test/reconstruction_nll_per_token": ("reconstruction nll/token", 3),

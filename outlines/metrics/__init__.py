@@ -15,7 +15,6 @@ from outlines.metrics.ngram import NgramModel
 from outlines.metrics.outline import (
     PrecisionRecall,
     TwoSampleResult,
-    cosine_to_nearest,
     energy_score,
     frechet_distance,
     knn_precision_recall,
@@ -42,7 +41,6 @@ __all__ = [
     "bleu_scores",
     "copied_rate",
     "corpus_bleu",
-    "cosine_to_nearest",
     "distinct_n",
     "efficient_points",
     "energy_score",

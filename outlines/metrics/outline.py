@@ -200,22 +200,3 @@ def _train_classifier(train: Tensor, train_labels: Tensor, valid: Tensor, valid_
             break
     classifier.load_state_dict(best_state)
     return classifier.eval()
-
-
-def cosine_to_nearest(queries: Outlines, bank: Outlines, chunk: int = 4096) -> Tensor:
-    """For each query, the cosine similarity to its nearest neighbour in the bank: [N], in -1..1.
-
-    Against the training outlines it shows copying: compare with real held-out rows' own figures, which set
-    the level that is no copying. It rises with the size of the bank. Exact to float32: 1 = same direction; a
-    zero vector is at 0 from everything.
-    queries: [N, D]; bank: [M, D], which may be memory-mapped: it is read `chunk` rows at a time.
-    """
-    directions = nn.functional.normalize(_rows(queries, "cosine to nearest", torch.float32))
-    if directions.shape[1] != bank.shape[-1] or not len(bank):
-        raise OutlinesError(f"cosine to nearest: queries {list(directions.shape)}, bank {list(bank.shape)}")
-    nearest = torch.full((len(directions),), -math.inf)
-    for start in range(0, len(bank), chunk):
-        others = nn.functional.normalize(_rows(bank[start:start + chunk], "cosine to nearest", torch.float32))
-        best = [(part @ others.T).max(dim=1).values for part in directions.split(chunk)]
-        nearest = torch.maximum(nearest, torch.cat(best))
-    return nearest.clamp(-1, 1)
