@@ -19,7 +19,6 @@ from outlines.errors import OutlinesError
 from outlines.losses import one_centred_penalty, score_gradients
 from outlines.pipeline import Pipeline, load_pipeline
 from tests.test_compare import train
-from tests.test_training import start, wait_for, weights
 from train.config import RunConfig, resolve
 from train.data import Batch, Dataset, open_dataset
 from train.distributed import Ranks
@@ -293,18 +292,6 @@ def run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pipeline(run: Path) -> Pipeline:
     return load_pipeline(run, torch.device("cpu"))
-
-
-def test_killed_and_resumed_equals_uninterrupted(run: Path, tiny_corpus: Path) -> None:
-    killed = run.parent / "killed"
-    process = start(["arae", "--preset", "tiny", "--corpus", str(tiny_corpus), "--num-evaluation", "30", "--runs",
-                     str(run.parent), "--out", str(killed), "--quiet"])
-    wait_for(lambda: len(list(killed.glob("checkpoints/[0-9]*"))) >= 2, process)
-    process.kill()
-    process.wait()
-    assert not (killed / "model").exists()
-    train("--resume", killed)
-    assert weights(killed) == weights(run)
 
 
 def test_figures_stand_under_the_keys_of_every_family(run: Path) -> None:

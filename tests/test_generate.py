@@ -82,35 +82,35 @@ def lines(run_module: Command, run: Path, *arguments: object) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_one_seed_one_set_of_sentences_however_many(tiny_run: Path, run_module: Command) -> None:
+def test_one_seed_one_set_of_sentences_however_many(tiny_run: Path, run_module: Command, written: Written) -> None:
     many = lines(run_module, tiny_run, "--num", 300, "--seed", 3)
     assert len(many) == 300
-    assert lines(run_module, tiny_run, "--num", 7, "--seed", 3) == many[:7]
-    assert lines(run_module, tiny_run, "--num", 7, "--seed", 4) != many[:7]
+    assert written("sample", "--num", 7, "--seed", 3) == many[:7]
+    assert written("sample", "--num", 7, "--seed", 4) != many[:7]
 
 
-def test_needs_nothing_but_the_run_directory(tiny_run: Path, run_module: Command, tmp_path: Path) -> None:
+def test_needs_nothing_but_the_run_directory(tiny_run: Path, written: Written, tmp_path: Path) -> None:
     for name in ("run.json", "tokenizer.model"):
         shutil.copy(tiny_run / name, tmp_path / name)
     shutil.copytree(tiny_run / "model", tmp_path / "model")
-    assert lines(run_module, tmp_path, "--num", 3) == lines(run_module, tiny_run, "--num", 3)
+    assert written("sample", "--num", 3, run=tmp_path) == written("sample", "--num", 3)
 
 
-def test_formats_and_files(tiny_run: Path, run_module: Command, tmp_path: Path) -> None:
-    plain = lines(run_module, tiny_run, "--num", 5)
-    assert lines(run_module, tiny_run, "--num", 5, "--format", "jsonl", "--out", tmp_path / "out.jsonl") == []
+def test_formats_and_files(written: Written, tmp_path: Path) -> None:
+    plain = written("sample", "--num", 5)
+    assert written("sample", "--num", 5, "--format", "jsonl", "--out", tmp_path / "out.jsonl") == []
     assert [json.loads(line)["text"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == plain
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 
 
 @pytest.mark.parametrize("source", ["generator", "mixture", "gaussian"])
-def test_the_controls_can_be_sampled(source: str, tiny_run: Path, run_module: Command) -> None:
-    assert len(lines(run_module, tiny_run, "--num", 3, "--source", source)) == 3
+def test_the_controls_can_be_sampled(source: str, written: Written) -> None:
+    assert len(written("sample", "--num", 3, "--source", source)) == 3
 
 
-def test_sampling_options_reach_the_sampler(tiny_run: Path, run_module: Command) -> None:
+def test_sampling_options_reach_the_sampler(written: Written) -> None:
     settings = [["--greedy"], ["--temperature", 2], ["--top-k", 1], ["--top-p", 0.2], ["--max-len", 3]]
-    outcomes = [tuple(lines(run_module, tiny_run, "--num", 4, *setting)) for setting in settings]
+    outcomes = [tuple(written("sample", "--num", 4, *setting)) for setting in settings]
     assert outcomes[0] == outcomes[2], "the likeliest token alone is greedy decoding"
     assert len(set(outcomes)) == 4
 
@@ -124,11 +124,8 @@ def test_sampling_options_reach_the_sampler(tiny_run: Path, run_module: Command)
     (["--beams", "3"], "did you mean '--beam'"),
     (["--out", "/nowhere/file"], "cannot be written"),
 ])
-def test_bad_options_are_one_line_and_status_2(arguments: list[str], message: str, tiny_run: Path,
-                                               run_module: Command) -> None:
-    done = run_module("generate", tiny_run, *arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+def test_bad_options_are_one_line_and_status_2(arguments: list[str], message: str, written: Written) -> None:
+    assert written("sample", *arguments, error=message) == []
 
 
 def test_damaged_and_unfinished_runs_are_named(tiny_run: Path, run_module: Command, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from outlines.checkpoint import read_state
 from tests.conftest import Command, environment
+from train.__main__ import main
 from train.distributed import Ranks
 from train.log import RunLog
 from train.loop import learning_rate_factor
@@ -112,10 +113,11 @@ def test_a_second_trainer_is_refused_with_the_firsts_pid(tiny_run: Path, run_mod
     (["--seed", "one"], "invalid int value"),
 ])
 def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str, tmp_path: Path,
-                                            run_module: Command) -> None:
-    done = run_module("train", *arguments, "--quiet", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+                                            monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, "--quiet"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and message in errors and errors.count("\n") == 1
     assert not list(tmp_path.glob("runs/*")), "a run that never began left a directory"
 
 

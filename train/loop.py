@@ -62,6 +62,7 @@ class Loop:
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise OutlinesError(f"{directory}: its checkpoint is not one of this run ({reason})") from error
+        ranks.barrier()  # One that came later would take up what the first saves from here on, and be ahead of it.
         self.log = RunLog(directory if ranks.first else None, log_offset, self.examples)
         self.log.layout(method.layout)
 
