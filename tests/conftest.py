@@ -5,6 +5,7 @@ import os
 # Two workers share two cores; torch reads this as it is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,9 @@ import pytest
 
 from outlines import load
 from outlines.corpus import grammar
+
+# A shell that starts the tests in the background has Ctrl-C ignored, and every process would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
     from outlines.pipeline import Pipeline
