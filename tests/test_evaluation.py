@@ -24,7 +24,7 @@ from train.evaluators import baseline, score, scorer
 from train.method import find_method
 from train.progress import Reporter
 from train.run_directory import begin_group
-from train.runs import Session, train_run
+from train.runs import Session, run_config, train_run
 from train.signals import StopSignals
 
 NUM = 500
@@ -143,8 +143,9 @@ def test_repeats_are_seen_by_copied_rate_reverse_nll_and_recall(real: Row, repea
     assert repeats["text_precision"] > real["text_precision"] - 0.1
 
 
-def test_outlines_of_training_sentences_are_seen_by_their_nearest(yardstick: Yardstick) -> None:
-    data = yardstick.data
+def test_outlines_of_training_sentences_are_seen_by_their_nearest(tiny_run: Path, session: Session) -> None:
+    _, data = train_run(tiny_run, session)
+    yardstick = Yardstick(run_config(tiny_run), data, session, Full(num_samples=30, reverse_steps=2, encoder=None))
     learnt = torch.from_numpy(data.stores["train"].rows(np.arange(30)))
     by_heart = yardstick.measure(Sentences(["A dog."] * 30, learnt))["outline_nearest_cosine"]
     held_out = yardstick.measure(Sentences(["A dog."] * 30, yardstick.real_outlines[:30]))["outline_nearest_cosine"]
