@@ -111,6 +111,41 @@ def test_two_sample_accuracy_sees_what_a_fitted_gaussian_lacks():
     assert two_sample_accuracy(real, fitted).low > 0.8
 
 
+def folded(seed: int, num: int) -> np.ndarray:
+    """A curved sheet of 4 dimensions in 24."""
+    shape = np.random.default_rng(99)
+    inner, outer = shape.normal(size=(4, 48)), shape.normal(size=(48, 24)) / 48 ** 0.5
+    rng = np.random.default_rng(seed)
+    return np.tanh(rng.normal(size=(num, 4)) @ inner) @ outer + 0.1 * rng.normal(size=(num, 24))
+
+
+def test_two_sample_accuracy_sees_what_a_mixture_lacks():
+    """A mixture of Gaussians at many of the real rows, its spread that of the rows around their nearest centre."""
+    real, learnt, centres = folded(0, 500), folded(1, 1000), folded(2, 100)
+    near = ((learnt[:, None, :] - centres) ** 2).sum(axis=2).argmin(axis=1)
+    within = np.cov((learnt - centres[near]).T)
+
+    def mixture(seed: int, num: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        return centres[rng.integers(len(centres), size=num)] + rng.multivariate_normal(np.zeros(24), within, num)
+
+    result = two_sample_accuracy(real, mixture(3, 500), (learnt, mixture(4, 1000)))
+    assert result.low > 0.6 and result.num_test == 1000
+    floor = two_sample_accuracy(real, folded(5, 500), (learnt[:500], folded(6, 500)))
+    assert floor.low < 0.5 < floor.high
+    # A half of so few rows does not show it.
+    few = two_sample_accuracy(real[:200], mixture(3, 200))
+    assert few.accuracy < result.accuracy
+
+
+def test_two_sample_accuracy_learns_from_rows_of_the_same_kind():
+    rows = gaussian(0, 30, 4)
+    with pytest.raises(OutlinesError, match="learns from 3 dimensions, is scored on 4"):
+        two_sample_accuracy(rows, rows, (gaussian(1, 30, 3), gaussian(2, 30, 3)))
+    with pytest.raises(OutlinesError, match="30 rows against 20"):
+        two_sample_accuracy(rows, rows, (gaussian(1, 30, 4), gaussian(2, 20, 4)))
+
+
 def test_two_sample_accuracy_sees_a_shift_and_knows_no_unit():
     a, b = ring(0, 200), ring(1, 200) + 0.4 * np.eye(8)[0]
     result = two_sample_accuracy(a, b)

@@ -24,7 +24,7 @@ from train import report
 from train.config import RunConfig, coerce, known_fields, unknown_name
 from train.data import Dataset
 from train.evaluate import numbers
-from train.evaluation import QUICK_TEMPERATURES, REAL_OUTLINES, Row, Variant, Yardstick, draw, outline_figures
+from train.evaluation import QUICK_TEMPERATURES, REAL_OUTLINES, Row, Variant, Yardstick, draw
 from train.evaluators import score
 from train.figures import diagnose_gan
 from train.method import NotFinite, find_method
@@ -168,12 +168,11 @@ def measured(model: TextModel, data: Dataset, yardstick: Yardstick, source: str,
     nll = []
     for temperature in QUICK_TEMPERATURES:
         num = len(yardstick.others) if source == REAL_OUTLINES else yardstick.num_samples
-        sentences = draw(model, data, Variant(source, rejection=rejection), temperature, num)
+        sentences = draw(model, data, Variant(source, rejection=rejection), temperature, num, further=True)
         nll.append(score(yardstick.scorer, sentences.text, data).per_token)
         row[f"forward_nll_{temperature:g}"] = nll[-1]
         if "outline_precision" not in row:
-            assert sentences.outlines is not None
-            row |= outline_figures("outline", yardstick.real_outlines, sentences.outlines, full=True)
+            row |= yardstick.outline_figures(sentences, full=True)
     return row | {"forward_nll_per_token": sum(nll) / len(nll)}
 
 

@@ -39,7 +39,7 @@ from train.figures import collapse_figures, diagnose_vector
 from train.run_directory import GROUP, read_group, read_json, runs_of, write_json
 from train.runs import Session, command_line, locked_run, run_config, train_run
 
-VERSION = 2
+VERSION = 3
 """Part of every row's key: raise it when a figure's definition changes, and kept rows are measured anew."""
 
 DESCRIPTION = """\
@@ -265,12 +265,12 @@ def _measured(run: Run, yardstick: Yardstick, variant: Variant, temperature: flo
         # Real text's own reverse nll: what a language model reaches that has learnt as many real training sentences.
         learnt = yardstick.data.text("train", yardstick.data.sample_rows("train", yardstick.num_samples, seed=2))
         return row | yardstick.measure(yardstick.real_text(), learnt)
-    sentences = draw(run.model, run.data, variant, temperature, yardstick.num_samples)
+    sentences = draw(run.model, run.data, variant, temperature, yardstick.num_samples, further=True)
     if variant.source == REAL_OUTLINES:
         row["num_held_out"] = min(yardstick.num_samples, run.data.num_rows("valid"))
     comparable = run.data.stores and (run.data.stores["test"].encoder_fingerprint ==
                                       yardstick.data.stores["test"].encoder_fingerprint)
-    return row | yardstick.measure(sentences if comparable else dataclasses.replace(sentences, outlines=None))
+    return row | yardstick.measure(sentences if comparable else dataclasses.replace(sentences, outlines=None, further=None))
 
 
 def render(lines: Sequence[report.Line], rebuilt: Sequence[tuple[str, Row]],

@@ -35,6 +35,8 @@ QUICK_TEMPERATURES = (0.7, 1.0)
 QUICK_DRAWS, FULL_DRAWS = 16, 100
 NEIGHBOURS = 5
 LEAST_TWO_SAMPLE = 20
+MOST_LEARNT = 20_000
+"""Rows of each kind that the two-sample classifier learns from: with 2,500 it hardly sees a mixture of 2,000 centres."""
 REAL_TEXT, REAL_OUTLINES, LM = "real text", "real outlines", "lm"
 
 Row = dict[str, Any]
@@ -56,6 +58,8 @@ class Sentences:
 
     text: list[str]
     outlines: Tensor | None = None
+    further: Tensor | None = None
+    """more raw outlines of the source, never decoded, for the two-sample classifier to learn from, [M, D]"""
 
 
 class Variant(NamedTuple):
@@ -118,7 +122,16 @@ class Yardstick:
         """Held-out sentences that are none of the references; their outlines, if the corpus is encoded."""
         stores = self.data.stores
         raw = torch.from_numpy(stores["valid"].rows(self.others)) if stores else None
-        return Sentences(self.data.text("valid", self.others), raw)
+        further = training_outlines(self.data)[1] if stores and self.full else None
+        return Sentences(self.data.text("valid", self.others), raw, further)
+
+    def outline_figures(self, sentences: Sentences, full: bool) -> Row:
+        """Figures of the outlines that sentences were decoded from."""
+        assert sentences.outlines is not None
+        learn_from = None
+        if full and sentences.further is not None:
+            learn_from = training_outlines(self.data)[0], sentences.further
+        return outline_figures("outline", self.real_outlines, sentences.outlines, full, learn_from)
 
     def measure(self, sentences: Sentences, learnt: Sequence[str] | None = None) -> Row:
         """All figures of one source's sentences that need no model but the evaluators.
@@ -133,7 +146,7 @@ class Yardstick:
         if sentences.outlines is not None:
             key = hashlib.sha256(sentences.outlines.numpy().tobytes()).digest()
             if key not in self._known:
-                self._known[key] = outline_figures("outline", self.real_outlines, sentences.outlines, self.full is not None)
+                self._known[key] = self.outline_figures(sentences, self.full is not None)
                 if self.full is not None:
                     raw = sentences.outlines[:len(self.references)]
                     nearest = nearest_rows(raw, self.data.stores["train"], 1, chunk=2048)[0]
@@ -193,10 +206,24 @@ class Yardstick:
         return row
 
 
-def outline_figures(name: str, real: Tensor, fake: Tensor, full: bool) -> Row:
+def num_learnt(data: Dataset) -> int:
+    """Rows of each kind that the two-sample classifier learns from."""
+    return min(MOST_LEARNT, data.num_rows("train") // 2)
+
+
+def training_outlines(data: Dataset) -> tuple[Tensor, Tensor]:
+    """Two disjoint samples of raw training outlines, [M, D] each: real ones to learn from, and to learn the floor from."""
+    rows = data.sample_rows("train", 2 * num_learnt(data), seed=2)
+    ours, others = (torch.from_numpy(data.stores["train"].rows(rows[start::2])) for start in (0, 1))
+    return ours, others
+
+
+def outline_figures(name: str, real: Tensor, fake: Tensor, full: bool,
+                    learn_from: tuple[Tensor, Tensor] | None = None) -> Row:
     """Figures of raw outlines, as many of each set, in units of the real ones' deviation.
 
     None where there are too few of them to say anything. full: with those that take a model or the whole covariance.
+    learn_from: other raw outlines, real and fake, that the two-sample classifier learns from; without, the halves are.
     """
     size = min(len(real), len(fake))
     if size <= NEIGHBOURS:
@@ -208,7 +235,10 @@ def outline_figures(name: str, real: Tensor, fake: Tensor, full: bool) -> Row:
     row: Row = {f"{name}_precision": near.precision, f"{name}_recall": near.recall}
     if full and size >= LEAST_TWO_SAMPLE:
         row[f"{name}_frechet"] = frechet_distance(real, fake)
-        test = two_sample_accuracy(real, fake)
+        if learn_from is not None:
+            most = min(len(learn_from[0]), len(learn_from[1]))
+            learn_from = ((learn_from[0][:most] - mean) / scale, (learn_from[1][:most].cpu() - mean) / scale)
+        test = two_sample_accuracy(real, fake, learn_from)
         row |= {f"{name}_two_sample": test.accuracy, f"{name}_two_sample_low": test.low,
                 f"{name}_two_sample_high": test.high}
     return row
@@ -223,14 +253,17 @@ def sources_of(model: TextModel, data: Dataset) -> tuple[str, ...]:
     return (*((REAL_OUTLINES,) if data.stores else ()), *model.sources)
 
 
-def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, num: int) -> Sentences:
-    """`num` sentences of a source, or as many as it has.
+def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, num: int,
+         further: bool = False) -> Sentences:
+    """`num` sentences of a source, or as many as it has; further: with as many more outlines as `training_outlines` has.
 
     Of real outlines, those of the validation rows first, then of training rows; none of the test split, for what was
     decoded from an outline of a reference would teach a reverse model the reference.
     """
     sampling = SamplingConfig(temperature=temperature, max_len=data.corpus.meta["max_len"])
+    more: Tensor | None = None
     if variant.source == REAL_OUTLINES:
+        more = training_outlines(data)[1] if further else None
         vectors = [data.outlines(split, data.sample_rows(split, num, seed=1)) for split in ("valid", "train")]
         vectors = [torch.cat(vectors)[:num]]
         ids = [row for block in decode(model, vectors[0], SAMPLING_SEED, sampling) for row in block]
@@ -240,11 +273,15 @@ def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, 
             vectors_of = rejecting(model, vectors_of, variant.rejection)
         blocks = list(model.decode_draws(vectors_of, num, SAMPLING_SEED, sampling))
         vectors = [part for _, part in blocks if part is not None]
+        if further and vectors and data.scaling is not None:
+            drawn = vectors_of(num_learnt(data), torch.Generator().manual_seed(SAMPLING_SEED))
+            assert drawn is not None
+            more = data.scaling.unscale(drawn).cpu()
         ids = [row for block, _ in blocks for row in block]
     text = [" ".join(sentence.split()) for sentence in data.tokenizer.decode(ids)]
     if not vectors or data.scaling is None:
         return Sentences(text)
-    return Sentences(text, data.scaling.unscale(torch.cat(vectors)).cpu())
+    return Sentences(text, data.scaling.unscale(torch.cat(vectors)).cpu(), more)
 
 
 def decode(model: TextModel, vectors: Tensor, seed: int, sampling: SamplingConfig) -> Iterator[list[list[int]]]:
