@@ -65,6 +65,26 @@ def nearest_centre(outlines: Tensor, centres: Tensor, chunk: int = 8192) -> Tens
     return torch.cat([(rows @ centres.T - half_norms).argmax(dim=1) for rows in outlines.split(chunk)])
 
 
+def moment_map(outlines: Tensor, like: Tensor, most: float = 2.0) -> tuple[Tensor, Tensor]:
+    """The affine map, matrix [D, D] and shift [D], that gives outlines [N, D] the mean and covariance of `like` [M, D].
+
+    Of all that do, the one that moves them least (optimal transport between Gaussians: Olkin and Pukelsheim, The Distance
+    between Two Random Vectors with Given Dispersion Matrices, 1982); symmetric, positive definite, in float64. It
+    stretches and shrinks by no more than `most`: outlines that lack a direction altogether are not made from noise.
+    """
+    def root(covariance: Tensor, power: float) -> Tensor:
+        values, directions = torch.linalg.eigh(covariance)
+        floor = values.mean() * 1e-9
+        return (directions * values.clamp(min=floor).pow(power)) @ directions.T
+
+    mean, wanted_mean = outlines.double().mean(dim=0), like.double().mean(dim=0)
+    covariance, wanted = torch.cov(outlines.double().T), torch.cov(like.double().T)
+    half, inverse = root(covariance, 0.5), root(covariance, -0.5)
+    values, directions = torch.linalg.eigh(inverse @ root(half @ wanted @ half, 0.5) @ inverse)
+    matrix = (directions * values.clamp(1 / most, most)) @ directions.T
+    return matrix, wanted_mean - matrix @ mean
+
+
 @dataclass(frozen=True)
 class GeneratorConfig:
     """The generator's shape."""
@@ -120,6 +140,25 @@ class Generator(nn.Module):
         self.centres.copy_(mixture.centres)
         self.factor.copy_(mixture.factor)
         self.shares.copy_(mixture.shares)
+
+    @torch.no_grad()
+    def compose_affine(self, matrix: Tensor, shift: Tensor) -> None:
+        """From now on matrix · outline + shift for outline, by the parameters there are. matrix: [D, D], invertible."""
+        last = self.mlp[-1]
+        assert isinstance(last, nn.Linear)
+        matrix, shift = matrix.double(), shift.double()
+        if self.config.num_centres:
+            # The MLP reads the centre too, and is to find the one that it knows.
+            first = self.mlp[0]
+            assert isinstance(first, nn.Linear)
+            width = self.config.outline_dim
+            of_centre = torch.linalg.solve(matrix, first.weight[:, width:].double(), left=False)
+            first.weight[:, width:] = of_centre
+            first.bias -= of_centre @ shift
+            self.centres.copy_(self.centres.double() @ matrix.T + shift)
+            self.factor.copy_(matrix @ self.factor.double())
+        last.weight.copy_(matrix @ last.weight.double())
+        last.bias.copy_(matrix @ last.bias.double() + (0 if self.config.num_centres else shift))
 
     def draw(self, num: int, rng: torch.Generator, noise_scale: float = 1.0) -> Noise:
         """Noise for `num` outlines, drawn where `rng` is: with one on the CPU a seed means the same on every device.

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from outlines.errors import OutlinesError
-from outlines.gan import Critic, Generator, GeneratorConfig, Noise, fit_mixture, nearest_centre, update_ema
+from outlines.gan import Critic, Generator, GeneratorConfig, Noise, fit_mixture, moment_map, nearest_centre, update_ema
 
 
 def clusters(num: int = 600) -> torch.Tensor:
@@ -61,6 +61,42 @@ def test_started_at_noise_there_are_no_centres() -> None:
     names = {name.split(".")[0] for name, _ in generator.named_parameters()}
     assert names == {"mlp"}
     assert generator(generator.draw(3, torch.Generator().manual_seed(0))).shape == (3, 4)
+
+
+def test_the_moment_map_gives_mean_and_covariance_and_moves_nothing_more() -> None:
+    rng = torch.Generator().manual_seed(0)
+    mix = torch.eye(6) + 0.1 * torch.randn(6, 6, generator=rng)
+    outlines, like = torch.randn(500, 6, generator=rng), 1 + torch.randn(400, 6, generator=rng) @ mix
+    matrix, shift = moment_map(outlines, like)
+    moved = outlines.double() @ matrix.T + shift
+    assert torch.allclose(moved.mean(dim=0), like.double().mean(dim=0), atol=1e-6)
+    assert torch.allclose(moved.T.cov(), like.double().T.cov(), atol=1e-6)
+    # Of all maps that do so, the symmetric positive definite one is the shortest way: any other is that one, turned.
+    assert torch.allclose(matrix, matrix.T) and bool((torch.linalg.eigvalsh(matrix) > 0).all())
+    same, still = moment_map(outlines, outlines)
+    assert torch.allclose(same, torch.eye(6).double(), atol=1e-6)
+    assert float(still.abs().max()) < 1e-6
+
+
+def test_the_moment_map_makes_no_direction_from_noise() -> None:
+    flat = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    flat[:, 3] *= 1e-4
+    matrix, shift = moment_map(flat, torch.randn(200, 4, generator=torch.Generator().manual_seed(1)))
+    assert float(torch.linalg.eigvalsh(matrix).max()) == pytest.approx(2)
+    assert float((flat.double() @ matrix.T + shift)[:, 3].std()) < 0.1
+
+
+@pytest.mark.parametrize("num_centres", [0, 1, 3])
+def test_an_affine_map_composed_with_a_generator(num_centres: int) -> None:
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(4, num_centres, hidden_dim=8, num_layers=2))
+    for parameter in generator.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    noise = generator.draw(20, torch.Generator().manual_seed(2))
+    before = generator(noise).double()
+    matrix, shift = torch.eye(4).double() + 0.2 * torch.randn(4, 4).double(), torch.randn(4).double()
+    generator.compose_affine(matrix, shift)
+    assert torch.allclose(generator(noise).double(), before @ matrix.T + shift, atol=1e-4)
 
 
 def test_everything_but_the_shares_is_trained() -> None:

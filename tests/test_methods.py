@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from outlines.families import families, load_model, save_model
-from outlines.metrics.outline import knn_precision_recall
+from outlines.metrics.outline import frechet_distance, knn_precision_recall
 from outlines.outline_model import OutlineModel
 from outlines.sampling import SamplingConfig
 from train.config import RunConfig, resolve
@@ -109,6 +109,18 @@ def test_generated_outlines_have_the_encoders_norm(data: Dataset, tiny_corpus: P
 
 def test_the_embedded_grammar_and_files_share_no_marking(data: Dataset) -> None:
     assert data.embedded is False
+
+
+def test_a_finished_generator_has_the_moments_of_training_outlines(data: Dataset, tiny_corpus: Path, tmp_path: Path) -> None:
+    distances = {}
+    for match in (False, True):
+        method = gan(data, tiny_corpus, match_moments=match)
+        width = method.model.decoder.config.vector_dim
+        method.model.generator.compose_affine(torch.diag(torch.linspace(0.7, 1.3, width)), torch.full((width,), 0.1))
+        method.finish(tmp_path / str(match))
+        fake = load_model(tmp_path / str(match) / "model").vectors(2000, torch.Generator().manual_seed(1), "generator")
+        distances[match] = frechet_distance(method._training_outlines(20_000), fake.detach())
+    assert distances[True] < 0.2 * distances[False]
 
 
 @pytest.mark.parametrize("family", sorted(all_methods()))

@@ -168,7 +168,7 @@ def two_sample_accuracy(real: Outlines, fake: Outlines, learn_from: tuple[Outlin
     learn, test = torch.cat([learn_real, learn_fake]), torch.cat([test_real, test_fake])
     mean = learn.mean(dim=0)
     scale = (learn - mean).square().mean().sqrt().clamp_min(torch.finfo(learn.dtype).tiny)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed accelerators too
         classifier = _train_classifier((learn - mean) / scale, len(learn_real))
     with torch.no_grad():

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from outlines.collapse import latent_gap, other_rows
 from outlines.errors import OutlinesError
 from outlines.families import load_model
-from outlines.gan import GeneratorConfig, fit_mixture, update_ema
+from outlines.gan import GeneratorConfig, fit_mixture, moment_map, update_ema
 from outlines.gan_verdict import memorised_share
 from outlines.losses import (
     one_centred_penalty,
@@ -42,6 +42,8 @@ from train.methods.lm import DecoderOptions, LanguageModelMethod, decoder_config
 from train.run_directory import read_run
 
 NOISE_SEED = 7
+NUM_MATCHED = 20_000
+"""Generated outlines that their moments are taken of, against as many training ones where there are."""
 DECIDES_DECODER = {field.name for field in dataclasses.fields(DecoderOptions)} - {"num_validation"} | {"outline_noise",
                                                                                                     "whiten"}
 """The options that decide a decoder, which a run must share with the one whose decoder it takes."""
@@ -79,6 +81,8 @@ class OutlinesOptions(GanOptions):
 
     start: str = option("mixture", "where the generator starts", ("mixture", "gaussian", "noise"))
     num_centres: int = option(2000, "k-means centres of the mixture, at most a twentieth of the outlines", low=2)
+    match_moments: bool = option(True, "when training ends, give the generated outlines the mean and covariance of the "
+                                       "training ones")
 
 
 class OutlinesMethod(Method):
@@ -202,12 +206,23 @@ class OutlinesMethod(Method):
 
     def finish(self, directory: Path) -> None:
         """Write the finished model, with what its critic's scores are worth on held-out outlines (outlines/rejection.py)."""
+        self._calibrate()
         real = held_out(self.data, "valid", self.options.num_validation)[1]
         assert real is not None
         with torch.no_grad():
             fake = self.model.vectors(len(real), torch.Generator().manual_seed(NOISE_SEED), "generator")
             self.model.score_slope.fill_(fit_slope(self.critic(real), self.critic(fake)))
         super().finish(directory)
+
+    @torch.no_grad()
+    def _calibrate(self) -> None:
+        """What the adversary leaves wrong in the outlines' first two moments is put right in closed form."""
+        if not self.options.match_moments:
+            return
+        real = self._training_outlines(NUM_MATCHED)
+        for seed in range(2):  # The second for what bringing the first's outlines to unit norm has changed.
+            fake = self.model.vectors(NUM_MATCHED, torch.Generator().manual_seed(NOISE_SEED + seed), "generator")
+            self.model.generator.compose_affine(*moment_map(fake, real))
 
     def step(self, stage: Stage, batch: Batch, update: Update) -> dict[str, Tensor]:
         if stage.name == "decoder":
