@@ -154,7 +154,7 @@ class Generator(nn.Module):
             width = self.config.outline_dim
             of_centre = torch.linalg.solve(matrix, first.weight[:, width:].double(), left=False)
             first.weight[:, width:] = of_centre
-            first.bias -= of_centre @ shift
+            first.bias.sub_((of_centre @ shift).to(first.bias))
             self.centres.copy_(self.centres.double() @ matrix.T + shift)
             self.factor.copy_(matrix @ self.factor.double())
         last.weight.copy_(matrix @ last.weight.double())
