@@ -70,7 +70,7 @@ def moment_map(outlines: Tensor, like: Tensor, most: float = 2.0) -> tuple[Tenso
 
     Of all that do, the one that moves them least (optimal transport between Gaussians: Olkin and Pukelsheim, The Distance
     between Two Random Vectors with Given Dispersion Matrices, 1982); symmetric, positive definite, in float64. It
-    stretches and shrinks by no more than `most`: outlines that lack a direction altogether are not made from noise.
+    stretches by no more than `most`: a direction that the outlines lack altogether is not made from noise.
     """
     def root(covariance: Tensor, power: float) -> Tensor:
         values, directions = torch.linalg.eigh(covariance)
@@ -81,7 +81,7 @@ def moment_map(outlines: Tensor, like: Tensor, most: float = 2.0) -> tuple[Tenso
     covariance, wanted = torch.cov(outlines.double().T), torch.cov(like.double().T)
     half, inverse = root(covariance, 0.5), root(covariance, -0.5)
     values, directions = torch.linalg.eigh(inverse @ root(half @ wanted @ half, 0.5) @ inverse)
-    matrix = (directions * values.clamp(1 / most, most)) @ directions.T
+    matrix = (directions * values.clamp(max=most)) @ directions.T
     return matrix, wanted_mean - matrix @ mean
 
 

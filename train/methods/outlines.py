@@ -219,10 +219,8 @@ class OutlinesMethod(Method):
         """What the adversary leaves wrong in the outlines' first two moments is put right in closed form."""
         if not self.options.match_moments:
             return
-        real = self._training_outlines(NUM_MATCHED)
-        for seed in range(2):  # The second for what bringing the first's outlines to unit norm has changed.
-            fake = self.model.vectors(NUM_MATCHED, torch.Generator().manual_seed(NOISE_SEED + seed), "generator")
-            self.model.generator.compose_affine(*moment_map(fake, real))
+        fake = self.model.vectors(NUM_MATCHED, torch.Generator().manual_seed(NOISE_SEED), "generator")
+        self.model.generator.compose_affine(*moment_map(fake, self._training_outlines(NUM_MATCHED)))
 
     def step(self, stage: Stage, batch: Batch, update: Update) -> dict[str, Tensor]:
         if stage.name == "decoder":
