@@ -81,8 +81,8 @@ class OutlinesOptions(GanOptions):
 
     start: str = option("mixture", "where the generator starts", ("mixture", "gaussian", "noise"))
     num_centres: int = option(2000, "k-means centres of the mixture, at most a twentieth of the outlines", low=2)
-    match_moments: bool = option(True, "when training ends, give the generated outlines the mean and covariance of the "
-                                       "training ones")
+    free_moments: bool = option(False, "leave the mean and covariance of the generated outlines as the adversary left them; "
+                                       "else they are given those of training outlines when training ends")
 
 
 class OutlinesMethod(Method):
@@ -217,7 +217,7 @@ class OutlinesMethod(Method):
     @torch.no_grad()
     def _calibrate(self) -> None:
         """What the adversary leaves wrong in the outlines' first two moments is put right in closed form."""
-        if not self.options.match_moments:
+        if self.options.free_moments:
             return
         fake = self.model.vectors(NUM_MATCHED, torch.Generator().manual_seed(NOISE_SEED), "generator")
         self.model.generator.compose_affine(*moment_map(fake, self._training_outlines(NUM_MATCHED)))
