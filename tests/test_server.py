@@ -381,7 +381,7 @@ def test_sixty_four_clients_for_a_minute(tiny_run: Path, tmp_path: Path) -> None
         statuses = [status for done in clients for status in done.result()]
     third = len(sizes) // 3
     levels = [median(part) >> 20 for part in (sizes[:third], sizes[third:-third], sizes[-third:])]
-    print(f"{len(statuses)} requests, {statuses.count(503)} told to come back; memory in MiB: median of each third {levels}, "
+    print(f"{len(statuses)} requests, {statuses.count(503)} told to come back; memory, MiB: median of each third {levels}, "
           f"at most {max(sizes) >> 20}")
     assert set(statuses) <= {200, 400, 503} and statuses.count(200) > 100
     # What stands in memory comes and goes with the requests that are being answered; its level must not rise.
