@@ -389,8 +389,11 @@ def load_pipeline(run: Path, device: torch.device) -> Pipeline:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise OutlinesError(f"{run / 'run.json'}: damaged: {error}") from error
     model_file = run / "tokenizer.model"
-    if model_file.is_file() and sha256_file(model_file) != expected:  # Before anything parses it.
-        raise OutlinesError(f"{model_file}: damaged, or of another run: its SHA-256 is not that of run.json")
+    again = f"`python -m train --resume {run}` writes it anew"
+    if not model_file.is_file():
+        raise OutlinesError(f"{model_file}: missing: {again}")
+    if sha256_file(model_file) != expected:  # Before anything parses it.
+        raise OutlinesError(f"{model_file}: damaged, or of another run (its SHA-256 is not that of run.json): {again}")
     tokenizer = Tokenizer.load(model_file)
     model = load_model(run / "model")
     if model.decoder.config.vocab_size != tokenizer.vocab_size:

@@ -130,24 +130,26 @@ def test_bad_options_are_one_line_and_status_2(arguments: list[str], message: st
 
 def test_damaged_and_unfinished_runs_are_named(tiny_run: Path, run_module: Command, tmp_path: Path) -> None:
     def refused(run: Path, message: str) -> None:
-        done = run_module("generate", run)
-        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        with pytest.raises(OutlinesError, match=message):
+            outlines.load(run)
 
-    refused(tmp_path / "nowhere", "no run here")
+    done = run_module("generate", tmp_path / "nowhere")
+    assert done.returncode == 2 and "no run here" in done.stderr and done.stderr.count("\n") == 1, done.stderr
     copy = tmp_path / "copy"
     shutil.copytree(tiny_run, copy)
     shutil.rmtree(copy / "model")
     refused(copy, "training has not finished")
     shutil.copytree(tiny_run / "model", copy / "model")
-    tensors = copy / "model" / "tensors.safetensors"
-    data = bytearray(tensors.read_bytes())
-    data[-1] ^= 1
-    tensors.write_bytes(bytes(data))
-    refused(copy, "tensors.safetensors: damaged")
-    tokenizer = bytearray((copy / "tokenizer.model").read_bytes())
-    tokenizer[len(tokenizer) // 2] ^= 1
-    (copy / "tokenizer.model").write_bytes(bytes(tokenizer))
-    refused(copy, "tokenizer.model")
+    for name in ("model/tensors.safetensors", "tokenizer.model"):
+        data = bytearray((copy / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (copy / name).write_bytes(bytes(data))
+        refused(copy, f"{name.split('/')[-1]}: damaged")
+        shutil.copy(tiny_run / name, copy / name)
+    (copy / "tokenizer.model").unlink()
+    refused(copy, "missing: .* writes it anew")
+    assert run_module("train", "--resume", copy, "--quiet").returncode == 0
+    assert (copy / "tokenizer.model").read_bytes() == (tiny_run / "tokenizer.model").read_bytes()
 
 
 def test_a_reader_that_leaves_gets_whole_lines_and_no_trace(tiny_run: Path) -> None:

@@ -80,10 +80,10 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
     data = open_dataset(config.corpus, encoder, session.cache, device, session.ranks, session.reporter, whiten)
     if session.ranks.first:
         _check_and_note_hashes(directory, data)
-    if (directory / "model").exists():
-        return load_model(directory / "model").to(device), data
     if session.ranks.first:
         data.tokenizer.save(directory / "tokenizer.model")
+    if (directory / "model").exists():
+        return load_model(directory / "model").to(device), data
     torch.manual_seed(config.training.seed)
     method = method_class(config, data, config.training.precision == "bfloat16")
     Loop(method, data, config.training, directory, session.ranks, session.reporter, session.signals).run()
