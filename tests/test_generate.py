@@ -130,11 +130,10 @@ def test_bad_options_are_one_line_and_status_2(arguments: list[str], message: st
 
 def test_damaged_and_unfinished_runs_are_named(tiny_run: Path, run_module: Command, tmp_path: Path) -> None:
     def refused(run: Path, message: str) -> None:
-        with pytest.raises(OutlinesError, match=message):
-            outlines.load(run)
+        done = run_module("generate", run)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
-    done = run_module("generate", tmp_path / "nowhere")
-    assert done.returncode == 2 and "no run here" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    refused(tmp_path / "nowhere", "no run here")
     copy = tmp_path / "copy"
     shutil.copytree(tiny_run, copy)
     shutil.rmtree(copy / "model")
@@ -147,7 +146,7 @@ def test_damaged_and_unfinished_runs_are_named(tiny_run: Path, run_module: Comma
         refused(copy, f"{name.split('/')[-1]}: damaged")
         shutil.copy(tiny_run / name, copy / name)
     (copy / "tokenizer.model").unlink()
-    refused(copy, "missing: .* writes it anew")
+    refused(copy, "tokenizer.model: missing: ")
     assert run_module("train", "--resume", copy, "--quiet").returncode == 0
     assert (copy / "tokenizer.model").read_bytes() == (tiny_run / "tokenizer.model").read_bytes()
 
