@@ -131,7 +131,7 @@ class Yardstick:
         learn_from = None
         if full and sentences.further is not None:
             learn_from = training_outlines(self.data)[0], sentences.further
-        return outline_figures("outline", self.real_outlines, sentences.outlines, full, learn_from)
+        return outline_figures("outline", self.real_outlines, sentences.outlines, full, learn_from, self.data.device)
 
     def measure(self, sentences: Sentences, learnt: Sequence[str] | None = None) -> Row:
         """All figures of one source's sentences that need no model but the evaluators.
@@ -163,7 +163,7 @@ class Yardstick:
         row |= self.reverse(learnt)
         if self.full.encoder is not None:
             outlines = torch.from_numpy(self.full.encoder.encode(list(compared)))
-            row |= outline_figures("text", self.encoded_references, outlines, full=True)
+            row |= outline_figures("text", self.encoded_references, outlines, full=True, device=self.data.device)
         return row
 
     def reverse(self, text: Sequence[str]) -> Row:
@@ -219,11 +219,12 @@ def training_outlines(data: Dataset) -> tuple[Tensor, Tensor]:
 
 
 def outline_figures(name: str, real: Tensor, fake: Tensor, full: bool,
-                    learn_from: tuple[Tensor, Tensor] | None = None) -> Row:
+                    learn_from: tuple[Tensor, Tensor] | None = None, device: torch.device | str = "cpu") -> Row:
     """Figures of raw outlines, as many of each set, in units of the real ones' deviation.
 
     None where there are too few of them to say anything. full: with those that take a model or the whole covariance.
-    learn_from: other raw outlines, real and fake, that the two-sample classifier learns from; without, the halves are.
+    learn_from: other raw outlines, real and fake, that the two-sample classifier learns from, on `device`; without, the
+    halves are.
     """
     size = min(len(real), len(fake))
     if size <= NEIGHBOURS:
@@ -238,7 +239,7 @@ def outline_figures(name: str, real: Tensor, fake: Tensor, full: bool,
         if learn_from is not None:
             most = min(len(learn_from[0]), len(learn_from[1]))
             learn_from = ((learn_from[0][:most] - mean) / scale, (learn_from[1][:most].cpu() - mean) / scale)
-        test = two_sample_accuracy(real, fake, learn_from)
+        test = two_sample_accuracy(real, fake, learn_from, device=device)
         row |= {f"{name}_two_sample": test.accuracy, f"{name}_two_sample_low": test.low,
                 f"{name}_two_sample_high": test.high}
     return row

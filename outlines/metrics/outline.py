@@ -141,7 +141,7 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def two_sample_accuracy(real: Outlines, fake: Outlines, learn_from: tuple[Outlines, Outlines] | None = None,
-                        seed: int = 0) -> TwoSampleResult:
+                        seed: int = 0, device: torch.device | str = "cpu") -> TwoSampleResult:
     """Classifier two-sample test: how often a classifier tells fake from real; 0.5 = it cannot, 1 = always.
 
     Estimator: an MLP, trained until its falling learning rate is 0 on the first half of the rows and scored once on
@@ -152,7 +152,7 @@ def two_sample_accuracy(real: Outlines, fake: Outlines, learn_from: tuple[Outlin
     structure. More rows teach it finer differences, and thousands are needed where means and covariances agree, so
     compare equal numbers only. An interval that holds 0.5 says that *this* classifier saw nothing in so many rows.
     real, fake: [N, D], N >= 20; learn_from: two of [M, D]; `OutlinesError` where the sizes of a pair differ.
-    Deterministic given the seed.
+    Deterministic given the seed and the device, where the classifier learns.
     Source: Lopez-Paz & Oquab, Revisiting Classifier Two-Sample Tests (2017).
     """
     test_real, test_fake = _pair(real, fake, "two-sample accuracy", torch.float32, min_rows=20)
@@ -165,11 +165,13 @@ def two_sample_accuracy(real: Outlines, fake: Outlines, learn_from: tuple[Outlin
         if learn_real.shape[1] != test_real.shape[1]:
             raise OutlinesError(f"two-sample accuracy: learns from {learn_real.shape[1]} dimensions, is scored on "
                                 f"{test_real.shape[1]}")
-    learn, test = torch.cat([learn_real, learn_fake]), torch.cat([test_real, test_fake])
+    learn, test = torch.cat([learn_real, learn_fake]).to(device), torch.cat([test_real, test_fake]).to(device)
     mean = learn.mean(dim=0)
     scale = (learn - mean).square().mean().sqrt().clamp_min(torch.finfo(learn.dtype).tiny)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed accelerators too
+    with torch.random.fork_rng(devices=[learn.device] if learn.is_cuda else []), torch.enable_grad():
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every accelerator
+        if learn.is_cuda:
+            torch.cuda.manual_seed(seed)
         classifier = _train_classifier((learn - mean) / scale, len(learn_real))
     with torch.no_grad():
         is_real = classifier((test - mean) / scale).squeeze(1) > 0
@@ -185,13 +187,13 @@ def _train_classifier(rows: Tensor, num_real: int, num_epochs: int = 100, max_st
     validation share was lowest, 0.93 at the end).
     """
     classifier = nn.Sequential(nn.Linear(rows.shape[1], 512), nn.SiLU(), nn.Dropout(0.3),
-                               nn.Linear(512, 512), nn.SiLU(), nn.Dropout(0.3), nn.Linear(512, 1))
+                               nn.Linear(512, 512), nn.SiLU(), nn.Dropout(0.3), nn.Linear(512, 1)).to(rows.device)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=0.1)
     batch_size = min(256, len(rows))
     num_steps = min(max_steps, num_epochs * len(rows) // batch_size)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=num_steps)
     for _ in range(num_steps):
-        batch = torch.randint(len(rows), (batch_size,))
+        batch = torch.randint(len(rows), (batch_size,)).to(rows.device)
         optimizer.zero_grad()
         logits = classifier(rows[batch]).squeeze(1)
         nn.functional.binary_cross_entropy_with_logits(logits, (batch < num_real).float()).backward()
