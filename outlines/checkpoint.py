@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from outlines.errors import OutlinesError
 
@@ -230,7 +231,7 @@ def build_module(build: Callable[[], Module], sizes: Any, tensors: dict[str, Ten
     try:
         if _largest(sizes) > max((max(tensor.shape, default=1) for tensor in tensors.values()), default=1):
             raise ValueError("it claims to be larger than its tensors")
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             due = {name: tensor.shape for name, tensor in build().state_dict().items()}
         odd = sorted(name for name in due.keys() | tensors.keys()
                      if name not in due or name not in tensors or due[name] != tensors[name].shape)
@@ -243,6 +244,19 @@ def build_module(build: Callable[[], Module], sizes: Any, tensors: dict[str, Ten
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{where}: not of this version ({reason}): train it again") from error
     return module
+
+
+class _Unfilled(TorchFunctionMode):
+    """Modules are built without their first values: to make these on the meta device, torch imports its compiler.
+
+    That took as long as the import of torch itself.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        return torch.empty(args[0], args[0]) if func is torch.eye else func(*args, **kwargs)
 
 
 def _largest(data: Any) -> float:
