@@ -13,34 +13,34 @@ from pathlib import Path
 import torch
 
 import outlines
+from outlines.devices import sampling_workers
 from outlines.pipeline import TEMPERATURE
 from outlines.sampling import SamplingConfig
 
-BATCH_SIZES, ROUNDS, STARTS = (64, 256, 1024, 4096), 5, 5
-NUM = 8192
+BATCH_SIZES, NUM = (64, 256, 1024, 4096), 8192
+GPU_BATCH_SIZES, GPU_NUM = (4096, 16_384, 65_536), 1 << 20
+ROUNDS, STARTS = 5, 5
 HEAVY = ("tensorboard", "sentence_transformers", "transformers")
 
 
 def main(run: Path, device: str = "auto") -> None:
     pipeline = outlines.load(run, device)
     sampling = SamplingConfig(temperature=TEMPERATURE)
+    sizes, num = (BATCH_SIZES, NUM) if pipeline.device.type == "cpu" else (GPU_BATCH_SIZES, GPU_NUM)
     tokens = [row for rows, _ in pipeline.model.generate(NUM, 1, sampling) for row in rows]  # and a first time, uncounted
     parameters = sum(parameter.numel() for parameter in pipeline.model.decoder.parameters())
     print(f"decoder of {parameters / 1e6:.2f} M parameters, {sum(map(len, tokens)) / NUM:.1f} tokens a sentence, "
           f"{pipeline.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    workers = 1
-    if pipeline.device.type == "cpu":  # as `python -m generate` does
-        workers = torch.get_num_threads()
-        torch.set_num_threads(1)
-    best = dict.fromkeys(BATCH_SIZES, 0.0)
+    workers = sampling_workers(pipeline.device)
+    best = dict.fromkeys(sizes, 0.0)
     for _ in range(ROUNDS):
-        for size in BATCH_SIZES:
+        for size in sizes:
             started = time.perf_counter()
-            for _ in pipeline.sentences(NUM, 1, sampling, batch_size=size, workers=workers):
+            for _ in pipeline.sentences(num, 1, sampling, batch_size=size, workers=workers):
                 pass
-            best[size] = max(best[size], NUM / (time.perf_counter() - started))
+            best[size] = max(best[size], num / (time.perf_counter() - started))
     for size, speed in best.items():
-        print(f"batches of {size:5,} {speed:9,.0f} sentences/s")
+        print(f"batches of {size:6,} {speed:9,.0f} sentences/s")
     command = [sys.executable, "-m", "generate", str(run), "--num", "1", "--device", pipeline.device.type]
     times = []
     for _ in range(STARTS):

@@ -71,7 +71,7 @@ def _refuse_what_has_no_effect(options: argparse.Namespace) -> None:
     if "lm" in given and "smoothness" not in given:
         raise OutlinesError("--lm has no effect without --smoothness: add it, or leave --lm out")
     for name in ("num", "batch_size"):
-        if getattr(options, name, 1) < 1:
+        if name in given and getattr(options, name) < 1:
             raise OutlinesError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
 
 
@@ -127,8 +127,8 @@ def _sample(parser: Parser) -> None:
                         help="with a run of the family conditional: write --num sentences (default: 1) for each line; of "
                              ".jsonl the fields condition and, if the run has labels, label; - reads standard input "
                              "(default: conditions of the training split)")
-    parser.add_argument("--batch-size", type=int, default=1024,
-                        help="sentences decoded together; changes the speed alone (default: 1024)")
+    parser.add_argument("--batch-size", type=int,
+                        help="sentences decoded together; changes the speed alone (default: what suits the device)")
     _writing(parser, '{"text": …}, with --condition {"condition": …, "text": …}')
 
 

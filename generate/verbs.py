@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from outlines.devices import sampling_workers
 from outlines.errors import OutlinesError
 from outlines.metrics import reconstruction_bleu
 from outlines.pipeline import TEMPERATURE, Condition, Pipeline, Sentence, Walk, load_pipeline
@@ -46,13 +46,9 @@ def sampling_of(options: argparse.Namespace) -> SamplingConfig:
 def sample(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
     if options.condition:
         return _answers(pipeline, options)
-    workers = 1
-    if pipeline.device.type == "cpu":  # A thread a batch: threads that share one meet at every small operation.
-        workers = torch.get_num_threads()
-        torch.set_num_threads(1)
     drawn = pipeline.sentences(None if options.unique else options.num, options.seed, sampling_of(options), options.source,
                                scored=options.with_score, batch_size=options.batch_size, rejection=_rejection(options),
-                               workers=workers)
+                               workers=sampling_workers(pipeline.device))
     return _lines(islice(unique(drawn), options.num) if options.unique else drawn)
 
 

@@ -53,8 +53,8 @@ class Decoder(nn.Module):
     """A GRU language model that sees a vector at its first state and at every step; embeddings are tied.
 
     With `vector_into` first_state it sees the vector there alone, and what it read since can drive it out. A subclass may
-    have another recurrence: it makes other layers, and says what `start`, `hidden`, `condition` and `advance` are. A state
-    is a tensor [S, B, W] whose rows are `state[:, row]`; no one outside looks further into it.
+    have another recurrence: it makes other layers, and says what `start`, `hidden`, `words`, `condition` and `advance` are.
+    A state is a tensor [S, B, W] whose rows are `state[:, row]`; no one outside looks further into it.
 
     Shapes: B batch, T tokens, D vector width, V vocabulary.
     """
@@ -105,24 +105,38 @@ class Decoder(nn.Module):
             hidden = hidden + self.every_readout(vector)[:, None]
         return hidden, state
 
+    def words(self) -> Tensor:
+        """What each token of the vocabulary brings to `advance`, [V, W]; it holds while the parameters stay as they are.
+
+        Here its share of the first layer's gates, [V, 3H]: looked up, it is a third of the recurrence's products saved.
+        """
+        weight, _, bias, _ = self.gru.all_weights[0]
+        return functional.linear(self.embedding.weight * self.config.embed_dim ** 0.5, weight, bias)
+
     def condition(self, vector: Tensor | None) -> Tensor | None:
-        """What a vector [B, D] adds to every step, [B, 2 · embed_dim]: to the GRU's inputs, and to what `hidden` returns."""
+        """What a vector [B, D] adds to every step, [B, 3H + embed_dim]: to the gates, and to what `hidden` returns."""
         if vector is None or not self.sees_every_step:
             return None
-        return torch.cat([self.every_step(vector), self.every_readout(vector)], dim=1)
+        to_gates = functional.linear(self.every_step(vector), self.gru.all_weights[0][0])
+        return torch.cat([to_gates, self.every_readout(vector)], dim=1)
 
-    def advance(self, tokens: Tensor, state: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """`hidden` of one token a sentence in evaluation mode: [B] → [B, embed_dim], and the state reached.
+    @torch.no_grad()
+    def advance(self, words: Tensor, state: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`hidden` of one token a sentence in evaluation mode: [B, W] → [B, embed_dim], and the state reached.
 
-        condition: what `condition` gave, for that is the same at every step.
+        words: the tokens' rows of `words`, which it may overwrite. condition: what `condition` gave, for that is the
+        same at every step.
         """
-        to_inputs, to_readout = (0.0, 0.0) if condition is None else condition.chunk(2, dim=1)
-        outputs = self.embedding(tokens) * self.config.embed_dim ** 0.5 + to_inputs
-        reached = []
-        for weights, layer in zip(self.gru.all_weights, state, strict=True):
-            outputs = torch.gru_cell(outputs, layer, *weights)
-            reached.append(outputs)
-        return self.readout(outputs) + to_readout, torch.stack(reached)
+        inputs, to_readout = words, 0.0
+        if condition is not None:
+            to_gates, to_readout = condition.split([3 * self.config.hidden_dim, self.config.embed_dim], dim=1)
+            inputs = words.add_(to_gates)
+        reached: list[Tensor] = []
+        for (input_weight, weight, input_bias, bias), layer in zip(self.gru.all_weights, state, strict=True):
+            if reached:
+                inputs = functional.linear(reached[-1], input_weight, input_bias)
+            reached.append(_gru_step(inputs, functional.linear(layer, weight, bias), layer))
+        return self.readout(reached[-1]) + to_readout, torch.stack(reached)
 
     def forward(self, tokens: Tensor, vector: Tensor | None) -> Tensor:
         """Teacher-forced logits [B, T, V] for inputs [B, T] (bos first) under a vector [B, D], or None."""
@@ -137,3 +151,14 @@ class Decoder(nn.Module):
         if vector is not None and self.training and self.config.vector_noise:
             vector = vector + self.config.vector_noise * torch.randn_like(vector)
         return self.hidden(tokens, self.start(vector, len(tokens)), vector)[0]
+
+
+def _gru_step(inputs: Tensor, recurrent: Tensor, state: Tensor) -> Tensor:
+    """The next state [B, H] of a GRU, given what its inputs and its state bring to the gates, [B, 3H] each.
+
+    It works in the memory of `inputs`: that of a batch is large enough that asking for more costs time too.
+    """
+    width = state.shape[1]
+    reset, update = inputs[:, :2 * width].add_(recurrent[:, :2 * width]).sigmoid_().chunk(2, dim=1)
+    new = inputs[:, 2 * width:].addcmul_(reset, recurrent[:, 2 * width:]).tanh_()
+    return torch.lerp(new, state, update)

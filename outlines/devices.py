@@ -4,6 +4,7 @@ import torch
 
 from outlines.errors import OutlinesError
 
+GPU_WORKERS = 4
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -18,3 +19,16 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if not available[name]:
         raise OutlinesError(f"--device {name}: none on this machine, or this torch does not support it: use --device cpu")
     return torch.device("cuda", local_rank) if name == "cuda" else torch.device(name)
+
+
+def sampling_workers(device: torch.device) -> int:
+    """How many threads are to decode a batch each; on a CPU, torch itself is left one from now on.
+
+    There, threads that share a batch would meet at every small operation. On a GPU, one draws its noise while it waits for
+    another's steps.
+    """
+    if device.type != "cpu":
+        return GPU_WORKERS
+    workers = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return workers

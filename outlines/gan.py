@@ -168,8 +168,8 @@ class Generator(nn.Module):
         normal = noise_scale * torch.randn(num, self.config.outline_dim, generator=rng, device=rng.device)
         centre = torch.zeros(num, dtype=torch.long, device=rng.device)
         if self.config.num_centres:
-            uniform = torch.rand(num, generator=rng, dtype=torch.float64, device=rng.device)
-            edges = self.shares.to(rng.device).double().cumsum(0)
+            uniform = torch.rand(num, generator=rng, dtype=torch.float64, device=rng.device).to(self.shares.device)
+            edges = self.shares.double().cumsum(0)  # where they lie: brought to the CPU, they would make it wait for the GPU
             centre = torch.searchsorted(edges, uniform * edges[-1], right=True)
         device = next(self.parameters()).device
         return Noise(normal.to(device), centre.to(device))

@@ -11,6 +11,7 @@ All that `python -m generate` does stands here once, whatever family the run is 
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -43,7 +44,7 @@ from outlines.metrics import reconstruction_bleu
 from outlines.neighbours import Neighbour, TrainingSet
 from outlines.outline_model import OutlineModel
 from outlines.rejection import rejecting
-from outlines.sampling import SamplingConfig, sample
+from outlines.sampling import Layout, SamplingConfig, sample
 from outlines.scoring import nll_of_rows
 from outlines.text_model import BATCH, BLOCK, Draw, TextModel
 
@@ -140,6 +141,10 @@ class Pipeline:
     def training_set(self) -> TrainingSet:
         return TrainingSet.of_run(self.run, self.description)
 
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout(self.model.decoder)
+
     # Text → vectors
 
     def rows(self, sentences: Sequence[str]) -> list[np.ndarray]:
@@ -204,7 +209,7 @@ class Pipeline:
         uniforms = torch.rand(len(vectors), sampling.max_len, generator=rng).to(self.device)
         vectors = vectors.to(self.device)
         return [text for start in range(0, len(vectors), BLOCK) for text in self.text(
-            sample(self.model.decoder, vectors[start:start + BLOCK], uniforms[start:start + BLOCK], sampling))]
+            sample(self.layout, vectors[start:start + BLOCK], uniforms[start:start + BLOCK], sampling))]
 
     def sample(self, num: int = 10, seed: int = 1, source: str | None = None, **choice: float) -> list[str]:
         """`num` new sentences. choice: fields of SamplingConfig, such as temperature (0.7 where it is not given)."""
@@ -212,11 +217,12 @@ class Pipeline:
         return [sentence.text for sentence in self.sentences(num, seed, sampling, source)]
 
     def sentences(self, num: int | None, seed: int, sampling: SamplingConfig, source: str | None = None, *,
-                  prefix: str = "", scored: bool = False, batch_size: int = BATCH,
+                  prefix: str = "", scored: bool = False, batch_size: int | None = None,
                   rejection: float = 1.0, workers: int = 1) -> Iterator[Sentence]:
         """`num` new sentences as they come (None: for ever); sentence i depends on (seed, i) alone.
 
-        prefix: how every one begins. scored: with their scores. batch_size: sentences decoded together. rejection: vectors
+        prefix: how every one begins. scored: with their scores. batch_size: sentences decoded together, None for
+        what suits the device. rejection: vectors
         drawn, on average, for each that the critic keeps (see outlines/rejection.py); 1 keeps all.
         workers: threads that each decode a batch; with more than one, let torch itself use one.
         """
@@ -247,7 +253,7 @@ class Pipeline:
 
     def given(self, conditions: Iterable[Condition], num: int = 1, seed: int = 1,
               sampling: SamplingConfig | None = None, source: str | None = None, scored: bool = False,
-              batch_size: int = BLOCK) -> Iterator[tuple[Condition, Sentence]]:
+              batch_size: int | None = None) -> Iterator[tuple[Condition, Sentence]]:
         """`num` new sentences for each condition, in order; raises OutlinesError by a run that takes none."""
         model, sampling = self.model, sampling or SamplingConfig(TEMPERATURE)
         if not isinstance(model, ConditionalModel):
@@ -260,7 +266,7 @@ class Pipeline:
 
         asked = (condition for condition in conditions for _ in range(num))
         start = 0
-        while chunk := list(islice(asked, batch_size)):
+        while chunk := list(islice(asked, batch_size or BATCH)):
             distinct = list(dict.fromkeys(chunk))
             raw = torch.from_numpy(self.encoder.encode([text for text, _ in distinct])).to(self.device)
             labels = torch.tensor([model.number_of(label) for _, label in distinct], device=self.device)
@@ -269,7 +275,7 @@ class Pipeline:
             noise, uniforms = model.draw_rows(draw, start, start + len(chunk), seed, sampling.max_len)
             assert noise is not None
             vectors = model.given(condition, noise, name)
-            written = self._written(iter([(sample(model.decoder, vectors, uniforms, sampling), vectors)]), scored)
+            written = self._written(iter([(sample(self.layout, vectors, uniforms, sampling), vectors)]), scored)
             yield from zip(chunk, written, strict=True)
             start += len(chunk)
 
@@ -394,8 +400,10 @@ def load_pipeline(run: Path, device: torch.device) -> Pipeline:
         raise OutlinesError(f"{model_file}: missing: {again}")
     if sha256_file(model_file) != expected:  # Before anything parses it.
         raise OutlinesError(f"{model_file}: damaged, or of another run (its SHA-256 is not that of run.json): {again}")
-    tokenizer = Tokenizer.load(model_file)
-    model = load_model(run / "model")
+    with ThreadPoolExecutor(1) as beside:  # which waits for the process that tries the tokenizer
+        reading = beside.submit(Tokenizer.load, model_file)
+        model = load_model(run / "model")
+        tokenizer = reading.result()
     if model.decoder.config.vocab_size != tokenizer.vocab_size:
         raise OutlinesError(f"{run}: model and tokenizer do not belong together")
     return Pipeline(run, description, model.to(device), tokenizer)

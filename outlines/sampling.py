@@ -5,7 +5,7 @@ on its own row only, whatever stands beside it in the batch and whichever rows h
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ RUN = 64
 """Probabilities that are summed together where a token is chosen."""
 SLICE = 64
 """Rows whose logits are computed and chosen from together on a CPU, so that they stay in its cache."""
+GPU_SLICE = 16_384
+"""As many on a GPU, which bounds their memory."""
 LEAST_ROWS = 16
 """Rows of the smallest matrix product: with fewer, MKL rounds otherwise, and a sentence would depend on the batch size."""
 
@@ -62,7 +64,7 @@ def choose(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
     """
     if config.temperature == 0:
         return logits.argmax(dim=1)
-    logits = logits.float() / config.temperature
+    logits = logits.float() if config.temperature == 1 else logits.float() / config.temperature
     if 0 < config.top_k < logits.shape[1]:
         smallest_kept = logits.topk(config.top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
@@ -103,15 +105,15 @@ def _last_possible(weights: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sample(decoder: Decoder, vector: Tensor | None, uniforms: Tensor, config: SamplingConfig,
+def sample(decoder: "Decoder | Layout", vector: Tensor | None, uniforms: Tensor, config: SamplingConfig,
            prefix: Sequence[int] = ()) -> list[list[int]]:
     """Decode one sentence per row: token ids without bos and eos, at most `config.max_len` of them.
 
     vector: [B, D] or None for a language model. uniforms: [B, max_len] in [0, 1); ignored by greedy decoding and by beam
     search. prefix: tokens that every sentence begins with, counted in max_len; step t of what follows consumes
     uniforms[:, t] as it does without one.
-    Rows that have ended leave the batch, so long sentences do not make short ones wait; the last few are repeated to make
-    LEAST_ROWS, and a row written twice is written alike.
+    Rows that have ended leave the batch, so long sentences do not make short ones wait; some are repeated to make a
+    multiple of LEAST_ROWS, and a row written twice is written alike.
     """
     num = len(uniforms)
     if not num:
@@ -119,13 +121,16 @@ def sample(decoder: Decoder, vector: Tensor | None, uniforms: Tensor, config: Sa
     if config.beam:
         return beam_search(decoder, vector, num, config, prefix)
     rows = _enough(torch.arange(num, device=uniforms.device))
-    reader = _Reader(decoder, None if vector is None else vector[rows], len(rows), prefix, config.max_len)
+    # On the way to the logits the temperature divides fewer numbers than behind it.
+    temperature = config.temperature or 1.0
+    tempered = replace(config, temperature=config.temperature / temperature)
+    reader = _Reader(decoder, None if vector is None else vector[rows], len(rows), prefix, config.max_len, temperature)
     written = torch.full((num, config.max_len + 1), EOS, device=uniforms.device)
     written[:, :len(prefix)] = written.new_tensor(prefix)
-    size = SLICE if uniforms.device.type == "cpu" else num
+    size = SLICE if uniforms.device.type == "cpu" else GPU_SLICE
     for position in range(len(prefix), config.max_len):
         parts = zip(reader.read().split(size), uniforms[rows, position].split(size), strict=True)
-        chosen = torch.cat([choose(reader.logits(hidden), numbers, config) for hidden, numbers in parts])
+        chosen = torch.cat([choose(reader.logits(hidden), numbers, tempered) for hidden, numbers in parts])
         written[rows, position] = chosen
         going_on = (chosen != EOS).nonzero()[:, 0]
         if not len(going_on):
@@ -135,40 +140,65 @@ def sample(decoder: Decoder, vector: Tensor | None, uniforms: Tensor, config: Sa
             rows, chosen = rows[going_on], chosen[going_on]
             reader.keep(going_on)
         reader.tokens = chosen
-    return [row[:row.index(EOS)] for row in written.tolist()]
+    return _until_eos(written.cpu())
+
+
+def _until_eos(written: Tensor) -> list[list[int]]:
+    """Each row's tokens before its first EOS; written: [B, T], on the CPU."""
+    lengths = (written == EOS).to(torch.uint8).argmax(dim=1)
+    tokens = written[torch.arange(written.shape[1]) < lengths[:, None]].tolist()
+    ends = lengths.cumsum(dim=0).tolist()
+    return [tokens[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _enough(rows: Tensor) -> Tensor:
-    """The rows' numbers, from the first on again where there are fewer than LEAST_ROWS."""
-    return rows if len(rows) >= LEAST_ROWS else rows[torch.arange(LEAST_ROWS, device=rows.device) % len(rows)]
+    """The rows' numbers, from the first on again to make a multiple of LEAST_ROWS."""
+    missing = -len(rows) % LEAST_ROWS
+    return rows[torch.arange(len(rows) + missing, device=rows.device) % len(rows)] if missing else rows
+
+
+class Layout:
+    """A decoder laid out for sampling: what is the same for every sentence, of its parameters as they are now.
+
+    `sample` makes one of a decoder it is given; who samples often from parameters that stay makes it once.
+    """
+
+    @torch.no_grad()
+    def __init__(self, decoder: Decoder):
+        self.decoder = decoder
+        self.words = decoder.words()
+        # Transposed for products of few rows, which are half as fast again; the tokens are those that no sentence holds.
+        self.output_weight, self.output_bias = decoder.embedding.weight.T.contiguous(), decoder.output_bias.clone()
+        self.output_bias[[UNK, BOS, PAD]] = -torch.inf
 
 
 class _Reader:
     """A decoder that reads one token of each of B rows at a time: where a row stands, and what is the same at every step."""
 
-    def __init__(self, decoder: Decoder, vector: Tensor | None, num: int, prefix: Sequence[int], max_len: int):
+    def __init__(self, decoder: Decoder | Layout, vector: Tensor | None, num: int, prefix: Sequence[int], max_len: int,
+                 temperature: float = 1.0):
         if len(prefix) >= max_len:
             raise OutlinesError(f"the beginning has {len(prefix)} tokens, which leaves none of max-len {max_len} to add")
+        self._layout = layout = decoder if isinstance(decoder, Layout) else Layout(decoder)
+        decoder = layout.decoder
         read = decoder.output_bias.new_tensor([BOS, *prefix], dtype=torch.long).expand(num, -1)
         self.tokens = read[:, -1]
         """[B], to be read next"""
-        self._decoder = decoder
         self._state = decoder.start(vector, num)
         if prefix:
             self._state = decoder.hidden(read[:, :-1], self._state, vector)[1]
         self._condition = decoder.condition(vector)
-        # Laid out for products of few rows, which are half as fast again; the tokens are those that no sentence holds.
-        self._output_weight, self._output_bias = decoder.embedding.weight.T.contiguous(), decoder.output_bias.clone()
-        self._output_bias[[UNK, BOS, PAD]] = -torch.inf
+        self._temperature, self._output_bias = temperature, layout.output_bias / temperature
 
     def read(self) -> Tensor:
         """What the output layer sees after each row's token, [B, embed_dim]."""
-        hidden, self._state = self._decoder.advance(self.tokens, self._state, self._condition)
+        words = self._layout.words.index_select(0, self.tokens)
+        hidden, self._state = self._layout.decoder.advance(words, self._state, self._condition)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [N, V] in float32, of any N rows; those of tokens that no sentence holds are -inf."""
-        return torch.addmm(self._output_bias, hidden, self._output_weight).float()
+        """Logits [N, V] over the temperature, in float32, of any N rows; of tokens that no sentence holds, -inf."""
+        return torch.addmm(self._output_bias, hidden / self._temperature, self._layout.output_weight).float()
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows [N], any of them more than once."""
@@ -177,7 +207,7 @@ class _Reader:
 
 
 @torch.no_grad()
-def beam_search(decoder: Decoder, vector: Tensor | None, num: int, config: SamplingConfig,
+def beam_search(decoder: Decoder | Layout, vector: Tensor | None, num: int, config: SamplingConfig,
                 prefix: Sequence[int] = ()) -> list[list[int]]:
     """The sentence of each of `num` rows for which the highest log p(sentence, eos | vector) was found.
 
@@ -188,8 +218,8 @@ def beam_search(decoder: Decoder, vector: Tensor | None, num: int, config: Sampl
 
     Source: Sutskever, Vinyals and Le, Sequence to Sequence Learning with Neural Networks (2014), section 3.2.
     """
-    width, device = config.beam, decoder.output_bias.device
     reader = _Reader(decoder, vector, num, prefix, config.max_len)
+    width, device = config.beam, reader.tokens.device
     reader.keep(torch.arange(num, device=device).repeat_interleave(width))
     reader.tokens = reader.tokens.repeat_interleave(width)
     scores = torch.full((num, width), -torch.inf, device=device)

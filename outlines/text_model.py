@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from outlines.collapse import Steps
 from outlines.decoder import Decoder
 from outlines.errors import OutlinesError
-from outlines.sampling import SamplingConfig, sample
+from outlines.sampling import Layout, SamplingConfig, sample
 from outlines.scoring import nll_of_rows
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 BLOCK = 256
 """Sentences whose noise is drawn together: sentence i depends on (seed, i) alone, however many are asked for."""
-BATCH = 1024
-"""Sentences decoded together: enough that the longest ones, which end alone, cost little."""
+BATCH, GPU_BATCH = 1024, 65_536
+"""Sentences decoded together: enough that the longest ones, which end alone, cost little; a GPU's steps cost little more
+for many."""
 
 Draw = Callable[[int, torch.Generator], Tensor | None]
 """(num, rng) → `num` vectors for the decoder, or None for a decoder that takes none."""
@@ -111,11 +112,12 @@ class TextModel(nn.Module, ABC):
         """The inverse of `shape`."""
 
     def generate(self, num: int | None, seed: int, sampling: SamplingConfig, source: str | None = None,
-                 batch_size: int = BATCH, prefix: Sequence[int] = (),
+                 batch_size: int | None = None, prefix: Sequence[int] = (),
                  workers: int = 1) -> Iterator[tuple[list[list[int]], Tensor | None]]:
         """Yield batches of new sentences (token ids) and the vectors they were decoded from, `num` in all.
 
-        num: None goes on for ever. prefix: tokens that every sentence begins with. workers: threads, each with a batch.
+        num: None goes on for ever. batch_size: None for what suits the device. prefix: tokens that every sentence begins
+        with. workers: threads, each with a batch.
         """
         name = self.check_source(source)
         return self.decode_draws(lambda count, rng: self.vectors(count, rng, name, sampling.noise_scale), num, seed,
@@ -130,14 +132,18 @@ class TextModel(nn.Module, ABC):
             raise OutlinesError(f"{self.family}: no source {name!r}: choose from {', '.join(self.sources)}")
         return name
 
-    def decode_draws(self, draw: Draw, num: int | None, seed: int, sampling: SamplingConfig, batch_size: int = BATCH,
-                     prefix: Sequence[int] = (), workers: int = 1) -> Iterator[tuple[list[list[int]], Tensor | None]]:
+    def decode_draws(self, draw: Draw, num: int | None, seed: int, sampling: SamplingConfig,
+                     batch_size: int | None = None, prefix: Sequence[int] = (),
+                     workers: int = 1) -> Iterator[tuple[list[list[int]], Tensor | None]]:
         """As `generate`, with vectors that `draw` gives."""
+        layout = Layout(self.decoder)
+
         def decoded(span: tuple[int, int]) -> tuple[list[list[int]], Tensor | None]:
             vectors, uniforms = self.draw_rows(draw, *span, seed, sampling.max_len)
-            return sample(self.decoder, vectors, uniforms, sampling, prefix), vectors
+            return sample(layout, vectors, uniforms, sampling, prefix), vectors
 
-        return in_order(decoded, spans(num, batch_size), workers)
+        suited = BATCH if layout.words.device.type == "cpu" else GPU_BATCH
+        return in_order(decoded, spans(num, batch_size or suited), workers)
 
     @torch.no_grad()
     def draw_rows(self, draw: Draw, start: int, stop: int, seed: int, max_len: int) -> tuple[Tensor | None, Tensor]:
@@ -159,7 +165,7 @@ def spans(num: int | None, size: int) -> Iterator[tuple[int, int]]:
     while num is None or start < num:
         stop = start + length if num is None else min(start + length, num)
         yield start, stop
-        start, length = stop, min(2 * length, size)
+        start, length = stop, min(4 * length, size)
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

@@ -41,7 +41,7 @@ def test_step_by_step_equals_teacher_forcing() -> None:
         given = vector if model.config.vector_dim else None
         state, condition, hidden = model.start(given, 3), model.condition(given), []
         for position in range(5):
-            step, state = model.advance(tokens[:, position], state, condition)
+            step, state = model.advance(model.words()[tokens[:, position]], state, condition)
             hidden.append(step)
         assert torch.allclose(torch.stack(hidden, dim=1), model.read(tokens, given), atol=1e-6), shape
 

@@ -103,6 +103,23 @@ def test_a_rows_logits_are_the_same_to_the_last_bit_in_any_company(num: int, mon
     assert all(torch.equal(one, other) for one, other in zip(few, many, strict=True))
 
 
+def test_so_are_those_of_a_row_that_begins_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderConfig(300, 48, embed_dim=96, hidden_dim=128)).eval()
+    vectors, uniforms = torch.randn(sampling.SLICE + 1, 48), torch.rand(sampling.SLICE + 1, 1)
+    seen: list[torch.Tensor] = []
+
+    def noting(logits: torch.Tensor, uniforms: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
+        seen.append(logits[0])
+        return choose(logits, uniforms, config)
+
+    monkeypatch.setattr(sampling, "choose", noting)
+    sample(decoder, vectors, uniforms, SamplingConfig(max_len=1))
+    sample(decoder, vectors[sampling.SLICE:], uniforms[sampling.SLICE:], SamplingConfig(max_len=1))
+    _, of_the_second, alone = seen
+    assert torch.equal(of_the_second, alone)
+
+
 def test_sentences_are_cut_at_max_len() -> None:
     decoder = Decoder(DecoderConfig(6, 0, embed_dim=4, hidden_dim=4)).eval()
     torch.nn.init.zeros_(decoder.embedding.weight)
@@ -160,9 +177,12 @@ class Table(Decoder):
         torch.nn.init.eye_(self.embedding.weight)
         self.output_bias.data[self.table.amax(dim=0) == -1e9] = -torch.inf  # never possible
 
-    def advance(self, tokens: torch.Tensor, state: torch.Tensor,
+    def words(self) -> torch.Tensor:
+        return self.table
+
+    def advance(self, words: torch.Tensor, state: torch.Tensor,
                 condition: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.table[tokens], state
+        return words, state
 
 
 def test_beam_search_by_hand() -> None:

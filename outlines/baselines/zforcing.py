@@ -100,6 +100,10 @@ class StochasticDecoder(Decoder):
 
         return self.unroll(tokens, state, draw)
 
+    def words(self) -> Tensor:
+        """The tokens themselves, [V]."""
+        return torch.arange(self.config.vocab_size, device=self.output_bias.device)
+
     def condition(self, vector: Tensor | None) -> Tensor | None:
         """The innovations themselves."""
         return vector

@@ -19,6 +19,7 @@ from outlines.checkpoint import atomic_write
 from outlines.errors import OutlinesError
 
 UNK, BOS, EOS, PAD = 0, 1, 2, 3
+SILENT = frozenset((BOS, EOS, PAD))
 NUM_SPECIALS = 4 + 256  # the four above and one piece a byte
 
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 500, 32_000
@@ -193,7 +194,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """The sentence of each row of ids; BOS, EOS and PAD say nothing, and broken bytes become U+FFFD."""
-        rows = [[int(i) for i in row if i not in (BOS, EOS, PAD)] for row in ids]
+        rows = [row if isinstance(row, list) and SILENT.isdisjoint(row) else [int(i) for i in row if i not in SILENT]
+                for row in ids]
         return self._processor.decode(rows) if rows else []
 
 
