@@ -2,8 +2,8 @@
 
     GET  /             the page
     GET  /about        what the run can do
-    POST /sample       {"num", "seed", "temperature", "top_k", "top_p", "source", "prefix"}
-                       → {"sentences": [{"text", "nll"}]}
+    POST /sample       {"num", "seed", "temperature", "top_k", "top_p", "source", "noise_scale", "prefix"}
+                       → {"sentences": [{"text", "nll", "critic_score" where the family has a critic}]}
     POST /reconstruct  {"sentences"} → {"sentences": [{"text", "rebuilt", "bleu", "nll", "num_targets"}]}
     POST /interpolate  {"a", "b", "walk", "num"}
                        → {"ended", "points": [{"step", "text", "nll_start": [one a step], "nll_end": […]}]}
@@ -82,7 +82,7 @@ class Batcher:
 
     def __init__(self, pipeline: Pipeline):
         self.batch_sizes: deque[int] = deque(maxlen=1000)
-        self._decoder = pipeline.model.decoder
+        self._layout = pipeline.layout
         self._jobs: queue.Queue[Job | None] = queue.Queue(MAX_WAITING)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -132,7 +132,7 @@ class Batcher:
         self.batch_sizes.append(len(jobs))
         try:
             vectors = None if first.vectors is None else torch.cat([job.vectors for job in jobs if job.vectors is not None])
-            ids = iter(sample(self._decoder, vectors, torch.cat([job.uniforms for job in jobs]), first.config, first.prefix))
+            ids = iter(sample(self._layout, vectors, torch.cat([job.uniforms for job in jobs]), first.config, first.prefix))
             for job in jobs:
                 job.result.set_result([next(ids) for _ in range(len(job.uniforms))])
         except Exception as error:  # whatever it is, those who wait must hear of it
@@ -197,7 +197,8 @@ class Endpoints:
         model = self.pipeline.model
         return {"run": self.pipeline.run.name, "family": model.family, "sources": list(model.sources),
                 "walks": list(self.pipeline.walks) if model.decoder.config.vector_dim and not model.latent_per_step else [],
-                "neighbours": model.frozen_encoder() is not None, "max_sentences": MAX_SENTENCES}
+                "neighbours": model.frozen_encoder() is not None, "noise": model.decoder.config.vector_dim > 0,
+                "max_sentences": MAX_SENTENCES}
 
     def sample(self, fields: Fields) -> dict[str, Any]:
         num, seed = fields.whole("num", 10, 1, MAX_SENTENCES), fields.whole("seed", 1, 0, 2**53)
@@ -211,9 +212,11 @@ class Endpoints:
         vectors, uniforms = model.draw_rows(lambda count, rng: model.vectors(count, rng, name, config.noise_scale),
                                             0, num, seed, config.max_len)
         ids = self.batcher.decode(vectors, uniforms, config, tokens)
-        nll = nll_of_rows(model.decoder, as_rows(ids), vectors)[0].tolist()
-        written = zip(self.pipeline.text(ids), nll, strict=True)
-        return {"sentences": [{"text": text, "nll": score} for text, score in written]}
+        written = {"text": self.pipeline.text(ids), "nll": nll_of_rows(model.decoder, as_rows(ids), vectors)[0].tolist()}
+        scores = None if vectors is None else model.critic_scores(vectors)
+        if scores is not None:
+            written["critic_score"] = scores.tolist()
+        return {"sentences": [dict(zip(written, values, strict=True)) for values in zip(*written.values(), strict=True)]}
 
     def reconstruct(self, fields: Fields) -> dict[str, Any]:
         sentences = fields.texts("sentences")

@@ -74,14 +74,18 @@ def test_the_page_is_one_file_that_loads_nothing_from_elsewhere(server: Server) 
 def test_about_says_what_the_run_can_do(server: Server, tiny_run: Path) -> None:
     assert ask(server, "/about") == (200, {
         "run": tiny_run.name, "family": "outlines", "sources": ["generator", "mixture", "gaussian"],
-        "walks": ["linear", "spherical", "noise", "gradient"], "neighbours": True, "max_sentences": 100})
+        "walks": ["linear", "spherical", "noise", "gradient"], "neighbours": True, "noise": True,
+        "max_sentences": 100})
 
 
 def test_endpoints_do_what_the_verbs_do(server: Server, pipeline: Pipeline) -> None:
-    status, data = ask(server, "/sample", {"num": 4, "seed": 3, "temperature": 1.1, "source": "mixture", "prefix": "Two"})
-    expected = pipeline.sentences(4, 3, SamplingConfig(temperature=1.1), "mixture", prefix="Two", scored=True)
+    status, data = ask(server, "/sample", {"num": 4, "seed": 3, "temperature": 1.1, "source": "mixture", "prefix": "Two",
+                                           "noise_scale": 0.5})
+    expected = pipeline.sentences(4, 3, SamplingConfig(temperature=1.1, noise_scale=0.5), "mixture", prefix="Two",
+                                  scored=True)
     assert status == 200 and data["sentences"] == [
-        {"text": line.text, "nll": pytest.approx(line.nll, rel=1e-4)} for line in expected]
+        {"text": line.text, "nll": pytest.approx(line.nll, rel=1e-4),
+         "critic_score": pytest.approx(line.critic_score, rel=1e-4)} for line in expected]
     _, data = ask(server, "/reconstruct", {"sentences": [A, B]})
     assert [line["text"] for line in data["sentences"]] == [A, B]
     assert all(line["bleu"] == reconstruction_bleu([line["rebuilt"]], [line["text"]]) for line in data["sentences"])
@@ -122,6 +126,18 @@ def test_bad_input_is_answered_with_400_and_a_sentence(path: str, body: Any, mes
 def test_what_is_not_there_is_404(server: Server) -> None:
     assert ask(server, "/../run.json")[0] == 404
     assert ask(server, "/other", {})[0] == 404
+
+
+def test_a_family_without_a_critic_gives_no_score(server: Server, pipeline: Pipeline,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.model, "critic_scores", lambda _: None)
+    assert [set(line) for line in ask(server, "/sample", {"num": 2})[1]["sentences"]] == [{"text", "nll"}] * 2
+
+
+def test_the_page_has_a_slider_for_each_scale_and_shows_the_score(server: Server) -> None:
+    page = ask(server, "/")[1]
+    assert re.findall(r'name="(\w+)" type="range"', page) == ["temperature", "noise_scale"]
+    assert 'Number(form.get("noise_scale"))' in page and "critic_score" in page
 
 
 def test_requests_that_a_page_of_another_site_could_send_are_refused(server: Server) -> None:
@@ -202,7 +218,8 @@ def test_serving_from_the_command_line(tiny_run: Path) -> None:
 VALUES: list[Any] = [None, True, -1, 0, 1, 2, 101, 10**30, -10**400, 2.5, 1e308, 1e-308, -0.0, float("nan"), float("inf"),
                      "", " ", "x", A, "\ud800", "\0", "\u202e😀\n", "dog " * 400, [], ["\udfff"],
                      [A] * 3, [[[]]], {}, {"a": 1}]
-FIELDS = {"/sample": ["num", "seed", "temperature", "top_k", "top_p", "source", "prefix"], "/reconstruct": ["sentences"],
+FIELDS = {"/sample": ["num", "seed", "temperature", "top_k", "top_p", "source", "noise_scale", "prefix"],
+          "/reconstruct": ["sentences"],
           "/interpolate": ["a", "b", "walk", "num"], "/nearest": ["sentence", "num"], "/about": [], "/nowhere": ["x"]}
 HEADERS = ["Host: [", "Host: evil.example", "Host:", "Content-Length: -1", "Content-Length: ²",
            f"Content-Length: {'9' * 5000}", "Content-Length: 1e3", "Content-Type: text/plain", "Content-Type: ;;;=",
