@@ -344,6 +344,8 @@ def test_the_drift_is_that_of_the_last_two_validations(data: Dataset, tiny_corpu
 
 def test_a_validation_shows_mu_sigma_and_every_dimension(data: Dataset, tiny_corpus: Path) -> None:
     vae = method(data, tiny_corpus)
+    vae.model.eval()
+    vae.validate(vae.stages[0])
     views = vae.views(vae.stages[0])
     assert views.histograms["posterior/mu"].shape == views.histograms["posterior/sigma"].shape == (20, 8)
     lines = views.pictures["posterior/signal_noise"].axes[0].lines

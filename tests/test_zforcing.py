@@ -26,9 +26,10 @@ from train.__main__ import main as train
 from train.config import RunConfig, resolve
 from train.data import Batch, Dataset, open_dataset
 from train.distributed import Ranks
+from train.figures import held_out
 from train.loop import Loop
 from train.method import Update
-from train.methods.zforcing import ZForcingMethod
+from train.methods.zforcing import VALIDATION_SEED, ZForcingMethod
 from train.progress import Reporter
 
 STEPS, Z = 7, 3
@@ -337,7 +338,7 @@ def test_validation_is_deterministic_and_names_what_it_measures(data: Dataset, t
     told = made.validate(made.stages[0])
     assert told["valid/active_units"] > 0 and told["valid/active_positions"] > 0
     views = made.views(made.stages[0])
-    _, steps = made._validation_steps()
+    steps = made.model.posterior_steps(held_out(data, "valid", 20)[0], rng(VALIDATION_SEED))
     bars = views.pictures["posterior/kl_by_position"].axes[0].patches
     assert len(bars) == len(kl_by_position(steps))
     assert views.histograms["posterior/mu"].shape == (int(steps.lengths.sum()), 8)

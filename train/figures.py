@@ -1,6 +1,6 @@
 """A model's nll and the use of its vector, under the same keys in every family: on validation, in a report, side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from outlines.checkpoint import read_state
-from outlines.collapse import Diagnosis, Posterior, StepDiagnosis, diagnose, diagnose_steps
+from outlines.collapse import Diagnosis, Posterior, StepDiagnosis, diagnose, diagnose_steps, other_rows
 from outlines.gan_verdict import GanDiagnosis, Quality, diagnose_generator, memorised_share
 from outlines.outline_model import OutlineModel
 from outlines.sampling import SamplingConfig, sample
@@ -20,6 +20,11 @@ from train.data import Dataset
 DRAW_SEED = 13
 SOURCES = ("generator", "mixture", "gaussian", "real outlines")
 """Of which the adversary's verdict needs figures: the generator, its controls, and what can be reached."""
+VALIDATION_DRAWS = 2
+"""Draws of a sentence's latents in a validation. One makes a steady ELBO over many sentences; with a second the
+importance-weighted nll is a tighter bound than the ELBO, one to watch and not to report."""
+NUM_SWAPPED = 500
+"""Validation sentences, at most, that are scored with another's vector: the gap's error is hundredths of a nat a token."""
 MAX_DIM_ROWS = 256
 NUM_DECODED, DECODED_LEN = 256, 64
 """Sentences of a validation that are decoded to see how sure the decoder is of its words, and their longest."""
@@ -29,13 +34,26 @@ QUICK_DIM_SCORINGS = 8192
 
 def nll_figures(split: str, model: TextModel, rows: Sequence[np.ndarray], outlines: Tensor | None,
                 num_draws: int) -> dict[str, float]:
-    """Every term of `TextModel.nll_terms` as SPLIT/TERM, nats per sentence, and SPLIT/TERM_per_token."""
+    """The figures of every term of `TextModel.nll_terms`."""
+    return term_figures(split, model.nll_terms(rows, outlines, num_draws, torch.Generator().manual_seed(DRAW_SEED)), rows)
+
+
+def term_figures(split: str, terms: Mapping[str, Tensor], rows: Sequence[np.ndarray]) -> dict[str, float]:
+    """Every term [N], by name, as SPLIT/TERM, nats per sentence, and SPLIT/TERM_per_token."""
     num_targets = sum(len(row) + 1 for row in rows)
     figures = {}
-    for name, values in model.nll_terms(rows, outlines, num_draws, torch.Generator().manual_seed(DRAW_SEED)).items():
+    for name, values in terms.items():
         figures[f"{split}/{name}_per_token"] = float(values.sum()) / num_targets
         figures[f"{split}/{name}"] = float(values.mean())
     return figures
+
+
+def swapped_gap(model: TextModel, rows: Sequence[np.ndarray], vectors: Tensor, own_nll: Tensor) -> float:
+    """The latent gap per token (`latent_gap`) of the first sentences, whose nll given these very vectors [N] is known."""
+    rows, vectors, own_nll = rows[:NUM_SWAPPED], vectors[:NUM_SWAPPED], own_nll[:NUM_SWAPPED]
+    others = other_rows(len(rows), 1, torch.Generator().manual_seed(DRAW_SEED))[0]
+    nll, num_targets = nll_of_rows(model.decoder, rows, vectors[others])
+    return float((nll - own_nll.numpy()).sum() / num_targets.sum())
 
 
 def held_out(data: Dataset, split: str, num: int, seed: int = 0) -> tuple[list[np.ndarray], Tensor | None, list[str]]:

@@ -175,7 +175,7 @@ class Method(ABC):
         return []
 
     def views(self, stage: Stage) -> Views:
-        """What a validation has to show beside its figures; by default nothing."""
+        """What the validation just made has to show beside its figures; by default nothing."""
         return Views()
 
 

@@ -31,16 +31,24 @@ class Bounds(NamedTuple):
 
     reconstruction_nll: -log p(x | z), the mean over draws of z from the posterior. kl: KL(posterior || prior), exact.
     iw_nll: the importance-weighted estimate of the nll, an upper bound in expectation. num_targets: eos included.
+    first_z: the first draw, [N, Z]. first_nll: -log p(x | first_z).
     """
 
     reconstruction_nll: Tensor
     kl: Tensor
     iw_nll: Tensor
     num_targets: Tensor
+    first_z: Tensor
+    first_nll: Tensor
 
     @property
     def negative_elbo(self) -> Tensor:
         return self.reconstruction_nll + self.kl
+
+    def terms(self) -> dict[str, Tensor]:
+        """As of `TextModel.nll_terms`."""
+        return {"nll": self.iw_nll, "negative_elbo": self.negative_elbo, "reconstruction_nll": self.reconstruction_nll,
+                "kl": self.kl}
 
 
 class VAE(TextModel):
@@ -82,30 +90,33 @@ class VAE(TextModel):
         return noise_scale * torch.randn(num, self.latent_dim, generator=rng).to(next(self.parameters()).device)
 
     @torch.no_grad()
-    def bounds(self, rows: Sequence[np.ndarray], num_samples: int, rng: torch.Generator,
-               batch_size: int = 128) -> Bounds:
+    def bounds(self, rows: Sequence[np.ndarray], num_samples: int, rng: torch.Generator, batch_size: int = 128,
+               posterior: tuple[Tensor, Tensor] | None = None) -> Bounds:
         """The ELBO's terms and the importance-weighted nll, all from the same `num_samples` draws of z a sentence.
 
         rows: token ids of each sentence. rng: a CPU generator; the first K of more draws are the draws of K.
+        posterior: that of the rows, where it is known.
         """
-        mu, logvar = (part.cpu().double() for part in self.posterior(rows, batch_size=batch_size))
-        nll, log_weights = [], []
+        mu, logvar = (part.cpu().double() for part in posterior or self.posterior(rows, batch_size=batch_size))
+        nll: list[Tensor] = []
+        log_weights: list[Tensor] = []
         for _ in range(num_samples):
             noise = torch.randn(mu.shape, generator=rng).double()
             z = mu + (logvar / 2).exp() * noise
+            if not nll:
+                first_z = z.float()
             draw_nll, num_targets = nll_of_rows(self.decoder, rows, z.float(), batch_size)
             nll.append(torch.from_numpy(draw_nll))
             # log p(x | z) + log p(z) - log q(z | x); the normalisers (2π)^(-Z/2) of the last two cancel.
             log_weights.append((noise.square() + logvar - z.square()).sum(dim=1) / 2 - nll[-1])
         return Bounds(torch.stack(nll).mean(dim=0), kl_to_standard_normal(mu, logvar).sum(dim=1),
-                      importance_weighted_nll(torch.stack(log_weights)), torch.from_numpy(num_targets))
+                      importance_weighted_nll(torch.stack(log_weights)), torch.from_numpy(num_targets),
+                      first_z, nll[0])
 
     def nll_terms(self, rows: Sequence[np.ndarray], outlines: Tensor | None, num_draws: int,
                   rng: torch.Generator) -> dict[str, Tensor]:
         """nll is the importance-weighted bound; the mean of reconstruction_nll over draws, and kl, make negative_elbo."""
-        bounds = self.bounds(rows, num_draws, rng)
-        return {"nll": bounds.iw_nll, "negative_elbo": bounds.negative_elbo,
-                "reconstruction_nll": bounds.reconstruction_nll, "kl": bounds.kl}
+        return self.bounds(rows, num_draws, rng).terms()
 
     def shape(self) -> dict[str, Any]:
         return {"encoder_hidden_dim": self.encoder.config.hidden_dim, "decoder": dataclasses.asdict(self.decoder.config)}

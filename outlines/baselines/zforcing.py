@@ -19,7 +19,7 @@ of the language model; bounds are smooth.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -146,6 +146,15 @@ class Path(NamedTuple):
         return (self.mu - self.mu_p) * (-self.logvar_p / 2).exp(), self.logvar - self.logvar_p
 
 
+class Draw(NamedTuple):
+    """One draw of all latents of N sentences, and what it says of each, nats [N]."""
+
+    steps: Steps
+    nll: Tensor  # -log p(x | z)
+    kl: Tensor  # exact at every step, given the z before it
+    log_weight: Tensor  # log p(x, z) - log q(z | x)
+
+
 class ZForcing(TextModel):
     """The stochastic decoder with the posterior of its latents."""
 
@@ -227,21 +236,19 @@ class ZForcing(TextModel):
 
     def nll_terms(self, rows: Sequence[np.ndarray], outlines: Tensor | None, num_draws: int,
                   rng: torch.Generator) -> dict[str, Tensor]:
-        """nll is the importance-weighted bound. reconstruction_nll and kl are means over the same draws and make
-        negative_elbo; each draw's KL is exact at every step, given the z before it.
-        """
-        nll, kl, log_weights = [], [], []
+        """As of `bound_terms`."""
+        return bound_terms(self.draws(rows, num_draws, rng))
+
+    def draws(self, rows: Sequence[np.ndarray], num_draws: int, rng: torch.Generator) -> Iterator[Draw]:
+        """So many draws of all latents of the sentences; the first is that of `posterior_steps`."""
         for _ in range(num_draws):
             noise = self._noise(len(rows), rng)
-            steps, draw_nll = self.follow_rows(rows, noise)
+            steps, nll = self.follow_rows(rows, noise)
             logvar, drawn = steps.logvar.double(), steps.drawn.double()
-            nll.append(draw_nll)
-            kl.append(kl_to_standard_normal(steps.mu.double(), logvar).sum(dim=(1, 2)))
+            kl = kl_to_standard_normal(steps.mu.double(), logvar).sum(dim=(1, 2))
             # log p(x | z) + log p(z) - log q(z | x), the last two in units of the prior, where normalisers cancel.
-            log_weights.append((noise.double().square() + logvar - drawn.square()).sum(dim=(1, 2)) / 2 - draw_nll)
-        reconstruction_nll, mean_kl = torch.stack(nll).mean(dim=0), torch.stack(kl).mean(dim=0)
-        return {"nll": importance_weighted_nll(torch.stack(log_weights)), "negative_elbo": reconstruction_nll + mean_kl,
-                "reconstruction_nll": reconstruction_nll, "kl": mean_kl}
+            log_weight = (noise.double().square() + logvar - drawn.square()).sum(dim=(1, 2)) / 2 - nll
+            yield Draw(steps, nll, kl, log_weight)
 
     def shape(self) -> dict[str, Any]:
         decoder = dataclasses.asdict(self.decoder.config)
@@ -252,6 +259,18 @@ class ZForcing(TextModel):
     def from_shape(cls, shape: dict[str, Any]) -> "ZForcing":
         vector_dim = shape["num_steps"] * shape["decoder"]["latent_dim"]
         return cls(shape["backward_hidden_dim"], StochasticDecoderConfig(vector_dim=vector_dim, **shape["decoder"]))
+
+
+def bound_terms(draws: Iterable[Draw]) -> dict[str, Tensor]:
+    """What draws make of the terms of `TextModel.nll_terms`: nll is the importance-weighted bound.
+
+    reconstruction_nll and kl are means over the same draws and make negative_elbo.
+    """
+    each = [(draw.nll, draw.kl, draw.log_weight) for draw in draws]
+    nll, kl, log_weights = (torch.stack(part) for part in zip(*each, strict=True))
+    reconstruction_nll, mean_kl = nll.mean(dim=0), kl.mean(dim=0)
+    return {"nll": importance_weighted_nll(log_weights), "negative_elbo": reconstruction_nll + mean_kl,
+            "reconstruction_nll": reconstruction_nll, "kl": mean_kl}
 
 
 class Forcing(nn.Module):

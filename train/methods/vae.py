@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from outlines.baselines.vae import VAE, drop_words
 from outlines.checkpoint import write_state
-from outlines.collapse import Posterior, active_units, drift, latent_gap, mutual_information, other_rows, signal_noise
+from outlines.collapse import Posterior, active_units, drift, mutual_information, signal_noise
 from outlines.errors import OutlinesError
 from outlines.losses import (
     bag_of_words_nll,
@@ -29,14 +29,12 @@ from outlines.text_model import block_seed
 from train.config import RunConfig
 from train.data import Batch, Dataset
 from train.distributed import Ranks
-from train.figures import held_out, nll_figures
+from train.figures import VALIDATION_DRAWS, held_out, swapped_gap, term_figures
 from train.method import Method, Stage, Update, Views, adamw
 from train.methods.lm import DecoderOptions, LanguageModelMethod, decoder_config, decoder_stage, decoder_step
 from train.pictures import signal_noise_picture
 
 VALIDATION_SEED = 13
-VALIDATION_DRAWS = 5
-"""Draws of z a sentence: enough for a steady ELBO; the nll estimate from so few is a bound to watch, not to report."""
 NUM_PROBES = 256
 """Validation sentences, at most, whose posteriors are followed from one validation to the next."""
 INNER_COMPARED = 10
@@ -156,6 +154,8 @@ class VAEMethod(Method):
         "vae-bow": {"bow_weight": 1.0},
     }
     model: VAE
+    validated: tuple[Tensor, Tensor]
+    """the posterior of the last validation, on the CPU: to encode the sentences costs as much as to score them"""
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: VAEOptions = config.model
@@ -263,19 +263,20 @@ class VAEMethod(Method):
 
     def validate(self, stage: Stage) -> dict[str, float]:
         rows, rng = self._validation_rows(), torch.Generator().manual_seed(VALIDATION_SEED)
-        mu, logvar = (part.cpu() for part in self.model.posterior(rows))
-        z = mu + (logvar / 2).exp() * torch.randn(mu.shape, generator=rng)
-        gap = latent_gap(self.model.decoder, rows, z, z[other_rows(len(z), 1, rng)[0]])
-        figures = {**nll_figures("valid", self.model, rows, None, VALIDATION_DRAWS),
+        posterior = self.model.posterior(rows)
+        mu, logvar = self.validated = posterior[0].cpu(), posterior[1].cpu()
+        bounds = self.model.bounds(rows, VALIDATION_DRAWS, rng, posterior=self.validated)
+        figures = {**term_figures("valid", bounds.terms(), rows),
                    "valid/mutual_information": mutual_information(mu, logvar, rng).nats,
-                   "valid/active_units": float(active_units(mu)), "valid/latent_gap_per_token": gap.per_token}
+                   "valid/active_units": float(active_units(mu)),
+                   "valid/latent_gap_per_token": swapped_gap(self.model, rows, bounds.first_z, bounds.first_nll)}
         self.progress.probe(mu, logvar)
         if probes := self.progress.probes():  # The median: where a dimension hardly varies, its unit is next to nothing.
             figures["valid/drift"] = float(drift(probes).mu.median())
         return figures
 
     def views(self, stage: Stage) -> Views:
-        mu, logvar = self.model.posterior(self._validation_rows())
+        mu, logvar = self.validated
         strength = signal_noise(mu, logvar)
         return Views({"posterior/mu": mu, "posterior/sigma": (logvar / 2).exp()},
                      {"posterior/signal_noise": signal_noise_picture(strength.signal.tolist(), strength.noise.tolist())})

@@ -11,28 +11,24 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from outlines.baselines.zforcing import Forcing, StochasticDecoderConfig, ZForcing
+from outlines.baselines.zforcing import Forcing, StochasticDecoderConfig, ZForcing, bound_terms
 from outlines.collapse import (
     Steps,
     active_positions,
     active_units,
     kl_by_position,
-    latent_gap,
-    other_rows,
     signal_noise,
 )
 from outlines.losses import gaussian_nll, kl_to_standard_normal, moving_weight, total_nll
 from outlines.options import option
 from train.config import RunConfig
 from train.data import Batch, Dataset
-from train.figures import held_out, nll_figures
+from train.figures import VALIDATION_DRAWS, held_out, swapped_gap, term_figures
 from train.method import Method, Stage, Update, Views, adamw
 from train.methods.lm import DecoderOptions, LanguageModelMethod, decoder_config, decoder_stage
 from train.pictures import kl_picture, signal_noise_picture
 
 VALIDATION_SEED = 13
-VALIDATION_DRAWS = 5
-"""Draws of all latents of a sentence: enough for a steady ELBO; the nll from so few is a bound to watch, not to report."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +112,8 @@ class ZForcingMethod(Method):
         "zforcing-off": {"aux_start": 0.0, "aux_weight": 0.0, "backward_weight": 0.0},
     }
     model: ZForcing
+    validated: Steps
+    """the posterior of the last validation, along its first draw"""
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: ZForcingOptions = config.model
@@ -183,22 +181,18 @@ class ZForcingMethod(Method):
         cost = gaussian_nll(states, mean, logvar) if gaussian else (states - mean).square()
         return (cost.sum(dim=2) * mask).sum()
 
-    def _validation_steps(self) -> tuple[list[Any], Steps]:
-        """Validation sentences, and one draw of their latents."""
-        rows = held_out(self.data, "valid", self.options.num_validation)[0]
-        return rows, self.model.posterior_steps(rows, torch.Generator().manual_seed(VALIDATION_SEED))
-
     def validate(self, stage: Stage) -> dict[str, float]:
-        rows, steps = self._validation_steps()
-        vectors = steps.drawn.flatten(1)
-        others = other_rows(len(rows), 1, torch.Generator().manual_seed(VALIDATION_SEED))[0]
-        return {**nll_figures("valid", self.model, rows, None, VALIDATION_DRAWS),
+        rows = held_out(self.data, "valid", self.options.num_validation)[0]
+        rng = torch.Generator().manual_seed(VALIDATION_SEED)
+        draws = list(self.model.draws(rows, VALIDATION_DRAWS, rng))
+        self.validated = steps = draws[0].steps
+        gap = swapped_gap(self.model, rows, steps.drawn.flatten(1), draws[0].nll)
+        return {**term_figures("valid", bound_terms(draws), rows),
                 "valid/active_units": float(active_units(steps.real(steps.mu))),
-                "valid/active_positions": float(active_positions(steps)),
-                "valid/latent_gap_per_token": latent_gap(self.model.decoder, rows, vectors, vectors[others]).per_token}
+                "valid/active_positions": float(active_positions(steps)), "valid/latent_gap_per_token": gap}
 
     def views(self, stage: Stage) -> Views:
-        _, steps = self._validation_steps()
+        steps = self.validated
         mu, logvar = steps.real(steps.mu), steps.real(steps.logvar)
         strength = signal_noise(mu, logvar)
         return Views({"posterior/mu": mu, "posterior/sigma": (logvar / 2).exp()},
