@@ -14,7 +14,7 @@ import torch
 from outlines.corpus import grammar
 from outlines.errors import OutlinesError
 from outlines.metrics.text import words
-from train import evaluators
+from train import evaluation, evaluators
 from train.config import resolve
 from train.data import Dataset, open_dataset
 from train.distributed import Ranks
@@ -128,6 +128,16 @@ def test_the_copied_rate_is_as_counted_by_hand(session: Session, yardstick: Yard
     assert by_hand == 140 / NUM
     row = Yardstick(yardstick.config, yardstick.data, session).measure(Sentences(text))
     assert row["num_compared"] == NUM and row["copied"] == pytest.approx(by_hand)
+
+
+def test_a_corpus_too_large_to_be_held_is_read_in_the_same_words(yardstick: Yardstick,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    held = yardstick.training()
+    assert held is yardstick.training()
+    monkeypatch.setattr(evaluation, "MOST_HELD", yardstick.data.num_rows("train") - 1)
+    streamed = yardstick.training()
+    assert iter(streamed) is streamed, "nothing is held"
+    assert list(held) == [tuple(sentence) for sentence in streamed]
 
 
 def test_repeats_are_seen_by_copied_rate_reverse_nll_and_recall(real: Row, repeats: Row) -> None:

@@ -5,7 +5,7 @@ another architecture, and the outlines of the generated text. Weights and option
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from outlines.encoders import SentenceEncoder
 from outlines.metrics.bleu import References, bleu_scores, reconstruction_bleu, self_bleu_scores
 from outlines.metrics.ngram import NgramModel
 from outlines.metrics.outline import frechet_distance, knn_precision_recall, two_sample_accuracy
-from outlines.metrics.text import copied_rate, distinct_n, length_distance, nearest_overlap, unique_rate, words
+from outlines.metrics.text import Words, copied_rate, distinct_n, length_distance, nearest_overlap, unique_rate, words
 from outlines.neighbours import nearest_rows
 from outlines.rejection import rejecting
 from outlines.sampling import SamplingConfig, sample
@@ -37,6 +37,8 @@ NEIGHBOURS = 5
 LEAST_TWO_SAMPLE = 20
 MOST_LEARNT = 20_000
 """Rows of each kind that the two-sample classifier learns from: with 2,500 it hardly sees a mixture of 2,000 centres."""
+MOST_HELD = 1_000_000
+"""Training sentences, at most, that are held in words from row to row: some 120 bytes each."""
 REAL_TEXT, REAL_OUTLINES, LM = "real text", "real outlines", "lm"
 
 Row = dict[str, Any]
@@ -99,6 +101,19 @@ class Yardstick:
     def ngram(self) -> NgramModel:
         tokens = self.data.corpus.tokens["train"]
         return NgramModel(tokens.rows(range(len(tokens))), self.data.tokenizer.vocab_size)
+
+    @cached_property
+    def _held_training(self) -> list[Words]:
+        """The training sentences in words, each distinct word in memory once."""
+        known: dict[str, str] = {}
+        return [tuple([known.setdefault(word, word) for word in split]) for split in self._split_training()]
+
+    def _split_training(self) -> Iterator[list[str]]:
+        return (words(sentence, lowercase=True) for sentence in self.data.corpus.sentences["train"])
+
+    def training(self) -> Iterable[Words]:
+        """The training sentences in words, lower case; those of a larger corpus are split anew each time."""
+        return self._held_training if self.data.num_rows("train") <= MOST_HELD else self._split_training()
 
     @cached_property
     def counted_references(self) -> References:
@@ -180,12 +195,8 @@ class Yardstick:
     def _text_figures(self, text: Sequence[str]) -> Row:
         """Diversity and originality; on the embedded corpus also how much of it is in the language."""
         split = [words(sentence, lowercase=True) for sentence in text]
-
-        def training() -> Iterator[list[str]]:
-            return (words(sentence, lowercase=True) for sentence in self.data.corpus.sentences["train"])
-
         row: Row = {"distinct_2": distinct_n(split, 2), "unique": unique_rate(split),
-                    "copied": copied_rate(split, training())}
+                    "copied": copied_rate(split, self.training())}
         orders = range(2, 6)
         if len(split) > 1:
             self_bleu = self_bleu_scores(split)
@@ -193,7 +204,7 @@ class Yardstick:
         if self.full is not None:
             bleu = bleu_scores(split, self.counted_references)
             row |= {f"bleu_{n}": bleu[n] for n in orders}
-            row["nearest_overlap"], row["near_copies"] = nearest_overlap(split, training())
+            row["nearest_overlap"], row["near_copies"] = nearest_overlap(split, self.training())
             references = [words(sentence, lowercase=True) for sentence in self.references]
             row["length_distance"] = length_distance(split, references)
         if self.data.embedded:

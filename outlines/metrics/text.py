@@ -99,9 +99,8 @@ def nearest_overlap(samples: Sequence[Words], training: Iterable[Words], n: int 
     sample_ngrams = [set(ngrams(sample, n)) or {tuple(sample)} for sample in samples]
     holders: dict[Ngram, list[int]] = {ngram: [] for own in sample_ngrams for ngram in own}
     for index, sentence in enumerate(training):
-        for ngram in set(ngrams(sentence, n)) or {tuple(sentence)}:
-            if ngram in holders:
-                holders[ngram].append(index)
+        for ngram in holders.keys() & (ngrams(sentence, n) if len(sentence) >= n else [tuple(sentence)]):
+            holders[ngram].append(index)
     shares = []
     for own in sample_ngrams:
         held: Counter[int] = Counter()
