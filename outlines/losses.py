@@ -37,22 +37,28 @@ class _TotalNll(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-        rows_at_once = max(1, (2**20 if hidden.device.type == "cpu" else 2**27) // len(bias))
-        output = weight.to(hidden.dtype)
+        # Not one row alone: a matrix times a vector is summed number by number, and of a large vocabulary rounds visibly.
+        rows_at_once = max(8, (2**19 if hidden.device.type == "cpu" else 2**27) // len(bias))
+        output, offset = weight.to(hidden.dtype), bias.to(hidden.dtype)
         total = torch.zeros((), device=hidden.device)
         of_hidden, of_weight, of_bias = torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
         for start in range(0, len(hidden), rows_at_once):
             piece = slice(start, start + rows_at_once)
-            target, real = targets[piece, None], mask[piece, None].to(hidden.dtype)
-            logits = functional.linear(hidden[piece], output, bias.to(hidden.dtype)).float()
-            log_normaliser = logits.logsumexp(dim=1, keepdim=True)
-            total += ((log_normaliser - logits.gather(1, target)) * real).sum()
-            slope = logits.sub_(log_normaliser).exp_()  # of the nll by each logit: softmax, less 1 at the target
-            slope.scatter_add_(1, target, slope.new_full((), -1.0).expand_as(target))
+            target, real = targets[piece, None], mask[piece, None].float()
+            logits = functional.linear(hidden[piece], output, offset).float()
+            of_target = logits.gather(1, target)
+            largest = logits.amax(dim=1, keepdim=True)
+            slope = logits.sub_(largest).exp_()  # becomes that of the nll by each logit: softmax, less 1 at the target
+            normaliser = slope.sum(dim=1, keepdim=True)
+            total += ((normaliser.log() + largest - of_target) * real).sum()
+            slope.mul_(real / normaliser).scatter_add_(1, target, -real)
+            of_bias += slope.sum(dim=0)
             slope = slope.to(hidden.dtype)
-            of_hidden[piece] = (slope @ output) * real
-            of_weight += slope.t() @ (hidden[piece] * real)
-            of_bias += (real.t() @ slope)[0]
+            of_hidden[piece] = slope @ output
+            if of_weight.dtype == hidden.dtype:
+                of_weight.addmm_(slope.t(), hidden[piece])
+            else:
+                of_weight += slope.t() @ hidden[piece]
         ctx.save_for_backward(of_hidden, of_weight, of_bias)
         return total
 

@@ -68,7 +68,7 @@ def test_penalty_reaches_the_critics_weights() -> None:
     assert torch.allclose(critic.weight.grad, critic.weight.detach())  # d/dw of |w|²/2
 
 
-@pytest.mark.parametrize("vocab_size", [9, 300_000])  # in one piece, and in four
+@pytest.mark.parametrize("vocab_size", [9, 300_000])  # in one piece, and in two
 def test_total_nll_and_its_gradients_are_those_of_whole_logits(vocab_size: int) -> None:
     torch.manual_seed(0)
     inputs = [torch.randn(2, 6, 3), torch.randn(vocab_size, 3), torch.randn(vocab_size)]
