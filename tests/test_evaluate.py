@@ -69,12 +69,11 @@ def num_measured(run: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def lm_run(tiny_run: Path, tiny_corpus: Path, run_module: Command) -> Path:
+def lm_run(tiny_run: Path, tiny_corpus: Path) -> Path:
     """A finished language model on the corpus of `tiny_run`, with the same cache."""
     run = tiny_run.parent / "evaluated-lm"
-    done = run_module("train", "lm", "--preset", "tiny", "--corpus", tiny_corpus, "--runs", tiny_run.parent, "--out", run,
-                      "--quiet")
-    assert done.returncode == 0, done.stderr
+    assert main(["lm", "--preset", "tiny", "--corpus", str(tiny_corpus), "--runs", str(tiny_run.parent), "--out", str(run),
+                 "--quiet"]) == 0
     return run
 
 
@@ -176,7 +175,7 @@ def test_a_second_evaluation_measures_nothing_anew(evaluated: Evaluated, monkeyp
     assert ("1", "5") not in announced and announced[-3:] == [("5", "5"), ("1", "2"), ("2", "2")]
 
 
-def test_stopped_and_gone_on_is_the_same_as_in_one_go(evaluated: Evaluated, run_module: Command, tmp_path: Path) -> None:
+def test_stopped_and_gone_on_is_the_same_as_in_one_go(evaluated: Evaluated, tmp_path: Path) -> None:
     """Some of the rows once more from nothing: another directory, another cache."""
     run = tmp_path / "run"
     shutil.copytree(evaluated.runs[1], run, ignore=shutil.ignore_patterns("evaluation.json", "checkpoints"))
@@ -184,8 +183,7 @@ def test_stopped_and_gone_on_is_the_same_as_in_one_go(evaluated: Evaluated, run_
     (run / "run.json").write_text(json.dumps(description | {"cache": str(tmp_path / "cache")}))
     options = [option.replace("0,1", "1").replace("real outlines,generator,lm", "generator")
                for option in evaluated.command[3:]]
-    done = run_module("train", "evaluate", run, *options)
-    assert done.returncode == 0, done.stderr
+    assert main(["evaluate", str(run), *options]) == 0
     again = json.loads((run / "evaluation" / "report.json").read_text())["rows"]
     before = [row for row in evaluated.report["rows"]
               if row["source"] in ("real text", "outlines") and row["temperature"] != 0]
