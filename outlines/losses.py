@@ -38,7 +38,7 @@ class _TotalNll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
         # Not one row alone: a matrix times a vector is summed number by number, and of a large vocabulary rounds visibly.
-        rows_at_once = max(8, (2**19 if hidden.device.type == "cpu" else 2**27) // len(bias))
+        rows_at_once = max(8, (2**20 if hidden.device.type == "cpu" else 2**27) // len(bias))
         output, offset = weight.to(hidden.dtype), bias.to(hidden.dtype)
         total = torch.zeros((), device=hidden.device)
         of_hidden, of_weight, of_bias = torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)

@@ -43,16 +43,16 @@ class ZForcingOptions(DecoderOptions):
     kl_start: float = option(0.2, "weight of the KL term (beta) at the first update", low=0)
     kl_weight: float = option(1.0, "weight of the KL term once it has moved; 1 trains the ELBO", low=0)
     kl_step: float = option(5e-5, "by how much an update moves the KL weight", low=0)
-    aux_start: float = option(0.02, "weight of the auxiliary cost (alpha) at the first update; it is a sum over the width "
+    aux_start: float = option(0.005, "weight of the auxiliary cost (alpha) at the first update; it is a sum over the width "
                                      "of the backward state", low=0)
-    aux_weight: float = option(0.02, "weight of the auxiliary cost once it has moved", low=0)
+    aux_weight: float = option(0.005, "weight of the auxiliary cost once it has moved", low=0)
     aux_step: float = option(0.0, "by how much an update moves the auxiliary weight", low=0)
     aux_form: str = option("gaussian", "the auxiliary cost: -log of a Gaussian density of the backward state, or its "
                                        "squared distance from the mean", ("gaussian", "squared"))
     aux_sees: str = option("z", "what it is told from: z alone (z-forced), or z and the forward state before it",
                            ("z", "z_and_state"))
-    # Small, for what b_t must know of x_t the decoder has read: with much of it z is forced to say that again.
-    backward_weight: float = option(0.01, "weight of the backward LSTM's own nll (gamma); 0 leaves it out", low=0)
+    # 1, for z can say no more of what is to come than the backward state knows: with 0.01 forcing drove the latents out.
+    backward_weight: float = option(1.0, "weight of the backward LSTM's own nll (gamma); 0 leaves it out", low=0)
 
     @property
     def forces(self) -> bool:
