@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 HISTORIES = {"valid/kl": "KL to the prior, nats per sentence", "valid/mutual_information": "mutual information, nats",
              "valid/active_units": "active units", "valid/latent_gap_per_token": "latent gap, nats per token"}
@@ -44,26 +46,34 @@ def collapse_picture(histories: Mapping[str, Sequence[dict[str, Any]]],
                      dims: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
     """Collapse, or not, over training, and below it the dimensions at the end.
 
-    histories: the lines of metrics.jsonl of each run. dims: signal and noise of each run whose vector is drawn.
+    histories: the lines of metrics.jsonl of each run, FAMILY or FAMILY/SEED. dims: signal and noise of each run whose
+    vector is drawn. The seeds of a family have one colour, and the dimensions are its first seed's.
     """
-    rows = 2 + (len(dims) + 1) // 2
+    families = list(dict.fromkeys(label.partition("/")[0] for label in histories))
+    shades = colormaps["tab10" if len(families) <= 10 else "tab20"]
+    drawn = {family: label for label in reversed(list(dims)) for family in [label.partition("/")[0]]}
+    first = [drawn[family] for family in families if family in drawn]
+    rows = 2 + (len(first) + 1) // 2
     figure = Figure(figsize=(11, 3.2 * rows), layout="constrained")
     panels = figure.subplots(rows, 2).flatten()
+    curves: dict[str, Line2D] = {}
     for axes, (key, title) in zip(panels, HISTORIES.items(), strict=False):
-        for index, (label, lines) in enumerate(histories.items()):
+        for label, lines in histories.items():
+            family = label.partition("/")[0]
             points = [(line["examples"], line[key]) for line in lines if key in line]
             if points:
-                axes.plot(*zip(*points, strict=True), color=f"C{index}", marker="o", markersize=3, label=label)
+                curves[family], = axes.plot(*zip(*points, strict=True), color=shades(families.index(family)), marker="o",
+                                            markersize=3)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("sentences seen in training")
         axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize=8)
-    for axes, (label, (signal, noise)) in zip(panels[4:], dims.items(), strict=False):
+    if curves:
+        figure.legend(curves.values(), curves.keys(), loc="outside upper center", ncols=6, fontsize=9)
+    for axes, label in zip(panels[4:], first, strict=False):
         if axes is not panels[4]:
             axes.sharey(panels[4])
-        draw_signal_noise(axes, signal, noise)
+        draw_signal_noise(axes, *dims[label])
         axes.set_title(f"{label}, when trained", fontsize=10)
-    for axes in panels[4 + len(dims):]:
+    for axes in panels[4 + len(first):]:
         axes.set_axis_off()
     return figure
