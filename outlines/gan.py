@@ -168,8 +168,10 @@ class Generator(nn.Module):
         normal = noise_scale * torch.randn(num, self.config.outline_dim, generator=rng, device=rng.device)
         centre = torch.zeros(num, dtype=torch.long, device=rng.device)
         if self.config.num_centres:
-            uniform = torch.rand(num, generator=rng, dtype=torch.float64, device=rng.device).to(self.shares.device)
-            edges = self.shares.double().cumsum(0)  # where they lie: brought to the CPU, they would make it wait for the GPU
+            # Where the shares lie, for to bring them to the CPU is to wait for the GPU; but mps has no float64.
+            where = torch.device("cpu") if self.shares.device.type == "mps" else self.shares.device
+            uniform = torch.rand(num, generator=rng, dtype=torch.float64, device=rng.device).to(where)
+            edges = self.shares.to(where).double().cumsum(0)
             centre = torch.searchsorted(edges, uniform * edges[-1], right=True)
         device = next(self.parameters()).device
         return Noise(normal.to(device), centre.to(device))
