@@ -221,9 +221,9 @@ class Pipeline:
                   rejection: float = 1.0, workers: int = 1) -> Iterator[Sentence]:
         """`num` new sentences as they come (None: for ever); sentence i depends on (seed, i) alone.
 
-        prefix: how every one begins. scored: with their scores. batch_size: sentences decoded together, None for
-        what suits the device. rejection: vectors
-        drawn, on average, for each that the critic keeps (see outlines/rejection.py); 1 keeps all.
+        prefix: how every one begins. scored: with their scores. batch_size: sentences decoded together, None for what
+        suits the device. rejection: vectors drawn, on average, for each that the critic keeps (see
+        outlines/rejection.py); 1 keeps all.
         workers: threads that each decode a batch; with more than one, let torch itself use one.
         """
         tokens, name = self.prefix_tokens(prefix), self.model.check_source(source)
