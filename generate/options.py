@@ -88,6 +88,10 @@ def _drawing(parser: Parser) -> None:
     parser.add_argument("--top-p", type=float, help="choose among the likeliest tokens that hold this probability "
                                                     "(default: 1, among all)")
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    parser.add_argument("--guidance", type=float, metavar="W",
+                        help="weight of the outline where a token is chosen: 0 leaves it out, as a language model does; "
+                             "below 1 sentences are likelier, above 1 closer to their outlines; of a run trained with "
+                             "--outline-dropout (default: 1)")
     parser.add_argument("--seed", type=int, default=1, help="decides the noise (default: 1)")
     parser.add_argument("--with-score", action="store_true",
                         help="before each sentence -log p(sentence | its outline), nats, by the decoder at temperature 1, "

@@ -2,7 +2,7 @@
 
     GET  /             the page
     GET  /about        what the run can do
-    POST /sample       {"num", "seed", "temperature", "top_k", "top_p", "source", "noise_scale", "prefix"}
+    POST /sample       {"num", "seed", "temperature", "top_k", "top_p", "source", "noise_scale", "guidance", "prefix"}
                        → {"sentences": [{"text", "nll", "critic_score" where the family has a critic}]}
     POST /reconstruct  {"sentences"} → {"sentences": [{"text", "rebuilt", "bleu", "nll", "num_targets"}]}
     POST /interpolate  {"a", "b", "walk", "num"}
@@ -198,12 +198,14 @@ class Endpoints:
         return {"run": self.pipeline.run.name, "family": model.family, "sources": list(model.sources),
                 "walks": list(self.pipeline.walks) if model.decoder.config.vector_dim and not model.latent_per_step else [],
                 "neighbours": model.frozen_encoder() is not None, "noise": model.decoder.config.vector_dim > 0,
+                "guided": model.decoder.config.vector_dropout > 0,
                 "max_sentences": MAX_SENTENCES}
 
     def sample(self, fields: Fields) -> dict[str, Any]:
         num, seed = fields.whole("num", 10, 1, MAX_SENTENCES), fields.whole("seed", 1, 0, 2**53)
         config = SamplingConfig(fields.number("temperature", TEMPERATURE, 0, 10), fields.whole("top_k", 0, 0, 2**20),
-                                fields.number("top_p", 1.0, 0, 1), noise_scale=fields.number("noise_scale", 1.0, 0, 10))
+                                fields.number("top_p", 1.0, 0, 1), noise_scale=fields.number("noise_scale", 1.0, 0, 10),
+                                guidance=fields.number("guidance", 1.0, 0, 10))
         source, prefix = fields.text("source", ""), fields.text("prefix", "")
         fields.end()
         model = self.pipeline.model

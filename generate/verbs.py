@@ -38,9 +38,9 @@ def sampling_of(options: argparse.Namespace) -> SamplingConfig:
     top_k, top_p = getattr(options, "top_k", None), getattr(options, "top_p", None)
     if options.beam is not None and options.beam < 1:
         raise OutlinesError(f"--beam must be at least 1, not {options.beam}")
-    noise_scale = getattr(options, "noise_scale", None)
+    factors = {name: getattr(options, name, None) for name in ("noise_scale", "guidance")}
     return SamplingConfig(temperature, top_k or 0, 1.0 if top_p is None else top_p, options.max_len, options.beam or 0,
-                          1.0 if noise_scale is None else noise_scale)
+                          **{name: value for name, value in factors.items() if value is not None})
 
 
 def sample(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:

@@ -41,6 +41,10 @@ class SamplingConfig:
     """width of a beam search for the likeliest sentence, in place of sampling; 0 samples"""
     noise_scale: float = 1.0
     """factor on the normal noise that vectors are made from; below 1, they lie nearer to the commonest ones"""
+    guidance: float = 1.0
+    """w in logits(no vector) + w · (logits(vector) - logits(no vector)): 1 is the decoder as it is, 0 ignores the vector
+
+    Source: Ho and Salimans, Classifier-Free Diffusion Guidance (2022), whose w is this less 1."""
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0 or self.temperature == float("inf"):
@@ -55,6 +59,8 @@ class SamplingConfig:
             raise OutlinesError(f"beam must be 0 (no beam search) or a width above, not {self.beam}")
         if not 0 <= self.noise_scale < float("inf"):
             raise OutlinesError(f"noise-scale must be 0 or above and finite, not {self.noise_scale}")
+        if not 0 <= self.guidance < float("inf"):
+            raise OutlinesError(f"guidance must be 0 (the vector is ignored) or above and finite, not {self.guidance}")
 
 
 def choose(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
@@ -124,7 +130,7 @@ def sample(decoder: "Decoder | Layout", vector: Tensor | None, uniforms: Tensor,
     # On the way to the logits the temperature divides fewer numbers than behind it.
     temperature = config.temperature or 1.0
     tempered = replace(config, temperature=config.temperature / temperature)
-    reader = _Reader(decoder, None if vector is None else vector[rows], len(rows), prefix, config.max_len, temperature)
+    reader = _Reader(decoder, None if vector is None else vector[rows], len(rows), prefix, config, temperature)
     written = torch.full((num, config.max_len + 1), EOS, device=uniforms.device)
     written[:, :len(prefix)] = written.new_tensor(prefix)
     size = SLICE if uniforms.device.type == "cpu" else GPU_SLICE
@@ -172,29 +178,55 @@ class Layout:
         self.output_bias[[UNK, BOS, PAD]] = -torch.inf
 
 
+class _Reading:
+    """Where each of B rows stands, read under a vector of its own."""
+
+    def __init__(self, decoder: Decoder, vector: Tensor | None, read: Tensor):
+        """vector: [B, D], or None for a language model. read: [B, T], the tokens so far; the last is to be read next."""
+        self._state = decoder.start(vector, len(read))
+        if read.shape[1] > 1:
+            self._state = decoder.hidden(read[:, :-1], self._state, vector)[1]
+        self._condition = decoder.condition(vector)
+
+    def next(self, layout: Layout, tokens: Tensor) -> Tensor:
+        """What the output layer sees after each row's token [B], [B, embed_dim]."""
+        words = layout.words.index_select(0, tokens)
+        hidden, self._state = layout.decoder.advance(words, self._state, self._condition)
+        return hidden
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows [N]."""
+        self._state = self._state[:, rows]
+        self._condition = None if self._condition is None else self._condition[rows]
+
+
 class _Reader:
     """A decoder that reads one token of each of B rows at a time: where a row stands, and what is the same at every step."""
 
-    def __init__(self, decoder: Decoder | Layout, vector: Tensor | None, num: int, prefix: Sequence[int], max_len: int,
-                 temperature: float = 1.0):
-        if len(prefix) >= max_len:
-            raise OutlinesError(f"the beginning has {len(prefix)} tokens, which leaves none of max-len {max_len} to add")
+    def __init__(self, decoder: Decoder | Layout, vector: Tensor | None, num: int, prefix: Sequence[int],
+                 config: SamplingConfig, temperature: float = 1.0):
+        if len(prefix) >= config.max_len:
+            raise OutlinesError(f"the beginning has {len(prefix)} tokens, which leaves none of max-len {config.max_len} "
+                                "to add")
         self._layout = layout = decoder if isinstance(decoder, Layout) else Layout(decoder)
         decoder = layout.decoder
         read = decoder.output_bias.new_tensor([BOS, *prefix], dtype=torch.long).expand(num, -1)
         self.tokens = read[:, -1]
         """[B], to be read next"""
-        self._state = decoder.start(vector, num)
-        if prefix:
-            self._state = decoder.hidden(read[:, :-1], self._state, vector)[1]
-        self._condition = decoder.condition(vector)
+        self._readings = [_Reading(decoder, vector, read)]
+        self._guidance = config.guidance
+        if config.guidance != 1:
+            if vector is None or not decoder.config.vector_dropout:
+                raise OutlinesError("guidance: this decoder has not learnt to write without its vector: "
+                                    "train outlines with --outline-dropout above 0")
+            self._readings.append(_Reading(decoder, torch.zeros_like(vector), read))
         self._temperature, self._output_bias = temperature, layout.output_bias / temperature
 
     def read(self) -> Tensor:
         """What the output layer sees after each row's token, [B, embed_dim]."""
-        words = self._layout.words.index_select(0, self.tokens)
-        hidden, self._state = self._layout.decoder.advance(words, self._state, self._condition)
-        return hidden
+        given, *blind = (reading.next(self._layout, self.tokens) for reading in self._readings)
+        # Logits are linear in it, so they are mixed here, before the widest product.
+        return torch.lerp(blind[0], given, self._guidance) if blind else given
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] over the temperature, in float32, of any N rows; of tokens that no sentence holds, -inf."""
@@ -202,8 +234,8 @@ class _Reader:
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows [N], any of them more than once."""
-        self._state = self._state[:, rows]
-        self._condition = None if self._condition is None else self._condition[rows]
+        for reading in self._readings:
+            reading.keep(rows)
 
 
 @torch.no_grad()
@@ -218,7 +250,7 @@ def beam_search(decoder: Decoder | Layout, vector: Tensor | None, num: int, conf
 
     Source: Sutskever, Vinyals and Le, Sequence to Sequence Learning with Neural Networks (2014), section 3.2.
     """
-    reader = _Reader(decoder, vector, num, prefix, config.max_len)
+    reader = _Reader(decoder, vector, num, prefix, config)
     width, device = config.beam, reader.tokens.device
     reader.keep(torch.arange(num, device=device).repeat_interleave(width))
     reader.tokens = reader.tokens.repeat_interleave(width)

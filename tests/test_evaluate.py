@@ -216,6 +216,20 @@ def test_scaled_noise_is_a_line_of_its_own_and_none_of_what_has_no_noise(evaluat
     assert whole != half
 
 
+def test_guidance_is_a_line_of_its_own_of_runs_that_can_be_guided(
+        evaluated: Evaluated, lm_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    guided = ["--guidance", "0.5", "--rejection", "2", "--sources", "generator,lm", "--out", str(tmp_path / "guided")]
+    assert main(["evaluate", *evaluated.runs, *COMMAND, "--temperatures", "1", "--encoder", "none", *guided, "--quiet"]) == 0
+    rows = json.loads((tmp_path / "guided" / "report.json").read_text())["rows"]
+    assert [row["source"] for row in rows] == ["real text", "outlines", "outlines, rejection 2", "outlines, guidance 0.5",
+                                               "outlines, rejection 2, guidance 0.5", "lm"]
+    figures = [row["figures"] for row in rows]
+    assert figures[1]["outline_recall"] == figures[3]["outline_recall"]
+    assert figures[1]["forward_nll_per_token"] != figures[3]["forward_nll_per_token"]
+    assert "none of these runs was trained with --outline-dropout" in refused(
+        ["evaluate", str(lm_run), "--guidance", "0.5", *COMMAND, "--encoder", "none"], capsys)
+
+
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(arguments) == 2
     errors = capsys.readouterr().err

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -221,3 +222,33 @@ def test_a_forced_beginning_is_kept_and_conditions_what_follows() -> None:
     assert all(row[:2] == [11, 7] for row in sample(decoder, vectors, uniforms, SamplingConfig(max_len=9), [11, 7]))
     with pytest.raises(OutlinesError, match="leaves none"):
         sample(decoder, vectors, uniforms, SamplingConfig(max_len=2), [11, 7])
+
+
+def test_guidance_weighs_the_logits_with_and_without_a_vector() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderConfig(vocab_size=30, vector_dim=5, embed_dim=6, hidden_dim=7, vector_dropout=0.1)).eval()
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter)
+    vectors, weight = 2 * torch.randn(16, 5), 1.7
+    greedy = SamplingConfig(temperature=0, max_len=6, guidance=weight)
+    for row, (tokens, vector) in enumerate(zip(sample(decoder, vectors, torch.zeros(16, 6), greedy), vectors, strict=True)):
+        inputs = torch.tensor([[BOS, *tokens]])[:, :6]
+        given, blind = decoder(inputs, vector[None])[0], decoder(inputs, torch.zeros(1, 5))[0]
+        logits = blind + weight * (given - blind)
+        logits[:, [UNK, BOS, PAD]] = -torch.inf
+        assert [*tokens, EOS][:6] == logits.argmax(dim=1).tolist(), row
+    unguided = SamplingConfig(temperature=0, max_len=6)
+    assert sample(decoder, vectors, torch.zeros(16, 6), unguided) != sample(decoder, vectors, torch.zeros(16, 6), greedy)
+    uniforms = torch.rand(16, 6)
+    ignored = sample(decoder, vectors, uniforms, SamplingConfig(max_len=6, guidance=0))
+    assert ignored == sample(decoder, torch.zeros(16, 5), uniforms, SamplingConfig(max_len=6))
+
+
+def test_only_a_decoder_that_has_learnt_without_its_vector_can_be_guided() -> None:
+    config = DecoderConfig(vocab_size=30, vector_dim=5, embed_dim=6, hidden_dim=7)
+    for decoder, vector in ((Decoder(config), torch.zeros(1, 5)),
+                            (Decoder(dataclasses.replace(config, vector_dim=0, vector_dropout=0.1)), None)):
+        with pytest.raises(OutlinesError, match="--outline-dropout"):
+            sample(decoder, vector, torch.zeros(1, 3), SamplingConfig(max_len=3, guidance=0.5))
+    with pytest.raises(OutlinesError, match="guidance must be 0"):
+        SamplingConfig(guidance=-1)

@@ -74,15 +74,15 @@ def test_the_page_is_one_file_that_loads_nothing_from_elsewhere(server: Server) 
 def test_about_says_what_the_run_can_do(server: Server, tiny_run: Path) -> None:
     assert ask(server, "/about") == (200, {
         "run": tiny_run.name, "family": "outlines", "sources": ["generator", "mixture", "gaussian"],
-        "walks": ["linear", "spherical", "noise", "gradient"], "neighbours": True, "noise": True,
+        "walks": ["linear", "spherical", "noise", "gradient"], "neighbours": True, "noise": True, "guided": True,
         "max_sentences": 100})
 
 
 def test_endpoints_do_what_the_verbs_do(server: Server, pipeline: Pipeline) -> None:
     status, data = ask(server, "/sample", {"num": 4, "seed": 3, "temperature": 1.1, "source": "mixture", "prefix": "Two",
-                                           "noise_scale": 0.5})
-    expected = pipeline.sentences(4, 3, SamplingConfig(temperature=1.1, noise_scale=0.5), "mixture", prefix="Two",
-                                  scored=True)
+                                           "noise_scale": 0.5, "guidance": 1.5})
+    sampling = SamplingConfig(temperature=1.1, noise_scale=0.5, guidance=1.5)
+    expected = pipeline.sentences(4, 3, sampling, "mixture", prefix="Two", scored=True)
     assert status == 200 and data["sentences"] == [
         {"text": line.text, "nll": pytest.approx(line.nll, rel=1e-4),
          "critic_score": pytest.approx(line.critic_score, rel=1e-4)} for line in expected]
@@ -136,7 +136,7 @@ def test_a_family_without_a_critic_gives_no_score(server: Server, pipeline: Pipe
 
 def test_the_page_has_a_slider_for_each_scale_and_shows_the_score(server: Server) -> None:
     page = ask(server, "/")[1]
-    assert re.findall(r'name="(\w+)" type="range"', page) == ["temperature", "noise_scale"]
+    assert re.findall(r'name="(\w+)" type="range"', page) == ["temperature", "noise_scale", "guidance"]
     assert 'Number(form.get("noise_scale"))' in page and "critic_score" in page
 
 

@@ -62,6 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "from, with commas between; sources without noise are measured once (default: 1)")
     parser.add_argument("--rejection", default="", metavar="LIST", help="more rows of every run with a critic: with so many "
                         "vectors drawn, on average, for each that it keeps (default: none)")
+    parser.add_argument("--guidance", default="", metavar="LIST", help="more rows of every run trained with "
+                        "--outline-dropout: its outlines weigh so much, 1 as in the other rows, 0 nothing (default: none)")
     parser.add_argument("--reverse-steps", type=int, default=800, metavar="INT",
                         help="optimiser steps of a language model that learns samples (default: 800)")
     parser.add_argument("--encoder", default="minilm", metavar="NAME", help="frozen encoder that turns the generated text "
@@ -86,6 +88,7 @@ def evaluate(options: argparse.Namespace, session_of: Callable[[Path], Session])
     temperatures = numbers("--temperatures", options.temperatures, 0, 100)
     noise_scales = numbers("--noise-scales", options.noise_scales, 0, 100)
     rejections = numbers("--rejection", options.rejection, 1, MAX_MEAN_DRAWS) if options.rejection else []
+    guidances = numbers("--guidance", options.guidance, 0, 100) if options.guidance else []
     if options.num_samples < 20 or options.reverse_steps < 1:
         raise OutlinesError("--num-samples must be at least 20 and --reverse-steps at least 1")
     out = _out_directory(options)
@@ -101,6 +104,8 @@ def evaluate(options: argparse.Namespace, session_of: Callable[[Path], Session])
         if run.data.corpus.fingerprint != leader.data.corpus.fingerprint:
             raise OutlinesError(f"{run.directory}: of another corpus or tokenizer than {leader.directory}: "
                                 "only runs on one corpus can be compared")
+    if guidances and not any(run.model.decoder.config.vector_dropout for run in runs):
+        raise OutlinesError("--guidance has no effect: none of these runs was trained with --outline-dropout")
     known = {source for run in runs for source in sources_of(run.model, run.data)}
     wanted = {source.strip() for source in options.sources.split(",") if source.strip()} or known
     if unknown := sorted(wanted - known):
@@ -114,7 +119,8 @@ def evaluate(options: argparse.Namespace, session_of: Callable[[Path], Session])
     for run in [leader, *(run for run in runs if run is not leader)]:
         with locked_run(run.directory, session):
             labelled += [(label_of(labels[run.directory], run.model.sources[0], row["source"]), row)
-                         for row in _rows(run, run is leader, yardstick, temperatures, noise_scales, wanted, rejections)]
+                         for row in _rows(run, run is leader, yardstick, temperatures, variants(
+                             run, wanted, noise_scales, rejections, guidances))]
             rebuilt.append((labels[run.directory], _rebuilt(run, yardstick)))
     order = {label: index for index, label in enumerate(dict.fromkeys(label for label, _ in labelled))}
     lines = sorted(report.over_seeds(labelled), key=lambda line: (order[line.label], line.temperature or 0))
@@ -224,21 +230,29 @@ def _kept(run: Run, basis: Sequence[Any], measured: Callable[[], Row]) -> Row:
     return kept[key]
 
 
+def variants(run: Run, sources: set[str], noise_scales: Sequence[float] = (1.0,), rejections: Sequence[float] = (),
+             guidances: Sequence[float] = ()) -> list[Variant]:
+    """What of a run is measured: its sources at every scale of the noise, its own source at every rejection, and all of
+    these at every guidance too."""
+    decoder = run.model.decoder.config
+    found = [Variant(source, noise_scale) for source in sources_of(run.model, run.data) if source in sources
+             for noise_scale in (noise_scales if decoder.vector_dim and source != REAL_OUTLINES else [1.0])]
+    if run.model.has_critic:
+        found += [Variant(run.model.sources[0], rejection=rejection) for rejection in rejections if rejection != 1]
+    if decoder.vector_dropout:
+        found += [variant._replace(guidance=guidance) for guidance in guidances if guidance != 1 for variant in tuple(found)]
+    return found
+
+
 def _rows(run: Run, with_real_text: bool, yardstick: Yardstick, temperatures: Sequence[float],
-          noise_scales: Sequence[float], sources: set[str], rejections: Sequence[float] = ()) -> Iterator[Row]:
+          measured: Sequence[Variant]) -> Iterator[Row]:
     """The rows of a run."""
     assert yardstick.full is not None
     encoder = yardstick.full.encoder
     basis = [_alike(yardstick.config), yardstick.full.num_samples, yardstick.full.reverse_steps,
              None if encoder is None else encoder.fingerprint]
     wanted: list[tuple[Variant, float | None]] = [(Variant(REAL_TEXT), None)] if with_real_text else []
-    has_noise = run.model.decoder.config.vector_dim > 0
-    wanted += [(Variant(source, noise_scale), temperature) for source in sources_of(run.model, run.data)
-               if source in sources for noise_scale in (noise_scales if has_noise and source != REAL_OUTLINES else [1.0])
-               for temperature in temperatures]
-    if run.model.has_critic:
-        wanted += [(Variant(run.model.sources[0], rejection=rejection), temperature) for rejection in rejections
-                   if rejection != 1 for temperature in temperatures]
+    wanted += [(variant, temperature) for variant in measured for temperature in temperatures]
     for number, (variant, temperature) in enumerate(wanted, start=1):
         shown = str(variant) if temperature is None else f"{variant} at T = {temperature:g}"
         announced = f"{run.directory}: {shown} ({number} of {len(wanted)})"

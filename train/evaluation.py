@@ -72,10 +72,12 @@ class Variant(NamedTuple):
     """as in SamplingConfig; real outlines have no noise"""
     rejection: float = 1.0
     """vectors drawn, on average, for each that the critic keeps (outlines/rejection.py)"""
+    guidance: float = 1.0
+    """as in SamplingConfig"""
 
     def __str__(self) -> str:
-        scaled = "" if self.noise_scale == 1 else f", noise x {self.noise_scale:g}"
-        return self.source + scaled + ("" if self.rejection == 1 else f", rejection {self.rejection:g}")
+        changed = (("noise x", self.noise_scale), ("rejection", self.rejection), ("guidance", self.guidance))
+        return ", ".join([self.source, *(f"{name} {value:g}" for name, value in changed if value != 1)])
 
 
 class Yardstick:
@@ -272,7 +274,7 @@ def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, 
     Of real outlines, those of the validation rows first, then of training rows; none of the test split, for what was
     decoded from an outline of a reference would teach a reverse model the reference.
     """
-    sampling = SamplingConfig(temperature=temperature, max_len=data.corpus.meta["max_len"])
+    sampling = SamplingConfig(temperature=temperature, max_len=data.corpus.meta["max_len"], guidance=variant.guidance)
     more: Tensor | None = None
     if variant.source == REAL_OUTLINES:
         more = training_outlines(data)[1] if further else None

@@ -35,8 +35,7 @@ from train.config import RunConfig
 from train.data import MAX_FITTED_ROWS, Batch, Dataset
 from train.evaluation import NEIGHBOURS, Row, decode
 from train.method import Method, Stage, Update, Views
-from train.methods.lm import decoder_config
-from train.methods.outlines import NOISE_SEED, GanOptions, OutlinesMethod
+from train.methods.outlines import NOISE_SEED, GanOptions, OutlinesMethod, outline_decoder_config
 from train.progress import Reporter
 
 MAX_KEPT_CONDITIONS = 2000
@@ -108,7 +107,7 @@ class ConditionalMethod(OutlinesMethod):
         labels = data.pairing.labels if data.pairing else ()
         generator = ConditionalGeneratorConfig(store.dim, store.dim + len(labels), options.gan_hidden_dim,
                                                options.gan_num_layers)
-        return ConditionalModel(decoder_config(options, data, store.dim, options.outline_noise), generator, labels,
+        return ConditionalModel(outline_decoder_config(options, data), generator, labels,
                                 min(MAX_KEPT_CONDITIONS, data.num_rows("train")), data.normalized, store.encoder,
                                 options.whiten)
 

@@ -43,12 +43,11 @@ def decoder_stage(options: DecoderOptions, criterion: str) -> Stage:
                  criterion, ("decoder",), ("decoder",))
 
 
-def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int,
-                   vector_noise: float = 0.0) -> DecoderConfig:
+def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int) -> DecoderConfig:
     """The decoder's shape for this corpus."""
     shape = {field.name: getattr(options, field.name) for field in dataclasses.fields(DecoderOptions)
              if field.name in DecoderConfig.__dataclass_fields__}
-    return DecoderConfig(data.tokenizer.vocab_size, vector_dim, vector_noise=vector_noise, **shape)
+    return DecoderConfig(data.tokenizer.vocab_size, vector_dim, **shape)
 
 
 def decoder_step(decoder: Decoder, vector: Tensor | None, batch: Batch, bfloat16: bool) -> tuple[Tensor, Tensor]:

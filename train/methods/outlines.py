@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from outlines.collapse import latent_gap, other_rows
+from outlines.decoder import DecoderConfig
 from outlines.errors import OutlinesError
 from outlines.families import load_model
 from outlines.gan import GeneratorConfig, fit_mixture, moment_map, update_ema
@@ -44,8 +45,8 @@ from train.run_directory import read_run
 NOISE_SEED = 7
 NUM_MATCHED = 20_000
 """Generated outlines that their moments are taken of, against as many training ones where there are."""
-DECIDES_DECODER = {field.name for field in dataclasses.fields(DecoderOptions)} - {"num_validation"} | {"outline_noise",
-                                                                                                    "whiten"}
+DECIDES_DECODER = {field.name for field in dataclasses.fields(DecoderOptions)} - {"num_validation"} | {
+    "outline_noise", "outline_dropout", "whiten"}
 """The options that decide a decoder, which a run must share with the one whose decoder it takes."""
 
 
@@ -56,6 +57,8 @@ class GanOptions(DecoderOptions):
     encoder: str = option("minilm", "the frozen sentence encoder: minilm, st:NAME_OR_DIRECTORY, or recurrent:DIRECTORY")
     outline_noise: float = option(0.0, "standard deviation of the noise on the decoder's outlines in training, in units "
                                        "of the outlines' own scale", low=0)
+    outline_dropout: float = option(0.1, "share of the decoder's outlines in training, 0 to 1, that are left out; above 0 "
+                                         "it learns p(x) as well, and can be guided (--guidance)", low=0, high=0.99)
     decoder_from: str = option("", "a finished run of the family on the same corpus and encoder, with the same options of "
                                    "the decoder: its decoder is taken, and none trained")
     objective: str = option("r3", "what generator and critic play", ("r3", "wgan-gp"))
@@ -80,9 +83,15 @@ class OutlinesOptions(GanOptions):
     """And where an unconditional generator starts."""
 
     start: str = option("mixture", "where the generator starts", ("mixture", "gaussian", "noise"))
-    num_centres: int = option(2000, "k-means centres of the mixture, at most a twentieth of the outlines", low=2)
+    num_centres: int = option(5000, "k-means centres of the mixture, at most a twentieth of the outlines", low=2)
     free_moments: bool = option(False, "leave the mean and covariance of the generated outlines as the adversary left them; "
                                        "else they are given those of training outlines when training ends")
+
+
+def outline_decoder_config(options: GanOptions, data: Dataset) -> DecoderConfig:
+    """The decoder's shape for this corpus and its outlines."""
+    return dataclasses.replace(decoder_config(options, data, data.stores["train"].dim), vector_noise=options.outline_noise,
+                               vector_dropout=options.outline_dropout)
 
 
 class OutlinesMethod(Method):
@@ -142,7 +151,7 @@ class OutlinesMethod(Method):
         mixture = GeneratorConfig(store.dim, num_centres, hidden_dim=1, num_layers=1)
         generator = GeneratorConfig(store.dim, {"mixture": num_centres, "gaussian": 1, "noise": 0}[options.start],
                                     options.gan_hidden_dim, options.gan_num_layers)
-        return OutlineModel(decoder_config(options, self.data, store.dim, options.outline_noise), generator, mixture,
+        return OutlineModel(outline_decoder_config(options, self.data), generator, mixture,
                             self.data.normalized, store.encoder, options.whiten)
 
     def _fixed_modules(self) -> dict[str, nn.Module]:
