@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from outlines.corpus.tokenizer import BOS, EOS, PAD, train_tokenizer
 from outlines.encoders import load_encoder
@@ -35,6 +36,22 @@ def test_outlines_have_unit_norm_and_padding_cannot_change_them() -> None:
     torch.testing.assert_close(together[:1], alone, rtol=0, atol=1e-12)
     torch.testing.assert_close(together.norm(dim=1), torch.ones(2, dtype=torch.float64))
     assert not torch.allclose(together[0], together[1])
+
+
+def test_both_directions_are_those_of_a_packed_bidirectional_gru() -> None:
+    torch.manual_seed(0)
+    encoder = RecurrentEncoder(RecurrentEncoderConfig(vocab_size=30, embed_dim=6, hidden_dim=7, outline_dim=28)).eval()
+    encoder.project = torch.nn.Identity()
+    together = torch.nn.GRU(6, 7, batch_first=True, bidirectional=True)
+    for suffix, single in (("", encoder.forward_gru), ("_reverse", encoder.backward_gru)):
+        for name, weight in single.named_parameters():
+            getattr(together, name + suffix).data.copy_(weight)
+    inputs, lengths = torch.randint(4, 30, (5, 9)), torch.tensor([9, 1, 4, 7, 2])
+    packed = pack_padded_sequence(encoder.embedding(inputs), lengths, batch_first=True, enforce_sorted=False)
+    states, _ = pad_packed_sequence(together(packed)[0], batch_first=True)
+    for row, (length, pooled) in enumerate(zip(lengths.tolist(), encoder.project_sentences(inputs, lengths), strict=True)):
+        real = states[row, :length]
+        assert torch.allclose(pooled, torch.cat([real.mean(dim=0), real.amax(dim=0)]), atol=1e-6)
 
 
 def test_every_token_counts_and_so_does_order() -> None:

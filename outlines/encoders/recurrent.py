@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from outlines.checkpoint import MANIFEST, atomic_write, build_module, read_state, sha256_file, write_state
 from outlines.corpus.batching import collate
@@ -50,7 +49,8 @@ class RecurrentEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.embed_dim, padding_idx=PAD)
-        self.gru = nn.GRU(config.embed_dim, config.hidden_dim, batch_first=True, bidirectional=True)
+        self.forward_gru = nn.GRU(config.embed_dim, config.hidden_dim, batch_first=True)
+        self.backward_gru = nn.GRU(config.embed_dim, config.hidden_dim, batch_first=True)
         self.dropout = nn.Dropout(config.dropout)
         self.project = nn.Linear(4 * config.hidden_dim, config.outline_dim)
 
@@ -65,10 +65,13 @@ class RecurrentEncoder(nn.Module):
         lengths: [B] real inputs of each row (BOS and its tokens), at least 1.
         """
         embedded = self.dropout(self.embedding(inputs))
-        packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True)  # [B, max(lengths), 2 H]
-        lengths = lengths.to(states.device)[:, None]
-        padding = (torch.arange(states.shape[1], device=states.device) >= lengths)[..., None]
+        lengths, position = lengths.to(inputs.device)[:, None], torch.arange(inputs.shape[1], device=inputs.device)
+        padding = (position >= lengths)[..., None]
+        # Rows turned round within their lengths, not packed ones, whose backward pass on a CPU grows with the square of T.
+        from_the_end = torch.where(padding, position[:, None], (lengths - 1 - position)[..., None])
+        forward = self.forward_gru(embedded)[0]
+        backward = self.backward_gru(embedded.take_along_dim(from_the_end, dim=1))[0].take_along_dim(from_the_end, dim=1)
+        states = torch.cat([forward, backward], dim=2)  # [B, T, 2 H]
         mean = states.masked_fill(padding, 0.0).sum(dim=1) / lengths
         largest = states.masked_fill(padding, float("-inf")).amax(dim=1)
         return self.project(self.dropout(torch.cat([mean, largest], dim=1)))

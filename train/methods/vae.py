@@ -136,6 +136,7 @@ class VAEMethod(Method):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         **LanguageModelMethod.presets,
         "tiny": {**LanguageModelMethod.presets["tiny"], "latent_dim": 8, "encoder_hidden_dim": 16},
+        "default": {**LanguageModelMethod.presets["default"], "encoder_hidden_dim": 192},
         "full": {**LanguageModelMethod.presets["full"], "encoder_hidden_dim": 1024},
         "vae": {},
         # Bowman et al. (2016), section 3.1; one rise over a quarter of training is what Fu et al. compare cycles with in
