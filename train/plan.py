@@ -15,7 +15,7 @@ from train.runs import Session, begin_run, command_line, default_cache
 
 OWN_OPTIONS = ("preset", "config", "remedy", "families", "runs", "out", "seeds")
 """What decides a run beside the fields of its configuration."""
-COMPARE_STEPS = "800"
+COMPARE_STEPS = 800
 """Decoder steps of each family of a comparison without a preset: four families in a quarter of an hour."""
 
 
