@@ -28,7 +28,8 @@ class DecoderConfig:
     vector_noise: float = 0.0
     """standard deviation of the Gaussian noise added to the vector in training, in the scaled vector's units"""
     vector_dropout: float = 0.0
-    """share of training's sentences whose vector is zero: of such a vector the decoder learns p(x), and can be guided"""
+    """share of training's sentences that came with a zero vector: above 0 the decoder has learnt p(x) of it, and can be
+    guided"""
     vector_into: str = "every_step"
     """where the vector enters: `every_step` (and the first state), or `first_state` alone"""
 
@@ -150,11 +151,8 @@ class Decoder(nn.Module):
 
     def read(self, tokens: Tensor, vector: Tensor | None) -> Tensor:
         """What the output layer reads at each of a batch's inputs, [B, T, embed_dim]."""
-        if vector is not None and self.training:
-            if self.config.vector_noise:
-                vector = vector + self.config.vector_noise * torch.randn_like(vector)
-            if self.config.vector_dropout:
-                vector = vector * torch.empty_like(vector[:, :1]).bernoulli_(1 - self.config.vector_dropout)
+        if vector is not None and self.training and self.config.vector_noise:
+            vector = vector + self.config.vector_noise * torch.randn_like(vector)
         return self.hidden(tokens, self.start(vector, len(tokens)), vector)[0]
 
 

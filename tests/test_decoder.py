@@ -90,14 +90,3 @@ def test_overfits_eight_sentences(vector_dim: int) -> None:
         optimizer.step()
     # With its vector a sentence is certain; without one, which of the eight it is costs log 8 = 2.08 nats.
     assert nll.item() < (0.2 if vector_dim else 2.6)
-
-
-def test_some_vectors_are_left_out_in_training_alone() -> None:
-    model = Decoder(dataclasses.replace(CONFIG, dropout=0.0, num_layers=1, vector_dropout=0.25))
-    tokens, vector = torch.full((400, 1), 5), torch.ones(400, 5)
-    kept, blind = model.eval().read(tokens[:1], vector[:1]), model.read(tokens[:1], torch.zeros(1, 5))
-    assert torch.allclose(model.read(tokens, vector), kept.expand(400, -1, -1), atol=1e-6)
-    read = model.train().read(tokens, vector)
-    is_blind = torch.isclose(read, blind, atol=1e-6).all(dim=2)[:, 0]
-    assert torch.allclose(read[~is_blind], kept.expand(int((~is_blind).sum()), -1, -1), atol=1e-6)
-    assert 60 < int(is_blind.sum()) < 140  # of 400, four deviations around a quarter

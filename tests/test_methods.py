@@ -162,3 +162,19 @@ def test_a_decoder_that_knows_nothing_is_as_unsure_as_can_be(data: Dataset, tiny
         nn.init.zeros_(parameter)
     unsure = decoded_nll(model, torch.zeros(50, model.generator.config.outline_dim))
     assert unsure == pytest.approx(math.log(model.decoder.config.vocab_size), rel=1e-5)
+
+
+def test_the_decoder_misses_the_same_outlines_on_every_rank(data: Dataset, tiny_corpus: Path) -> None:
+    method, rows = gan(data, tiny_corpus, outline_dropout=0.3), data.order(64, False, 1).batch(0)
+
+    def seen(ranks: Ranks) -> torch.Tensor:
+        torch.manual_seed(5)
+        return method._not_all(data.batch(rows, ranks))
+
+    whole = seen(Ranks())
+    gone = (whole == 0).all(dim=1)
+    assert 8 < int(gone.sum()) < 32 and torch.equal(whole[~gone], data.outlines("train", rows)[~gone])
+    for rank in (0, 1):
+        assert torch.equal(seen(Ranks(rank, 2)), whole[rank::2])
+    all_of_them = gan(data, tiny_corpus, outline_dropout=0.0)._not_all(data.batch(rows, Ranks()))
+    assert torch.equal(all_of_them, data.outlines("train", rows))

@@ -233,7 +233,7 @@ class OutlinesMethod(Method):
 
     def step(self, stage: Stage, batch: Batch, update: Update) -> dict[str, Tensor]:
         if stage.name == "decoder":
-            per_token, per_sentence = decoder_step(self.model.decoder, batch.outlines, batch, self.bfloat16)
+            per_token, per_sentence = decoder_step(self.model.decoder, self._not_all(batch), batch, self.bfloat16)
             norm = update("decoder nll", self.optimizers["decoder"], per_token)
             return {"train/reconstruction_nll_per_token": per_token.detach(), "train/reconstruction_nll": per_sentence,
                     "norm/decoder": norm}
@@ -243,6 +243,14 @@ class OutlinesMethod(Method):
         terms |= self._generator_step(batch, update)
         update_ema(self.model.generator, self.generator, self.options.ema_decay)
         return terms
+
+    def _not_all(self, batch: Batch) -> Tensor:
+        """This rank's outlines [B, D], some of them zero; which ones is drawn for the global batch, so that ranks agree."""
+        assert batch.outlines is not None
+        if not self.options.outline_dropout:
+            return batch.outlines
+        kept = torch.empty(batch.num_rows, 1, device=batch.outlines.device).bernoulli_(1 - self.options.outline_dropout)
+        return batch.outlines * kept[batch.ranks.rank::batch.ranks.world]
 
     def _fake(self, batch: Batch) -> Tensor:
         """This rank's generated outlines [B, D]; the noise is drawn for the global batch, so that ranks agree."""
