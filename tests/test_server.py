@@ -218,7 +218,7 @@ def test_serving_from_the_command_line(tiny_run: Path) -> None:
 VALUES: list[Any] = [None, True, -1, 0, 1, 2, 101, 10**30, -10**400, 2.5, 1e308, 1e-308, -0.0, float("nan"), float("inf"),
                      "", " ", "x", A, "\ud800", "\0", "\u202e😀\n", "dog " * 400, [], ["\udfff"],
                      [A] * 3, [[[]]], {}, {"a": 1}]
-FIELDS = {"/sample": ["num", "seed", "temperature", "top_k", "top_p", "source", "noise_scale", "prefix"],
+FIELDS = {"/sample": ["num", "seed", "temperature", "top_k", "top_p", "source", "noise_scale", "guidance", "prefix"],
           "/reconstruct": ["sentences"],
           "/interpolate": ["a", "b", "walk", "num"], "/nearest": ["sentence", "num"], "/about": [], "/nowhere": ["x"]}
 HEADERS = ["Host: [", "Host: evil.example", "Host:", "Content-Length: -1", "Content-Length: ²",
