@@ -16,7 +16,9 @@ numbers in it, the time to send it and to answer it. Sampling requests that wait
 import contextlib
 import io
 import json
+import os
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -416,7 +418,11 @@ PAGE = Path(__file__).with_name("page.html")
 
 
 def serve(pipeline: Pipeline, host: str, port: int) -> None:
-    """Serve until interrupted."""
+    """Serve until interrupted, which ends the process with status 130 and drops the requests in work."""
     with Server(pipeline, host, port) as server:
-        print(f"{server.url} (Ctrl-C ends it)", flush=True)
-        server.serve_forever()
+        try:
+            print(f"{server.url} (Ctrl-C ends it)", flush=True)
+            server.serve_forever()
+        except KeyboardInterrupt:
+            # At the interpreter's own end a request's thread would be unwound inside torch, and C++ aborts at that.
+            os._exit(128 + signal.SIGINT)

@@ -212,7 +212,22 @@ def test_serving_from_the_command_line(tiny_run: Path) -> None:
     with urllib.request.urlopen(url + "/about", timeout=30) as answer:
         assert json.load(answer)["family"] == "outlines"
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 130 and process.stderr.read() == ""
+    assert (process.wait(timeout=30), process.stderr.read()) == (130, "")
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_ctrl_c_in_the_middle_of_requests(tiny_run: Path, attempt: int) -> None:
+    process = subprocess.Popen([sys.executable, "-m", "generate", "serve", str(tiny_run), "--port", "0"], env=environment(),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    port = int(process.stdout.readline().split()[0].rsplit(":", 1)[1])
+    with contextlib.ExitStack() as clients:
+        for path, fields in [("/sample", {"num": 100}), ("/interpolate", {"a": A, "b": B, "walk": "noise", "num": 101})]:
+            client = clients.enter_context(contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)))
+            client.request("POST", path, json.dumps(fields), {"Content-Type": "application/json"})
+        time.sleep(0.1 + 0.2 * attempt)
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(timeout=30), process.stderr.read()) == (130, "")
 
 
 VALUES: list[Any] = [None, True, -1, 0, 1, 2, 101, 10**30, -10**400, 2.5, 1e308, 1e-308, -0.0, float("nan"), float("inf"),
