@@ -218,6 +218,27 @@ def test_evaluators_are_trained_once_wherever_the_corpus_lies(yardstick: Yardsti
     assert all({path.name for path in directory.iterdir()} == {"nll.json", "lock"} for directory in reverse)
 
 
+def test_of_the_embedded_grammar_the_scorer_sees_no_sentence_twice(session: Session) -> None:
+    method = find_method("lm")
+    config = resolve("lm", method.config_class, method.presets, "tiny", None, {"evaluator_steps": 60, "num_sentences": 500})
+    data = open_dataset(config.corpus, None, session.cache, torch.device("cpu"), Ranks(), session.reporter)
+    before = set(session.cache.glob("lm-*"))
+    assert scorer(config, data, session).decoder.config.dropout == 0.0
+    [directory] = set(session.cache.glob("lm-*")) - before
+    learnt = open_dataset(run_config(directory).corpus, None, session.cache, torch.device("cpu"), Ranks(), session.reporter)
+    # A row or two of a thousand come again: how many fall to the training split is up to their hashes.
+    assert learnt.num_rows("train") > 0.95 * 60 * 16 > 1.9 * data.num_rows("train")
+    assert learnt.tokenizer.fingerprint == data.tokenizer.fingerprint
+    seen = set(training_text(learnt))
+    assert set(training_text(data)) < seen
+    assert not seen & set(data.text("test", np.arange(data.num_rows("test"))))
+    assert scorer(config, data, session) and set(session.cache.glob("lm-*")) == before | {directory}
+    # The baseline has what the run has, and no more.
+    baseline(config, data, session)
+    [other] = set(session.cache.glob("lm-*")) - before - {directory}
+    assert run_config(other).corpus == config.corpus
+
+
 def test_real_outlines_are_held_out_ones_first_and_never_the_references(tiny_run: Path, session: Session) -> None:
     model, data = train_run(tiny_run, session)
     drawn = draw(model, data, Variant(REAL_OUTLINES), 0.0, 80).outlines

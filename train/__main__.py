@@ -17,7 +17,7 @@ from train.compare import COMPARE, DEFAULT_REMEDY, LEADER, remedies, report_comp
 from train.config import known_fields
 from train.distributed import Ranks, join, leave
 from train.method import Method, all_methods, find_method
-from train.plan import COMPARE_STEPS, plan_of
+from train.plan import plan_of
 from train.progress import Reporter
 from train.report_run import report_run, report_seeds
 from train.run_directory import new_run_directory, read_group, read_run
@@ -78,9 +78,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
                     allow_abbrev=False, epilog=f"families: {', '.join(families)}; `python -m train FAMILY --help` "
                                                "shows the options of one")
     parser.add_argument("family", nargs="?", default="outlines", help="what to train (default: outlines)")
-    default = f"default, of {COMPARE_STEPS} decoder steps" if comparing else "default"
     parser.add_argument("--preset", nargs="+", metavar="NAME", help="named sets of options, applied from left to right: "
-                        f"{', '.join(sorted(method.presets))} (default: {default})")
+                        f"{', '.join(sorted(method.presets))} (default: default)")
     parser.set_defaults(config=None, remedy=None, families=None)
     if comparing:
         parser.add_argument("--remedy", nargs="+", choices=remedies(), metavar="NAME", help="presets that make the second "

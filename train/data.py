@@ -27,6 +27,8 @@ from train.run_directory import locked
 
 EMBEDDED = "embedded grammar"
 EMBEDDED_SEED = 20181203
+EMBEDDED_VOCAB_SIZE = 3000
+"""Pieces for the embedded corpus: nearly every word of its grammar becomes one."""
 """The embedded corpus is one corpus: the same sentences whatever the run's seed."""
 
 
@@ -153,7 +155,8 @@ def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
     given = Tokenizer.load(Path(config.tokenizer)) if config.tokenizer else None
     files = config.files() if config.corpus else None
     source = fingerprint(files) if files else f"{EMBEDDED} {grammar.scenes().entropy():.12f} x {config.num_sentences}"
-    key = _key({"source": source, "vocab_size": config.vocab_size, "lowercase": config.lowercase,
+    vocab_size = config.vocab_size or (0 if files or given else EMBEDDED_VOCAB_SIZE)
+    key = _key({"source": source, "vocab_size": vocab_size, "lowercase": config.lowercase,
                 "max_len": config.max_len, "tokenizer": given.fingerprint if given else "",
                 "fractions": [config.valid_fraction, config.test_fraction], "version": 1})
     directory = cache / f"corpus-{key}"
@@ -169,7 +172,7 @@ def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
             pairs = ((split_of(sentence, config.valid_fraction, config.test_fraction), sentence)
                      for sentence in grammar.sentences(config.num_sentences, EMBEDDED_SEED))
         with reporter.bar("tokenise", "sentences") as progress:
-            corpus = prepare_corpus(pairs, directory, source=source, vocab_size=config.vocab_size or None,
+            corpus = prepare_corpus(pairs, directory, source=source, vocab_size=vocab_size or None,
                                     lowercase=config.lowercase, max_len=config.max_len, tokenizer=given,
                                     progress=progress)
     if files:

@@ -8,6 +8,7 @@ reverse   learns samples, and scores real held-out text: reverse nll
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,18 +65,37 @@ def scorer(config: RunConfig, data: Dataset, session: Session) -> TextModel:
     """The language model that scores samples of this corpus."""
     # One scorer for runs of every seed, and never of a run's own: else it would favour the samples of its twin.
     seed = SCORER_SEED + (config.training.seed == SCORER_SEED)
-    return _language_model(config, data, session, seed, config.training.evaluator_steps, "the scorer of samples")
+    steps = config.training.evaluator_steps
+    corpus = config.corpus
+    if data.embedded:
+        # Of a grammar there are more sentences to be had: the scorer sees none twice, and comes as near to the grammar as
+        # so many steps bring it. Those held out stay so, for that is decided by a sentence's hash.
+        share = 1 - corpus.valid_fraction - corpus.test_fraction
+        fresh = math.ceil(steps * config.model.decoder_batch_size / share)
+        corpus = dataclasses.replace(corpus, num_sentences=max(fresh, corpus.num_sentences))
+    return _language_model(config, data, session, seed, steps, "the scorer of samples", corpus)
 
 
 def baseline(config: RunConfig, data: Dataset, session: Session) -> TextModel:
     """The language model of the run's own seed, size and number of decoder steps."""
-    return _language_model(config, data, session, config.training.seed, config.model.decoder_steps, "the LM baseline")
+    return _language_model(config, data, session, config.training.seed, config.model.decoder_steps, "the LM baseline",
+                           config.corpus)
 
 
-def _language_model(config: RunConfig, data: Dataset, session: Session, seed: int, steps: int, what: str) -> TextModel:
-    run = _configuration(config, config.corpus, seed, {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 4)})
-    directory = session.cache / f"lm-{_key(_content(run), data.corpus.fingerprint)}"
+def _language_model(config: RunConfig, data: Dataset, session: Session, seed: int, steps: int, what: str,
+                    corpus: CorpusConfig) -> TextModel:
+    """A language model of the corpus in `data`, or of a larger one embedded like it, with its tokenizer."""
+    larger = corpus.num_sentences > config.corpus.num_sentences
+    changes = {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 4)} | ({"dropout": 0.0} if larger else {})
+    run = _configuration(config, corpus, seed, changes)
+    more = [corpus.num_sentences] if larger else []
+    directory = session.cache / f"lm-{_key(_content(run), data.corpus.fingerprint, *more)}"
     session.reporter.line(f"{what}, a language model:")
+    if larger and not (directory / "model").exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        data.tokenizer.save(directory / "given.model")
+        given = dataclasses.replace(corpus, tokenizer=str(directory / "given.model"), vocab_size=0, lowercase=False)
+        run = dataclasses.replace(run, corpus=given)
     return _trained(directory, run, data, session, what)
 
 

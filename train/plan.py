@@ -15,8 +15,6 @@ from train.runs import Session, begin_run, command_line, default_cache
 
 OWN_OPTIONS = ("preset", "config", "remedy", "families", "runs", "out", "seeds")
 """What decides a run beside the fields of its configuration."""
-COMPARE_STEPS = 800
-"""Decoder steps of each family of a comparison without a preset: four families in a quarter of an hour."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,6 @@ def plan_of(options: argparse.Namespace) -> Plan:
         raise OutlinesError("--seed has no effect with --seeds: leave it out")
     preset, root = " ".join(options.preset or ["default"]), Path(options.runs or "runs")
     comparing = options.family == COMPARE
-    if comparing and not options.preset:
-        flags.setdefault("decoder_steps", COMPARE_STEPS)
     members = compared(preset, options.remedy, options.families) if comparing else {".": (options.family, preset)}
     runs = {name: (own_preset, _configuration(family, own_preset, options.config, flags, strict=not comparing))
             for name, (family, own_preset) in members.items()}
