@@ -139,7 +139,7 @@ class Decoder(nn.Module):
             if reached:
                 inputs = functional.linear(reached[-1], input_weight, input_bias)
             reached.append(_gru_step(inputs, functional.linear(layer, weight, bias), layer))
-        return self.readout(reached[-1]) + to_readout, torch.stack(reached)
+        return self.readout(reached[-1]) + to_readout, torch.stack(reached) if len(reached) > 1 else reached[0][None]
 
     def forward(self, tokens: Tensor, vector: Tensor | None) -> Tensor:
         """Teacher-forced logits [B, T, V] for inputs [B, T] (bos first) under a vector [B, D], or None."""

@@ -17,7 +17,7 @@ from outlines.errors import OutlinesError
 
 RUN = 64
 """Probabilities that are summed together where a token is chosen."""
-SLICE = 64
+SLICE = 128
 """Rows whose logits are computed and chosen from together on a CPU, so that they stay in its cache."""
 GPU_SLICE = 16_384
 """As many on a GPU, which bounds their memory."""
@@ -64,7 +64,7 @@ class SamplingConfig:
 
 
 def choose(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
-    """One token per row [B] from logits [B, V]; uniforms: [B] in [0, 1).
+    """One token per row [B] from logits [B, V], which may be overwritten; uniforms: [B] in [0, 1).
 
     Order of the filters: temperature, top-k, nucleus (Holtzman et al. 2020). Ties at the k-th logit are all kept.
     """
@@ -74,7 +74,7 @@ def choose(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
     if 0 < config.top_k < logits.shape[1]:
         smallest_kept = logits.topk(config.top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
-    probabilities = logits.softmax(dim=1)
+    probabilities = torch.softmax(logits, dim=1, out=logits)
     if config.top_p < 1:
         ordered, order = probabilities.sort(dim=1, descending=True, stable=True)
         # A token goes when those before it already hold the nucleus; the first one always stays.
@@ -118,15 +118,17 @@ def sample(decoder: "Decoder | Layout", vector: Tensor | None, uniforms: Tensor,
     vector: [B, D] or None for a language model. uniforms: [B, max_len] in [0, 1); ignored by greedy decoding and by beam
     search. prefix: tokens that every sentence begins with, counted in max_len; step t of what follows consumes
     uniforms[:, t] as it does without one.
-    Rows that have ended leave the batch, so long sentences do not make short ones wait; some are repeated to make a
-    multiple of LEAST_ROWS, and a row written twice is written alike.
+    Rows that have ended leave the batch, so long sentences do not make short ones wait, but for what it takes to make the
+    batch a multiple of LEAST_ROWS.
     """
     num = len(uniforms)
     if not num:
         return []
     if config.beam:
         return beam_search(decoder, vector, num, config, prefix)
-    rows = _enough(torch.arange(num, device=uniforms.device))
+    going = num
+    # Each place of the batch has a row; beyond the first `going` places, whatever fills it up is decoded for nothing.
+    rows = torch.arange(_enough(num), device=uniforms.device) % num
     # On the way to the logits the temperature divides fewer numbers than behind it.
     temperature = config.temperature or 1.0
     tempered = replace(config, temperature=config.temperature / temperature)
@@ -137,14 +139,17 @@ def sample(decoder: "Decoder | Layout", vector: Tensor | None, uniforms: Tensor,
     for position in range(len(prefix), config.max_len):
         parts = zip(reader.read().split(size), uniforms[rows, position].split(size), strict=True)
         chosen = torch.cat([choose(reader.logits(hidden), numbers, tempered) for hidden, numbers in parts])
-        written[rows, position] = chosen
-        going_on = (chosen != EOS).nonzero()[:, 0]
-        if not len(going_on):
+        written[rows[:going], position] = chosen[:going]
+        goes_on = chosen[:going] != EOS
+        left = int(goes_on.sum())
+        if not left:
             break
-        if len(going_on) < len(rows):
-            going_on = _enough(going_on)
-            rows, chosen = rows[going_on], chosen[going_on]
-            reader.keep(going_on)
+        if left < going:
+            # The last rows move into the places of those that ended, so that nothing else has to.
+            places, movers = (~goes_on[:left]).nonzero()[:, 0], goes_on[left:].nonzero()[:, 0] + left
+            rows[places], chosen[places] = rows[movers], chosen[movers]
+            reader.move(movers, places, _enough(left))
+            rows, chosen, going = rows[:_enough(left)], chosen[:_enough(left)], left
         reader.tokens = chosen
     return _until_eos(written.cpu())
 
@@ -157,10 +162,9 @@ def _until_eos(written: Tensor) -> list[list[int]]:
     return [tokens[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _enough(rows: Tensor) -> Tensor:
-    """The rows' numbers, from the first on again to make a multiple of LEAST_ROWS."""
-    missing = -len(rows) % LEAST_ROWS
-    return rows[torch.arange(len(rows) + missing, device=rows.device) % len(rows)] if missing else rows
+def _enough(num: int) -> int:
+    """The next multiple of LEAST_ROWS."""
+    return num + -num % LEAST_ROWS
 
 
 class Layout:
@@ -173,9 +177,10 @@ class Layout:
     def __init__(self, decoder: Decoder):
         self.decoder = decoder
         self.words = decoder.words()
-        # Transposed for products of few rows, which are half as fast again; the tokens are those that no sentence holds.
-        self.output_weight, self.output_bias = decoder.embedding.weight.T.contiguous(), decoder.output_bias.clone()
-        self.output_bias[[UNK, BOS, PAD]] = -torch.inf
+        # Transposed for products of few rows, which are half as fast again; the bias, one more row of weights, costs
+        # nothing there. The tokens are those that no sentence holds.
+        self.output = torch.cat([decoder.embedding.weight.T, decoder.output_bias[None]])
+        self.output[-1, [UNK, BOS, PAD]] = -torch.inf
 
 
 class _Reading:
@@ -199,6 +204,14 @@ class _Reading:
         self._state = self._state[:, rows]
         self._condition = None if self._condition is None else self._condition[rows]
 
+    def move(self, rows: Tensor, places: Tensor, num: int) -> None:
+        """Put rows [N] into the places of others [N], and go on with the first `num`."""
+        self._state[:, places] = self._state[:, rows]
+        self._state = self._state[:, :num]
+        if self._condition is not None:
+            self._condition[places] = self._condition[rows]
+            self._condition = self._condition[:num]
+
 
 class _Reader:
     """A decoder that reads one token of each of B rows at a time: where a row stands, and what is the same at every step."""
@@ -220,7 +233,7 @@ class _Reader:
                 raise OutlinesError("guidance: this decoder has not learnt to write without its vector: "
                                     "train outlines with --outline-dropout above 0")
             self._readings.append(_Reading(decoder, torch.zeros_like(vector), read))
-        self._temperature, self._output_bias = temperature, layout.output_bias / temperature
+        self._temperature = temperature
 
     def read(self) -> Tensor:
         """What the output layer sees after each row's token, [B, embed_dim]."""
@@ -230,12 +243,17 @@ class _Reader:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] over the temperature, in float32, of any N rows; of tokens that no sentence holds, -inf."""
-        return torch.addmm(self._output_bias, hidden / self._temperature, self._layout.output_weight).float()
+        return torch.mm(functional.pad(hidden, (0, 1), value=1.0) / self._temperature, self._layout.output).float()
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows [N], any of them more than once."""
         for reading in self._readings:
             reading.keep(rows)
+
+    def move(self, rows: Tensor, places: Tensor, num: int) -> None:
+        """Put rows [N] into the places of others [N], and go on with the first `num`."""
+        for reading in self._readings:
+            reading.move(rows, places, num)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ LOGITS = torch.tensor([[0.1, 0.4, 0.3, 0.2]]).log()
 def shares(config: SamplingConfig) -> list[float]:
     """How often each token is chosen when the uniform number sweeps [0, 1)."""
     uniforms = (torch.arange(1000) + 0.5) / 1000
-    chosen = choose(LOGITS.expand(1000, -1), uniforms, config)
+    chosen = choose(LOGITS.repeat(1000, 1), uniforms, config)
     return (torch.bincount(chosen, minlength=4) / 1000).tolist()
 
 
@@ -49,7 +49,7 @@ def test_nucleus_is_the_smallest_set_that_holds_the_mass() -> None:
 def test_an_impossible_token_is_never_chosen() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
     edges = torch.tensor([0.0, 0.4999, 0.5001, 0.9999999])
-    assert choose(logits.expand(4, -1), edges, SamplingConfig()).tolist() == [1, 1, 3, 3]
+    assert choose(logits.repeat(4, 1), edges, SamplingConfig()).tolist() == [1, 1, 3, 3]
 
 
 @pytest.mark.parametrize("width", [sampling.RUN // 2, 2 * sampling.RUN, 5 * sampling.RUN + 3])
