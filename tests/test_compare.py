@@ -275,13 +275,6 @@ def test_families_to_compare_are_named() -> None:
     assert compared("arae, gaussian", "--seeds", "1,2") == {"arae/seed-1": "arae: default", "arae/seed-2": "arae: default"}
 
 
-def test_a_comparison_without_a_preset_is_of_a_quarter_of_an_hour() -> None:
-    for arguments, steps in (([], 800), (["--decoder-steps", "5"], 5), (["--preset", "default"], 1100)):
-        plan = plan_of(parse(["compare", *arguments]))
-        assert {name: config.model.decoder_steps for name, (_, config) in plan.runs.items()} == dict.fromkeys(
-            ("outlines", "lm", "vae", "vae-freebits"), steps)
-
-
 @pytest.mark.parametrize(("families", "arguments", "message"), [
     ("lm,mixture", [], "mixture is a control of outlines, and comes with its run"),
     ("lm,area", [], "did you mean 'arae'"), ("encoder,lm", [], "unknown name"), ("lm,lm", [], "the same name twice"),
