@@ -33,6 +33,8 @@ from train.runs import Session, begin_run, train_run
 SCORER_SEED = 1001
 REVERSE_SEED = 2001
 REVERSE_BATCH_SIZE = 128
+MOST_FRESH = 1_000_000
+"""Sentences of the embedded corpus that a scorer is given, at most."""
 
 
 class Nll(NamedTuple):
@@ -71,7 +73,7 @@ def scorer(config: RunConfig, data: Dataset, session: Session) -> TextModel:
         # Of a grammar there are more sentences to be had: the scorer sees none twice, and comes as near to the grammar as
         # so many steps bring it. Those held out stay so, for that is decided by a sentence's hash.
         share = 1 - corpus.valid_fraction - corpus.test_fraction
-        fresh = math.ceil(steps * config.model.decoder_batch_size / share)
+        fresh = min(math.ceil(steps * config.model.decoder_batch_size / share), MOST_FRESH)
         corpus = dataclasses.replace(corpus, num_sentences=max(fresh, corpus.num_sentences))
     return _language_model(config, data, session, seed, steps, "the scorer of samples", corpus)
 
