@@ -27,9 +27,9 @@ from train.run_directory import locked
 
 EMBEDDED = "embedded grammar"
 EMBEDDED_SEED = 20181203
+"""The embedded corpus is one corpus: the same sentences whatever the run's seed."""
 EMBEDDED_VOCAB_SIZE = 3000
 """Pieces for the embedded corpus: nearly every word of its grammar becomes one."""
-"""The embedded corpus is one corpus: the same sentences whatever the run's seed."""
 
 
 @dataclass(frozen=True)
