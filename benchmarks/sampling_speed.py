@@ -17,7 +17,7 @@ from outlines.devices import sampling_workers
 from outlines.pipeline import TEMPERATURE
 from outlines.sampling import SamplingConfig
 
-BATCH_SIZES, NUM = (64, 256, 1024, 4096), 8192
+BATCH_SIZES, NUM = (64, 256, 1024, 4096), 1 << 14
 GPU_BATCH_SIZES, GPU_NUM = (4096, 16_384, 65_536), 1 << 18
 ROUNDS, STARTS = 5, 5
 HEAVY = ("tensorboard", "sentence_transformers", "transformers")

@@ -113,8 +113,15 @@ class Decoder(nn.Module):
 
         Here its share of the first layer's gates, [V, 3H]: looked up, it is a third of the recurrence's products saved.
         """
-        weight, _, bias, _ = self.gru.all_weights[0]
-        return functional.linear(self.embedding.weight * self.config.embed_dim ** 0.5, weight, bias)
+        return functional.linear(self.embedding.weight * self.config.embed_dim ** 0.5, *self._of_inputs(0))
+
+    def _of_inputs(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The weight [3H, width] and the bias of what a layer's inputs bring to its gates.
+
+        The bias holds the state's too, but for the new gate: what the state brings there is scaled by the reset gate.
+        """
+        weight, _, bias, of_state = self.gru.all_weights[layer]
+        return weight, bias + functional.pad(of_state[:2 * self.config.hidden_dim], (0, self.config.hidden_dim))
 
     def condition(self, vector: Tensor | None) -> Tensor | None:
         """What a vector [B, D] adds to every step, [B, 3H + embed_dim]: to the gates, and to what `hidden` returns."""
@@ -135,10 +142,10 @@ class Decoder(nn.Module):
             to_gates, to_readout = condition.split([3 * self.config.hidden_dim, self.config.embed_dim], dim=1)
             inputs = words.add_(to_gates)
         reached: list[Tensor] = []
-        for (input_weight, weight, input_bias, bias), layer in zip(self.gru.all_weights, state, strict=True):
-            if reached:
-                inputs = functional.linear(reached[-1], input_weight, input_bias)
-            reached.append(_gru_step(inputs, functional.linear(layer, weight, bias), layer))
+        for index, ((_, weight, _, bias), layer) in enumerate(zip(self.gru.all_weights, state, strict=True)):
+            if index:
+                inputs = functional.linear(reached[-1], *self._of_inputs(index))
+            reached.append(_gru_step(inputs, layer, weight, bias))
         return self.readout(reached[-1]) + to_readout, torch.stack(reached) if len(reached) > 1 else reached[0][None]
 
     def forward(self, tokens: Tensor, vector: Tensor | None) -> Tensor:
@@ -156,12 +163,13 @@ class Decoder(nn.Module):
         return self.hidden(tokens, self.start(vector, len(tokens)), vector)[0]
 
 
-def _gru_step(inputs: Tensor, recurrent: Tensor, state: Tensor) -> Tensor:
-    """The next state [B, H] of a GRU, given what its inputs and its state bring to the gates, [B, 3H] each.
+def _gru_step(inputs: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The next state [B, H] of a GRU. inputs: [B, 3H], what `_of_inputs` brings to the gates. weight, bias: the state's.
 
-    It works in the memory of `inputs`: that of a batch is large enough that asking for more costs time too.
+    It works in the memory of `inputs`: each pass over a batch's gates takes time too.
     """
     width = state.shape[1]
-    reset, update = inputs[:, :2 * width].add_(recurrent[:, :2 * width]).sigmoid_().chunk(2, dim=1)
-    new = inputs[:, 2 * width:].addcmul_(reset, recurrent[:, 2 * width:]).tanh_()
+    reset, update = inputs[:, :2 * width].addmm_(state, weight[:2 * width].T).sigmoid_().chunk(2, dim=1)
+    of_state = functional.linear(state, weight[2 * width:], bias[2 * width:])
+    new = inputs[:, 2 * width:].addcmul_(reset, of_state).tanh_()
     return torch.lerp(new, state, update)

@@ -21,6 +21,8 @@ SLICE = 128
 """Rows whose logits are computed and chosen from together on a CPU, so that they stay in its cache."""
 GPU_SLICE = 16_384
 """As many on a GPU, which bounds their memory."""
+PLACES = 512
+"""Sentences that are decoded together on a CPU; others wait, and take the places of those that end."""
 ONES = 4
 """Columns of ones beside what the output layer reads, the first for its bias; a GPU reads four numbers at a time."""
 LEAST_ROWS = 16
@@ -72,44 +74,45 @@ def choose(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
     """
     if config.temperature == 0:
         return logits.argmax(dim=1)
-    logits = logits.float() if config.temperature == 1 else logits.float() / config.temperature
+    weights = functional.pad(logits.float(), (0, -logits.shape[1] % RUN), value=-torch.inf)
+    return _invert(weights, weigh(weights, config), uniforms)
+
+
+def weigh(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """Write the probabilities that a temperature above 0 draws from over float32 logits [B, V], V a multiple of RUN.
+
+    Returned: their sums over each run, [B, V / RUN].
+    """
+    if config.temperature != 1:
+        logits.div_(config.temperature)
     if 0 < config.top_k < logits.shape[1]:
         smallest_kept = logits.topk(config.top_k, dim=1).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
+        logits.masked_fill_(logits < smallest_kept, -torch.inf)
     probabilities = torch.softmax(logits, dim=1, out=logits)
     if config.top_p < 1:
         ordered, order = probabilities.sort(dim=1, descending=True, stable=True)
         # A token goes when those before it already hold the nucleus; the first one always stays.
         outside = ordered.cumsum(dim=1) - ordered >= config.top_p
-        probabilities = torch.zeros_like(probabilities).scatter(1, order, ordered.masked_fill(outside, 0))
-    return _invert(probabilities, uniforms)
+        probabilities.scatter_(1, order, ordered.masked_fill(outside, 0))
+    return probabilities.unflatten(1, (-1, RUN)).sum(dim=2)
 
 
-def _invert(weights: Tensor, uniforms: Tensor) -> Tensor:
+def _invert(weights: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
     """Inverse transform sampling: the index [B] at which the running sum of weights [B, V] passes uniforms [B] of the whole.
 
-    Runs of RUN weights are summed first, and only the weights of the run that is met one by one: a running sum over all of
-    them, one addition after another, takes as long as the softmax.
+    sums: [B, V / RUN], as `weigh` gives them. Only the weights of the run that is met are added one by one: a running sum
+    over all of them, one addition after another, takes as long as the softmax.
     """
-    width = weights.shape[1]
-    whole = width - width % RUN
-    sums = weights[:, :whole].unflatten(1, (-1, RUN)).sum(dim=2)
-    cumulative = torch.cat([sums, weights[:, whole:].sum(dim=1, keepdim=True)], dim=1).cumsum(dim=1)
+    cumulative = functional.pad(sums, (1, 0)).cumsum(dim=1)
     # right=True steps over what has no weight. A number below 1 is at most 1 - 2^-24 in float32, which keeps the threshold
     # below the last sum: it always lies in some run.
     threshold = uniforms[:, None].to(weights) * cumulative[:, -1:]
-    run = torch.searchsorted(cumulative, threshold, right=True)
-    before = functional.pad(cumulative, (1, 0)).gather(1, run)
-    places = run * RUN + torch.arange(RUN, device=weights.device)
-    within = weights.gather(1, places.clamp(max=width - 1)).masked_fill(places >= width, 0)
-    met = torch.searchsorted(within.cumsum(dim=1), threshold - before, right=True)[:, 0]
+    run = torch.searchsorted(cumulative, threshold, right=True) - 1
+    within = weights.unflatten(1, (-1, RUN))[torch.arange(len(weights), device=weights.device), run[:, 0]].cumsum(dim=1)
     # Sums in another order round otherwise: past the run's end is its last possible one.
-    return run[:, 0] * RUN + torch.minimum(met, _last_possible(within))
-
-
-def _last_possible(weights: Tensor) -> Tensor:
-    """The index [B] of each row's last weight above zero."""
-    return weights.shape[1] - 1 - (weights > 0).flip(1).to(torch.uint8).argmax(dim=1)
+    whole = within[:, -1:]
+    rest = torch.minimum(threshold - cumulative.gather(1, run), whole.nextafter(torch.zeros_like(whole)))
+    return (run * RUN + torch.searchsorted(within, rest, right=True))[:, 0]
 
 
 @torch.no_grad()
@@ -120,40 +123,53 @@ def sample(decoder: "Decoder | Layout", vector: Tensor | None, uniforms: Tensor,
     vector: [B, D] or None for a language model. uniforms: [B, max_len] in [0, 1); ignored by greedy decoding and by beam
     search. prefix: tokens that every sentence begins with, counted in max_len; step t of what follows consumes
     uniforms[:, t] as it does without one.
-    Rows that have ended leave the batch, so long sentences do not make short ones wait, but for what it takes to make the
-    batch a multiple of LEAST_ROWS.
+    A row that has ended gives its place in the batch to one that waits, and leaves it once none does, so long sentences do
+    not make short ones wait, but for what it takes to make the batch a multiple of LEAST_ROWS.
     """
     num = len(uniforms)
     if not num:
         return []
     if config.beam:
         return beam_search(decoder, vector, num, config, prefix)
-    going = num
+    device = uniforms.device
     # Each place of the batch has a row; beyond the first `going` places, whatever fills it up is decoded for nothing.
-    rows = torch.arange(_enough(num), device=uniforms.device) % num
+    going = min(num, PLACES) if device.type == "cpu" else num
+    entered = going
+    rows = torch.arange(_enough(num), device=device) % num
     # On the way to the logits the temperature divides fewer numbers than behind it.
     temperature = config.temperature or 1.0
     tempered = replace(config, temperature=config.temperature / temperature)
     reader = _Reader(decoder, None if vector is None else vector[rows], len(rows), prefix, config, temperature)
-    written = torch.full((num, config.max_len + 1), EOS, device=uniforms.device)
+    reader.begin(_enough(going))
+    first, rows = reader.tokens[:1], rows[:_enough(going)].clone()
+    positions = torch.full_like(rows, len(prefix))
+    written = torch.full((num, config.max_len + 1), EOS, device=device)
     written[:, :len(prefix)] = written.new_tensor(prefix)
-    size = SLICE if uniforms.device.type == "cpu" else GPU_SLICE
-    for position in range(len(prefix), config.max_len):
-        parts = zip(reader.read().split(size), uniforms[rows, position].split(size), strict=True)
-        chosen = torch.cat([choose(reader.logits(hidden), numbers, tempered) for hidden, numbers in parts])
-        written[rows[:going], position] = chosen[:going]
-        goes_on = chosen[:going] != EOS
+    while True:
+        chosen = reader.choose(uniforms[rows, positions], tempered)
+        written[rows[:going], positions[:going]] = chosen[:going]
+        positions += 1
+        goes_on = (chosen[:going] != EOS) & (positions[:going] < config.max_len)
+        positions.clamp_(max=config.max_len - 1)  # for those that fill up
         left = int(goes_on.sum())
+        entering = min(going - left, num - entered)
+        if entering:
+            places = (~goes_on).nonzero()[:entering, 0]
+            reader.enter(entered, places)
+            rows[places] = torch.arange(entered, entered + entering, device=device)
+            positions[places], chosen[places], goes_on[places] = len(prefix), first, True
+            entered, left = entered + entering, left + entering
         if not left:
-            break
+            return _until_eos(written.cpu())
         if left < going:
             # The last rows move into the places of those that ended, so that nothing else has to.
             places, movers = (~goes_on[:left]).nonzero()[:, 0], goes_on[left:].nonzero()[:, 0] + left
-            rows[places], chosen[places] = rows[movers], chosen[movers]
+            for values in (rows, positions, chosen):
+                values[places] = values[movers]
             reader.move(movers, places, _enough(left))
-            rows, chosen, going = rows[:_enough(left)], chosen[:_enough(left)], left
+            rows, positions, chosen = (values[:_enough(left)] for values in (rows, positions, chosen))
+            going = left
         reader.tokens = chosen
-    return _until_eos(written.cpu())
 
 
 def _until_eos(written: Tensor) -> list[list[int]]:
@@ -180,10 +196,13 @@ class Layout:
         self.decoder = decoder
         self.words = decoder.words()
         # Transposed for products of few rows, which are half as fast again; the bias, as one more row of weights, costs
-        # hardly anything there. The tokens are those that no sentence holds.
+        # hardly anything there. The tokens are those that no sentence holds; more of them fill up the last run.
         bias = decoder.output_bias.clone()
         bias[[UNK, BOS, PAD]] = -torch.inf
-        self.output = functional.pad(torch.cat([decoder.embedding.weight.T, bias[None]]), (0, 0, 0, ONES - 1))
+        more = -len(bias) % RUN
+        bias = functional.pad(bias, (0, more), value=-torch.inf)
+        self.output = functional.pad(decoder.embedding.weight.T, (0, more, 0, ONES))
+        self.output[-ONES] = bias
 
 
 class _Reading:
@@ -195,12 +214,25 @@ class _Reading:
         if read.shape[1] > 1:
             self._state = decoder.hidden(read[:, :-1], self._state, vector)[1]
         self._condition = decoder.condition(vector)
+        self._first_state, self._conditions = self._state, self._condition
 
     def next(self, layout: Layout, tokens: Tensor) -> Tensor:
         """What the output layer sees after each row's token [B], [B, embed_dim]."""
         words = layout.words.index_select(0, tokens)
         hidden, self._state = layout.decoder.advance(words, self._state, self._condition)
         return hidden
+
+    def begin(self, num: int) -> None:
+        """Go on with the first `num`; the others wait."""
+        self._state = self._first_state[:, :num]
+        self._condition = None if self._conditions is None else self._conditions[:num].clone()
+
+    def enter(self, first: int, places: Tensor) -> None:
+        """Put those that wait, from the number `first` on, into the places [N] of others."""
+        waiting = slice(first, first + len(places))
+        self._state[:, places] = self._first_state[:, waiting]
+        if self._condition is not None and self._conditions is not None:
+            self._condition[places] = self._conditions[waiting]
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows [N]."""
@@ -245,8 +277,37 @@ class _Reader:
         return torch.lerp(blind[0], given, self._guidance) if blind else given
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [N, V] over the temperature, in float32, of any N rows; of tokens that no sentence holds, -inf."""
-        return torch.mm(functional.pad(hidden, (0, ONES), value=1.0) / self._temperature, self._layout.output).float()
+        """Logits [N, V] over the temperature of any N rows; of tokens that no sentence holds, -inf."""
+        return torch.mm(self._before_logits(hidden), self._layout.output)[:, :len(self._layout.words)]
+
+    def choose(self, uniforms: Tensor, config: SamplingConfig) -> Tensor:
+        """Read, and choose each row's next token [B]; uniforms: [B]. config's temperature is what is left of it."""
+        hidden = self._before_logits(self.read())
+        group, slice_ = (PLACES, SLICE) if hidden.device.type == "cpu" else (GPU_SLICE, GPU_SLICE)
+        chosen = []
+        for rows, numbers in zip(hidden.split(group), uniforms.split(group), strict=True):
+            logits = rows.new_empty(len(rows), self._layout.output.shape[1])
+            sums = []
+            for part, place in zip(rows.split(slice_), logits.split(slice_), strict=True):
+                torch.mm(part, self._layout.output, out=place)
+                if config.temperature:
+                    sums.append(weigh(place, config))
+            chosen.append(_invert(logits, torch.cat(sums), numbers) if sums else logits.argmax(dim=1))
+        return torch.cat(chosen)
+
+    def _before_logits(self, hidden: Tensor) -> Tensor:
+        return functional.pad(hidden, (0, ONES), value=1.0) / self._temperature
+
+    def begin(self, num: int) -> None:
+        """Go on with the first `num` of the rows; the others wait."""
+        for reading in self._readings:
+            reading.begin(num)
+        self.tokens = self.tokens[:num]
+
+    def enter(self, first: int, places: Tensor) -> None:
+        """Put rows that wait, from the number `first` on, into the places [N] of others; their tokens are the caller's."""
+        for reading in self._readings:
+            reading.enter(first, places)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows [N], any of them more than once."""

@@ -20,9 +20,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 BLOCK = 256
 """Sentences whose noise is drawn together: sentence i depends on (seed, i) alone, however many are asked for."""
-BATCH, GPU_BATCH = 1024, 65_536
-"""Sentences decoded together: enough that the longest ones, which end alone, cost little; a GPU's steps cost little more
-for many."""
+BATCH, GPU_BATCH = 4096, 65_536
+"""Sentences that one call decodes: enough that the longest ones, which end alone, cost little; a GPU's steps cost little
+more for many."""
 
 Draw = Callable[[int, torch.Generator], Tensor | None]
 """(num, rng) → `num` vectors for the decoder, or None for a decoder that takes none."""

@@ -11,7 +11,7 @@ from outlines.corpus.batching import collate
 from outlines.corpus.tokenizer import BOS, EOS, PAD, UNK
 from outlines.decoder import Decoder, DecoderConfig
 from outlines.errors import OutlinesError
-from outlines.sampling import SamplingConfig, beam_search, choose, sample
+from outlines.sampling import SamplingConfig, beam_search, choose, sample, weigh
 
 LOGITS = torch.tensor([[0.1, 0.4, 0.3, 0.2]]).log()
 
@@ -86,6 +86,30 @@ def test_a_sentence_depends_on_its_own_row_only() -> None:
     assert all(token not in (UNK, BOS, EOS, PAD) for sentence in together for token in sentence)
 
 
+@pytest.mark.parametrize("config", [SamplingConfig(max_len=15), SamplingConfig(temperature=0, max_len=4),
+                                    SamplingConfig(temperature=0.8, top_p=0.9, max_len=15, guidance=1.5)])
+@pytest.mark.parametrize("prefix", [[], [5, 7]])
+def test_those_that_wait_take_the_places_of_those_that_end(config: SamplingConfig, prefix: list[int],
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderConfig(12, 3, embed_dim=8, hidden_dim=8, vector_dropout=0.1)).eval()
+    vectors, uniforms = 3 * torch.randn(100, 3), torch.rand(100, 15)
+    alone = [sample(decoder, vectors[row:row + 1], uniforms[row:row + 1], config, prefix)[0] for row in range(100)]
+    assert sample(decoder, vectors, uniforms, config, prefix) == alone
+    standing: list[int] = []
+    advance = decoder.advance
+
+    def noting(words: torch.Tensor, state: torch.Tensor, condition: torch.Tensor | None
+               ) -> tuple[torch.Tensor, torch.Tensor]:
+        standing.append(len(words))
+        return advance(words, state, condition)
+
+    monkeypatch.setattr(decoder, "advance", noting)
+    monkeypatch.setattr(sampling, "PLACES", 32)
+    assert sample(decoder, vectors, uniforms, config, prefix) == alone
+    assert max(standing) == 32 and min(standing) == sampling.LEAST_ROWS
+
+
 @pytest.mark.parametrize("num", [1, 7])
 def test_a_rows_logits_are_the_same_to_the_last_bit_in_any_company(num: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
@@ -93,11 +117,11 @@ def test_a_rows_logits_are_the_same_to_the_last_bit_in_any_company(num: int, mon
     vectors, uniforms = torch.randn(200, 48), torch.rand(200, 3)
     seen: list[torch.Tensor] = []
 
-    def noting(logits: torch.Tensor, uniforms: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
-        seen.append(logits[:num])
-        return choose(logits, uniforms, config)
+    def noting(logits: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
+        seen.append(logits[:num].clone())
+        return weigh(logits, config)
 
-    monkeypatch.setattr(sampling, "choose", noting)
+    monkeypatch.setattr(sampling, "weigh", noting)
     for rows in (slice(num), slice(sampling.SLICE)):
         sample(decoder, vectors[rows], uniforms[rows], SamplingConfig(max_len=3))
     few, many = seen[:3], seen[3:]
@@ -110,11 +134,11 @@ def test_so_are_those_of_a_row_that_begins_a_slice(monkeypatch: pytest.MonkeyPat
     vectors, uniforms = torch.randn(sampling.SLICE + 1, 48), torch.rand(sampling.SLICE + 1, 1)
     seen: list[torch.Tensor] = []
 
-    def noting(logits: torch.Tensor, uniforms: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
-        seen.append(logits[0])
-        return choose(logits, uniforms, config)
+    def noting(logits: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
+        seen.append(logits[0].clone())
+        return weigh(logits, config)
 
-    monkeypatch.setattr(sampling, "choose", noting)
+    monkeypatch.setattr(sampling, "weigh", noting)
     sample(decoder, vectors, uniforms, SamplingConfig(max_len=1))
     sample(decoder, vectors[sampling.SLICE:], uniforms[sampling.SLICE:], SamplingConfig(max_len=1))
     _, of_the_second, alone = seen
