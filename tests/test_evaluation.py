@@ -14,6 +14,7 @@ import torch
 from outlines.corpus import grammar
 from outlines.errors import OutlinesError
 from outlines.metrics.text import words
+from outlines.word_vectors import start_words
 from train import evaluation, evaluators
 from train.config import resolve
 from train.data import Dataset, open_dataset
@@ -216,6 +217,17 @@ def test_evaluators_are_trained_once_wherever_the_corpus_lies(yardstick: Yardsti
     assert len(list(session.cache.iterdir())) == len(before) + 1
     reverse = list(session.cache.glob("reverse-*"))
     assert all({path.name for path in directory.iterdir()} == {"nll.json", "lock"} for directory in reverse)
+
+
+def test_words_start_at_the_counts_of_the_training_split(yardstick: Yardstick, session: Session) -> None:
+    config, data = yardstick.config, yardstick.data
+    still = dataclasses.replace(config.model, decoder_learning_rate=0.0, decoder_steps=1)
+    at_random, at_counts = (baseline(dataclasses.replace(config, model=dataclasses.replace(still, word_start=start)), data,
+                                     session).decoder for start in ("random", "counts"))
+    rows = data.corpus.tokens["train"].rows(range(data.num_rows("train")))
+    start_words(at_random, rows, config.training.seed)
+    assert torch.equal(at_random.embedding.weight, at_counts.embedding.weight)
+    assert torch.equal(at_random.output_bias, at_counts.output_bias)
 
 
 def test_of_the_embedded_grammar_the_scorer_sees_no_sentence_twice(session: Session) -> None:

@@ -14,6 +14,7 @@ from outlines.devices import choose_device
 from outlines.errors import OutlinesError
 from outlines.families import load_model
 from outlines.text_model import TextModel
+from outlines.word_vectors import MAX_COUNTED_ROWS, start_words
 from train.config import RunConfig, from_json
 from train.data import Dataset, open_dataset
 from train.distributed import Ranks
@@ -86,6 +87,9 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
         return load_model(directory / "model").to(device), data
     torch.manual_seed(config.training.seed)
     method = method_class(config, data, config.training.precision == "bfloat16")
+    if config.model.word_start == "counts":  # A run that goes on puts its own weights over them.
+        rows = data.corpus.tokens["train"].rows(data.sample_rows("train", MAX_COUNTED_ROWS))
+        start_words(method.model.decoder, rows, config.training.seed)
     Loop(method, data, config.training, directory, session.ranks, session.reporter, session.signals).run()
     if session.ranks.first:
         method.finish(directory)

@@ -23,6 +23,9 @@ class DecoderOptions:
     embed_dim: int = option(256, "width of a token's embedding, tied to the output layer", low=1)
     hidden_dim: int = option(512, "width of the decoder's GRU state", low=1)
     num_layers: int = option(1, "GRU layers of the decoder", low=1)
+    word_start: str = option("random", "where the decoder's embeddings and output bias start: random, or counts, at what "
+                             "the words' neighbours and shares in the training split say (outlines/word_vectors.py)",
+                             choices=("random", "counts"))
     dropout: float = option(0.1, "share of the decoder's values dropped in training, 0 to 1", low=0, high=0.95)
     decoder_steps: int = option(1200, "optimiser steps of the decoder", low=1)
     decoder_batch_size: int = option(128, "sentences a step of the decoder", low=1)
@@ -65,9 +68,9 @@ class LanguageModelMethod(Method):
                  "decoder_batch_size": 16, "decoder_validate_every": 10, "num_validation": 20, "log_every": 10,
                  "checkpoint_every": 10, "warmup_steps": 5, "evaluator_steps": 20, "num_evaluation": 40,
                  "valid_fraction": 0.1, "test_fraction": 0.1},
-        "default": {"num_sentences": 24000, "valid_fraction": 0.08, "test_fraction": 0.08, "embed_dim": 224,
-                    "hidden_dim": 384, "decoder_steps": 800, "decoder_learning_rate": 4e-3, "decoder_validate_every": 400,
-                    "warmup_steps": 100, "evaluator_steps": 1400},
+        "default": {"num_sentences": 24000, "valid_fraction": 0.08, "test_fraction": 0.08, "embed_dim": 128,
+                    "hidden_dim": 384, "word_start": "counts", "decoder_steps": 800, "decoder_learning_rate": 4e-3,
+                    "decoder_validate_every": 400, "warmup_steps": 100, "evaluator_steps": 2600},
         "small": {"decoder_steps": 2400, "decoder_validate_every": 600, "checkpoint_every": 600, "evaluator_steps": 800},
         "full": {"embed_dim": 512, "hidden_dim": 1024, "num_layers": 2, "dropout": 0.3, "decoder_steps": 40000,
                  "decoder_batch_size": 256, "decoder_learning_rate": 1e-3, "decoder_validate_every": 2000,
