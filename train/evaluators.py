@@ -35,6 +35,9 @@ REVERSE_SEED = 2001
 REVERSE_BATCH_SIZE = 128
 MOST_FRESH = 1_000_000
 """Sentences of the embedded corpus that a scorer is given, at most."""
+FRESH_EMBED_DIM = 128
+"""Width of such a scorer's embeddings, at most. Where they start at the counts, a wider one learns no more from as many
+steps, and each takes longer."""
 
 
 class Nll(NamedTuple):
@@ -88,7 +91,9 @@ def _language_model(config: RunConfig, data: Dataset, session: Session, seed: in
                     corpus: CorpusConfig) -> TextModel:
     """A language model of the corpus in `data`, or of a larger one embedded like it, with its tokenizer."""
     larger = corpus.num_sentences > config.corpus.num_sentences
-    changes = {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 4)} | ({"dropout": 0.0} if larger else {})
+    changes: dict[str, Any] = {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 4)}
+    if larger:
+        changes |= {"dropout": 0.0, "word_start": "counts", "embed_dim": min(config.model.embed_dim, FRESH_EMBED_DIM)}
     run = _configuration(config, corpus, seed, changes)
     more = [corpus.num_sentences] if larger else []
     directory = session.cache / f"lm-{_key(_content(run), data.corpus.fingerprint, *more)}"
