@@ -14,6 +14,7 @@ import torch
 from outlines.corpus import grammar
 from outlines.errors import OutlinesError
 from outlines.metrics.text import words
+from outlines.scoring import nll_of_rows
 from outlines.word_vectors import start_words
 from train import evaluation, evaluators
 from train.config import resolve
@@ -21,7 +22,7 @@ from train.data import Dataset, open_dataset
 from train.distributed import Ranks
 from train.evaluate import Run, label_runs
 from train.evaluation import REAL_OUTLINES, Full, Row, Sentences, Variant, Yardstick, draw
-from train.evaluators import baseline, score, scorer
+from train.evaluators import baseline, score, scorer, tokens_of
 from train.method import find_method
 from train.progress import Reporter
 from train.run_directory import begin_group
@@ -193,6 +194,15 @@ def test_no_evaluator_finds_the_grammars_sentences_likelier_than_the_grammar_doe
     nll, _ = yardstick.ngram.nll_of_rows(tokens)
     assert nll.mean() > exact
     assert score(yardstick.scorer, text, yardstick.data).per_token * statistics.fmean(len(row) + 1 for row in tokens) > exact
+
+
+@pytest.mark.full
+def test_the_scorer_of_the_default_preset_is_within_five_percent_of_the_grammars_entropy(session: Session) -> None:
+    method = find_method("lm")
+    config = resolve("lm", method.config_class, method.presets, "default", None, {})
+    data = open_dataset(config.corpus, None, session.cache, torch.device("cpu"), Ranks(), session.reporter)
+    nll, _ = nll_of_rows(scorer(config, data, session).decoder, tokens_of(list(grammar.sentences(20_000, seed=905)), data))
+    assert 1 < nll.mean() / grammar.scenes().entropy() < 1.05
 
 
 def test_sentences_of_nothing_are_measured_too(yardstick: Yardstick, session: Session) -> None:
