@@ -141,7 +141,7 @@ def sample(decoder: "Decoder | Layout", vector: Tensor | None, uniforms: Tensor,
     tempered = replace(config, temperature=config.temperature / temperature)
     reader = _Reader(decoder, None if vector is None else vector[rows], len(rows), prefix, config, temperature)
     reader.begin(_enough(going))
-    first, rows = reader.tokens[:1], rows[:_enough(going)].clone()
+    first, rows = reader.tokens[:1], rows[:_enough(going)]
     positions = torch.full_like(rows, len(prefix))
     written = torch.full((num, config.max_len + 1), EOS, device=device)
     written[:, :len(prefix)] = written.new_tensor(prefix)
@@ -225,7 +225,7 @@ class _Reading:
     def begin(self, num: int) -> None:
         """Go on with the first `num`; the others wait."""
         self._state = self._first_state[:, :num]
-        self._condition = None if self._conditions is None else self._conditions[:num].clone()
+        self._condition = None if self._conditions is None else self._conditions[:num]
 
     def enter(self, first: int, places: Tensor) -> None:
         """Put those that wait, from the number `first` on, into the places [N] of others."""
