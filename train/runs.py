@@ -36,18 +36,19 @@ class Session:
     signals: StopSignals
 
 
-def has_bfloat16_units(device: torch.device) -> bool:
-    """True where bfloat16 matrix products run on units of their own.
+def bfloat16_is_faster(device: torch.device) -> bool:
+    """True where bfloat16 matrix products are faster than float32's.
 
-    A CPU with AVX-512 BF16 but no AMX has none, and was measured slower in bfloat16 than in float32
-    (benchmarks/decoder_speed.py).
+    Of CPUs with AVX-512 BF16 those by AMD train a decoder nearly twice as fast with it, and those by Intel slower unless
+    they have AMX too (measured: benchmarks/decoder_speed.py).
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     try:
-        return device.type == "cpu" and "amx_bf16" in Path("/proc/cpuinfo").read_text()
+        processor = Path("/proc/cpuinfo").read_text() if device.type == "cpu" else ""
     except OSError:
         return False
+    return "amx_bf16" in processor or ("AuthenticAMD" in processor and "avx512_bf16" in processor)
 
 
 def begin_run(config: RunConfig, directory: Path, session: Session, description: dict[str, Any]) -> None:
@@ -55,7 +56,7 @@ def begin_run(config: RunConfig, directory: Path, session: Session, description:
     device = choose_device(config.training.device, session.ranks.local_rank)
     precision = config.training.precision
     if precision == "auto":
-        precision = "bfloat16" if has_bfloat16_units(device) else "float32"
+        precision = "bfloat16" if bfloat16_is_faster(device) else "float32"
     training = dataclasses.replace(config.training, precision=precision)
     if session.ranks.first:
         directory.mkdir(parents=True, exist_ok=True)
