@@ -6,7 +6,9 @@ The generator maps noise to outlines and starts where a density fitted without a
 
 with k drawn with the shares of k-means centres, one within-cluster factor shared by all, and the MLP's last layer zero
 at the start. Everything but the shares is then trained. With one centre it starts at the fitted Gaussian; with none at
-noise, as an ordinary GAN does. All of it lives in scaled units (outline_store.Scaling): mean 0, one isotropic scale.
+noise, as an ordinary GAN does. A centre can be the sum of two, each drawn for itself: what outlines lie away from their
+centres is no Gaussian, and a second k-means of it says more than its covariance, while K × J sums lie no nearer to the
+training outlines than K centres do. All of it lives in scaled units (outline_store.Scaling): mean 0, one isotropic scale.
 """
 
 import math
@@ -22,41 +24,60 @@ from outlines.errors import OutlinesError
 
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture of Gaussians with one shared covariance; in scaled units. centres [K, D], shares [K], factor [D, D]."""
+    """A mixture of Gaussians with one shared covariance; in scaled units.
+
+    centres [K, D], shares [K], factor [D, D]. With offsets [J, D], each of which may be added to any centre, and their
+    shares [J], it is one of K × J Gaussians.
+    """
 
     centres: Tensor
     shares: Tensor
     factor: Tensor
+    offsets: Tensor | None = None
+    offset_shares: Tensor | None = None
 
 
 def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_iterations: int = 15,
-                progress: Callable[[int, int], None] | None = None) -> Mixture:
+                progress: Callable[[int, int], None] | None = None, num_offsets: int = 0) -> Mixture:
     """Fit centres by Lloyd's k-means, and one factor of the covariance of what is left within the clusters.
 
-    outlines: [N, D] in scaled units. One centre gives the maximum-likelihood Gaussian. factor · factorᵀ is the
-    within-cluster covariance, divided by N - K. Memory: N × D for the outlines and a chunk of N × K distances.
+    outlines: [N, D] in scaled units. One centre gives the maximum-likelihood Gaussian. num_offsets: centres of a second
+    k-means, of what the first one leaves (multiple stage vector quantisation: Juang and Gray 1982); the factor is then of
+    what both leave. factor · factorᵀ is that covariance, divided by N - K - J. Memory: N × D for the outlines and a chunk
+    of N × K distances.
     """
     num_rows = len(outlines)
-    if not 0 < num_centres < num_rows:
-        raise OutlinesError(f"a mixture of {num_centres} centres needs more than {num_rows} outlines: "
+    if not 0 < num_centres + num_offsets < num_rows:
+        raise OutlinesError(f"a mixture of {num_centres + num_offsets} centres needs more than {num_rows} outlines: "
                             "lower --num-centres or bring a larger corpus")
+    centres, shares, residual = _k_means(outlines, num_centres, seed, num_iterations, progress)
+    offsets = offset_shares = None
+    if num_offsets:
+        # Of a cluster of one nothing is left: that says how few rows it had, not how far rows lie from their centres.
+        left = residual[residual.abs().sum(dim=1) > 0]
+        offsets, offset_shares, residual = _k_means(left, num_offsets, seed, num_iterations, progress)
+    covariance = residual.T @ residual / max(1, num_rows - num_centres - num_offsets)
+    values, directions = torch.linalg.eigh(covariance.double())
+    factor = (directions * values.clamp(min=0).sqrt()).to(outlines.dtype)
+    return Mixture(centres, shares, factor, offsets, offset_shares)
+
+
+def _k_means(rows: Tensor, num_centres: int, seed: int, num_iterations: int,
+             progress: Callable[[int, int], None] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Centres [K, D], the rows' shares of them [K], and what is left of each row [N, D]."""
     rng = torch.Generator().manual_seed(seed)
-    centres = outlines[torch.randperm(num_rows, generator=rng)[:num_centres]].clone()
+    centres = rows[torch.randperm(len(rows), generator=rng)[:num_centres]].clone()
     for iteration in range(num_iterations if num_centres > 1 else 1):
-        nearest = nearest_centre(outlines, centres)
+        nearest = nearest_centre(rows, centres)
         counts = torch.bincount(nearest, minlength=num_centres)
-        sums = torch.zeros_like(centres).index_add_(0, nearest, outlines)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, rows)
         # A centre that lost all its rows stays where it is; its share will be zero.
         centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
         if progress:
             progress(iteration + 1, num_iterations)
-    nearest = nearest_centre(outlines, centres)
-    residual = outlines - centres[nearest]
-    covariance = residual.T @ residual / max(1, num_rows - num_centres)
-    values, directions = torch.linalg.eigh(covariance.double())
-    factor = (directions * values.clamp(min=0).sqrt()).to(outlines.dtype)
-    shares = torch.bincount(nearest, minlength=num_centres).double() / num_rows
-    return Mixture(centres, shares.to(outlines.dtype), factor)
+    nearest = nearest_centre(rows, centres)
+    shares = torch.bincount(nearest, minlength=num_centres).double() / len(rows)
+    return centres, shares.to(rows.dtype), rows - centres[nearest]
 
 
 def nearest_centre(outlines: Tensor, centres: Tensor, chunk: int = 8192) -> Tensor:
@@ -92,19 +113,22 @@ class GeneratorConfig:
     outline_dim: int
     num_centres: int
     """0 starts at noise, 1 at the fitted Gaussian, more at a mixture"""
+    num_offsets: int = 0
+    """centres of the second level, of which each may be added to any of the first"""
     hidden_dim: int = 512
     num_layers: int = 3
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The generator's input: normal values [B, D] and the drawn centres [B] (empty where there are none)."""
+    """The generator's input: normal values [B, D], the drawn centres [B] and offsets [B] (0 where there are none)."""
 
     normal: Tensor
     centre: Tensor
+    offset: Tensor
 
     def __getitem__(self, rows: slice) -> "Noise":
-        return Noise(self.normal[rows], self.centre[rows])
+        return Noise(self.normal[rows], self.centre[rows], self.offset[rows])
 
 
 def mlp(input_dim: int, hidden_dim: int, num_layers: int, output_dim: int) -> nn.Sequential:
@@ -119,6 +143,7 @@ class Generator(nn.Module):
     """Noise to outlines, in scaled units."""
 
     shares: Tensor
+    offset_shares: Tensor
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()
@@ -129,6 +154,9 @@ class Generator(nn.Module):
             self.centres = nn.Parameter(torch.zeros(num_centres, width))
             self.factor = nn.Parameter(torch.eye(width))
             self.register_buffer("shares", torch.full((num_centres,), 1 / num_centres))
+            if config.num_offsets:
+                self.offsets = nn.Parameter(torch.zeros(config.num_offsets, width))
+                self.register_buffer("offset_shares", torch.full((config.num_offsets,), 1 / config.num_offsets))
             last = self.mlp[-1]
             assert isinstance(last, nn.Linear)
             nn.init.zeros_(last.weight)
@@ -136,10 +164,13 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def start_at(self, mixture: Mixture) -> None:
-        """Set centres, shares and factor; with the MLP's last layer at zero, the generator is then the mixture."""
+        """Set all that a mixture has; with the MLP's last layer at zero, the generator is then the mixture."""
         self.centres.copy_(mixture.centres)
         self.factor.copy_(mixture.factor)
         self.shares.copy_(mixture.shares)
+        if mixture.offsets is not None and mixture.offset_shares is not None:
+            self.offsets.copy_(mixture.offsets)
+            self.offset_shares.copy_(mixture.offset_shares)
 
     @torch.no_grad()
     def compose_affine(self, matrix: Tensor, shift: Tensor) -> None:
@@ -157,6 +188,8 @@ class Generator(nn.Module):
             first.bias.sub_((of_centre @ shift).to(first.bias))
             self.centres.copy_(self.centres.double() @ matrix.T + shift)
             self.factor.copy_(matrix @ self.factor.double())
+            if self.config.num_offsets:
+                self.offsets.copy_(self.offsets.double() @ matrix.T)
         last.weight.copy_(matrix @ last.weight.double())
         last.bias.copy_(matrix @ last.bias.double() + (0 if self.config.num_centres else shift))
 
@@ -166,25 +199,35 @@ class Generator(nn.Module):
         noise_scale: the standard deviation of the normal values; the centres' shares stay as they are.
         """
         normal = noise_scale * torch.randn(num, self.config.outline_dim, generator=rng, device=rng.device)
-        centre = torch.zeros(num, dtype=torch.long, device=rng.device)
+        centre = offset = torch.zeros(num, dtype=torch.long, device=rng.device)
         if self.config.num_centres:
-            # Where the shares lie, for to bring them to the CPU is to wait for the GPU; but mps has no float64.
-            where = torch.device("cpu") if self.shares.device.type == "mps" else self.shares.device
-            uniform = torch.rand(num, generator=rng, dtype=torch.float64, device=rng.device).to(where)
-            edges = self.shares.to(where).double().cumsum(0)
-            centre = torch.searchsorted(edges, uniform * edges[-1], right=True)
+            centre = _draw_by_shares(self.shares, num, rng)
+        if self.config.num_offsets:
+            offset = _draw_by_shares(self.offset_shares, num, rng)
         device = next(self.parameters()).device
-        return Noise(normal.to(device), centre.to(device))
+        return Noise(normal.to(device), centre.to(device), offset.to(device))
 
     def forward(self, noise: Noise) -> Tensor:
         """Outlines [B, D] in scaled units, not yet normalised."""
         if not self.config.num_centres:
             return self.mlp(noise.normal)
-        return self.around(functional.embedding(noise.centre, self.centres), noise.normal)
+        centre = functional.embedding(noise.centre, self.centres)
+        if self.config.num_offsets:
+            centre = centre + functional.embedding(noise.offset, self.offsets)
+        return self.around(centre, noise.normal)
 
     def around(self, centre: Tensor, normal: Tensor) -> Tensor:
         """Outlines [B, D] for normal noise [B, D] and centres given as points [B, D]."""
         return centre + normal @ self.factor.T + self.mlp(torch.cat([normal, centre], dim=1))
+
+
+def _draw_by_shares(shares: Tensor, num: int, rng: torch.Generator) -> Tensor:
+    """Indices [num], each drawn with its share; shares: [K]."""
+    # Where the shares lie, for to bring them to the CPU is to wait for the GPU; but mps has no float64.
+    where = torch.device("cpu") if shares.device.type == "mps" else shares.device
+    uniform = torch.rand(num, generator=rng, dtype=torch.float64, device=rng.device).to(where)
+    edges = shares.to(where).double().cumsum(0)
+    return torch.searchsorted(edges, uniform * edges[-1], right=True)
 
 
 class Critic(nn.Module):

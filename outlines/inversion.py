@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 from torch.func import jacfwd, vmap
 
+from outlines.gan import Generator
 from outlines.outline_model import OutlineModel
 
 TOLERANCES = (0.1, 0.03, 0.01)
 """Standard deviations of what may be left over, in scaled units (an outline's is 1 a dimension): descended in turn, for
 the last alone gets stuck where the MLP bends."""
 STEPS_EACH = 5
+NUM_FIRST = 16
+"""Centres of the first level, at most, of which each is tried with every offset."""
 
 
 class Inverted(NamedTuple):
@@ -31,24 +34,49 @@ class Inverted(NamedTuple):
 def invert(model: OutlineModel, outlines: Tensor, num_candidates: int = 2) -> Inverted:
     """The noise from which the model's generator makes each of the outlines [N, D], in scaled units.
 
-    num_candidates: centres to descend from, the most probable ones were there no MLP.
-    Memory: N × num_candidates × D².
+    num_candidates: centres (with their offsets, where there are some) to descend from, the most probable ones were there no
+    MLP. Memory: N × num_candidates × D².
     """
     generator = model.generator
     if not generator.config.num_centres:
         centre = torch.zeros_like(outlines)
         return Inverted(descend(model, outlines, centre, centre)[0], centre)
-    candidates = min(num_candidates, generator.config.num_centres)
-    factor, log_shares = generator.factor, generator.shares.log()
+    factor = generator.factor
     inverse = torch.linalg.solve(_ridge(factor.T @ factor, TOLERANCES[0] ** 2), factor.T)
-    cost = torch.stack([((outline - generator.centres) @ inverse.T).square().sum(dim=1) for outline in outlines])
-    likely = (cost - 2 * log_shares).topk(candidates, largest=False).indices  # [N, candidates]
-    centre = generator.centres[likely.flatten()]
+    found = [_likeliest(generator, outline, inverse, num_candidates) for outline in outlines]
+    centre, log_share = (torch.stack(parts) for parts in zip(*found, strict=True))  # [N, candidates, D] and [N, candidates]
+    candidates = centre.shape[1]
+    centre = centre.flatten(0, 1)
     targets = outlines.repeat_interleave(candidates, dim=0)
     normal, cost = descend(model, targets, centre, (targets - centre) @ inverse.T)
-    best = (cost.view(likely.shape) - 2 * log_shares[likely]).argmin(dim=1)
+    best = (cost.view(log_share.shape) - 2 * log_share).argmin(dim=1)
     best += candidates * torch.arange(len(outlines), device=outlines.device)
     return Inverted(normal[best], centre[best])
+
+
+def _likeliest(generator: Generator, outline: Tensor, inverse: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """The centres [C, D] that an outline [D] most probably comes from were there no MLP, `num` at most, and their log
+    shares [C].
+
+    inverse: of the factor. With offsets, each is the sum of one of the likeliest NUM_FIRST centres and the offset that goes
+    best with it.
+    """
+    def cost(rest: Tensor) -> Tensor:
+        return (rest @ inverse.T).square().sum(dim=-1)
+
+    centres: Tensor = generator.centres
+    log_shares = generator.shares.log()
+    if generator.config.num_offsets:
+        # Which centre it was is not to be told by the factor alone, which is what the offsets leave.
+        offsets, offset_shares = generator.offsets, generator.offset_shares
+        spread = (offsets * offset_shares[:, None]).T @ offsets + generator.factor @ generator.factor.T
+        rest = outline - centres
+        first = ((torch.linalg.solve(_ridge(spread, TOLERANCES[0] ** 2), rest.T).T * rest).sum(dim=1) - 2 * log_shares).topk(
+            min(NUM_FIRST, len(centres)), largest=False).indices
+        offset = (torch.stack([cost(row - offsets) for row in rest[first]]) - 2 * offset_shares.log()).argmin(dim=1)
+        centres, log_shares = centres[first] + offsets[offset], log_shares[first] + offset_shares[offset].log()
+    likely = (cost(outline - centres) - 2 * log_shares).topk(min(num, len(centres)), largest=False).indices
+    return centres[likely], log_shares[likely]
 
 
 def descend(model: OutlineModel, outlines: Tensor, centre: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:

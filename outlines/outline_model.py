@@ -74,7 +74,7 @@ class OutlineModel(OutlineDecoding):
         super().__init__(decoder, normalized, encoder, whitened)
         self.generator = Generator(generator)
         self.mixture = Generator(mixture)
-        self.gaussian = Generator(dataclasses.replace(mixture, num_centres=1))
+        self.gaussian = Generator(dataclasses.replace(mixture, num_centres=1, num_offsets=0))
         self.critic = Critic(decoder.vector_dim, generator.hidden_dim, generator.num_layers)
         self.register_buffer("score_slope", torch.zeros(()))
         for control in (self.mixture, self.gaussian):

@@ -48,6 +48,35 @@ def test_generator_starts_as_exactly_the_mixture() -> None:
     assert torch.allclose(generator(noise), expected, atol=1e-6)
 
 
+def sums_of_two(num: int = 1800) -> torch.Tensor:
+    """Three far places, and beside each, alike, three near ones, each with its own share; standard deviation 0.05."""
+    rng = torch.Generator().manual_seed(0)
+    far = 10 * torch.eye(4)[:3]
+    near = torch.tensor([[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, -1.0], [0.7, -0.7, 0.0, 0.0]])
+    which = torch.randint(6, (num,), generator=rng)
+    return (far[torch.randint(3, (num,), generator=rng)] + near[torch.tensor([0, 0, 0, 1, 1, 2])[which]]
+            + 0.05 * torch.randn(num, 4, generator=rng))
+
+
+def test_offsets_find_what_is_alike_around_every_centre() -> None:
+    outlines = sums_of_two()
+    # A seed from which both k-means come to their best end; from others two places may share one centre.
+    one, two = fit_mixture(outlines, 3, seed=3), fit_mixture(outlines, 3, seed=3, num_offsets=3)
+    assert one.offsets is None and two.offsets is not None and two.offset_shares is not None
+    assert torch.equal(one.centres, two.centres)
+    assert sorted(two.offset_shares.tolist()) == pytest.approx([1 / 6, 1 / 3, 1 / 2], abs=0.05)
+    # Taken from its centre, which lies amid them, a place has moved; how far the places are apart has not.
+    ordered = two.offsets[two.offset_shares.argsort()]
+    assert torch.allclose(ordered[2] - ordered[1], torch.tensor([0.0, 0.0, 0.0, 2.0]), atol=0.02)
+    assert float((two.factor @ two.factor.T).trace()) == pytest.approx(4 * 0.05**2, rel=0.2)
+    assert float((one.factor @ one.factor.T).trace()) > 0.5
+    generator = Generator(GeneratorConfig(4, 3, 3, hidden_dim=8))
+    generator.start_at(two)
+    made = generator(generator.draw(1800, torch.Generator().manual_seed(3)))
+    assert float(torch.cdist(made, outlines).min(dim=1).values.max()) < 0.3, "every sum lies where outlines lie"
+    assert torch.allclose(made.mean(dim=0), outlines.mean(dim=0), atol=0.5)
+
+
 def test_generator_draws_centres_with_their_shares() -> None:
     generator = Generator(GeneratorConfig(4, 3))
     generator.shares.copy_(torch.tensor([0.7, 0.0, 0.3]))
@@ -86,10 +115,10 @@ def test_the_moment_map_makes_no_direction_from_noise() -> None:
     assert float((flat.double() @ matrix.T + shift)[:, 3].std()) < 0.1
 
 
-@pytest.mark.parametrize("num_centres", [0, 1, 3])
-def test_an_affine_map_composed_with_a_generator(num_centres: int) -> None:
+@pytest.mark.parametrize(("num_centres", "num_offsets"), [(0, 0), (1, 0), (3, 0), (3, 5)])
+def test_an_affine_map_composed_with_a_generator(num_centres: int, num_offsets: int) -> None:
     torch.manual_seed(0)
-    generator = Generator(GeneratorConfig(4, num_centres, hidden_dim=8, num_layers=2))
+    generator = Generator(GeneratorConfig(4, num_centres, num_offsets, hidden_dim=8, num_layers=2))
     for parameter in generator.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     noise = generator.draw(20, torch.Generator().manual_seed(2))
@@ -114,9 +143,9 @@ def test_critic_never_mixes_examples() -> None:
 
 
 def test_noise_slices_keep_rows_together() -> None:
-    noise = Noise(torch.arange(6.0)[:, None], torch.arange(6))
+    noise = Noise(torch.arange(6.0)[:, None], torch.arange(6), torch.arange(6))
     half = noise[slice(1, None, 2)]
-    assert half.normal[:, 0].tolist() == half.centre.tolist() == [1, 3, 5]
+    assert half.normal[:, 0].tolist() == half.centre.tolist() == half.offset.tolist() == [1, 3, 5]
 
 
 def test_ema_by_hand() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from outlines.families import families, load_model, save_model
+from outlines.losses import one_centred_penalty, score_gradients, zero_centred_penalty
 from outlines.metrics.outline import frechet_distance, knn_precision_recall
 from outlines.outline_model import OutlineModel
 from outlines.sampling import SamplingConfig
@@ -84,9 +85,32 @@ def test_every_objective_from_every_start(data: Dataset, tiny_corpus: Path, star
     assert figures["valid/outline_shortfall"] == pytest.approx(1 - harmonic)
 
 
+@pytest.mark.parametrize("objective", ["r3", "wgan-gp"])
+def test_the_penalty_of_a_share_is_that_of_the_first_rows(data: Dataset, tiny_corpus: Path, objective: str) -> None:
+    penalties = {}
+    for share in (1.0, 0.3):
+        method = gan(data, tiny_corpus, objective=objective, penalty_share=share)
+        real = batch(data)
+        torch.manual_seed(5)
+        penalties[share] = method._critic_step(real, Update(Ranks(), 1.0))["train/gradient_penalty"]
+    method = gan(data, tiny_corpus, objective=objective)
+    first = math.ceil(0.3 * len(real.outlines))
+    torch.manual_seed(5)
+    fake = method._fake(real)
+    if objective == "r3":
+        parts = [zero_centred_penalty(score_gradients(method.critic, points[:first])[1]) for points in (real.outlines, fake)]
+        expected = parts[0] + parts[1]
+    else:
+        between = torch.lerp(fake, real.outlines, torch.rand(len(fake), 1))
+        expected = one_centred_penalty(score_gradients(method.critic, between[:first])[1])
+    assert torch.allclose(penalties[0.3], expected.mean(), rtol=1e-4)
+    assert not torch.allclose(penalties[1.0], penalties[0.3], rtol=1e-4)
+
+
 def test_the_generator_starts_as_the_control_it_was_started_at(data: Dataset, tiny_corpus: Path) -> None:
     for start in ("mixture", "gaussian"):
-        model = gan(data, tiny_corpus, start=start).model
+        model = gan(data, tiny_corpus, start=start, num_offsets=6).model
+        assert model.gaussian.config.num_offsets == 0 and model.mixture.config.num_offsets == 6
         outlines = [model.vectors(50, torch.Generator().manual_seed(1), source) for source in ("generator", start)]
         assert torch.allclose(outlines[0], outlines[1], atol=1e-5)
 

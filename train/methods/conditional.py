@@ -164,9 +164,9 @@ class ConditionalMethod(OutlinesMethod):
         noise = self.generator.draw(batch.num_rows, self._noise_rng())[batch.ranks.rank::batch.ranks.world]
         return self.model.normalise(self.generator(noise, batch.conditions))
 
-    def _critic_beside(self, batch: Batch) -> Callable[[Tensor], Tensor]:
+    def _critic_beside(self, batch: Batch, rows: slice = slice(None)) -> Callable[[Tensor], Tensor]:
         assert isinstance(batch, PairBatch)
-        embedding = self.critic.embedding(batch.conditions)
+        embedding = self.critic.embedding(batch.conditions[rows])
         return lambda outlines: self.critic.score(outlines, embedding)
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ length for the decoder, uniform ones for the GAN, which must see the whole distr
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,6 +71,8 @@ class GanOptions(DecoderOptions):
     gan_beta2: float = option(0.99, "Adam's second beta for generator and critic; the first is 0", low=0, high=0.9999)
     critic_steps: int = option(1, "critic steps a generator step, each with new noise on the same real outlines", low=1)
     penalty_weight: float = option(2.0, "weight of the gradient penalty: r3's gamma, wgan-gp's lambda", low=0)
+    penalty_share: float = option(1.0, "share of a step's outlines, above 0 to 1, that the gradient penalty is taken at; a "
+                                       "quarter of them takes half of the time", low=1e-3, high=1)
     ema_decay: float = option(0.995, "decay a step of the generator's moving average, which is the one that is kept",
                               low=0, high=0.99999)
     gan_patience: int = option(10, "validations without a new best after which the GAN stops early; 0 never", low=0)
@@ -84,6 +87,8 @@ class OutlinesOptions(GanOptions):
 
     start: str = option("mixture", "where the generator starts", ("mixture", "gaussian", "noise"))
     num_centres: int = option(5000, "k-means centres of the mixture, at most a twentieth of the outlines", low=2)
+    num_offsets: int = option(0, "centres of a second k-means, of what the first leaves, each of which may be added to any "
+                                 "of the first; at most a twentieth of the outlines, 0 for none", low=0)
     free_moments: bool = option(False, "leave the mean and covariance of the generated outlines as the adversary left them; "
                                        "else they are given those of training outlines when training ends")
 
@@ -147,9 +152,11 @@ class OutlinesMethod(Method):
 
     def _new_model(self) -> OutlineModel:
         options, store = self.options, self.data.stores["train"]
-        num_centres = max(2, min(options.num_centres, min(len(store), MAX_FITTED_ROWS) // 20))
-        mixture = GeneratorConfig(store.dim, num_centres, hidden_dim=1, num_layers=1)
+        most = min(len(store), MAX_FITTED_ROWS) // 20
+        num_centres, num_offsets = max(2, min(options.num_centres, most)), min(options.num_offsets, most)
+        mixture = GeneratorConfig(store.dim, num_centres, num_offsets, hidden_dim=1, num_layers=1)
         generator = GeneratorConfig(store.dim, {"mixture": num_centres, "gaussian": 1, "noise": 0}[options.start],
+                                    num_offsets if options.start == "mixture" else 0,
                                     options.gan_hidden_dim, options.gan_num_layers)
         return OutlineModel(outline_decoder_config(options, self.data), generator, mixture,
                             self.data.normalized, store.encoder, options.whiten)
@@ -158,8 +165,8 @@ class OutlinesMethod(Method):
         """What the GAN's stage fits as it begins, and never trains."""
         return {"mixture": self.model.mixture, "gaussian": self.model.gaussian}
 
-    def _critic_beside(self, batch: Batch) -> Callable[[Tensor], Tensor]:
-        """The scores [B] of outlines [B, D] that stand beside a batch's: where there are conditions, under them."""
+    def _critic_beside(self, batch: Batch, rows: slice = slice(None)) -> Callable[[Tensor], Tensor]:
+        """The scores [B] of outlines [B, D] that stand beside these of a batch's: where there are conditions, under them."""
         return self.critic
 
     def begin(self, stage: Stage) -> None:
@@ -172,13 +179,14 @@ class OutlinesMethod(Method):
         if not self.has_controls:
             rows = self.data.sample_rows("train", MAX_FITTED_ROWS, seed=self.seed)
             outlines = self.data.outlines("train", rows)
-            model.mixture.start_at(fit_mixture(outlines, model.mixture.config.num_centres, self.seed))
+            shape = model.mixture.config
+            model.mixture.start_at(fit_mixture(outlines, shape.num_centres, self.seed, num_offsets=shape.num_offsets))
             model.gaussian.start_at(fit_mixture(outlines, 1, self.seed))
         if self.options.start != "noise":
             control = model.mixture if self.options.start == "mixture" else model.gaussian
+            start = {name: values for name, values in control.state_dict().items() if not name.startswith("mlp.")}
             for generator in (self.generator, model.generator):
-                for name in ("centres", "factor", "shares"):
-                    getattr(generator, name).data.copy_(getattr(control, name))
+                generator.load_state_dict(start, strict=False)
 
     def _take_decoder(self, run: Path) -> None:
         """The decoder of a finished run; and its controls, where this run would fit the very same."""
@@ -269,22 +277,31 @@ class OutlinesMethod(Method):
         real = batch.outlines
         with torch.no_grad():
             fake = self._fake(batch)
-        critic = self._critic_beside(batch)
+        # The penalised ones are the global batch's first, so that ranks agree. To take gradients of gradients at all of them
+        # is most of a step (Karras et al. 2020 leave out steps; to leave out rows keeps every step alike).
+        num_penalised = math.ceil(self.options.penalty_share * batch.num_rows)
+        own = len(range(batch.ranks.rank, num_penalised, batch.ranks.world))
+        penalised, others = (self._critic_beside(batch, rows) for rows in (slice(own), slice(own, None)))
         if self.options.objective == "r3":
-            real_scores, real_gradients = score_gradients(critic, real)
-            fake_scores, fake_gradients = score_gradients(critic, fake)
+            real_scores, real_gradients = score_gradients(penalised, real[:own])
+            fake_scores, fake_gradients = score_gradients(penalised, fake[:own])
+            if own < len(real):
+                real_scores = torch.cat([real_scores, others(real[own:])])
+                fake_scores = torch.cat([fake_scores, others(fake[own:])])
             adversarial = relativistic_critic_loss(real_scores, fake_scores)
             penalty = zero_centred_penalty(real_gradients) + zero_centred_penalty(fake_gradients)
         else:
+            critic = self._critic_beside(batch)
             real_scores, fake_scores = critic(real), critic(fake)
             adversarial = wasserstein_critic_loss(real_scores, fake_scores)
             share = torch.rand(batch.num_rows, 1)[batch.ranks.rank::batch.ranks.world].to(real.device)
-            _, gradients = score_gradients(critic, torch.lerp(fake, real, share))
+            _, gradients = score_gradients(penalised, torch.lerp(fake, real, share)[:own])
             penalty = one_centred_penalty(gradients)
-        loss = (adversarial + self.options.penalty_weight * penalty).sum() / batch.num_rows
+        penalty = penalty.sum() / num_penalised
+        loss = adversarial.sum() / batch.num_rows + self.options.penalty_weight * penalty
         norm = update("critic loss", self.optimizers["critic"], loss)
         return {"train/critic_loss": adversarial.detach().sum() / batch.num_rows,
-                "train/gradient_penalty": penalty.detach().sum() / batch.num_rows,
+                "train/gradient_penalty": penalty.detach(),
                 "scores/real": real_scores.detach().sum() / batch.num_rows,
                 "scores/fake": fake_scores.detach().sum() / batch.num_rows, "norm/critic": norm}
 
