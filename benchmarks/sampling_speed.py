@@ -41,6 +41,12 @@ def main(run: Path, device: str = "auto") -> None:
             best[size] = max(best[size], num / (time.perf_counter() - started))
     for size, speed in best.items():
         print(f"batches of {size:6,} {speed:9,.0f} sentences/s")
+    spelt = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        pipeline.tokenizer.lines(tokens)
+        spelt.append((time.perf_counter() - started) / NUM)
+    print(f"of which text from tokens, by one thread at a time: {min(spelt) * 1e6:.1f} microseconds a sentence")
     command = [sys.executable, "-m", "generate", str(run), "--num", "1", "--device", pipeline.device.type]
     times = []
     for _ in range(STARTS):

@@ -216,7 +216,8 @@ class Endpoints:
         vectors, uniforms = model.draw_rows(lambda count, rng: model.vectors(count, rng, name, config.noise_scale),
                                             0, num, seed, config.max_len)
         ids = self.batcher.decode(vectors, uniforms, config, tokens)
-        written = {"text": self.pipeline.text(ids), "nll": nll_of_rows(model.decoder, as_rows(ids), vectors)[0].tolist()}
+        written = {"text": self.pipeline.tokenizer.lines(ids),
+                   "nll": nll_of_rows(model.decoder, as_rows(ids), vectors)[0].tolist()}
         scores = None if vectors is None else model.critic_scores(vectors)
         if scores is not None:
             written["critic_score"] = scores.tolist()

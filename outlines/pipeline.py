@@ -199,16 +199,12 @@ class Pipeline:
 
     # Vectors → text
 
-    def text(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        # The tokenizer can spell any byte, so a sentence could hold a line break; one sentence is one line.
-        return [" ".join(text.split()) for text in self.tokenizer.decode(ids)]
-
     def decode(self, vectors: Tensor, sampling: SamplingConfig = GREEDY, seed: int = 1) -> list[str]:
         """One sentence for each of the vectors [N, D]; the likeliest tokens unless `sampling` says otherwise."""
         rng = torch.Generator().manual_seed(seed)
         uniforms = torch.rand(len(vectors), sampling.max_len, generator=rng).to(self.device)
         vectors = vectors.to(self.device)
-        return [text for start in range(0, len(vectors), BLOCK) for text in self.text(
+        return [text for start in range(0, len(vectors), BLOCK) for text in self.tokenizer.lines(
             sample(self.layout, vectors[start:start + BLOCK], uniforms[start:start + BLOCK], sampling))]
 
     def sample(self, num: int = 10, seed: int = 1, source: str | None = None, **choice: float) -> list[str]:
@@ -285,7 +281,7 @@ class Pipeline:
 
     def _written(self, batches: Iterator[tuple[list[list[int]], Tensor | None]], scored: bool) -> Iterator[Sentence]:
         for ids, vectors in batches:
-            texts = self.text(ids)
+            texts = self.tokenizer.lines(ids)
             if not scored:
                 yield from map(Sentence, texts)
                 continue

@@ -230,7 +230,7 @@ def test_scores_are_the_decoders_own(written: Written, pipeline: Pipeline) -> No
 def test_beam_search_from_the_command_line(written: Written, pipeline: Pipeline) -> None:
     _, vectors = next(pipeline.model.generate(4, 1, GREEDY))
     assert vectors is not None
-    expected = pipeline.text(beam_search(pipeline.model.decoder, vectors, 4, SamplingConfig(beam=3, max_len=20)))
+    expected = pipeline.tokenizer.lines(beam_search(pipeline.model.decoder, vectors, 4, SamplingConfig(beam=3, max_len=20)))
     assert written("sample", "--num", 4, "--beam", 3, "--max-len", 20) == expected
 
 

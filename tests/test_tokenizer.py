@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from outlines.corpus.tokenizer import (
     BOS,
     EOS,
+    NUM_SPECIALS,
     PAD,
     UNK,
     Tokenizer,
@@ -64,6 +65,16 @@ def test_decode_ignores_bos_eos_pad_and_marks_broken_bytes(tokenizer: Tokenizer)
     assert tokenizer.decode([[BOS, *ids, EOS, PAD, PAD], [EOS]]) == ["A brown dog", ""]
     assert tokenizer.decode([[4 + 0xFF]]) == ["\ufffd"]
     assert tokenizer.decode([]) == [] == tokenizer.encode([])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 10**6), max_size=12), max_size=4))
+def test_a_line_is_what_sentencepiece_decodes_its_white_space_folded(tokenizer: Tokenizer, drawn: list[list[int]]) -> None:
+    rows = [[number % tokenizer.vocab_size for number in row] for row in drawn]
+    # Most rows by pieces of words alone, as samples are; the others hold bytes and specials too.
+    words = [[NUM_SPECIALS + piece % (tokenizer.vocab_size - NUM_SPECIALS) for piece in row] for row in rows]
+    for chosen in (rows, words):
+        assert tokenizer.lines(chosen) == [" ".join(text.split()) for text in tokenizer.decode(chosen)]
 
 
 def test_case_is_kept_or_folded(tokenizer: Tokenizer, tmp_path: Path) -> None:

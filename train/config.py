@@ -57,8 +57,8 @@ class TrainingConfig:
     seed: int = option(1, "decides weights, batches and noise")
     device: str = option("auto", "where to train; auto takes cuda, then mps, then cpu",
                          DEVICES)
-    precision: str = option("auto", "autocast of the decoder; auto takes bfloat16 where the hardware has matrix units "
-                                    "for it", ("auto", "float32", "bfloat16"))
+    precision: str = option("auto", "autocast of the decoder; auto takes bfloat16 where the processor is faster with it",
+                            ("auto", "float32", "bfloat16"))
     warmup_steps: int = option(200, "optimiser steps over which a learning rate rises from 0", low=0)
     min_learning_rate: float = option(0.02, "share of the learning rate that is left at the end of the cosine",
                                       low=0, high=1)

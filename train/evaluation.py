@@ -292,7 +292,7 @@ def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, 
             assert drawn is not None
             more = data.scaling.unscale(drawn).cpu()
         ids = [row for block, _ in blocks for row in block]
-    text = [" ".join(sentence.split()) for sentence in data.tokenizer.decode(ids)]
+    text = data.tokenizer.lines(ids)
     if not vectors or data.scaling is None:
         return Sentences(text)
     return Sentences(text, data.scaling.unscale(torch.cat(vectors)).cpu(), more)

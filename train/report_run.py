@@ -53,8 +53,7 @@ def report_run(directory: Path, model: TextModel, data: Dataset, session: Sessio
     if not model.sources:
         return "\n".join([text, "", "next:", f"  python -m train outlines --encoder recurrent:{directory / 'encoder'}"])
     ids, _ = next(model.generate(10, config.training.seed, SamplingConfig(temperature=0.7)))
-    samples = [" ".join(sentence.split()) for sentence in data.tokenizer.decode(ids)]
-    return "\n".join([text, "", "ten samples at T = 0.7:", *(f"  {sentence}" for sentence in samples), "", "next:",
+    return "\n".join([text, "", "ten samples at T = 0.7:", *(f"  {line}" for line in data.tokenizer.lines(ids)), "", "next:",
                       f"  python -m generate {directory}", f"  tensorboard --logdir {directory.parent}",
                       f"  python -m train evaluate {directory}"])
 

@@ -251,7 +251,7 @@ class Comparison:
             reporter.line(f"answer {len(found.targets)} conditions from {source}")
             sampling = SamplingConfig(temperature=TEMPERATURE, max_len=data.corpus.meta["max_len"])
             ids = (row for block in decode(model, outlines.flatten(0, 1), NOISE_SEED, sampling) for row in block)
-            texts = (" ".join(text.split()) for text in data.tokenizer.decode(list(ids)))
+            texts = iter(data.tokenizer.lines(list(ids)))
             row = self._measured([list(islice(texts, NUM_DRAWS)) for _ in outlines])
             if source != REAL_DECODED:  # Which is what was observed.
                 row["energy_score"] = float(energy_score(outlines, data.outlines("test", found.targets)).mean())
