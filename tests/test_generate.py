@@ -358,7 +358,7 @@ def test_completions_begin_as_told(written: Written, pipeline: Pipeline) -> None
     assert len(set(sampled)) > 3 and all(line.startswith("Two dogs") for line in sampled)
     prefix = pipeline.tokenizer.encode(["Two dogs"])[0]
     expected = sample(pipeline.model.decoder, pipeline.encode([A]), torch.zeros(1, 64), GREEDY, prefix)
-    assert written("complete", "Two dogs", "--like", A, "--num", 2, "--greedy") == 2 * pipeline.text(expected)
+    assert written("complete", "Two dogs", "--like", A, "--num", 2, "--greedy") == 2 * pipeline.tokenizer.lines(expected)
 
 
 @pytest.mark.parametrize("verb", ["reconstruct", "vary", "interpolate", "nearest", "sample", "complete"])
