@@ -106,7 +106,7 @@ class OutlinesMethod(Method):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {**LanguageModelMethod.presets["tiny"], "num_centres": 8, "gan_hidden_dim": 16, "gan_num_layers": 2,
                  "gan_steps": 20, "gan_batch_size": 32, "gan_validate_every": 10},
-        "default": {**LanguageModelMethod.presets["default"], "gan_steps": 450},
+        "default": {**LanguageModelMethod.presets["default"], "gan_steps": 450, "penalty_share": 0.25},
         "small": {**LanguageModelMethod.presets["small"], "gan_steps": 2500, "gan_validate_every": 250},
         "full": {**LanguageModelMethod.presets["full"], "gan_hidden_dim": 2048, "gan_num_layers": 4,
                  "gan_steps": 100000, "gan_batch_size": 2048, "gan_learning_rate": 1e-4, "ema_decay": 0.9995,
