@@ -68,7 +68,7 @@ def test_penalty_reaches_the_critics_weights() -> None:
     assert torch.allclose(critic.weight.grad, critic.weight.detach())  # d/dw of |w|²/2
 
 
-# In one piece, and in four; by many rows rather than a vast vocabulary, over which some processors' products sum so long
+# In one piece, and in nine; by many rows rather than a vast vocabulary, over which some processors' products sum so long
 # that float32 itself is off in the fourth digit.
 @pytest.mark.parametrize(("num", "vocab_size"), [(5, 9), (500, 3000)])
 def test_total_nll_and_its_gradients_are_those_of_whole_logits(num: int, vocab_size: int) -> None:
