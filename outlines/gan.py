@@ -55,6 +55,9 @@ def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_iterations: i
     if num_offsets:
         # Of a cluster of one nothing is left: that says how few rows it had, not how far rows lie from their centres.
         left = residual[residual.abs().sum(dim=1) > 0]
+        if len(left) <= num_offsets:
+            raise OutlinesError(f"{num_offsets} offsets need more than {len(left)} outlines away from their centres: "
+                                "lower --num-offsets or bring a larger corpus")
         offsets, offset_shares, residual = _k_means(left, num_offsets, seed, num_iterations, progress)
     covariance = residual.T @ residual / max(1, num_rows - num_centres - num_offsets)
     values, directions = torch.linalg.eigh(covariance.double())

@@ -31,6 +31,8 @@ def test_one_centre_is_the_fitted_gaussian() -> None:
 def test_too_many_centres_is_an_error_for_people() -> None:
     with pytest.raises(OutlinesError, match="more than 5 outlines"):
         fit_mixture(torch.randn(5, 3), 5, seed=1)
+    with pytest.raises(OutlinesError, match="3 offsets need more than 0 outlines"):
+        fit_mixture(torch.eye(3).repeat(4, 1)[:, :2].mul(0), 1, seed=1, num_offsets=3)
 
 
 def test_nearest_centre_by_brute_force_over_chunks() -> None:
