@@ -21,6 +21,8 @@ from torch.nn import functional
 
 from outlines.errors import OutlinesError
 
+K_MEANS_ITERATIONS = 15
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -37,20 +39,28 @@ class Mixture:
     offset_shares: Tensor | None = None
 
 
-def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_iterations: int = 15,
-                progress: Callable[[int, int], None] | None = None, num_offsets: int = 0) -> Mixture:
+def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_offsets: int = 0,
+                progress: Callable[[int, int], None] | None = None) -> Mixture:
     """Fit centres by Lloyd's k-means, and one factor of the covariance of what is left within the clusters.
 
     outlines: [N, D] in scaled units. One centre gives the maximum-likelihood Gaussian. num_offsets: centres of a second
     k-means, of what the first one leaves (multiple stage vector quantisation: Juang and Gray 1982); the factor is then of
-    what both leave. factor · factorᵀ is that covariance, divided by N - K - J. Memory: N × D for the outlines and a chunk
-    of N × K distances.
+    what both leave. factor · factorᵀ is that covariance, divided by N - K - J. progress: called with (iterations done,
+    of how many). Memory: N × D for the outlines and a chunk of N × K distances.
     """
     num_rows = len(outlines)
     if not 0 < num_centres + num_offsets < num_rows:
         raise OutlinesError(f"a mixture of {num_centres + num_offsets} centres needs more than {num_rows} outlines: "
                             "lower --num-centres or bring a larger corpus")
-    centres, shares, residual = _k_means(outlines, num_centres, seed, num_iterations, progress)
+    done, total = 0, K_MEANS_ITERATIONS * (2 if num_offsets else 1)
+
+    def iterated() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total)
+
+    centres, shares, residual = _k_means(outlines, num_centres, seed, iterated)
     offsets = offset_shares = None
     if num_offsets:
         # Of a cluster of one nothing is left: that says how few rows it had, not how far rows lie from their centres.
@@ -58,26 +68,26 @@ def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_iterations: i
         if len(left) <= num_offsets:
             raise OutlinesError(f"{num_offsets} offsets need more than {len(left)} outlines away from their centres: "
                                 "lower --num-offsets or bring a larger corpus")
-        offsets, offset_shares, residual = _k_means(left, num_offsets, seed, num_iterations, progress)
+        offsets, offset_shares, residual = _k_means(left, num_offsets, seed, iterated)
     covariance = residual.T @ residual / max(1, num_rows - num_centres - num_offsets)
     values, directions = torch.linalg.eigh(covariance.double())
     factor = (directions * values.clamp(min=0).sqrt()).to(outlines.dtype)
     return Mixture(centres, shares, factor, offsets, offset_shares)
 
 
-def _k_means(rows: Tensor, num_centres: int, seed: int, num_iterations: int,
-             progress: Callable[[int, int], None] | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Centres [K, D], the rows' shares of them [K], and what is left of each row [N, D]."""
+def _k_means(rows: Tensor, num_centres: int, seed: int, iterated: Callable[[], None]) -> tuple[Tensor, Tensor, Tensor]:
+    """Centres [K, D], the rows' shares of them [K], and what is left of each row [N, D]; calls `iterated` now and then."""
     rng = torch.Generator().manual_seed(seed)
     centres = rows[torch.randperm(len(rows), generator=rng)[:num_centres]].clone()
-    for iteration in range(num_iterations if num_centres > 1 else 1):
+    for _ in range(K_MEANS_ITERATIONS):
         nearest = nearest_centre(rows, centres)
         counts = torch.bincount(nearest, minlength=num_centres)
         sums = torch.zeros_like(centres).index_add_(0, nearest, rows)
         # A centre that lost all its rows stays where it is; its share will be zero.
         centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
-        if progress:
-            progress(iteration + 1, num_iterations)
+        iterated()
+        if num_centres == 1:
+            break
     nearest = nearest_centre(rows, centres)
     shares = torch.bincount(nearest, minlength=num_centres).double() / len(rows)
     return centres, shares.to(rows.dtype), rows - centres[nearest]

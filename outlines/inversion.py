@@ -43,7 +43,9 @@ def invert(model: OutlineModel, outlines: Tensor, num_candidates: int = 2) -> In
         return Inverted(descend(model, outlines, centre, centre)[0], centre)
     factor = generator.factor
     inverse = torch.linalg.solve(_ridge(factor.T @ factor, TOLERANCES[0] ** 2), factor.T)
-    found = [_likeliest(generator, outline, inverse, num_candidates) for outline in outlines]
+    # Which centre it was is not to be told by the factor alone, which is what the offsets leave.
+    of_both = _of_offsets_too(generator) if generator.config.num_offsets else None
+    found = [_likeliest(generator, outline, inverse, of_both, num_candidates) for outline in outlines]
     centre, log_share = (torch.stack(parts) for parts in zip(*found, strict=True))  # [N, candidates, D] and [N, candidates]
     candidates = centre.shape[1]
     centre = centre.flatten(0, 1)
@@ -54,24 +56,30 @@ def invert(model: OutlineModel, outlines: Tensor, num_candidates: int = 2) -> In
     return Inverted(normal[best], centre[best])
 
 
-def _likeliest(generator: Generator, outline: Tensor, inverse: Tensor, num: int) -> tuple[Tensor, Tensor]:
+def _of_offsets_too(generator: Generator) -> Tensor:
+    """The inverse [D, D] of the covariance that a drawn offset and the factor leave around a centre, were there no MLP."""
+    offsets, shares = generator.offsets, generator.offset_shares
+    spread = (offsets * shares[:, None]).T @ offsets + generator.factor @ generator.factor.T
+    return torch.linalg.inv(_ridge(spread, TOLERANCES[0] ** 2))
+
+
+def _likeliest(generator: Generator, outline: Tensor, inverse: Tensor, of_both: Tensor | None,
+               num: int) -> tuple[Tensor, Tensor]:
     """The centres [C, D] that an outline [D] most probably comes from were there no MLP, `num` at most, and their log
     shares [C].
 
-    inverse: of the factor. With offsets, each is the sum of one of the likeliest NUM_FIRST centres and the offset that goes
-    best with it.
+    inverse: of the factor. of_both: as by _of_offsets_too; given, each centre is the sum of one of the likeliest NUM_FIRST
+    centres and the offset that goes best with it.
     """
     def cost(rest: Tensor) -> Tensor:
         return (rest @ inverse.T).square().sum(dim=-1)
 
     centres: Tensor = generator.centres
     log_shares = generator.shares.log()
-    if generator.config.num_offsets:
-        # Which centre it was is not to be told by the factor alone, which is what the offsets leave.
+    if of_both is not None:
         offsets, offset_shares = generator.offsets, generator.offset_shares
-        spread = (offsets * offset_shares[:, None]).T @ offsets + generator.factor @ generator.factor.T
         rest = outline - centres
-        first = ((torch.linalg.solve(_ridge(spread, TOLERANCES[0] ** 2), rest.T).T * rest).sum(dim=1) - 2 * log_shares).topk(
+        first = ((rest @ of_both * rest).sum(dim=1) - 2 * log_shares).topk(
             min(NUM_FIRST, len(centres)), largest=False).indices
         offset = (torch.stack([cost(row - offsets) for row in rest[first]]) - 2 * offset_shares.log()).argmin(dim=1)
         centres, log_shares = centres[first] + offsets[offset], log_shares[first] + offset_shares[offset].log()

@@ -336,7 +336,7 @@ def test_labels_reach_generator_and_critic(labelled: tuple[RunConfig, Dataset]) 
     config, data = labelled
     torch.manual_seed(0)
     method = ConditionalMethod(config, data, bfloat16=False)
-    method.begin(method.stages[1])
+    method.begin(method.stages[1], lambda *_: None)
     model = method.model
     assert data.pairing is not None and set(model.labels) == {"first", "second"} == set(data.pairing.labels)
     pairs = data.pairing.splits["train"]
@@ -356,7 +356,7 @@ def test_a_step_trains_on_pairs_and_leaves_the_control_alone(labelled: tuple[Run
     config, data = labelled
     torch.manual_seed(0)
     method = ConditionalMethod(config, data, bfloat16=False)
-    method.begin(method.stages[1])
+    method.begin(method.stages[1], lambda *_: None)
     linear = {name: tensor.clone() for name, tensor in method.model.linear.state_dict().items()}
     assert data.pairing is not None
     batch = method._paired(data.batch(np.arange(32), Ranks()))
@@ -377,7 +377,7 @@ def test_a_condition_with_one_text_of_a_label_has_it_as_its_reference(labelled: 
     config, data = labelled
     torch.manual_seed(0)
     method = ConditionalMethod(config, data, bfloat16=False)
-    method.begin(method.stages[1])
+    method.begin(method.stages[1], lambda *_: None)
     comparison = Comparison(config, method.model.eval(), data)
     assert comparison.texts == [[target] for target in comparison.found.targets]
     rows = {row["source"]: row for row in comparison.rows(Reporter(quiet=True))}

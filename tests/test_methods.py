@@ -36,7 +36,7 @@ def config(corpus: Path, flags: dict[str, object], family: str = "outlines") -> 
 def gan(data: Dataset, corpus: Path, **flags: object) -> OutlinesMethod:
     torch.manual_seed(0)
     method = OutlinesMethod(config(corpus, flags), data, bfloat16=False)
-    method.begin(method.stages[1])
+    method.begin(method.stages[1], lambda *_: None)
     return method
 
 

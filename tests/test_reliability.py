@@ -53,7 +53,7 @@ from train.distributed import Ranks
 from train.environment import VERSIONS
 from train.loop import Loop
 from train.method import Method, NotFinite, Snapshot, Stage, Update, all_methods
-from train.progress import Reporter
+from train.progress import Progress, Reporter
 from train.run_directory import checkpoint_path, checkpoints, locked, newest_checkpoint, prune, read_lines, read_run
 from train.runs import Session, begin_run, run_config, train_run
 from train.signals import Stopped, StopSignals
@@ -175,7 +175,8 @@ def _train(arguments: list[str], threads: int, said: Path, largest_file: int = 0
         heed(self)
 
     def note_position(self: StopSignals, number: int, frame: Any) -> None:
-        if self.deferred and running and not self.received:
+        # Not in the loop of the language model that scores the samples.
+        if self.deferred and running and str(running[0].directory) in arguments and not self.received:
             said.with_suffix(".position").write_text(f"{running[0].stage_index} {running[0].step}")
         handle(self, number, frame)
 
@@ -274,7 +275,8 @@ def test_killed_and_resumed_equals_uninterrupted(num: int, family: str, bench: B
 
 
 class StopsAt(StopSignals):
-    """A SIGTERM that is there when the loop looks for the `look`-th time: before each step, and after the last."""
+    """A SIGTERM that is there when the loop looks for the `look`-th time, counted from 0: before each stage begins and
+    each step, and after the last."""
 
     def __init__(self, look: int):
         super().__init__()
@@ -300,11 +302,12 @@ def test_a_save_anywhere_gives_the_same_run(thorough: bool, family: str, bench: 
     before = 0
     for stage in stages:
         epoch = data.order(stage.batch_size, stage.like_length, 1).batches_per_epoch
-        positions |= {f"{stage.name}: start": before, f"{stage.name}: epoch start": before + epoch,
-                      f"{stage.name}: last batch of the epoch": before + epoch - 1,
-                      f"{stage.name}: middle": before + stage.num_steps // 2,
-                      f"{stage.name}: last batch": before + stage.num_steps - 1}
-        before += stage.num_steps
+        first = before + 1
+        positions |= {f"{stage.name}: not begun": before, f"{stage.name}: epoch start": first + epoch,
+                      f"{stage.name}: start": first, f"{stage.name}: last batch of the epoch": first + epoch - 1,
+                      f"{stage.name}: middle": first + stage.num_steps // 2,
+                      f"{stage.name}: last batch": first + stage.num_steps - 1}
+        before = first + stage.num_steps
     positions["end"] = before
     if not thorough:
         positions = dict(list(positions.items())[1:2])
@@ -325,9 +328,9 @@ def test_a_stage_that_had_begun_does_not_begin_again(bench: Bench, tmp_path: Pat
     """Whatever a family's begin draws or adds up, it does once."""
     config = bench.config("lm")
     begun = []
-    for look in (0, 0, 5, 1000):
+    for look in (1, 0, 5, 1000):
         loop = bench.loop(tmp_path, config, StopsAt(look))
-        loop.method.begin = begun.append  # type: ignore[method-assign]
+        loop.method.begin = lambda stage, progress: begun.append(stage)  # type: ignore[method-assign]
         with contextlib.suppress(Stopped):
             loop.run()
     assert len(begun) == 1
@@ -422,7 +425,7 @@ def test_a_disk_that_takes_no_more_is_survived(num: int, bench: Bench, tmp_path:
     run = tmp_path / "run"
     with pytest.raises(Stopped):
         begin_run(bench.config("lm"), run, session(bench), {})
-        train_run(run, session(bench, StopsAt(12)))
+        train_run(run, session(bench, StopsAt(1 + 12)))
     largest = (checkpoints(run)[-1] / "tensors.safetensors").stat().st_size
     for index in range(num):
         said = tmp_path / f"{index}.txt"
@@ -563,7 +566,7 @@ def test_a_run_goes_on_from_the_newest_good_one(bench: Bench, tmp_path: Path, ca
     whole = bench.loop(tmp_path / "whole", config)
     whole.run()
     with pytest.raises(Stopped):
-        bench.loop(tmp_path / "run", config, StopsAt(25)).run()
+        bench.loop(tmp_path / "run", config, StopsAt(1 + 25)).run()
     newest = checkpoints(tmp_path / "run")[-1]
     spoil(newest / "tensors.safetensors", random.Random(0), "flip")
     resumed = bench.loop(tmp_path / "run", config)
@@ -576,7 +579,7 @@ def test_a_good_save_is_not_pruned_for_damaged_later_ones(bench: Bench, tmp_path
     """A run that went back behind damaged checkpoints saves before them, and keeps what it saves."""
     config = bench.config("lm", keep_checkpoints=1, checkpoint_every=5)
     with pytest.raises(Stopped):
-        bench.loop(tmp_path, config, StopsAt(5)).run()
+        bench.loop(tmp_path, config, StopsAt(1 + 5)).run()
     for step in (20, 30):
         shutil.copytree(checkpoints(tmp_path)[0], checkpoint_path(tmp_path, 0, step))
     with pytest.raises(Stopped):
@@ -619,10 +622,34 @@ def test_a_signal_saves_within_a_step(num: int, bench: Bench, tmp_path: Path) ->
     assert in_training
 
 
+def test_a_signal_while_a_stage_begins_is_heeded_at_once(bench: Bench, tmp_path: Path) -> None:
+    """To fit a mixture takes minutes; what was trained before is saved, and the stage begins anew."""
+    config = bench.config("outlines")
+    whole = bench.loop(tmp_path / "whole", config)
+    whole.run()
+    with StopSignals() as signals:
+        loop = bench.loop(tmp_path / "run", config, signals)
+
+        def begin(stage: Stage, progress: Progress) -> None:
+            if stage.name == "gan":
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(60)  # k-means of many outlines
+
+        loop.method.begin = begin  # type: ignore[method-assign]
+        with pytest.raises(Stopped) as stopped:
+            loop.run()
+    assert stopped.value.exit_status == 130
+    found = newest_checkpoint(tmp_path / "run")
+    assert found is not None and (found[1]["stage"], found[1]["step"], found[1]["begun"]) == (1, 0, False)
+    resumed = bench.loop(tmp_path / "run", config)
+    resumed.run()
+    assert outcome(resumed) == outcome(whole)
+
+
 def test_a_signal_in_the_last_step_is_not_lost(bench: Bench, tmp_path: Path) -> None:
     config = bench.config("lm")
     with pytest.raises(Stopped) as stopped:
-        bench.loop(tmp_path, config, StopsAt(config.model.decoder_steps)).run()
+        bench.loop(tmp_path, config, StopsAt(1 + config.model.decoder_steps)).run()
     assert stopped.value.exit_status == 143
     found = newest_checkpoint(tmp_path)
     assert found is not None and (found[1]["stage"], found[1]["step"]) == (1, 0)
@@ -677,7 +704,7 @@ def test_a_bad_step_changes_nothing(thorough: bool, family: str, preset: str, be
     method, data = bench.method(config), bench.data(config)
     num_injected = 0
     for stage in method.stages:
-        method.begin(stage)
+        method.begin(stage, lambda *_: None)
         order = data.order(stage.batch_size, stage.like_length, 1)
         before = Snapshot(method, stage)
 
@@ -736,7 +763,8 @@ def test_bad_steps_are_skipped_counted_and_stop_a_run(thorough: bool, family: st
     lines = [line for line in read_lines(tmp_path / "whole" / "metrics.jsonl") if "train/bad_steps" in line]
     assert [line["train/bad_steps"] for line in lines] == [2, 3, 3, 3]
     # Stopped between bad steps and gone on with, it stops at the same step, with the same weights.
-    earlier = sum(stage.num_steps for stage in loop(tmp_path / "look").method.stages[:-1])
+    stages = loop(tmp_path / "look").method.stages
+    earlier = sum(stage.num_steps for stage in stages[:-1]) + len(stages)
     for look in (earlier + 3, earlier + 7) if thorough else (earlier + 3,):
         with pytest.raises(Stopped):
             loop(tmp_path / f"again-{look}", StopsAt(look)).run()

@@ -74,10 +74,15 @@ class Loop:
                 stage = self.method.stages[self.stage_index]
                 if not self.begun:
                     self.best_criterion, self.best, self.stale = math.inf, {}, 0
+                    self._heed_signals()
                     self._seed_step()
-                    self.method.begin(stage)
+                    # It can take minutes and leaves nothing half done: a signal need not wait for its end.
+                    self.signals.deferred = False
+                    with self.reporter.bar(f"begin {stage.name}", "iterations") as progress:
+                        self.method.begin(stage, progress)
+                    self.signals.deferred = True
                     self.begun = True
-                    self._save()  # It is worth a checkpoint: fitting a generator's start can take minutes.
+                    self._save()
                 self._run_stage(stage)
                 self.stage_index, self.step, self.begun = self.stage_index + 1, 0, False
                 self._save()

@@ -23,7 +23,7 @@ from train import methods
 from train.config import RunConfig, unknown_name
 from train.data import Batch, Dataset
 from train.distributed import Ranks
-from train.progress import Reporter
+from train.progress import Progress, Reporter
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,12 @@ class Method(ABC):
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         """Build modules and optimisers; weights depend on the seed alone."""
 
-    def begin(self, stage: Stage) -> None:
-        """Called once, before a stage's first step; not again when a run is resumed inside the stage."""
+    def begin(self, stage: Stage, progress: Progress) -> None:
+        """Called once, before a stage's first step; not again when a run is resumed inside the stage.
+
+        It may be stopped anywhere and called anew by a later process, so it writes no files. progress: what to call with
+        (done, total) where it takes long.
+        """
         return
 
     @abstractmethod

@@ -36,7 +36,7 @@ from train.data import MAX_FITTED_ROWS, Batch, Dataset
 from train.evaluation import NEIGHBOURS, Row, decode
 from train.method import Method, Stage, Update, Views
 from train.methods.outlines import NOISE_SEED, GanOptions, OutlinesMethod, outline_decoder_config
-from train.progress import Reporter
+from train.progress import Progress, Reporter
 
 MAX_KEPT_CONDITIONS = 2000
 """Training conditions that a model keeps, to be sampled without one."""
@@ -114,7 +114,7 @@ class ConditionalMethod(OutlinesMethod):
     def _fixed_modules(self) -> dict[str, nn.Module]:
         return {"linear": self.model.linear, "conditions": self.model.conditions}
 
-    def begin(self, stage: Stage) -> None:
+    def begin(self, stage: Stage, progress: Progress) -> None:
         """Fit the linear-Gaussian, start the generator at it, and keep some conditions."""
         if len(self._validation_pairs.targets) < LEAST_HELD_OUT:
             raise OutlinesError(f"{len(self._validation_pairs.targets)} groups of sentences to validate on, "

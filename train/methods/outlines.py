@@ -41,6 +41,7 @@ from train.data import MAX_FITTED_ROWS, Batch, Dataset
 from train.figures import NUM_DECODED, decoded_nll, held_out, nll_figures
 from train.method import Method, Stage, Update, Views, adamw
 from train.methods.lm import DecoderOptions, LanguageModelMethod, decoder_config, decoder_stage, decoder_step
+from train.progress import Progress
 from train.run_directory import read_run
 
 NOISE_SEED = 7
@@ -169,7 +170,7 @@ class OutlinesMethod(Method):
         """The scores [B] of outlines [B, D] that stand beside these of a batch's: where there are conditions, under them."""
         return self.critic
 
-    def begin(self, stage: Stage) -> None:
+    def begin(self, stage: Stage, progress: Progress) -> None:
         """Take over a decoder; or fit the controls, and start the generator at the one that was asked for."""
         if stage.name != "gan":
             if self.options.decoder_from:
@@ -180,7 +181,7 @@ class OutlinesMethod(Method):
             rows = self.data.sample_rows("train", MAX_FITTED_ROWS, seed=self.seed)
             outlines = self.data.outlines("train", rows)
             shape = model.mixture.config
-            model.mixture.start_at(fit_mixture(outlines, shape.num_centres, self.seed, num_offsets=shape.num_offsets))
+            model.mixture.start_at(fit_mixture(outlines, shape.num_centres, self.seed, shape.num_offsets, progress))
             model.gaussian.start_at(fit_mixture(outlines, 1, self.seed))
         if self.options.start != "noise":
             control = model.mixture if self.options.start == "mixture" else model.gaussian
