@@ -39,7 +39,8 @@ class Reporter:
     def bar(self, name: str, unit: str) -> Iterator[Progress]:
         """Yield what to call with (done, total)."""
         started = last = time.monotonic()
-        bar = tqdm(desc=name, unit=f" {unit}", file=sys.stderr, disable=self.quiet or not self._bars)
+        # The delay keeps what is done at once, or says nothing, off the terminal.
+        bar = tqdm(desc=name, unit=f" {unit}", file=sys.stderr, disable=self.quiet or not self._bars, delay=0.5)
 
         def progress(done: int, total: int, note: str = "", /) -> None:
             nonlocal last
