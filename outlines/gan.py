@@ -76,7 +76,8 @@ def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_offsets: int 
 
 
 def _k_means(rows: Tensor, num_centres: int, seed: int, iterated: Callable[[], None]) -> tuple[Tensor, Tensor, Tensor]:
-    """Centres [K, D], the rows' shares of them [K], and what is left of each row [N, D]; calls `iterated` now and then."""
+    """Centres [K, D], the rows' shares of them [K], and what is left of each row [N, D]; calls `iterated` after each
+    iteration."""
     rng = torch.Generator().manual_seed(seed)
     centres = rows[torch.randperm(len(rows), generator=rng)[:num_centres]].clone()
     for _ in range(K_MEANS_ITERATIONS):
