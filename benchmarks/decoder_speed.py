@@ -11,9 +11,9 @@ import torch
 
 from outlines.corpus.batching import collate
 from outlines.decoder import Decoder, DecoderConfig
+from outlines.devices import choose_precision
 from train.distributed import Ranks
 from train.method import Update, adamw
-from train.runs import bfloat16_is_faster
 
 CONFIG = DecoderConfig(vocab_size=4000, vector_dim=384, embed_dim=224, hidden_dim=384)
 BATCH_SIZE, LENGTH, STEPS, ROUNDS = 128, 14, 10, 6
@@ -49,7 +49,7 @@ def main() -> None:
     print(f"{parameters / 1e6:.2f} M parameters, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for name, speed in best.items():
         print(f"{name:10} {speed:8,.0f} tokens/s ({speed / best['float32']:.2f} x)")
-    print(f"--precision auto takes {'bfloat16' if bfloat16_is_faster(torch.device('cpu')) else 'float32'} here")
+    print(f"--precision auto takes {choose_precision('auto', torch.device('cpu'))} here")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from outlines.pipeline import load_pipeline
         if hasattr(options, "beam"):
             sampling_of(options)  # for its errors, before the run is loaded
-        pipeline = load_pipeline(options.run, choose_device(options.device))
+        pipeline = load_pipeline(options.run, choose_device(options.device), getattr(options, "precision", None) or "auto")
         if options.verb == "serve":
             from generate.server import serve
             serve(pipeline, options.host, options.port)

@@ -61,7 +61,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _refuse_what_has_no_effect(options: argparse.Namespace) -> None:
     given = {name for name, value in vars(options).items() if value is not None and value is not False}
-    for flag, useless in {"greedy": ("temperature", "top_k", "top_p", "beam"), "beam": ("temperature", "top_k", "top_p"),
+    for flag, useless in {"greedy": ("temperature", "top_k", "top_p", "precision", "beam"),
+                          "beam": ("temperature", "top_k", "top_p", "precision"),
                           "like": ("source", "noise_scale", "rejection"), "file": ("sentences",),
                           "condition": ("unique", "rejection")}.items():
         for name in useless:
@@ -93,11 +94,18 @@ def _drawing(parser: Parser) -> None:
                              "below 1 sentences are likelier, above 1 closer to their outlines; of a run trained with "
                              "--outline-dropout (default: 1)")
     parser.add_argument("--seed", type=int, default=1, help="decides the noise (default: 1)")
+    _precision(parser)
     parser.add_argument("--with-score", action="store_true",
                         help="before each sentence -log p(sentence | its outline), nats, by the decoder at temperature 1, "
                              "and the critic's score of the outline, where the family has a critic: without a unit, higher "
                              "is more like a real one, to be compared within a run alone")
     _decoding(parser, "the likeliest sentence that a search through this many prefixes at a time finds (default: sample)")
+
+
+def _precision(parser: Parser) -> None:
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"),
+                        help="of the matrix products by which tokens are drawn; auto takes bfloat16 where the processor is "
+                             "faster with it; what is greedy, a beam's or a score is computed in float32 (default: auto)")
 
 
 def _decoding(parser: Parser, beam: str = "beam search of this width (default: the likeliest token each time)") -> None:
@@ -197,6 +205,7 @@ def _serve(parser: Parser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; any but 127.0.0.1 lets others in "
                                                             "(default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen at; 0 takes a free one (default: 8000)")
+    _precision(parser)
 
 
 VERBS: dict[str, tuple[str, Callable[[Parser], None]]] = {

@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from outlines.pipeline import Pipeline
 
 
-def load(run: str | Path, device: str = "auto") -> "Pipeline":
+def load(run: str | Path, device: str = "auto", precision: str = "auto") -> "Pipeline":
     """A finished run, to sample from, encode, decode and interpolate with; raises OutlinesError.
 
-    device: auto takes cuda, then mps, then cpu.
+    device: auto takes cuda, then mps, then cpu. precision: of the matrix products by which tokens are drawn: float32,
+    bfloat16, or auto, which takes bfloat16 where the device is faster with it; all else is computed in float32.
     """
     # Imported here, because whoever imports any part of this package comes by this file, and torch takes a second.
     from outlines.devices import choose_device
     from outlines.pipeline import load_pipeline
 
-    return load_pipeline(Path(run), choose_device(device))
+    return load_pipeline(Path(run), choose_device(device), precision)

@@ -26,6 +26,7 @@ from torch.nn import functional
 from outlines.baselines.conditional import ConditionalModel
 from outlines.checkpoint import sha256_file
 from outlines.corpus.tokenizer import Tokenizer
+from outlines.devices import choose_precision
 from outlines.encoders import SentenceEncoder, load_encoder
 from outlines.errors import OutlinesError
 from outlines.families import load_model
@@ -115,12 +116,15 @@ class Walk:
 class Pipeline:
     """A run's model and tokenizer; its encoder and its training sentences, once they are asked for."""
 
-    def __init__(self, run: Path, description: dict[str, Any], model: TextModel, tokenizer: Tokenizer):
+    def __init__(self, run: Path, description: dict[str, Any], model: TextModel, tokenizer: Tokenizer,
+                 precision: str = "float32"):
+        """precision: float32 or bfloat16, of the products by which tokens are drawn; all else is computed in float32."""
         self.run = run
         self.description = description
         self.model = model.requires_grad_(False)
         self.tokenizer = tokenizer
         self.device = next(model.parameters()).device
+        self.precision = precision
         self.max_len: int = description["corpus"]["max_len"]
 
     @cached_property
@@ -143,7 +147,7 @@ class Pipeline:
 
     @cached_property
     def layout(self) -> Layout:
-        return Layout(self.model.decoder)
+        return Layout(self.model.decoder, bfloat16=self.precision == "bfloat16")
 
     # Text → vectors
 
@@ -229,7 +233,8 @@ class Pipeline:
                 raise OutlinesError(f"rejection is of the {self.model.sources[0]} alone, which the critic knows, not of the "
                                     f"{name}")
             draw = rejecting(self.model, draw, rejection)
-        return self._written(self.model.decode_draws(draw, num, seed, sampling, batch_size, tokens, workers), scored)
+        return self._written(self.model.decode_draws(draw, num, seed, sampling, batch_size, tokens, workers, self.layout),
+                             scored)
 
     def around(self, vector: Tensor, radius: float, num: int | None, seed: int, sampling: SamplingConfig, *,
                prefix: str = "", scored: bool = False) -> Iterator[Sentence]:
@@ -245,7 +250,8 @@ class Pipeline:
             directions = functional.normalize(torch.randn(count, len(centre), generator=rng)).to(centre)
             return self.model.from_encoder(centre + radius * directions) if radius else vector.expand(count, -1)
 
-        return self._written(self.model.decode_draws(draw, num, seed, sampling, prefix=self.prefix_tokens(prefix)), scored)
+        return self._written(self.model.decode_draws(draw, num, seed, sampling, prefix=self.prefix_tokens(prefix),
+                                                     layout=self.layout), scored)
 
     def given(self, conditions: Iterable[Condition], num: int = 1, seed: int = 1,
               sampling: SamplingConfig | None = None, source: str | None = None, scored: bool = False,
@@ -376,8 +382,8 @@ def as_rows(ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
     return [np.array(row, dtype=np.int64) for row in ids]
 
 
-def load_pipeline(run: Path, device: torch.device) -> Pipeline:
-    """Load a finished run; raises OutlinesError that says what is missing or damaged."""
+def load_pipeline(run: Path, device: torch.device, precision: str = "auto") -> Pipeline:
+    """Load a finished run; raises OutlinesError that says what is missing or damaged. precision: see `choose_precision`."""
     if not (run / "run.json").is_file():
         raise OutlinesError(f"{run}: no run here (no run.json)")
     if not (run / "model").is_dir():
@@ -402,4 +408,4 @@ def load_pipeline(run: Path, device: torch.device) -> Pipeline:
         tokenizer = reading.result()
     if model.decoder.config.vocab_size != tokenizer.vocab_size:
         raise OutlinesError(f"{run}: model and tokenizer do not belong together")
-    return Pipeline(run, description, model.to(device), tokenizer)
+    return Pipeline(run, description, model.to(device), tokenizer, choose_precision(precision, device))

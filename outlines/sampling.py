@@ -4,6 +4,7 @@ Randomness comes in as numbers, not as a generator: row i, step t consumes unifo
 on its own row only, whatever stands beside it in the batch and whichever rows have already ended.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,14 +18,14 @@ from outlines.errors import OutlinesError
 
 RUN = 64
 """Probabilities that are summed together where a token is chosen."""
-SLICE = 128
+SLICE = 256
 """Rows whose logits are computed and chosen from together on a CPU, so that they stay in its cache."""
 GPU_SLICE = 16_384
 """As many on a GPU, which bounds their memory."""
 PLACES = 512
 """Sentences that are decoded together on a CPU; others wait, and take the places of those that end."""
-ONES = 4
-"""Columns of ones beside what the output layer reads, the first for its bias; a GPU reads four numbers at a time."""
+ONES = 8
+"""Columns of ones beside what the output layer reads, the first two for its bias; a GPU reads eight numbers at a time."""
 LEAST_ROWS = 16
 """Rows of the smallest matrix product: with fewer, MKL rounds otherwise, and a sentence would depend on the batch size."""
 
@@ -66,16 +67,23 @@ class SamplingConfig:
         if not 0 <= self.guidance < float("inf"):
             raise OutlinesError(f"guidance must be 0 (the vector is ignored) or above and finite, not {self.guidance}")
 
+    @property
+    def draws(self) -> bool:
+        """Whether chance has a part in it; else the likeliest token or sentence is taken."""
+        return self.temperature > 0 and self.top_k != 1 and not self.beam
+
 
 def choose(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
     """One token per row [B] from logits [B, V], which may be overwritten; uniforms: [B] in [0, 1).
 
     Order of the filters: temperature, top-k, nucleus (Holtzman et al. 2020). Ties at the k-th logit are all kept.
     """
-    if config.temperature == 0:
-        return logits.argmax(dim=1)
-    weights = functional.pad(logits.float(), (0, -logits.shape[1] % RUN), value=-torch.inf)
-    return _invert(weights, weigh(weights, config), uniforms)
+    return _draw(functional.pad(logits.float(), (0, -logits.shape[1] % RUN), value=-torch.inf), uniforms, config)
+
+
+def _draw(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
+    """As `choose`, from float32 logits that it overwrites, V a multiple of RUN."""
+    return _invert(logits, weigh(logits, config), uniforms) if config.temperature else logits.argmax(dim=1)
 
 
 def weigh(logits: Tensor, config: SamplingConfig) -> Tensor:
@@ -192,8 +200,10 @@ class Layout:
     """
 
     @torch.no_grad()
-    def __init__(self, decoder: Decoder):
+    def __init__(self, decoder: Decoder, bfloat16: bool = False):
+        """bfloat16: tokens are drawn with products of bfloat16 numbers; where the likeliest is taken, it stays float32."""
         self.decoder = decoder
+        self.bfloat16 = bfloat16
         self.words = decoder.words()
         # Transposed for products of few rows, which are half as fast again; the bias, as one more row of weights, costs
         # hardly anything there. The tokens are those that no sentence holds; more of them fill up the last run.
@@ -205,25 +215,36 @@ class Layout:
         self.output[-ONES] = bias
 
 
+def _in_bfloat16(output: Tensor) -> Tensor:
+    """An output layer in bfloat16; what is lost of the bias makes a second row, for it would be lost at every step alike."""
+    coarse = output.bfloat16()
+    coarse[-ONES + 1] = (output[-ONES] - coarse[-ONES]).nan_to_num(0.0)  # inf - inf, of tokens that no sentence holds
+    return coarse
+
+
 class _Reading:
     """Where each of B rows stands, read under a vector of its own."""
 
-    def __init__(self, decoder: Decoder, vector: Tensor | None, read: Tensor):
-        """vector: [B, D], or None for a language model. read: [B, T], the tokens so far; the last is to be read next."""
-        self._state = decoder.start(vector, len(read))
-        if read.shape[1] > 1:
-            self._state = decoder.hidden(read[:, :-1], self._state, vector)[1]
-        self._condition = decoder.condition(vector)
-        self._first_state, self._conditions = self._state, self._condition
+    def __init__(self, decoder: Decoder, vector: Tensor | None, num: int):
+        """vector: [B, D], or None for a language model."""
+        # In float32, whatever products are rounded to: what goes on from step to step must not be rounded at each.
+        self._state = decoder.start(vector, num).float()
+        condition = decoder.condition(vector)
+        self._condition = None if condition is None else condition.float()
+        # Memory for what is looked up or computed at every step is asked for once: new pages each time took a tenth of it.
+        self._words: Tensor | None = None
 
     def next(self, layout: Layout, tokens: Tensor) -> Tensor:
         """What the output layer sees after each row's token [B], [B, embed_dim]."""
-        words = layout.words.index_select(0, tokens)
+        if self._words is None or len(self._words) < len(tokens):
+            self._words = layout.words.new_empty(len(tokens), *layout.words.shape[1:])
+        words = torch.index_select(layout.words, 0, tokens, out=self._words[:len(tokens)])
         hidden, self._state = layout.decoder.advance(words, self._state, self._condition)
         return hidden
 
     def begin(self, num: int) -> None:
         """Go on with the first `num`; the others wait."""
+        self._first_state, self._conditions = self._state, self._condition
         self._state = self._first_state[:, :num]
         self._condition = None if self._conditions is None else self._conditions[:num]
 
@@ -258,45 +279,55 @@ class _Reader:
                                 "to add")
         self._layout = layout = decoder if isinstance(decoder, Layout) else Layout(decoder)
         decoder = layout.decoder
-        read = decoder.output_bias.new_tensor([BOS, *prefix], dtype=torch.long).expand(num, -1)
-        self.tokens = read[:, -1]
+        *before, self.tokens = decoder.output_bias.new_tensor([BOS, *prefix], dtype=torch.long)[:, None].expand(-1, num)
         """[B], to be read next"""
-        self._readings = [_Reading(decoder, vector, read)]
+        self._bfloat16 = layout.bfloat16 and config.draws
         self._guidance = config.guidance
+        vectors = [vector]
         if config.guidance != 1:
             if vector is None or not decoder.config.vector_dropout:
                 raise OutlinesError("guidance: this decoder has not learnt to write without its vector: "
                                     "train outlines with --outline-dropout above 0")
-            self._readings.append(_Reading(decoder, torch.zeros_like(vector), read))
-        self._temperature = temperature
+            vectors.append(torch.zeros_like(vector))
+        with self._cast():
+            self._readings = [_Reading(decoder, vector, num) for vector in vectors]
+            for reading, tokens in itertools.product(self._readings, before):
+                reading.next(layout, tokens)
+        # The temperature divides what is the same at every step, and not what each step makes of it.
+        self._output = layout.output if temperature == 1 else layout.output / temperature
+        if self._bfloat16:
+            self._output = _in_bfloat16(self._output)
+        rows = min(num, SLICE if self.tokens.device.type == "cpu" else GPU_SLICE)
+        self._products = self._output.new_empty(rows, self._output.shape[1])
+        self._logits = self._products.float()
+
+    def _cast(self) -> torch.autocast:
+        return torch.autocast(self.tokens.device.type, torch.bfloat16, enabled=self._bfloat16)
 
     def read(self) -> Tensor:
         """What the output layer sees after each row's token, [B, embed_dim]."""
-        given, *blind = (reading.next(self._layout, self.tokens) for reading in self._readings)
+        with self._cast():
+            given, *blind = (reading.next(self._layout, self.tokens) for reading in self._readings)
         # Logits are linear in it, so they are mixed here, before the widest product.
         return torch.lerp(blind[0], given, self._guidance) if blind else given
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] over the temperature of any N rows; of tokens that no sentence holds, -inf."""
-        return torch.mm(self._before_logits(hidden), self._layout.output)[:, :len(self._layout.words)]
+        return torch.mm(self._with_ones(hidden), self._output)[:, :len(self._layout.words)]
 
     def choose(self, uniforms: Tensor, config: SamplingConfig) -> Tensor:
         """Read, and choose each row's next token [B]; uniforms: [B]. config's temperature is what is left of it."""
-        hidden = self._before_logits(self.read())
-        group, slice_ = (PLACES, SLICE) if hidden.device.type == "cpu" else (GPU_SLICE, GPU_SLICE)
-        chosen = []
-        for rows, numbers in zip(hidden.split(group), uniforms.split(group), strict=True):
-            logits = rows.new_empty(len(rows), self._layout.output.shape[1])
-            sums = []
-            for part, place in zip(rows.split(slice_), logits.split(slice_), strict=True):
-                torch.mm(part, self._layout.output, out=place)
-                if config.temperature:
-                    sums.append(weigh(place, config))
-            chosen.append(_invert(logits, torch.cat(sums), numbers) if sums else logits.argmax(dim=1))
+        hidden, size, chosen = self._with_ones(self.read()), len(self._logits), []
+        for part, numbers in zip(hidden.split(size), uniforms.split(size), strict=True):
+            products, logits = self._products[:len(part)], self._logits[:len(part)]
+            torch.mm(part, self._output, out=products)
+            if self._bfloat16:
+                logits.copy_(products)
+            chosen.append(_draw(logits, numbers, config))
         return torch.cat(chosen)
 
-    def _before_logits(self, hidden: Tensor) -> Tensor:
-        return functional.pad(hidden, (0, ONES), value=1.0) / self._temperature
+    def _with_ones(self, hidden: Tensor) -> Tensor:
+        return functional.pad(hidden.to(self._output), (0, ONES), value=1.0)
 
     def begin(self, num: int) -> None:
         """Go on with the first `num` of the rows; the others wait."""

@@ -134,9 +134,9 @@ class TextModel(nn.Module, ABC):
 
     def decode_draws(self, draw: Draw, num: int | None, seed: int, sampling: SamplingConfig,
                      batch_size: int | None = None, prefix: Sequence[int] = (),
-                     workers: int = 1) -> Iterator[tuple[list[list[int]], Tensor | None]]:
-        """As `generate`, with vectors that `draw` gives."""
-        layout = Layout(self.decoder)
+                     workers: int = 1, layout: Layout | None = None) -> Iterator[tuple[list[list[int]], Tensor | None]]:
+        """As `generate`, with vectors that `draw` gives. layout: the decoder's, where it is made already."""
+        layout = layout or Layout(self.decoder)
 
         def decoded(span: tuple[int, int]) -> tuple[list[list[int]], Tensor | None]:
             vectors, uniforms = self.draw_rows(draw, *span, seed, sampling.max_len)

@@ -26,6 +26,7 @@ from generate.options import VERBS, parse
 from outlines.baselines.autoencoder import Autoencoder
 from outlines.baselines.lm import LanguageModel
 from outlines.baselines.vae import VAE
+from outlines.baselines.zforcing import StochasticDecoderConfig, ZForcing
 from outlines.encoders.recurrent import RecurrentEncoderConfig
 from outlines.errors import OutlinesError
 from outlines.families import save_model
@@ -63,10 +64,13 @@ def other_runs(tiny_run: Path, pipeline: Pipeline, tmp_path_factory: pytest.Temp
     def run(family: str) -> Path:
         if family not in made:
             shape = dataclasses.replace(pipeline.model.decoder.config, vector_dim=0 if family == "lm" else 5)
+            stochastic = StochasticDecoderConfig(shape.vocab_size, vector_dim=64 * 3, embed_dim=8, hidden_dim=8,
+                                                 latent_dim=3, mlp_dim=8)
             encoder = RecurrentEncoderConfig(shape.vocab_size, embed_dim=8, hidden_dim=8, outline_dim=5)
             torch.manual_seed(1)
             save_model(root / family / "model", {"lm": lambda: LanguageModel(shape), "vae": lambda: VAE(8, shape),
-                                                 "encoder": lambda: Autoencoder(encoder, shape)}[family]())
+                                                 "encoder": lambda: Autoencoder(encoder, shape),
+                                                 "zforcing": lambda: ZForcing(8, stochastic)}[family]())
             shutil.copy(tiny_run / "tokenizer.model", root / family)
             description = json.loads((tiny_run / "run.json").read_text())
             hashes = {name: value for name, value in description["hashes"].items() if name != "encoder"}
@@ -175,11 +179,36 @@ def test_a_run_is_sampled_without_a_verb_too(tiny_run: Path, written: Written,
     assert capsys.readouterr().out.splitlines() == written("sample", "--num", 3)
 
 
-def test_the_batch_size_changes_no_sentence(written: Written) -> None:
-    whole = written("sample", "--num", 600, "--seed", 3)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_batch_size_changes_no_sentence(written: Written, precision: str) -> None:
+    drawn = ["sample", "--seed", 3, "--precision", precision]
+    whole = written(*drawn, "--num", 600)
     assert len(set(whole)) > 300
     for size, num in ((1000, 600), (256, 600), (100, 600), (7, 60), (1, 20)):
-        assert written("sample", "--num", num, "--seed", 3, "--batch-size", size) == whole[:num]
+        assert written(*drawn, "--num", num, "--batch-size", size) == whole[:num]
+
+
+def test_the_precision_is_that_of_what_is_drawn_alone(written: Written, tiny_run: Path) -> None:
+    coarse, fine = (outlines.load(tiny_run, "cpu", precision) for precision in ("bfloat16", "float32"))
+    assert coarse.sample(200) != fine.sample(200) == written("sample", "--num", 200, "--precision", "float32")
+    assert coarse.sample(200) == written("sample", "--num", 200, "--precision", "bfloat16")
+    vectors = fine.encode([A, B])
+    assert torch.equal(coarse.encode([A, B]), vectors) and coarse.decode(vectors) == fine.decode(vectors)
+    for choice in ({"temperature": 0}, {"top_k": 1}, {"beam": 3}):
+        assert coarse.sample(50, **choice) == fine.sample(50, **choice)
+    scores = [list(run.sentences(20, 1, SamplingConfig(temperature=0), scored=True)) for run in (coarse, fine)]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("family", ["lm", "vae", "zforcing"])
+def test_every_family_draws_in_bfloat16(family: str, other_runs: Callable[[str], Path]) -> None:
+    run = outlines.load(other_runs(family), "cpu", "bfloat16")
+    sampling = SamplingConfig(temperature=0.7)
+    free = list(run.sentences(40, 1, sampling, batch_size=7))
+    assert free == list(run.sentences(40, 1, sampling))
+    assert len({sentence.text for sentence in free}) > 20
+    begun = list(run.sentences(20, 1, sampling, prefix="Two men"))
+    assert all(sentence.text.startswith("Two men") for sentence in begun)
 
 
 def test_the_noise_can_be_scaled(written: Written, other_runs: Callable[[str], Path]) -> None:
@@ -208,8 +237,9 @@ def test_unique_passes_over_repetitions(written: Written, monkeypatch: pytest.Mo
 
 
 def test_scores_are_the_decoders_own(written: Written, pipeline: Pipeline) -> None:
-    scored = [json.loads(line) for line in written("sample", "--num", 5, "--with-score", "--format", "jsonl")]
-    assert [line["text"] for line in scored] == written("sample", "--num", 5)
+    drawn = ["sample", "--num", 5, "--precision", "float32"]
+    scored = [json.loads(line) for line in written(*drawn, "--with-score", "--format", "jsonl")]
+    assert [line["text"] for line in scored] == written(*drawn)
     ids, vectors = next(pipeline.model.generate(5, 1, SamplingConfig(temperature=0.7)))
     assert vectors is not None
     decoder = pipeline.model.decoder
@@ -223,7 +253,7 @@ def test_scores_are_the_decoders_own(written: Written, pipeline: Pipeline) -> No
         assert line["nll"] == pytest.approx(total, rel=1e-4)
         assert line["critic_score"] == pytest.approx(float(pipeline.model.critic(vector[None])), rel=1e-4)  # type: ignore[operator]
     first = scored[0]
-    assert written("sample", "--num", 1, "--with-score") == [
+    assert written(*drawn, "--num", 1, "--with-score") == [
         f"{first['nll']:.3f}\t{first['critic_score']:.3f}\t{first['text']}"]
 
 
@@ -403,6 +433,9 @@ def test_progress_is_shown_on_a_terminal_alone(written: Written, tmp_path: Path,
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["sample", "--greedy", "--beam", "3"], "--beam has no effect with --greedy"),
+    (["sample", "--greedy", "--precision", "float32"], "--precision has no effect with --greedy"),
+    (["sample", "--beam", "3", "--precision", "bfloat16"], "--precision has no effect with --beam"),
+    (["sample", "--precision", "float16"], "invalid choice: 'float16'"),
     (["sample", "--beam", "3", "--top-p", "0.5"], "--top-p has no effect with --beam"),
     (["sample", "--beam", "0"], "--beam must be at least 1"),
     (["sample", "--batch-size", "0"], "--batch-size must be at least 1"),

@@ -11,7 +11,7 @@ from outlines.corpus.batching import collate
 from outlines.corpus.tokenizer import BOS, EOS, PAD, UNK
 from outlines.decoder import Decoder, DecoderConfig
 from outlines.errors import OutlinesError
-from outlines.sampling import SamplingConfig, beam_search, choose, sample, weigh
+from outlines.sampling import Layout, SamplingConfig, beam_search, choose, sample, weigh
 
 LOGITS = torch.tensor([[0.1, 0.4, 0.3, 0.2]]).log()
 
@@ -107,7 +107,9 @@ def test_those_that_wait_take_the_places_of_those_that_end(config: SamplingConfi
     monkeypatch.setattr(decoder, "advance", noting)
     monkeypatch.setattr(sampling, "PLACES", 32)
     assert sample(decoder, vectors, uniforms, config, prefix) == alone
-    assert max(standing) == 32 and min(standing) == sampling.LEAST_ROWS
+    readings = 2 if config.guidance != 1 else 1
+    after_the_beginning = standing[readings * len(prefix):]
+    assert max(after_the_beginning) == 32 and min(after_the_beginning) == sampling.LEAST_ROWS
 
 
 @pytest.mark.parametrize("num", [1, 7])
@@ -143,6 +145,63 @@ def test_so_are_those_of_a_row_that_begins_a_slice(monkeypatch: pytest.MonkeyPat
     sample(decoder, vectors[sampling.SLICE:], uniforms[sampling.SLICE:], SamplingConfig(max_len=1))
     _, of_the_second, alone = seen
     assert torch.equal(of_the_second, alone)
+
+
+@pytest.mark.parametrize("vector_dim, config", [
+    (0, SamplingConfig(max_len=7)), (48, SamplingConfig(max_len=7)),
+    (48, SamplingConfig(temperature=0.5, max_len=7, guidance=1.5))])
+def test_bfloat16_hardly_changes_what_tokens_are_drawn_from(vector_dim: int, config: SamplingConfig,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderConfig(300, vector_dim, embed_dim=96, hidden_dim=128, vector_dropout=0.1)).eval()
+    torch.nn.init.normal_(decoder.output_bias, mean=-8.0)
+    vectors = torch.randn(64, vector_dim) if vector_dim else None
+    # A beginning, so that both read the same tokens; one step after it.
+    begun = [5, 7, 9, 11, 13, 15]
+    seen: list[torch.Tensor] = []
+
+    def noting(logits: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
+        seen.append(logits[:, :300].log_softmax(dim=1).double())
+        return weigh(logits, config)
+
+    monkeypatch.setattr(sampling, "weigh", noting)
+    for bfloat16 in (False, True):
+        sample(Layout(decoder, bfloat16), vectors, torch.rand(64, 7), config, begun)
+    exact, coarse = (logits[:, [EOS, *range(4, 300)]] for logits in seen)
+    assert not torch.equal(exact, coarse)
+    assert float((exact.exp() * (exact - coarse)).sum(dim=1).mean()) < 3e-4, "nats: the divergence between the two"
+    assert bool(seen[1][:, [UNK, BOS, PAD]].isneginf().all())
+
+
+def test_in_bfloat16_no_token_is_favoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rounding does to a token's logit differs from sentence to sentence, and is nothing on average."""
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderConfig(300, 48, embed_dim=96, hidden_dim=128)).eval()
+    torch.nn.init.normal_(decoder.output_bias, mean=-8.0)
+    torch.nn.init.normal_(decoder.readout.weight, std=0.3)
+    vectors, seen = torch.randn(2048, 48), list[torch.Tensor]()
+
+    def noting(logits: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
+        seen.append(logits[:, PAD + 1:300].clone())
+        return weigh(logits, config)
+
+    monkeypatch.setattr(sampling, "weigh", noting)
+    for bfloat16 in (False, True):
+        sample(Layout(decoder, bfloat16), vectors, torch.rand(2048, 1), SamplingConfig(max_len=1))
+    exact, coarse = torch.cat(seen).chunk(2)
+    error = coarse - exact
+    assert float(error.square().mean().sqrt()) > 0.01, "nothing was rounded: the test shows nothing"
+    assert float(error.mean(dim=0).square().mean().sqrt()) < 0.004
+
+
+def test_in_bfloat16_a_beginning_that_was_drawn_changes_nothing() -> None:
+    torch.manual_seed(0)
+    layout = Layout(Decoder(DecoderConfig(12, 3, embed_dim=8, hidden_dim=8)).eval(), bfloat16=True)
+    vectors, uniforms = torch.randn(6, 3), torch.rand(6, 9)
+    for row, sentence in enumerate(sample(layout, vectors, uniforms, SamplingConfig(max_len=9))):
+        for cut in range(min(len(sentence), 8) + 1):
+            again = sample(layout, vectors[row:row + 1], uniforms[row:row + 1], SamplingConfig(max_len=9), sentence[:cut])
+            assert again == [sentence]
 
 
 def test_sentences_are_cut_at_max_len() -> None:

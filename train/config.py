@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from outlines.corpus.reading import CorpusFiles
-from outlines.devices import DEVICES
+from outlines.devices import DEVICES, PRECISIONS
 from outlines.errors import OutlinesError
 from outlines.options import option, unknown_name
 
@@ -58,7 +58,7 @@ class TrainingConfig:
     device: str = option("auto", "where to train; auto takes cuda, then mps, then cpu",
                          DEVICES)
     precision: str = option("auto", "autocast of the decoder; auto takes bfloat16 where the processor is faster with it",
-                            ("auto", "float32", "bfloat16"))
+                            PRECISIONS)
     warmup_steps: int = option(200, "optimiser steps over which a learning rate rises from 0", low=0)
     min_learning_rate: float = option(0.02, "share of the learning rate that is left at the end of the cosine",
                                       low=0, high=1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from outlines.devices import choose_device
+from outlines.devices import choose_device, choose_precision
 from outlines.errors import OutlinesError
 from outlines.families import load_model
 from outlines.text_model import TextModel
@@ -36,28 +36,10 @@ class Session:
     signals: StopSignals
 
 
-def bfloat16_is_faster(device: torch.device) -> bool:
-    """True where bfloat16 matrix products are faster than float32's.
-
-    Of CPUs with AVX-512 BF16 those by AMD train a decoder nearly twice as fast with it, and those by Intel slower unless
-    they have AMX too (measured: benchmarks/decoder_speed.py).
-    """
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    try:
-        processor = Path("/proc/cpuinfo").read_text() if device.type == "cpu" else ""
-    except OSError:
-        return False
-    return "amx_bf16" in processor or ("AuthenticAMD" in processor and "avx512_bf16" in processor)
-
-
 def begin_run(config: RunConfig, directory: Path, session: Session, description: dict[str, Any]) -> None:
     """Write run.json with everything resolved, before step 0; the hashes follow once the corpus is prepared."""
     device = choose_device(config.training.device, session.ranks.local_rank)
-    precision = config.training.precision
-    if precision == "auto":
-        precision = "bfloat16" if bfloat16_is_faster(device) else "float32"
-    training = dataclasses.replace(config.training, precision=precision)
+    training = dataclasses.replace(config.training, precision=choose_precision(config.training.precision, device))
     if session.ranks.first:
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / "run.json", {
