@@ -117,14 +117,14 @@ class Pipeline:
     """A run's model and tokenizer; its encoder and its training sentences, once they are asked for."""
 
     def __init__(self, run: Path, description: dict[str, Any], model: TextModel, tokenizer: Tokenizer,
-                 precision: str = "float32"):
-        """precision: float32 or bfloat16, of the products by which tokens are drawn; all else is computed in float32."""
+                 precision: str = "auto"):
+        """precision: of the products by which tokens are drawn, see `choose_precision`; all else is computed in float32."""
         self.run = run
         self.description = description
         self.model = model.requires_grad_(False)
         self.tokenizer = tokenizer
         self.device = next(model.parameters()).device
-        self.precision = precision
+        self.precision = choose_precision(precision, self.device)
         self.max_len: int = description["corpus"]["max_len"]
 
     @cached_property
@@ -383,7 +383,7 @@ def as_rows(ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
 
 
 def load_pipeline(run: Path, device: torch.device, precision: str = "auto") -> Pipeline:
-    """Load a finished run; raises OutlinesError that says what is missing or damaged. precision: see `choose_precision`."""
+    """Load a finished run; raises OutlinesError that says what is missing or damaged. precision: as of the Pipeline."""
     if not (run / "run.json").is_file():
         raise OutlinesError(f"{run}: no run here (no run.json)")
     if not (run / "model").is_dir():
@@ -408,4 +408,4 @@ def load_pipeline(run: Path, device: torch.device, precision: str = "auto") -> P
         tokenizer = reading.result()
     if model.decoder.config.vocab_size != tokenizer.vocab_size:
         raise OutlinesError(f"{run}: model and tokenizer do not belong together")
-    return Pipeline(run, description, model.to(device), tokenizer, choose_precision(precision, device))
+    return Pipeline(run, description, model.to(device), tokenizer, precision)

@@ -83,7 +83,7 @@ def test_scores_that_are_not_finite_keep_nothing_waiting(one_dimension: OneDimen
 @pytest.fixture
 def sure(tiny_run: Path) -> Pipeline:
     """A run whose critic's scores are worth something, whatever its few steps have made of them."""
-    pipeline = outlines.load(tiny_run, "cpu")
+    pipeline = outlines.load(tiny_run, "cpu", "float32")  # as an evaluation draws
     pipeline.model.score_slope.fill_(20 / float(pipeline.model.critic_scores(torch.randn(100, 16)).std()))  # type: ignore[operator]
     return pipeline
 

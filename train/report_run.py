@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from outlines.pipeline import TEMPERATURE, Pipeline
 from outlines.sampling import SamplingConfig
 from outlines.text_model import TextModel
 from train import report
@@ -17,7 +18,7 @@ from train.evaluation import QUICK_DRAWS, REAL_OUTLINES, quick_rows, reconstruct
 from train.figures import DRAW_SEED, collapse_figures, diagnose_gan, diagnose_vector, held_out
 from train.log import RunLog
 from train.method import find_method
-from train.run_directory import read_json, write_json
+from train.run_directory import read_json, read_run, write_json
 from train.runs import Session, run_config
 
 NUM_PROJECTED = 200
@@ -52,8 +53,9 @@ def report_run(directory: Path, model: TextModel, data: Dataset, session: Sessio
     session.reporter.line(f"evaluated in {time.monotonic() - started:.0f} s")
     if not model.sources:
         return "\n".join([text, "", "next:", f"  python -m train outlines --encoder recurrent:{directory / 'encoder'}"])
-    ids, _ = next(model.generate(10, config.training.seed, SamplingConfig(temperature=0.7)))
-    return "\n".join([text, "", "ten samples at T = 0.7:", *(f"  {line}" for line in data.tokenizer.lines(ids)), "", "next:",
+    finished = Pipeline(directory, read_run(directory), model, data.tokenizer)
+    samples = [f"  {line}" for line in finished.sample(10, config.training.seed)]
+    return "\n".join([text, "", f"ten samples at T = {TEMPERATURE}:", *samples, "", "next:",
                       f"  python -m generate {directory}", f"  tensorboard --logdir {directory.parent}",
                       f"  python -m train evaluate {directory}"])
 
