@@ -144,7 +144,7 @@ class Decoder(nn.Module):
         reached: list[Tensor] = []
         for index, ((_, weight, _, bias), layer) in enumerate(zip(self.gru.all_weights, state, strict=True)):
             if index:
-                inputs = functional.linear(reached[-1], *self._of_inputs(index))
+                inputs = functional.linear(reached[-1], *self._of_inputs(index)).float()
             reached.append(_gru_step(inputs, layer, weight, bias))
         return self.readout(reached[-1]) + to_readout, torch.stack(reached) if len(reached) > 1 else reached[0][None]
 
@@ -166,7 +166,8 @@ class Decoder(nn.Module):
 def _gru_step(inputs: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The next state [B, H] of a GRU. inputs: [B, 3H], what `_of_inputs` brings to the gates. weight, bias: the state's.
 
-    It works in the memory of `inputs`: each pass over a batch's gates takes time too.
+    It works in the memory of `inputs`: each pass over a batch's gates takes time too. inputs and state are float32, under
+    autocast too, which rounds the product alone.
     """
     width = state.shape[1]
     of_state = functional.linear(state, weight, functional.pad(bias[2 * width:], (2 * width, 0)))

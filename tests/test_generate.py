@@ -65,7 +65,7 @@ def other_runs(tiny_run: Path, pipeline: Pipeline, tmp_path_factory: pytest.Temp
         if family not in made:
             shape = dataclasses.replace(pipeline.model.decoder.config, vector_dim=0 if family == "lm" else 5)
             stochastic = StochasticDecoderConfig(shape.vocab_size, vector_dim=64 * 3, embed_dim=8, hidden_dim=8,
-                                                 latent_dim=3, mlp_dim=8)
+                                                 num_layers=2, latent_dim=3, mlp_dim=8)
             encoder = RecurrentEncoderConfig(shape.vocab_size, embed_dim=8, hidden_dim=8, outline_dim=5)
             torch.manual_seed(1)
             save_model(root / family / "model", {"lm": lambda: LanguageModel(shape), "vae": lambda: VAE(8, shape),

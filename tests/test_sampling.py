@@ -147,13 +147,14 @@ def test_so_are_those_of_a_row_that_begins_a_slice(monkeypatch: pytest.MonkeyPat
     assert torch.equal(of_the_second, alone)
 
 
-@pytest.mark.parametrize("vector_dim, config", [
-    (0, SamplingConfig(max_len=7)), (48, SamplingConfig(max_len=7)),
-    (48, SamplingConfig(temperature=0.5, max_len=7, guidance=1.5))])
-def test_bfloat16_hardly_changes_what_tokens_are_drawn_from(vector_dim: int, config: SamplingConfig,
+@pytest.mark.parametrize("vector_dim, num_layers, config", [
+    (0, 1, SamplingConfig(max_len=7)), (48, 1, SamplingConfig(max_len=7)), (48, 3, SamplingConfig(max_len=7)),
+    (48, 1, SamplingConfig(temperature=0.5, max_len=7, guidance=1.5))])
+def test_bfloat16_hardly_changes_what_tokens_are_drawn_from(vector_dim: int, num_layers: int, config: SamplingConfig,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    decoder = Decoder(DecoderConfig(300, vector_dim, embed_dim=96, hidden_dim=128, vector_dropout=0.1)).eval()
+    decoder = Decoder(DecoderConfig(300, vector_dim, embed_dim=96, hidden_dim=128, num_layers=num_layers,
+                                    vector_dropout=0.1)).eval()
     torch.nn.init.normal_(decoder.output_bias, mean=-8.0)
     vectors = torch.randn(64, vector_dim) if vector_dim else None
     # A beginning, so that both read the same tokens; one step after it.
