@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from outlines.checkpoint import read_state
 from tests.conftest import Command, environment
 from train.__main__ import main
 from train.distributed import Ranks
-from train.log import RunLog
+from train.log import EVENTS, RunLog
 from train.loop import learning_rate_factor
 from train.method import NotFinite, Update
 from train.run_directory import locked
@@ -77,23 +78,25 @@ def test_tensorboard_has_the_same_figures(tiny_run: Path) -> None:
     assert any("samples" in tag for tag in events.Tags()["tensors"])
 
 
-def test_a_resumed_log_keeps_what_its_checkpoint_had_seen_and_no_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_resumed_log_keeps_what_its_checkpoint_had_seen_and_no_more(saved: bool, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     log = RunLog(tmp_path)
     log.scalars({"valid/nll": 3.0}, "decoder", 1, 10)
-    offset = log.flush()
+    offset = log.flush() if saved else 0
     log.scalars({"valid/nll": 9.0}, "decoder", 2, 20)  # The process dies before the next checkpoint.
     log.close()
-    # TensorBoard reads files in the order of their names, which begin with the second: a run never goes on within one.
-    next(tmp_path.glob("events.*")).rename(tmp_path / "events.out.tfevents.0000000000")
-    resumed = RunLog(tmp_path, offset, examples=10)
+    # Within the same second, and by a process of a number that another cannot come after.
+    next(tmp_path.glob("events.*")).rename(tmp_path / f"{EVENTS}{int(time.time())}.{socket.gethostname()}.99999999.0")
+    resumed = RunLog(tmp_path, offset, examples=10 if saved else 0)
     resumed.scalars({"valid/nll": 2.0}, "decoder", 2, 20)
     resumed.close()
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("valid/nll")] == [(10, 3.0), (20, 2.0)]
+    kept = [(10, 3.0), (20, 2.0)] if saved else [(20, 2.0)]
+    assert [(event.step, event.value) for event in events.Scalars("valid/nll")] == kept
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["valid/nll"] for line in lines] == [3.0, 2.0]
+    assert [(line["examples"], line["valid/nll"]) for line in lines] == kept
 
 
 def test_a_second_trainer_is_refused_with_the_firsts_pid(tiny_run: Path, run_module: Command) -> None:

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+EVENTS = "events.out.tfevents."
 
 def write_hparams(writer: Any, options: dict[str, Any]) -> None:
     """The options of a run, flat.
@@ -21,6 +24,16 @@ def write_hparams(writer: Any, options: dict[str, Any]) -> None:
     _, started, ended = hparams(options, {})
     for summary in (started, ended):
         writer.file_writer.add_summary(summary)
+
+
+def _wait_to_be_named_after(earlier: str) -> None:
+    """Wait until a new file of events is named after an earlier one, for a second or so: a clock may have been set back.
+
+    TensorBoard reads a run's files in the order of their names (second, host, process, number), and the last one counts.
+    """
+    end = time.monotonic() + 1.5
+    while f"{EVENTS}{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}." < earlier and time.monotonic() < end:
+        time.sleep(0.02)
 
 
 class RunLog:
@@ -36,7 +49,11 @@ class RunLog:
             return
         self._file = open(directory / "metrics.jsonl", "ab")  # noqa: SIM115 - closed by close()
         os.truncate(self._file.fileno(), min(offset, self._file.tell()))
-        self._writer = SummaryWriter(str(directory), purge_step=examples + 1 if offset else None, flush_secs=10)
+        purge_step = None
+        if earlier := max((file.name for file in directory.glob(f"{EVENTS}*")), default=""):
+            _wait_to_be_named_after(earlier)
+            purge_step = examples + 1 if offset else 0  # 0: nothing was saved, and the run begins anew
+        self._writer = SummaryWriter(str(directory), purge_step=purge_step, flush_secs=10)
 
     def scalars(self, values: dict[str, float], stage: str, step: int, examples: int) -> None:
         """One line of metrics.jsonl, and one TensorBoard point for each value."""
