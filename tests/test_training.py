@@ -87,7 +87,8 @@ def test_a_resumed_log_keeps_what_its_checkpoint_had_seen_and_no_more(saved: boo
     log.scalars({"valid/nll": 9.0}, "decoder", 2, 20)  # The process dies before the next checkpoint.
     log.close()
     # Within the same second, and by a process of a number that another cannot come after.
-    next(tmp_path.glob("events.*")).rename(tmp_path / f"{EVENTS}{int(time.time())}.{socket.gethostname()}.99999999.0")
+    name = f"{int(time.time())}.{socket.gethostname()}.99999999.0"
+    next(tmp_path.glob(EVENTS)).rename(tmp_path / EVENTS.replace("*", name))
     resumed = RunLog(tmp_path, offset, examples=10 if saved else 0)
     resumed.scalars({"valid/nll": 2.0}, "decoder", 2, 20)
     resumed.close()

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-EVENTS = "events.out.tfevents."
+EVENTS = "events.out.tfevents.*"
 
 def write_hparams(writer: Any, options: dict[str, Any]) -> None:
     """The options of a run, flat.
@@ -26,14 +25,22 @@ def write_hparams(writer: Any, options: dict[str, Any]) -> None:
         writer.file_writer.add_summary(summary)
 
 
-def _wait_to_be_named_after(earlier: str) -> None:
-    """Wait until a new file of events is named after an earlier one, for a second or so: a clock may have been set back.
+def _last_writer(directory: Path, purge_step: int | None) -> SummaryWriter:
+    """A writer whose file is named after those that are there, if a second or so brings one: a clock may have been set back.
 
     TensorBoard reads a run's files in the order of their names (second, host, process, number), and the last one counts.
     """
+    earlier = set(directory.glob(EVENTS))
     end = time.monotonic() + 1.5
-    while f"{EVENTS}{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}." < earlier and time.monotonic() < end:
-        time.sleep(0.02)
+    while True:
+        writer = SummaryWriter(str(directory), purge_step=purge_step, flush_secs=10)
+        files = set(directory.glob(EVENTS))
+        if max(files) not in earlier or time.monotonic() > end:
+            return writer
+        writer.close()
+        for file in files - earlier:
+            file.unlink()
+        time.sleep(0.05)
 
 
 class RunLog:
@@ -50,10 +57,9 @@ class RunLog:
         self._file = open(directory / "metrics.jsonl", "ab")  # noqa: SIM115 - closed by close()
         os.truncate(self._file.fileno(), min(offset, self._file.tell()))
         purge_step = None
-        if earlier := max((file.name for file in directory.glob(f"{EVENTS}*")), default=""):
-            _wait_to_be_named_after(earlier)
+        if any(directory.glob(EVENTS)):
             purge_step = examples + 1 if offset else 0  # 0: nothing was saved, and the run begins anew
-        self._writer = SummaryWriter(str(directory), purge_step=purge_step, flush_secs=10)
+        self._writer = _last_writer(directory, purge_step)
 
     def scalars(self, values: dict[str, float], stage: str, step: int, examples: int) -> None:
         """One line of metrics.jsonl, and one TensorBoard point for each value."""
