@@ -10,10 +10,10 @@ from collections.abc import Callable
 import torch
 
 from outlines.corpus.batching import collate
-from outlines.decoder import Decoder, DecoderConfig
 from outlines.devices import choose_precision
-from train.distributed import Ranks
+from outlines.networks.decoder import Decoder, DecoderConfig
 from train.method import Update, adamw
+from train.runtime.ranks import Ranks
 
 CONFIG = DecoderConfig(vocab_size=4000, vector_dim=384, embed_dim=224, hidden_dim=384)
 BATCH_SIZE, LENGTH, STEPS, ROUNDS = 128, 14, 10, 6

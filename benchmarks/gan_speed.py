@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 
 from train.data import Dataset
-from train.distributed import Ranks
 from train.method import Update
 from train.methods.outlines import OutlinesMethod
-from train.progress import Reporter
-from train.run_directory import read_run
-from train.runs import Session, run_config, train_run
-from train.signals import StopSignals
+from train.runtime.progress import Reporter
+from train.runtime.ranks import Ranks
+from train.runtime.run_directory import read_run
+from train.runtime.signals import StopSignals
+from train.session import Session, run_config, train_run
 
 SHARES, ROUNDS = (1.0, 0.25), 30
 

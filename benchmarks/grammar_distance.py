@@ -12,8 +12,8 @@ import numpy as np
 
 from outlines.corpus import grammar
 from outlines.corpus.tokenizer import Tokenizer
-from outlines.families import load_model
-from outlines.scoring import nll_of_rows
+from outlines.decoding.scoring import nll_of_rows
+from outlines.models.registry import load_model
 
 NUM, SEED = 20_000, 20260101
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from outlines.corpus.prepared import PreparedCorpus, prepare_corpus
 from outlines.corpus.reading import CorpusFiles, ReadingReport, read_corpus
-from outlines.outline_store import encode_corpus
+from outlines.encoders.store import encode_corpus
 
 SIZES = (100_000, 1_000_000)
 

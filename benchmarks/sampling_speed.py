@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 import outlines
+from outlines.decoding.sample import SamplingConfig
 from outlines.devices import sampling_workers
-from outlines.pipeline import TEMPERATURE
-from outlines.sampling import SamplingConfig
+from outlines.inference.pipeline import TEMPERATURE
 
 BATCH_SIZES, NUM = (64, 256, 1024, 4096), 1 << 14
 GPU_BATCH_SIZES, GPU_NUM = (4096, 16_384, 65_536), 1 << 18

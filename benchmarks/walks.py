@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 import outlines
-from outlines.inversion import invert
-from outlines.outline_model import OutlineModel
-from outlines.scoring import nll_of_rows
+from outlines.decoding.scoring import nll_of_rows
+from outlines.inference.inversion import invert
+from outlines.models.outlines import OutlineModel
 
 NUM_PAIRS = NUM_INVERTED = 100
 

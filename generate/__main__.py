@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Imported after the arguments are known to be good: a mistyped flag is answered at once.
         from generate.verbs import WRITERS, sampling_of
         from outlines.devices import choose_device
-        from outlines.pipeline import load_pipeline
+        from outlines.inference.pipeline import load_pipeline
         if hasattr(options, "beam"):
             sampling_of(options)  # for its errors, before the run is loaded
         pipeline = load_pipeline(options.run, choose_device(options.device), getattr(options, "precision", None) or "auto")

@@ -36,10 +36,10 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
+from outlines.decoding.sample import SamplingConfig, sample
+from outlines.decoding.scoring import nll_of_rows
 from outlines.errors import OutlinesError
-from outlines.pipeline import TEMPERATURE, Pipeline, as_rows
-from outlines.sampling import SamplingConfig, sample
-from outlines.scoring import nll_of_rows
+from outlines.inference.pipeline import TEMPERATURE, Pipeline, as_rows
 
 MAX_BYTES = 64 * 1024
 MAX_FORGOTTEN = 1024 * 1024

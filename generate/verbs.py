@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from outlines.decoding.sample import SamplingConfig
 from outlines.devices import sampling_workers
 from outlines.errors import OutlinesError
+from outlines.inference.pipeline import TEMPERATURE, Condition, Pipeline, Sentence, Walk, load_pipeline
 from outlines.metrics import reconstruction_bleu
-from outlines.pipeline import TEMPERATURE, Condition, Pipeline, Sentence, Walk, load_pipeline
-from outlines.sampling import SamplingConfig
 
 CHUNK = 256
 """Sentences read and answered together."""

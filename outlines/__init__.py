@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from outlines.pipeline import Pipeline
+    from outlines.inference.pipeline import Pipeline
 
 
 def load(run: str | Path, device: str = "auto", precision: str = "auto") -> "Pipeline":
@@ -36,6 +36,6 @@ def load(run: str | Path, device: str = "auto", precision: str = "auto") -> "Pip
     """
     # Imported here, because whoever imports any part of this package comes by this file, and torch takes a second.
     from outlines.devices import choose_device
-    from outlines.pipeline import load_pipeline
+    from outlines.inference.pipeline import load_pipeline
 
     return load_pipeline(Path(run), choose_device(device), precision)

@@ -21,7 +21,7 @@ from outlines.corpus import grammar
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
-    from outlines.pipeline import Pipeline
+    from outlines.inference.pipeline import Pipeline
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import Command
 from train.__main__ import MEASURING, parse
-from train.plan import plan_of
+from train.commands.plan import plan_of
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -12,17 +12,17 @@ from typing import Any
 
 from outlines.errors import OutlinesError
 from outlines.options import unknown_name
-from train import ablate, evaluate
-from train.compare import COMPARE, DEFAULT_REMEDY, LEADER, remedies, report_comparison
+from train.commands import ablate, evaluate
+from train.commands.compare import COMPARE, DEFAULT_REMEDY, LEADER, remedies, report_comparison
+from train.commands.plan import plan_of
 from train.config import known_fields
-from train.distributed import Ranks, join, leave
+from train.evaluation.quick import report_run, report_seeds
 from train.method import Method, all_methods, find_method
-from train.plan import plan_of
-from train.progress import Reporter
-from train.report_run import report_run, report_seeds
-from train.run_directory import new_run_directory, read_group, read_run
-from train.runs import Session, locked_run, train_run
-from train.signals import Stopped, StopSignals
+from train.runtime.progress import Reporter
+from train.runtime.ranks import Ranks, join, leave
+from train.runtime.run_directory import new_run_directory, read_group, read_run
+from train.runtime.signals import Stopped, StopSignals
+from train.session import Session, locked_run, train_run
 
 DESCRIPTION = """\
 Train a family of text generators and report what it reached.

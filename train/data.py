@@ -19,11 +19,11 @@ from outlines.corpus.prepared import PreparedCorpus, prepare_corpus
 from outlines.corpus.reading import SPLITS, ReadingReport, fingerprint, read_corpus, split_of
 from outlines.corpus.tokenizer import Tokenizer
 from outlines.encoders import load_encoder
-from outlines.outline_store import OutlineStore, Scaling, encode_shards, finish_store
+from outlines.encoders.store import OutlineStore, Scaling, encode_shards, finish_store
 from train.config import CorpusConfig
-from train.distributed import Ranks
-from train.progress import Reporter
-from train.run_directory import locked
+from train.runtime.progress import Reporter
+from train.runtime.ranks import Ranks
+from train.runtime.run_directory import locked
 
 EMBEDDED = "embedded grammar"
 EMBEDDED_SEED = 20181203

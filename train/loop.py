@@ -20,18 +20,18 @@ from outlines.checkpoint import (
     unflatten_optimizer,
     write_state,
 )
+from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError
-from outlines.sampling import SamplingConfig
-from outlines.text_model import block_seed
+from outlines.models.base import block_seed
 from train.config import TrainingConfig
 from train.data import Dataset
-from train.distributed import Ranks
-from train.environment import VERSIONS, machine
-from train.log import RunLog
 from train.method import Method, NotFinite, Snapshot, Stage, Update
-from train.progress import Reporter
-from train.run_directory import checkpoint_path, newest_checkpoint, prune
-from train.signals import Stopped, StopSignals
+from train.runtime.environment import VERSIONS, machine
+from train.runtime.log import RunLog
+from train.runtime.progress import Reporter
+from train.runtime.ranks import Ranks
+from train.runtime.run_directory import checkpoint_path, newest_checkpoint, prune
+from train.runtime.signals import Stopped, StopSignals
 
 EVALUATION_SAMPLES = 8
 

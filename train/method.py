@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from outlines.errors import OutlinesError
-from outlines.families import discover, save_model
-from outlines.text_model import TextModel
+from outlines.models.base import TextModel
+from outlines.models.registry import discover, save_model
 from train import methods
 from train.config import RunConfig, unknown_name
 from train.data import Batch, Dataset
-from train.distributed import Ranks
-from train.progress import Progress, Reporter
+from train.runtime.progress import Progress, Reporter
+from train.runtime.ranks import Ranks
 
 
 @dataclass(frozen=True)

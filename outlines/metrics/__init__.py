@@ -6,13 +6,13 @@ outline   Fréchet distance, k-NN precision and recall, classifier two-sample te
 ngram     an n-gram language model (modified Kneser-Ney), the evaluator behind forward and reverse nll
 curves    quality against diversity over temperature
 
-Functions of samples and references alone; a neural evaluator's nll is `outlines.scoring`'s.
+Functions of samples and references alone; a neural evaluator's nll is `outlines.decoding.scoring`'s.
 """
 
 from outlines.metrics.bleu import References, bleu_scores, corpus_bleu, reconstruction_bleu, self_bleu_scores
 from outlines.metrics.curves import CurveGap, efficient_points, interpolated_gap
 from outlines.metrics.ngram import NgramModel
-from outlines.metrics.outline import (
+from outlines.metrics.outlines import (
     PrecisionRecall,
     TwoSampleResult,
     energy_score,

@@ -122,7 +122,7 @@ class NgramModel:
         self._orders.append(_Grams(keys, counts, num_contexts, vocab_size))
 
     def nll_of_rows(self, rows: Iterable[Row]) -> tuple[np.ndarray, np.ndarray]:
-        """nll in nats per sentence [N] and targets (eos included) per sentence [N], as `outlines.scoring.nll_of_rows`.
+        """nll in nats per sentence [N] and targets (eos included) per sentence [N], as in `decoding/scoring.py`.
 
         rows: token ids of each sentence, of the tokenizer that the model was built over.
         """

@@ -22,26 +22,26 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from outlines.baselines.arae import ARAE, CodeGeneratorConfig
-from outlines.collapse import active_units, latent_gap, other_rows
-from outlines.gan import Critic, fit_mixture
-from outlines.losses import (
+from outlines.decoding.sample import SamplingConfig
+from outlines.metrics.collapse import active_units, latent_gap, other_rows
+from outlines.metrics.ngram import NgramModel
+from outlines.metrics.outlines import knn_precision_recall
+from outlines.models.arae import ARAE, CodeGeneratorConfig
+from outlines.networks.gan import Critic, fit_mixture
+from outlines.networks.losses import (
     one_centred_penalty,
     score_gradients,
     wasserstein_critic_loss,
     wasserstein_generator_loss,
 )
-from outlines.metrics.ngram import NgramModel
-from outlines.metrics.outline import knn_precision_recall
 from outlines.options import option
-from outlines.sampling import SamplingConfig
 from train.config import RunConfig
 from train.data import Batch, Dataset
-from train.distributed import Ranks
-from train.evaluators import tokens_of
-from train.figures import held_out, nll_figures
+from train.evaluation.figures import held_out, nll_figures
+from train.evaluation.judges import tokens_of
 from train.method import Method, Stage, Update, adamw
 from train.methods.lm import DecoderOptions, LanguageModelMethod, decoder_config, decoder_stage, decoder_step
+from train.runtime.ranks import Ranks
 
 VALIDATION_SEED = 17
 ANNEAL_EVERY = 100
@@ -105,7 +105,7 @@ class ARAEMethod(Method):
         "arae": {},
         # What the authors published for SNLI (their code's lang/run_snli.py), for sentences of at most 15 words, which the
         # corpus has to hold: a longer one is cut here. Theirs are 11,000 words, ours as many SentencePiece pieces; see
-        # outlines/baselines/arae.py for the networks. Rates stay what they are, without warm-up or decay.
+        # outlines/models/arae.py for the networks. Rates stay what they are, without warm-up or decay.
         "arae-snli": {"vocab_size": 11000, "lowercase": True, "max_len": 15, "embed_dim": 300, "hidden_dim": 300,
                       "num_layers": 1, "dropout": 0.0, "encoder_hidden_dim": 300, "code_dim": 300, "noise_radius": 0.05,
                       "noise_anneal": 0.9995, "noise_dim": 100, "gan_hidden_dim": 300, "gan_num_layers": 2,

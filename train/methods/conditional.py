@@ -15,28 +15,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from outlines.baselines.conditional import (
+from outlines.corpus.pairs import Pairs
+from outlines.decoding.sample import SamplingConfig
+from outlines.encoders import load_encoder
+from outlines.errors import OutlinesError
+from outlines.inference.neighbours import nearest_rows
+from outlines.metrics.bleu import References, bleu_scores
+from outlines.metrics.outlines import energy_score, knn_precision_recall
+from outlines.metrics.text import words
+from outlines.models.base import TextModel
+from outlines.models.conditional import (
     ConditionalGenerator,
     ConditionalGeneratorConfig,
     ConditionalModel,
     ProjectionCritic,
     fit_linear_gaussian,
 )
-from outlines.corpus.pairs import Pairs
-from outlines.encoders import load_encoder
-from outlines.errors import OutlinesError
-from outlines.metrics.bleu import References, bleu_scores
-from outlines.metrics.outline import energy_score, knn_precision_recall
-from outlines.metrics.text import words
-from outlines.neighbours import nearest_rows
-from outlines.sampling import SamplingConfig
-from outlines.text_model import TextModel
 from train.config import RunConfig
 from train.data import MAX_FITTED_ROWS, Batch, Dataset
-from train.evaluation import NEIGHBOURS, Row, decode
+from train.evaluation.yardstick import NEIGHBOURS, Row, decode
 from train.method import Method, Stage, Update, Views
 from train.methods.outlines import NOISE_SEED, GanOptions, OutlinesMethod, outline_decoder_config
-from train.progress import Progress, Reporter
+from train.runtime.progress import Progress, Reporter
 
 MAX_KEPT_CONDITIONS = 2000
 """Training conditions that a model keeps, to be sampled without one."""

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from outlines.baselines.autoencoder import Autoencoder
 from outlines.encoders.recurrent import RecurrentEncoderConfig, corrupt, save_recurrent_encoder
+from outlines.models.autoencoder import Autoencoder
 from outlines.options import option
 from train.config import RunConfig
 from train.data import Batch, Dataset
-from train.figures import held_out, nll_figures
+from train.evaluation.figures import held_out, nll_figures
 from train.method import Method, Stage, Update, adamw
 from train.methods.lm import DecoderOptions, LanguageModelMethod, decoder_config, decoder_stage, decoder_step
 

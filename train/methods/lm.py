@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from outlines.baselines.lm import LanguageModel
-from outlines.decoder import Decoder, DecoderConfig
+from outlines.models.lm import LanguageModel
+from outlines.networks.decoder import Decoder, DecoderConfig
 from outlines.options import option
 from train.config import RunConfig
 from train.data import Batch, Dataset
-from train.figures import held_out, nll_figures
+from train.evaluation.figures import held_out, nll_figures
 from train.method import Method, Stage, Update, adamw
 
 
@@ -24,7 +24,7 @@ class DecoderOptions:
     hidden_dim: int = option(512, "width of the decoder's GRU state", low=1)
     num_layers: int = option(1, "GRU layers of the decoder", low=1)
     word_start: str = option("random", "where the decoder's embeddings and output bias start: random, or counts, at what "
-                             "the words' neighbours and shares in the training split say (outlines/word_vectors.py)",
+                             "the words' neighbours and shares in the training split say",
                              choices=("random", "counts"))
     dropout: float = option(0.1, "share of the decoder's values dropped in training, 0 to 1", low=0, high=0.95)
     decoder_steps: int = option(1200, "optimiser steps of the decoder", low=1)

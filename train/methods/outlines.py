@@ -16,13 +16,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from outlines.collapse import latent_gap, other_rows
-from outlines.decoder import DecoderConfig
 from outlines.errors import OutlinesError
-from outlines.families import load_model
-from outlines.gan import GeneratorConfig, fit_mixture, moment_map, update_ema
-from outlines.gan_verdict import memorised_share
-from outlines.losses import (
+from outlines.inference.rejection import fit_slope
+from outlines.metrics.collapse import latent_gap, other_rows
+from outlines.metrics.outlines import knn_precision_recall
+from outlines.metrics.verdicts import memorised_share
+from outlines.models.base import TextModel
+from outlines.models.outlines import OutlineModel
+from outlines.models.registry import load_model
+from outlines.networks.decoder import DecoderConfig
+from outlines.networks.gan import GeneratorConfig, fit_mixture, moment_map, update_ema
+from outlines.networks.losses import (
     one_centred_penalty,
     relativistic_critic_loss,
     relativistic_generator_loss,
@@ -31,18 +35,14 @@ from outlines.losses import (
     wasserstein_generator_loss,
     zero_centred_penalty,
 )
-from outlines.metrics.outline import knn_precision_recall
 from outlines.options import option
-from outlines.outline_model import OutlineModel
-from outlines.rejection import fit_slope
-from outlines.text_model import TextModel
 from train.config import RunConfig
 from train.data import MAX_FITTED_ROWS, Batch, Dataset
-from train.figures import NUM_DECODED, decoded_nll, held_out, nll_figures
+from train.evaluation.figures import NUM_DECODED, decoded_nll, held_out, nll_figures
 from train.method import Method, Stage, Update, Views, adamw
 from train.methods.lm import DecoderOptions, LanguageModelMethod, decoder_config, decoder_stage, decoder_step
-from train.progress import Progress
-from train.run_directory import read_run
+from train.runtime.progress import Progress
+from train.runtime.run_directory import read_run
 
 NOISE_SEED = 7
 NUM_MATCHED = 20_000
@@ -223,7 +223,7 @@ class OutlinesMethod(Method):
         return bool(self.model.mixture.centres.any())
 
     def finish(self, directory: Path) -> None:
-        """Write the finished model, with what its critic's scores are worth on held-out outlines (outlines/rejection.py)."""
+        """Write the finished model, with what its critic's scores are worth on held-out outlines."""
         self._calibrate()
         real = held_out(self.data, "valid", self.options.num_validation)[1]
         assert real is not None

@@ -13,11 +13,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from outlines.baselines.vae import VAE, drop_words
 from outlines.checkpoint import write_state
-from outlines.collapse import Posterior, active_units, drift, mutual_information, signal_noise
 from outlines.errors import OutlinesError
-from outlines.losses import (
+from outlines.metrics.collapse import Posterior, active_units, drift, mutual_information, signal_noise
+from outlines.models.base import block_seed
+from outlines.models.vae import VAE, drop_words
+from outlines.networks.losses import (
     bag_of_words_nll,
     cyclical_kl_weight,
     free_bits,
@@ -25,14 +26,13 @@ from outlines.losses import (
     linear_kl_weight,
 )
 from outlines.options import option
-from outlines.text_model import block_seed
 from train.config import RunConfig
 from train.data import Batch, Dataset
-from train.distributed import Ranks
-from train.figures import VALIDATION_DRAWS, held_out, swapped_gap, term_figures
+from train.evaluation.figures import VALIDATION_DRAWS, held_out, swapped_gap, term_figures
+from train.evaluation.pictures import signal_noise_picture
 from train.method import Method, Stage, Update, Views, adamw
 from train.methods.lm import DecoderOptions, LanguageModelMethod, decoder_config, decoder_stage, decoder_step
-from train.pictures import signal_noise_picture
+from train.runtime.ranks import Ranks
 
 VALIDATION_SEED = 13
 NUM_PROBES = 256

@@ -11,22 +11,22 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from outlines.baselines.zforcing import Forcing, StochasticDecoderConfig, ZForcing, bound_terms
-from outlines.collapse import (
+from outlines.metrics.collapse import (
     Steps,
     active_positions,
     active_units,
     kl_by_position,
     signal_noise,
 )
-from outlines.losses import gaussian_nll, kl_to_standard_normal, moving_weight, total_nll
+from outlines.models.zforcing import Forcing, StochasticDecoderConfig, ZForcing, bound_terms
+from outlines.networks.losses import gaussian_nll, kl_to_standard_normal, moving_weight, total_nll
 from outlines.options import option
 from train.config import RunConfig
 from train.data import Batch, Dataset
-from train.figures import VALIDATION_DRAWS, held_out, swapped_gap, term_figures
+from train.evaluation.figures import VALIDATION_DRAWS, held_out, swapped_gap, term_figures
+from train.evaluation.pictures import kl_picture, signal_noise_picture
 from train.method import Method, Stage, Update, Views, adamw
 from train.methods.lm import DecoderOptions, LanguageModelMethod, decoder_config, decoder_stage
-from train.pictures import kl_picture, signal_noise_picture
 
 VALIDATION_SEED = 13
 

@@ -1,1 +1,0 @@
-"""The families that outlines are compared with: each one file, none imports another."""

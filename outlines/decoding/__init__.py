@@ -1,0 +1,1 @@
+"""From vectors to tokens, and from tokens to their negative log-likelihood."""

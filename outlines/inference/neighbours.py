@@ -1,0 +1,77 @@
+"""The training sentences nearest to an outline: is a sample a copy?
+
+The corpus and its outlines are not part of a run; run.json says in which cache they were, and under which hashes.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from outlines.checkpoint import MANIFEST, sha256_file
+from outlines.corpus.prepared import PreparedCorpus, Sentences
+from outlines.encoders.store import META, META_NAMES, OutlineStore, read_json
+from outlines.errors import OutlinesError
+
+CHUNK = 8192
+
+
+class Neighbour(NamedTuple):
+    """A training sentence: its row, counted from 0, and the cosine of its raw outline with the query's, -1 to 1."""
+
+    row: int
+    cosine: float
+    text: str
+
+
+class TrainingSet:
+    """A run's training sentences and their raw outlines, both memory-mapped."""
+
+    def __init__(self, sentences: Sentences, store: OutlineStore):
+        self.sentences = sentences
+        self.store = store
+
+    @classmethod
+    def of_run(cls, run: Path, description: dict[str, Any]) -> "TrainingSet":
+        """What `description`, a run.json, names; raises OutlinesError where it is gone, damaged or was never made."""
+        hashes = description.get("hashes", {})
+        cache = Path(str(description.get("cache", "")))
+        if "encoder" not in hashes:
+            raise OutlinesError(f"{run}: a run of the family {description.get('family')} keeps no outlines of its corpus")
+        corpora = [manifest.parent for manifest in sorted(cache.glob(f"corpus-*/{MANIFEST}"))
+                   if sha256_file(manifest) == hashes.get("corpus")]
+        if not corpora:
+            raise OutlinesError(f"{cache}: the corpus of {run} is no longer there; train a run on it to prepare it again")
+        sentences = PreparedCorpus(corpora[0]).sentences["train"]
+        wanted = {"encoder_fingerprint": hashes["encoder"], "corpus_fingerprint": sentences.fingerprint}
+        for meta in sorted(cache.glob(f"outlines-*/{META}")):
+            if wanted.items() <= read_json(meta, META_NAMES).items():
+                return cls(sentences, OutlineStore(meta.parent))
+        raise OutlinesError(f"{cache}: the outlines of {run} are no longer there; train a run with its corpus and encoder "
+                            "to encode them again")
+
+    def nearest(self, outlines: np.ndarray, num: int) -> list[list[Neighbour]]:
+        """The `num` nearest to each of the raw outlines [N, D], by cosine, the nearest first; exact."""
+        cosines, rows = nearest_rows(torch.from_numpy(outlines), self.store, num)
+        return [[Neighbour(row, cosine, self.sentences[row]) for cosine, row in zip(*pair, strict=True)]
+                for pair in zip(cosines.tolist(), rows.tolist(), strict=True)]
+
+
+def nearest_rows(queries: Tensor, store: OutlineStore, num: int, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """Cosines and rows, [N, min(num, rows)] each, of the stored outlines nearest to each query [N, D], nearest first.
+
+    Exact to the float16 that the store keeps; of equally near rows, any. Memory: `chunk` rows and N × chunk cosines.
+    """
+    queries = functional.normalize(queries.float())
+    cosines, rows = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
+    for start in range(0, len(store), chunk):
+        indices = np.arange(start, min(start + chunk, len(store)))
+        others = functional.normalize(torch.from_numpy(store.rows(indices)))
+        cosines = torch.cat([cosines, queries @ others.T], dim=1)
+        rows = torch.cat([rows, torch.from_numpy(indices).expand(len(queries), -1)], dim=1)
+        cosines, kept = cosines.topk(min(num, cosines.shape[1]), dim=1)
+        rows = rows.gather(1, kept)
+    return cosines.clamp(-1, 1), rows

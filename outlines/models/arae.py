@@ -1,0 +1,103 @@
+"""ARAE: sentence → learned code → sentence, and a generator noise → code. What outlines leave frozen is learned here.
+
+An encoder's code of unit norm takes the outline's place; a critic compares real codes with generated ones, and its
+gradient moves the generator towards the codes and, scaled down, the codes towards the generator.
+Source: Zhao, Kim, Zhang, Rush and LeCun, Adversarially Regularized Autoencoders (ICML 2018). Deviations: encoder and
+decoder are the GRUs of this project, the encoder pooled over both directions, where theirs are LSTMs and the code is the
+last state; generator and critic have no batch normalisation, for a gradient penalty is each example's own; generated
+codes are brought to unit norm, as real ones are, where theirs are taken as they come.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from outlines.corpus.batching import collate
+from outlines.encoders.recurrent import RecurrentEncoder, RecurrentEncoderConfig
+from outlines.models.base import TextModel
+from outlines.networks.decoder import Decoder, DecoderConfig
+from outlines.networks.gan import Generator, GeneratorConfig, mlp
+
+
+@dataclass(frozen=True)
+class CodeGeneratorConfig:
+    """The shape of the network from noise to codes."""
+
+    noise_dim: int
+    hidden_dim: int
+    num_layers: int
+
+
+class ARAE(TextModel):
+    """Encoder, decoder and generator; beside them the control that needs no adversary, a Gaussian fitted to the codes.
+
+    A code has unit norm. The decoder's vector is the code times √D, of unit variance a dimension, as outlines are scaled.
+    """
+
+    family = "arae"
+    sources = ("generator", "gaussian")
+
+    def __init__(self, encoder_hidden_dim: int, generator: CodeGeneratorConfig, decoder: DecoderConfig):
+        super().__init__()
+        self.code_dim = decoder.vector_dim
+        # No dropout: the critic is to see the codes themselves, and the decoder's noise is of a stated size.
+        self.encoder = RecurrentEncoder(RecurrentEncoderConfig(
+            decoder.vocab_size, decoder.embed_dim, encoder_hidden_dim, self.code_dim, dropout=0.0))
+        self.decoder = Decoder(decoder)
+        self.generator_config = generator
+        self.generator = mlp(generator.noise_dim, generator.hidden_dim, generator.num_layers, self.code_dim)
+        self.gaussian = Generator(GeneratorConfig(self.code_dim, 1, hidden_dim=1, num_layers=1)).requires_grad_(False)
+
+    def encode(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        """Codes [B, D] of unit norm. inputs: [B, T], bos first. lengths: [B] real inputs of each row."""
+        return self.encoder(inputs, lengths)
+
+    @torch.no_grad()
+    def codes(self, rows: Sequence[np.ndarray], batch_size: int = 128) -> Tensor:
+        """Codes [N, D] of sentences given as token ids, encoded in batches of like length."""
+        device = next(self.parameters()).device
+        codes = torch.empty(len(rows), self.code_dim, device=device)
+        by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+        for start in range(0, len(rows), batch_size):
+            members = by_length[start:start + batch_size]
+            batch = collate([rows[row] for row in members])
+            codes[members] = self.encode(batch.inputs.to(device), batch.lengths)
+        return codes
+
+    def generate_codes(self, noise: Tensor) -> Tensor:
+        """Codes [B, D] of unit norm, for normal noise [B, noise_dim]."""
+        return functional.normalize(self.generator(noise), dim=1)
+
+    def scaled(self, codes: Tensor) -> Tensor:
+        """The decoder's vectors [B, D] for codes [B, D], noise and all."""
+        return codes * self.code_dim ** 0.5
+
+    def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None = None) -> tuple[Tensor, None]:
+        return self.scaled(self.codes(rows)), None
+
+    def to_encoder(self, vectors: Tensor) -> Tensor:
+        return vectors / self.code_dim ** 0.5
+
+    def from_encoder(self, vectors: Tensor) -> Tensor:
+        return self.scaled(functional.normalize(vectors, dim=1))
+
+    def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor:
+        if source == "gaussian":
+            return self.from_encoder(self.gaussian(self.gaussian.draw(num, rng, noise_scale)))
+        noise = noise_scale * torch.randn(num, self.generator_config.noise_dim, generator=rng)
+        return self.scaled(self.generate_codes(noise.to(next(self.parameters()).device)))
+
+    def shape(self) -> dict[str, Any]:
+        return {"encoder_hidden_dim": self.encoder.config.hidden_dim,
+                "generator": dataclasses.asdict(self.generator_config),
+                "decoder": dataclasses.asdict(self.decoder.config)}
+
+    @classmethod
+    def from_shape(cls, shape: dict[str, Any]) -> "ARAE":
+        return cls(shape["encoder_hidden_dim"], CodeGeneratorConfig(**shape["generator"]), DecoderConfig(**shape["decoder"]))

@@ -1,0 +1,25 @@
+"""The plain language model: the outline decoder's own architecture, without an outline."""
+
+import dataclasses
+from typing import Any
+
+from outlines.models.base import TextModel
+from outlines.networks.decoder import Decoder, DecoderConfig
+
+
+class LanguageModel(TextModel):
+    """p(x) alone. What any generator of text has to beat."""
+
+    family = "lm"
+    sources = ("lm",)
+
+    def __init__(self, decoder: DecoderConfig):
+        super().__init__()
+        self.decoder = Decoder(decoder)
+
+    def shape(self) -> dict[str, Any]:
+        return {"decoder": dataclasses.asdict(self.decoder.config)}
+
+    @classmethod
+    def from_shape(cls, shape: dict[str, Any]) -> "LanguageModel":
+        return cls(DecoderConfig(**shape["decoder"]))

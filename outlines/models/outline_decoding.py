@@ -1,0 +1,48 @@
+"""What the families share that write from a frozen encoder's outlines."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from outlines.encoders.store import Scaling
+from outlines.models.base import TextModel
+from outlines.networks.decoder import Decoder, DecoderConfig
+
+
+class OutlineDecoding(TextModel):
+    """What a family that writes from a frozen encoder's outlines has: the decoder, and the outlines' scaling and norm."""
+
+    def __init__(self, decoder: DecoderConfig, normalized: bool, encoder: dict[str, str], whitened: bool = False):
+        """normalized: the encoder's outlines have unit norm. encoder: its name and fingerprint.
+
+        whitened: outlines are whitened instead of scaled by one number.
+        """
+        super().__init__()
+        self.normalized = normalized
+        self.encoder = encoder
+        self.decoder = Decoder(decoder)
+        width = decoder.vector_dim
+        self.whitened = whitened
+        self.scaling = Scaling(torch.zeros(width), torch.ones(()), torch.eye(width) if whitened else None)
+
+    def normalise(self, scaled: Tensor) -> Tensor:
+        """Outlines [B, D] in scaled units, brought to the norm that the encoder's have."""
+        if not self.normalized:
+            return scaled
+        return self.scaling.scale(functional.normalize(self.scaling.unscale(scaled), dim=1))
+
+    def frozen_encoder(self) -> dict[str, str]:
+        return self.encoder
+
+    def to_encoder(self, vectors: Tensor) -> Tensor:
+        return self.scaling.unscale(vectors)
+
+    def from_encoder(self, vectors: Tensor) -> Tensor:
+        return self.normalise(self.scaling.scale(vectors))
+
+    def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> tuple[Tensor, None]:
+        assert outlines is not None, "an outline model's sentences come with their outlines"
+        return outlines, None

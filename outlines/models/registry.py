@@ -1,0 +1,51 @@
+"""Which families there are, and a family's model on disk.
+
+A family is found, not listed: a file in this folder that subclasses TextModel is all it takes.
+"""
+
+import importlib
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from outlines import models
+from outlines.checkpoint import CheckpointError, build_module, module_tensors, read_state, write_state
+from outlines.models.base import TextModel
+
+
+def discover(base: type, package: ModuleType) -> dict[str, Any]:
+    """The subclasses of `base` that name a `family`, by that name, once every file of `package` has been imported."""
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    found: dict[str, Any] = {}
+    pending: list[Any] = [base]
+    while pending:
+        for subclass in pending.pop().__subclasses__():
+            if "family" in vars(subclass):
+                found[subclass.family] = subclass
+            pending.append(subclass)
+    return found
+
+
+def families() -> dict[str, type[TextModel]]:
+    """Every family this package has, by name."""
+    return discover(TextModel, models)
+
+
+def save_model(directory: Path, model: TextModel) -> None:
+    """Write a model as one atomic, verified directory."""
+    write_state(directory, module_tensors({"model": model}, "model"), {"family": model.family, "shape": model.shape()})
+
+
+def load_model(directory: Path) -> TextModel:
+    """Read what `save_model` wrote, in evaluation mode, on the CPU; raises OutlinesError.
+
+    The file names a family of this package and gives its shape; nothing in it can name code.
+    """
+    tensors, meta = read_state(directory)
+    known, family, shape = families(), meta.get("family"), meta.get("shape")
+    if not isinstance(family, str) or family not in known or not isinstance(shape, dict):
+        raise CheckpointError(f"{directory}: not a model of this version (family {str(family)[:40]!r}): train it again")
+    own = {name.removeprefix("model.model."): tensor for name, tensor in tensors.items()}
+    return build_module(lambda: known[family].from_shape(shape), shape, own, directory).eval()

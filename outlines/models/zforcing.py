@@ -1,0 +1,300 @@
+"""Z-Forcing: a latent at every step of an autoregressive decoder, held by an auxiliary cost.
+
+With the input x_t, the target y_t = x_{t+1}, and h_t the state of the forward LSTM:
+
+    backward LSTM            b_t from y_t and b_{t+1}
+    prior                    p(z_t | h_{t-1})
+    posterior                q(z_t | h_{t-1}, b_t)
+    forward LSTM             h_t from z_t, x_t and h_{t-1}
+    words                    p(y_t | h_t): z acts through h_t alone
+
+To those who sample from it and score with it, it is a decoder and a vector as every family is. The vector holds the
+*innovations* of all steps, e_t = (z_t - mu_p) / sigma_p with the prior's mu_p and sigma_p at that step: by themselves
+N(0, 1), whatever was written before. So sampling draws the vector at once, a sentence's own vector is what its posterior
+drew, and another sentence's latents, given as innovations, tell nothing where posterior and prior are the same.
+
+Source: Goyal, Sordoni, Côté, Ke and Bengio, Z-Forcing: Training Stochastic Recurrent Networks (2017). Deviations:
+embedding and output layer are tied and stand behind a readout, as in this project's decoder, so that p(y_t | h_t) is that
+of the language model; bounds are smooth.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from outlines.corpus.batching import TokenBatch, collate
+from outlines.decoding.scoring import in_like_length
+from outlines.metrics.collapse import Steps
+from outlines.models.base import TextModel
+from outlines.networks.decoder import Decoder, DecoderConfig
+from outlines.networks.losses import importance_weighted_nll, kl_to_standard_normal, sequence_nll
+
+BOUND = 8.0
+"""Bound of |mu| and |logvar| of every Gaussian: sigma stays within e^-4 and e^4, and no KL can overflow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StochasticDecoderConfig(DecoderConfig):
+    """The decoder's shape; vector_dim is latent_dim times the steps of the longest sentence."""
+
+    latent_dim: int
+    mlp_dim: int
+    """width of the hidden layer of prior and posterior"""
+
+
+class Gaussian(nn.Module):
+    """mu and logvar, bounded, from an MLP with one hidden layer."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int):
+        super().__init__()
+        self.hidden = nn.Linear(input_dim, hidden_dim)
+        self.output = nn.Linear(hidden_dim, 2 * output_dim)
+
+    def forward(self, inputs: Tensor, beside: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+        """mu and logvar [..., output_dim] of inputs [..., input_dim]. beside [..., hidden_dim] joins the hidden layer."""
+        parameters = self.output(functional.leaky_relu(self.hidden(inputs) + beside)).float()
+        mu, logvar = (BOUND * torch.tanh(parameters / BOUND)).chunk(2, dim=-1)
+        return mu, logvar
+
+
+class StochasticDecoder(Decoder):
+    """p(x | innovations): an LSTM language model that reads z_t beside x_t, z_t drawn from a prior that sees h_{t-1}.
+
+    The state is [1, B, W]: h and c of every layer, and the number of tokens read, which says whose turn it is among the
+    innovations. A sentence longer than any of the corpus meets them again from the first.
+    """
+
+    config: StochasticDecoderConfig
+
+    def __init__(self, config: StochasticDecoderConfig):
+        super().__init__(config)
+
+    def _make_recurrence(self) -> None:
+        config = self.config
+        widths = [config.embed_dim + config.latent_dim, *[config.hidden_dim] * (config.num_layers - 1)]
+        self.cells = nn.ModuleList(nn.LSTMCell(width, config.hidden_dim) for width in widths)
+        self.prior = Gaussian(config.hidden_dim, config.mlp_dim, config.latent_dim)
+
+    def _make_conditioning(self) -> None:
+        """None but the recurrence."""
+
+    def start(self, vector: Tensor | None, num: int) -> Tensor:
+        return self.output_bias.new_zeros(1, num, 2 * self.config.num_layers * self.config.hidden_dim + 1)
+
+    def hidden(self, tokens: Tensor, state: Tensor, vector: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As of the Decoder. vector: the innovations [B, steps · Z]."""
+        assert vector is not None, "this decoder is given the innovations of its latents"
+        innovations = vector.unflatten(1, (-1, self.config.latent_dim))
+        steps = (state[0, :, -1:].long() + torch.arange(tokens.shape[1], device=tokens.device)) % innovations.shape[1]
+        innovations = innovations.gather(1, steps[:, :, None].expand(-1, -1, self.config.latent_dim))
+
+        def draw(step: int, before: Tensor) -> Tensor:
+            mu, logvar = self.prior(before)
+            return mu + (logvar / 2).exp() * innovations[:, step]
+
+        return self.unroll(tokens, state, draw)
+
+    def words(self) -> Tensor:
+        """The tokens themselves, [V]."""
+        return torch.arange(self.config.vocab_size, device=self.output_bias.device)
+
+    def condition(self, vector: Tensor | None) -> Tensor | None:
+        """The innovations themselves."""
+        return vector
+
+    def advance(self, tokens: Tensor, state: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        hidden, state = self.hidden(tokens[:, None], state, condition)
+        return hidden[:, 0], state
+
+    def unroll(self, tokens: Tensor, state: Tensor, draw: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """As `hidden`, with z_t = draw(t, h_{t-1}), [B, Z] for the upper layer's [B, H]."""
+        config = self.config
+        words = self.dropout(self.embedding(tokens) * config.embed_dim ** 0.5)
+        *layers, read = state[0].split([*[config.hidden_dim] * (2 * config.num_layers), 1], dim=1)
+        h, c = list(layers[:config.num_layers]), list(layers[config.num_layers:])
+        outputs = []
+        for step in range(tokens.shape[1]):
+            below = torch.cat([words[:, step], draw(step, h[-1])], dim=1)
+            for index, cell in enumerate(self.cells):
+                if index:
+                    below = functional.dropout(below, config.dropout, self.training)
+                h[index], c[index] = cell(below, (h[index], c[index]))
+                below = h[index]
+            outputs.append(below)
+        hidden = self.readout(self.dropout(torch.stack(outputs, dim=1)))
+        return hidden, torch.cat([*h, *c, read + tokens.shape[1]], dim=1)[None]
+
+
+class Path(NamedTuple):
+    """A batch read with z from the posterior; what is called `_p` is the prior's. [B, T, Z] but for the first two."""
+
+    hidden: Tensor  # [B, T, embed_dim], what the output layer reads
+    before: Tensor  # [B, T, H], h_{t-1}
+    mu: Tensor
+    logvar: Tensor
+    mu_p: Tensor
+    logvar_p: Tensor
+
+    def in_units_of_the_prior(self) -> tuple[Tensor, Tensor]:
+        """mu and logvar of the innovations: both 0 where the posterior is the prior. The KL is that to N(0, 1)."""
+        return (self.mu - self.mu_p) * (-self.logvar_p / 2).exp(), self.logvar - self.logvar_p
+
+
+class Draw(NamedTuple):
+    """One draw of all latents of N sentences, and what it says of each, nats [N]."""
+
+    steps: Steps
+    nll: Tensor  # -log p(x | z)
+    kl: Tensor  # exact at every step, given the z before it
+    log_weight: Tensor  # log p(x, z) - log q(z | x)
+
+
+class ZForcing(TextModel):
+    """The stochastic decoder with the posterior of its latents."""
+
+    family = "zforcing"
+    sources = ("prior",)
+    latent_per_step = True
+    decoder: StochasticDecoder
+
+    def __init__(self, backward_hidden_dim: int, decoder: StochasticDecoderConfig):
+        super().__init__()
+        self.decoder = StochasticDecoder(decoder)
+        # No dropout: noise here would be noise in mu, and the posterior no longer the one that is written down.
+        self.backward_lstm = nn.LSTM(decoder.embed_dim, backward_hidden_dim, batch_first=True)
+        self.inference = Gaussian(decoder.hidden_dim, decoder.mlp_dim, decoder.latent_dim)
+        self.inference_sees = nn.Linear(backward_hidden_dim, decoder.mlp_dim, bias=False)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that a vector has innovations for."""
+        return self.decoder.config.vector_dim // self.decoder.config.latent_dim
+
+    def backward_states(self, batch: TokenBatch) -> Tensor:
+        """b_t [B, T, width]: what is still to come from y_t on. Padding comes after a row's first word, and is not seen."""
+        last = batch.lengths.to(batch.targets.device)[:, None] - 1
+        position = torch.arange(batch.targets.shape[1], device=batch.targets.device).expand_as(batch.targets)
+        turned = torch.where(position <= last, last - position, position)  # its own inverse
+        words = self.decoder.embedding(batch.targets.gather(1, turned)) * self.decoder.config.embed_dim ** 0.5
+        states = self.backward_lstm(words)[0]
+        return states.gather(1, turned[:, :, None].expand_as(states))
+
+    def follow(self, batch: TokenBatch, backward: Tensor, noise: Tensor) -> Path:
+        """Read a batch with z_t = mu_t + sigma_t · noise_t from the posterior. backward: b_t. noise: [B, T, Z]."""
+        behind = self.inference_sees(backward)
+        kept: list[tuple[Tensor, ...]] = []
+
+        def draw(step: int, before: Tensor) -> Tensor:
+            mu, logvar = self.inference(before, behind[:, step])
+            kept.append((before, mu, logvar))
+            return mu + (logvar / 2).exp() * noise[:, step]
+
+        hidden, _ = self.decoder.unroll(batch.inputs, self.decoder.start(None, len(batch.inputs)), draw)
+        states, mu, logvar = (torch.stack(part, dim=1) for part in zip(*kept, strict=True))
+        return Path(hidden, states, mu, logvar, *self.decoder.prior(states))
+
+    @torch.no_grad()
+    def follow_rows(self, rows: Sequence[np.ndarray], noise: Tensor, batch_size: int = 128) -> tuple[Steps, Tensor]:
+        """The posterior's steps that `noise` [N, num_steps, Z] draws, and -log p(x | z) [N] under them, nats; on the CPU.
+
+        Past a sentence's end the posterior is the prior.
+        """
+        device = next(self.parameters()).device
+        mu, logvar, nll = torch.zeros_like(noise), torch.zeros_like(noise), torch.zeros(len(rows), dtype=torch.double)
+        for chosen in in_like_length(rows, batch_size):
+            batch = collate([rows[row] for row in chosen]).to(device)
+            num_steps = batch.inputs.shape[1]
+            path = self.follow(batch, self.backward_states(batch), noise[chosen, :num_steps].to(device))
+            for whole, part in zip((mu, logvar), path.in_units_of_the_prior(), strict=True):
+                whole[chosen, :num_steps] = (part * batch.mask[:, :, None]).cpu()
+            logits = functional.linear(path.hidden, self.decoder.embedding.weight, self.decoder.output_bias)
+            nll[chosen] = sequence_nll(logits, batch.targets, batch.mask).double().cpu()
+        return Steps(mu, logvar, mu + (logvar / 2).exp() * noise, torch.tensor([len(row) + 1 for row in rows])), nll
+
+    def _noise(self, num: int, rng: torch.Generator) -> Tensor:
+        return torch.randn(num, self.num_steps, self.decoder.config.latent_dim, generator=rng)
+
+    def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """mu and logvar of the innovations, [N, num_steps · Z], on the way where every z is the posterior's mean."""
+        noise = torch.zeros(len(rows), self.num_steps, self.decoder.config.latent_dim)
+        steps, _ = self.follow_rows(rows, noise)
+        device = next(self.parameters()).device
+        return steps.mu.flatten(1).to(device), steps.logvar.flatten(1).to(device)
+
+    def posterior_steps(self, rows: Sequence[np.ndarray], rng: torch.Generator) -> Steps:
+        return self.follow_rows(rows, self._noise(len(rows), rng))[0]
+
+    def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor:
+        """Innovations [num, num_steps · Z] from the prior: N(0, 1), times `noise_scale`."""
+        return (noise_scale * self._noise(num, rng)).flatten(1).to(next(self.parameters()).device)
+
+    def nll_terms(self, rows: Sequence[np.ndarray], outlines: Tensor | None, num_draws: int,
+                  rng: torch.Generator) -> dict[str, Tensor]:
+        """As of `bound_terms`."""
+        return bound_terms(self.draws(rows, num_draws, rng))
+
+    def draws(self, rows: Sequence[np.ndarray], num_draws: int, rng: torch.Generator) -> Iterator[Draw]:
+        """So many draws of all latents of the sentences; the first is that of `posterior_steps`."""
+        for _ in range(num_draws):
+            noise = self._noise(len(rows), rng)
+            steps, nll = self.follow_rows(rows, noise)
+            logvar, drawn = steps.logvar.double(), steps.drawn.double()
+            kl = kl_to_standard_normal(steps.mu.double(), logvar).sum(dim=(1, 2))
+            # log p(x | z) + log p(z) - log q(z | x), the last two in units of the prior, where normalisers cancel.
+            log_weight = (noise.double().square() + logvar - drawn.square()).sum(dim=(1, 2)) / 2 - nll
+            yield Draw(steps, nll, kl, log_weight)
+
+    def shape(self) -> dict[str, Any]:
+        decoder = dataclasses.asdict(self.decoder.config)
+        del decoder["vector_dim"]  # larger than any tensor is
+        return {"backward_hidden_dim": self.backward_lstm.hidden_size, "num_steps": self.num_steps, "decoder": decoder}
+
+    @classmethod
+    def from_shape(cls, shape: dict[str, Any]) -> "ZForcing":
+        vector_dim = shape["num_steps"] * shape["decoder"]["latent_dim"]
+        return cls(shape["backward_hidden_dim"], StochasticDecoderConfig(vector_dim=vector_dim, **shape["decoder"]))
+
+
+def bound_terms(draws: Iterable[Draw]) -> dict[str, Tensor]:
+    """What draws make of the terms of `TextModel.nll_terms`: nll is the importance-weighted bound.
+
+    reconstruction_nll and kl are means over the same draws and make negative_elbo.
+    """
+    each = [(draw.nll, draw.kl, draw.log_weight) for draw in draws]
+    nll, kl, log_weights = (torch.stack(part) for part in zip(*each, strict=True))
+    reconstruction_nll, mean_kl = nll.mean(dim=0), kl.mean(dim=0)
+    return {"nll": importance_weighted_nll(log_weights), "negative_elbo": reconstruction_nll + mean_kl,
+            "reconstruction_nll": reconstruction_nll, "kl": mean_kl}
+
+
+class Forcing(nn.Module):
+    """What holds the latents in training: p(b_t | z_t), and a head that makes b_t worth knowing. Sampling needs neither.
+
+    Without h_{t-1}, z_t alone must say what is to come (the source calls that z-forced).
+    """
+
+    def __init__(self, model: ZForcing, sees_state: bool):
+        super().__init__()
+        config, width = model.decoder.config, model.backward_lstm.hidden_size
+        self.sees_state = sees_state
+        self.auxiliary = Gaussian(config.latent_dim + sees_state * config.hidden_dim, config.mlp_dim, width)
+        self.head = nn.Linear(width, config.vocab_size)
+
+    def predict(self, model: ZForcing, before: Tensor, backward: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """mean and logvar of p(b_t | z_t), [B, T, width], z_t drawn by `noise` as in `ZForcing.follow`.
+
+        z_t is made again from h_{t-1} and b_t as they stand, so that the cost teaches the posterior and this network and
+        can reach the backward LSTM on no way: neither as what is predicted, nor through a z that has read it, at this
+        step or, by h_{t-1}, at one before. The published code cuts the first of these ways alone.
+        """
+        before = before.detach()
+        mu, logvar = model.inference(before, model.inference_sees(backward.detach()))
+        z = mu + (logvar / 2).exp() * noise
+        mean, logvar = self.auxiliary(torch.cat([z, before], dim=-1) if self.sees_state else z)
+        return torch.tanh(mean), logvar

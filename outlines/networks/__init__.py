@@ -1,0 +1,1 @@
+"""Neural networks and losses: nothing here samples or measures."""

@@ -1,0 +1,76 @@
+"""Where a decoder's words can start: at what a corpus' counts say of them, before any gradient.
+
+A word's embedding is made from the words that stand near it (positive pointwise mutual information, cut to the largest
+singular values), its output bias from how often it comes. A language model that is to learn from few steps begins with
+much of what it would spend the first third of them on.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from outlines.corpus.tokenizer import BOS, EOS
+from outlines.networks.decoder import Decoder
+
+REACH = 3
+"""Tokens to either side that count as near, each distance and side for itself."""
+MAX_COUNTED_ROWS = 200_000
+"""Sentences, at most, that are counted: memory stays flat."""
+ITERATIONS = 4
+
+
+@torch.no_grad()
+def start_words(decoder: Decoder, rows: Sequence[np.ndarray], seed: int) -> None:
+    """Set a decoder's embeddings and output bias by sentences, token ids without bos and eos, of its training split."""
+    weight = decoder.embedding.weight
+    vocab_size, width = weight.shape
+    vectors = word_vectors(rows, vocab_size, width, seed).to(weight)
+    met = vectors.any(dim=1, keepdim=True)
+    weight.copy_(torch.where(met, vectors, weight))
+    decoder.output_bias.copy_(log_shares(rows, vocab_size))
+
+
+def word_vectors(rows: Sequence[np.ndarray], vocab_size: int, width: int, seed: int) -> Tensor:
+    """Vectors [V, width] of tokens, by their neighbours in sentences; variance 1 / width, in directions drawn by `seed`.
+
+    rows: as above; bos and eos are neighbours too. A token whose neighbours say nothing, or that has none, has zeros.
+    Source: Levy and Goldberg, Neural Word Embedding as Implicit Matrix Factorization (2014), section 5: the square root of
+    the singular values, no shift. Deviation: each distance and side has columns of its own.
+    """
+    apart = np.full(REACH, -1)
+    text = np.concatenate([part for row in rows for part in ([BOS], row, [EOS], apart)])
+    places, counts = [], []
+    for distance in range(1, REACH + 1):
+        left, right = text[:-distance], text[distance:]
+        # Between two sentences stand as many marks as the reach, so that no pair steps over all of them.
+        near = (left >= 0) & (right >= 0)
+        pairs, number = np.unique(left[near].astype(np.int64) * vocab_size + right[near], return_counts=True)
+        first, second = np.divmod(pairs, vocab_size)
+        columns = (2 * distance - 2) * vocab_size
+        places += [np.stack([first, columns + second]), np.stack([second, columns + vocab_size + first])]
+        counts += [number, number]
+    where, number = np.concatenate(places, axis=1), np.concatenate(counts).astype(np.float64)
+    of_word = np.bincount(where[0], number, vocab_size)
+    of_column = np.bincount(where[1], number, 2 * REACH * vocab_size)
+    information = np.log(number * number.sum() / (of_word[where[0]] * of_column[where[1]]))
+    positive = information > 0
+    matrix = torch.sparse_coo_tensor(torch.from_numpy(where[:, positive]), torch.from_numpy(information[positive]).float(),
+                                     (vocab_size, 2 * REACH * vocab_size), check_invariants=True).coalesce()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        left_vectors, values, _ = torch.svd_lowrank(matrix, q=min(width, vocab_size), niter=ITERATIONS)
+        turn = torch.linalg.qr(torch.randn(width, width))[0]
+    vectors = (left_vectors * values.sqrt()) @ turn[:len(values)]
+    told = torch.from_numpy(np.bincount(where[0, positive], minlength=vocab_size) > 0)
+    scale = vectors[told].square().mean().sqrt()
+    return torch.where(told[:, None], vectors / (scale * width ** 0.5), 0.0)
+
+
+def log_shares(rows: Sequence[np.ndarray], vocab_size: int) -> Tensor:
+    """The log of each token's share [V] of what is to be written, eos included; half a token is added to each."""
+    counts = np.bincount(np.concatenate(rows), minlength=vocab_size) + 0.5
+    counts[EOS] += len(rows)
+    return torch.from_numpy(np.log(counts) - math.log(counts.sum())).float()

@@ -1,0 +1,238 @@
+"""The outline store: resumed, torn, shared between ranks; its statistics; and the scaling of outlines."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from outlines.encoders import store as outline_store
+from outlines.encoders.store import OutlineStore, Scaling, encode_corpus, encode_shards, finish_store
+from outlines.errors import OutlinesError
+
+DIM = 8
+SENTENCES = [f"sentence number {number}" for number in range(103)]
+SHARD_ROWS = 10
+
+
+class HashEncoder:
+    """Outlines drawn from the hash of the sentence; it notes what it encodes and may break after so many."""
+
+    name, dim, fingerprint, normalized = "hash", DIM, "f" * 64, False
+
+    def __init__(self, breaks_after: int | None = None):
+        self.seen: list[str] = []
+        self.breaks_after = breaks_after
+
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        self.seen += sentences
+        if self.breaks_after is not None and len(self.seen) > self.breaks_after:
+            raise KeyboardInterrupt
+        seeds = [int.from_bytes(hashlib.sha256(sentence.encode()).digest()[:8]) for sentence in sentences]
+        return np.stack([np.random.default_rng(seed).normal(1, 2, DIM) for seed in seeds]).astype(np.float32)
+
+
+def encode(directory: Path, encoder: HashEncoder, **options: object) -> OutlineStore:
+    return encode_corpus(SENTENCES, encoder, directory,
+                         **{"corpus_fingerprint": "c", "shard_rows": SHARD_ROWS, **options})  # type: ignore[arg-type]
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+def test_rows_are_what_the_encoder_gave_in_the_order_asked(tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outline_store, "MAX_MAPPED_SHARDS", 3)
+    encode(tmp_path, HashEncoder())
+    store = OutlineStore(tmp_path)
+    direct = HashEncoder().encode(SENTENCES).astype(np.float16).astype(np.float32)
+    assert (len(store), store.dim, store.encoder_name) == (103, DIM, "hash")
+    assert (store.encoder_fingerprint, store.corpus_fingerprint) == ("f" * 64, "c")
+    indices = np.random.default_rng(0).integers(0, 103, 500)  # with repeats, over all eleven shards
+    rows = store.rows(indices)
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows, direct[indices])
+    assert len(store._mapped) == 3
+    assert store.rows(np.array([], dtype=np.int64)).shape == (0, DIM)
+    for outside in (-1, 103):
+        with pytest.raises(IndexError):
+            store.rows(np.array([0, outside]))
+
+
+def test_mean_and_scale_are_those_of_all_rows(tmp_path: Path) -> None:
+    encode(tmp_path, HashEncoder())
+    store = OutlineStore(tmp_path)
+    rows = HashEncoder().encode(SENTENCES).astype(np.float16).astype(np.float64)
+    np.testing.assert_allclose(store.mean, rows.mean(axis=0), rtol=1e-13)
+    assert store.scale == pytest.approx(np.sqrt(rows.var(axis=0).mean()), rel=1e-13)
+
+
+def test_interrupted_encoding_goes_on_where_it_stopped(tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outline_store, "CHUNK_SENTENCES", 4)
+    with pytest.raises(KeyboardInterrupt):
+        encode(tmp_path / "store", HashEncoder(breaks_after=57))
+    with pytest.raises(OutlinesError, match="missing"):
+        OutlineStore(tmp_path / "store")
+    with pytest.raises(OutlinesError, match=r"shard-00005\.json: missing"):
+        finish_store(tmp_path / "store")
+    encoder, reports = HashEncoder(), []
+    encode(tmp_path / "store", encoder, progress=lambda done, total: reports.append((done, total)))
+    assert encoder.seen == SENTENCES[50:]
+    assert reports == sorted(reports) and reports[0] == (10, 103) and reports[-1] == (103, 103)
+    encode(tmp_path / "whole", HashEncoder())
+    assert files(tmp_path / "store") == files(tmp_path / "whole")
+
+
+def test_a_whole_store_is_not_encoded_again(tmp_path: Path) -> None:
+    encode(tmp_path, HashEncoder())
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    encoder = HashEncoder()
+    encode(tmp_path, encoder)
+    assert encoder.seen == []
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("damage", ["flip", "tear", "remove"])
+def test_a_damaged_shard_is_detected_and_encoded_again(tmp_path: Path, damage: str) -> None:
+    encode(tmp_path, HashEncoder())
+    whole = files(tmp_path)
+    shard = tmp_path / "shard-00003.f16"
+    data = bytearray(shard.read_bytes())
+    data[-5] ^= 4
+    if damage == "remove":
+        shard.unlink()
+    else:
+        shard.write_bytes(data if damage == "flip" else data[:-20])
+    with pytest.raises(OutlinesError, match=r"shard-00003\.f16: missing or damaged; delete it .* again"):
+        OutlineStore(tmp_path)
+    if damage != "flip":
+        with pytest.raises(OutlinesError, match=r"shard-00003\.f16"):
+            OutlineStore(tmp_path, verify=False)
+    encoder = HashEncoder()
+    encode(tmp_path, encoder)
+    assert encoder.seen == SENTENCES[30:40]
+    assert files(tmp_path) == whole
+
+
+def test_finish_refuses_a_shard_that_does_not_match_its_label(tmp_path: Path) -> None:
+    encode(tmp_path, HashEncoder())
+    (tmp_path / "meta.json").unlink()
+    shard = tmp_path / "shard-00003.f16"
+    shard.write_bytes(shard.read_bytes()[:-2] + b"!!")
+    with pytest.raises(OutlinesError, match=r"shard-00003\.f16"):
+        finish_store(tmp_path)
+    assert not (tmp_path / "meta.json").exists()
+
+
+def test_two_ranks_write_the_bytes_of_one(tmp_path: Path) -> None:
+    encode(tmp_path / "one", HashEncoder())
+    encoders = [HashEncoder(), HashEncoder()]
+    for rank, encoder in enumerate(encoders):
+        encode_shards(SENTENCES, encoder, tmp_path / "two", corpus_fingerprint="c", shard_rows=SHARD_ROWS,
+                      rank=rank, world=2)
+    finish_store(tmp_path / "two")
+    assert sorted(encoders[0].seen + encoders[1].seen) == sorted(SENTENCES)
+    assert encoders[1].seen[:10] == SENTENCES[10:20]
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+@pytest.mark.parametrize(("change", "what"), [
+    ({"corpus_fingerprint": "d"}, "corpus"),
+    ({"shard_rows": 20}, "shard size"),
+])
+def test_another_corpus_does_not_mix_in(tmp_path: Path, change: dict[str, object], what: str) -> None:
+    encode(tmp_path, HashEncoder())
+    whole = files(tmp_path)
+    with pytest.raises(OutlinesError, match=f"outlines of another {what};"):
+        encode(tmp_path, HashEncoder(), **change)
+    assert files(tmp_path) == whole
+
+
+def test_another_encoder_does_not_mix_in(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        encode(tmp_path, HashEncoder(breaks_after=30))
+    (tmp_path / "shard-00000.f16").unlink()
+    other = HashEncoder()
+    other.fingerprint = "e" * 64
+    with pytest.raises(OutlinesError, match="outlines of another encoder;"):
+        encode(tmp_path, other)
+    assert other.seen == []
+
+
+def test_outlines_that_are_not_finite_or_too_narrow_are_named(tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outline_store, "CHUNK_SENTENCES", 4)
+
+    class Faulty(HashEncoder):
+        value = np.inf
+
+        def encode(self, sentences: list[str]) -> np.ndarray:
+            outlines = super().encode(sentences)
+            outlines[[sentence == SENTENCES[47] for sentence in sentences], 2] = self.value
+            return outlines
+
+    for value in (np.nan, -np.inf, 1e5):  # the last is finite in float32 and not in float16
+        Faulty.value = value
+        with pytest.raises(OutlinesError, match=r"sentence 47: .* not finite"):
+            encode(tmp_path / str(value), Faulty())
+
+    class Narrow(HashEncoder):
+        def encode(self, sentences: list[str]) -> np.ndarray:
+            return super().encode(sentences)[:, :-1]
+
+    with pytest.raises(OutlinesError, match=r"sentences 0 to 3: .* shape \(4, 7\), where \(4, 8\)"):
+        encode(tmp_path / "narrow", Narrow())
+    with pytest.raises(OutlinesError, match="no sentences"):
+        encode_corpus([], HashEncoder(), tmp_path / "empty", corpus_fingerprint="c")
+
+
+def test_damaged_metadata_is_named(tmp_path: Path) -> None:
+    encode(tmp_path, HashEncoder())
+    meta = tmp_path / "meta.json"
+    content = json.loads(meta.read_text())
+    del content["scale"]
+    for text in ("{", "[1]", json.dumps(content)):
+        meta.write_text(text)
+        with pytest.raises(OutlinesError, match=r"meta\.json: missing or damaged"):
+            OutlineStore(tmp_path)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32), st.booleans())
+def test_scaling_round_trips_in_float64(seed: int, whiten: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(5, 5, generator=generator, dtype=torch.float64) + 3 * torch.eye(5)
+    outlines = torch.randn(60, 5, generator=generator, dtype=torch.float64) @ mixing + 2
+    scaling = Scaling.fit(outlines, whiten)
+    torch.testing.assert_close(scaling.unscale(scaling.scale(outlines)), outlines, rtol=0, atol=1e-9)
+    assert scaling.scale(outlines.float()).dtype == torch.float32
+
+
+def test_scaled_outlines_have_zero_mean_and_unit_scale_and_keep_their_shape() -> None:
+    torch.manual_seed(0)
+    outlines = torch.randn(500, 4, dtype=torch.float64) * torch.tensor([1.0, 2.0, 3.0, 4.0]) + 5
+    scaled = Scaling.fit(outlines).scale(outlines)
+    torch.testing.assert_close(scaled.mean(dim=0), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-6)
+    assert scaled.var(dim=0, correction=0).mean().item() == pytest.approx(1, rel=1e-6)
+    ratio = scaled.std(dim=0) / outlines.std(dim=0)
+    torch.testing.assert_close(ratio, ratio[:1].expand(4))
+    white = Scaling.fit(outlines, whiten=True).scale(outlines)
+    covariance = torch.cov(white.T, correction=0)
+    torch.testing.assert_close(covariance, torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-5)
+
+
+def test_scaling_by_a_store_is_scaling_by_its_rows(tmp_path: Path) -> None:
+    store = encode(tmp_path, HashEncoder())
+    fitted = Scaling.fit(torch.from_numpy(store.rows(np.arange(len(store)))))
+    scaling = Scaling(torch.from_numpy(store.mean).float(), store.scale)
+    torch.testing.assert_close(scaling.mean, fitted.mean)
+    torch.testing.assert_close(scaling.std, fitted.std)
+    assert set(scaling.state_dict()) == {"mean", "std"}
+    with pytest.raises(OutlinesError, match="alike"):
+        Scaling.fit(torch.ones(10, 3))

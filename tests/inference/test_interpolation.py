@@ -1,0 +1,142 @@
+"""Walks, the generator backwards, and the measure of smoothness, against known answers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from outlines.decoding.scoring import nll_of_rows
+from outlines.encoders.store import Scaling
+from outlines.inference.interpolation import folded, gradient, linear, nll_along, noise, smoothness, spherical
+from outlines.inference.inversion import invert
+from outlines.models.outlines import OutlineModel
+from outlines.networks.decoder import Decoder, DecoderConfig
+from outlines.networks.gan import GeneratorConfig, Mixture
+
+E1, E2 = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+
+
+def test_linear_and_spherical_by_hand() -> None:
+    half = math.sqrt(0.5)
+    assert torch.allclose(linear(E1, E2, 3), torch.tensor([[1, 0], [0.5, 0.5], [0, 1]]))
+    assert torch.allclose(spherical(E1, E2, 3), torch.tensor([[1, 0], [half, half], [0, 1]]))
+    thirds = spherical(E1, E2, 4)[1]
+    assert torch.allclose(thirds, torch.tensor([math.cos(math.pi / 6), math.sin(math.pi / 6)]))
+
+
+def test_a_spherical_walk_keeps_the_norm_and_turns_evenly() -> None:
+    start, end = 3 * functional.normalize(torch.randn(2, 20, generator=torch.Generator().manual_seed(0)), dim=1)
+    walk = spherical(start, end, 9)
+    assert torch.allclose(walk.norm(dim=1), torch.full((9,), 3.0), atol=1e-5)
+    turns = torch.cosine_similarity(walk[1:], walk[:-1], dim=1)
+    assert float(turns.max() - turns.min()) < 1e-5
+    assert torch.allclose(walk[[0, -1]], torch.stack([start, end]), atol=1e-5)
+
+
+@pytest.mark.parametrize("end", [2 * E1, -E1, E1])
+def test_where_there_is_no_arc_the_walk_is_straight(end: Tensor) -> None:
+    assert torch.allclose(spherical(E1, end, 5), linear(E1, end, 5))
+
+
+def decoder(vector_dim: int = 6) -> Decoder:
+    torch.manual_seed(3)
+    made = Decoder(DecoderConfig(12, vector_dim, embed_dim=16, hidden_dim=16)).eval().requires_grad_(False)
+    torch.nn.init.normal_(made.embedding.weight)
+    return made
+
+
+ROW = np.array([5, 9, 4, 11])
+
+
+def unit(vectors: Tensor) -> Tensor:
+    return functional.normalize(vectors, dim=1)
+
+
+def test_a_gradient_walk_climbs_by_bounded_steps_and_stops_where_it_is_told() -> None:
+    model = decoder()
+    start = unit(torch.randn(1, 6, generator=torch.Generator().manual_seed(0)))[0]
+    first = float(nll_of_rows(model, [ROW], start[None])[0][0])
+    walk = gradient(model, start, ROW, first - 0.5, step=0.05, normalise=unit)
+    nll = nll_along(model, ROW, walk.vectors)
+    assert walk.stopped == "reached" and torch.equal(walk.vectors[0], start)
+    assert (np.diff(nll) < 0).all()
+    assert nll[-1] <= first - 0.5 < nll[-2], "it stops at the first vector that is likely enough"
+    assert torch.allclose(walk.vectors.norm(dim=1), torch.ones(len(walk.vectors)))
+    assert float((walk.vectors[1:] - walk.vectors[:-1]).norm(dim=1).max()) <= 0.05 + 1e-5
+
+
+def test_the_first_step_follows_the_gradient() -> None:
+    model, start, width = decoder(), torch.zeros(6), 1e-2
+    vector = gradient(model, start, ROW, -1.0, step=width, max_steps=1).vectors[1]
+    numeric = torch.stack([
+        torch.tensor(np.subtract(*nll_of_rows(model, [ROW] * 2, torch.stack([1e-2 * axis, -1e-2 * axis]))[0]))
+        for axis in torch.eye(6)])
+    assert float(vector.norm()) == pytest.approx(width, rel=1e-4)
+    assert float(torch.cosine_similarity(vector.double(), -numeric, dim=0)) > 0.999
+
+
+def test_a_gradient_walk_says_why_it_ended() -> None:
+    model, start = decoder(), torch.zeros(6)
+    assert gradient(model, start, ROW, 1e9, step=0.1).vectors.shape == (1, 6)
+    cut = gradient(model, start, ROW, -1.0, step=0.1, max_steps=4)
+    assert (cut.stopped, len(cut.vectors)) == ("max_steps", 5)
+    # A map that goes back to where it began: no step can help.
+    assert gradient(model, start, ROW, -1.0, step=0.1, normalise=lambda vector: 0 * vector).stopped == "stuck"
+    assert gradient(model, start, ROW, -1.0, step=0.0).stopped == "stuck"
+    with pytest.raises(ValueError, match="evaluation mode"):
+        gradient(model.train(), start, ROW, 0.0, step=0.1)
+
+
+def outline_model(num_centres: int, normalized: bool = True, width: int = 8, num_offsets: int = 0) -> OutlineModel:
+    """A generator that bends its mixture a little, as training does."""
+    torch.manual_seed(1)
+    model = OutlineModel(DecoderConfig(12, width), GeneratorConfig(width, num_centres, num_offsets, hidden_dim=32),
+                         GeneratorConfig(width, max(1, num_centres)), normalized, {}).eval().requires_grad_(False)
+    model.scaling = Scaling(torch.zeros(width), 1 / math.sqrt(width))
+    if num_centres:
+        factor = 0.3 * torch.diag(torch.logspace(0, -1, width))
+        centres = 2 * torch.randn(num_centres, width)
+        offsets = (0.5 * torch.randn(num_offsets, width), torch.full((num_offsets,), 1 / num_offsets)) if num_offsets else ()
+        model.generator.start_at(Mixture(centres, torch.full((num_centres,), 1 / num_centres), factor, *offsets))
+        torch.nn.init.normal_(model.generator.mlp[-1].weight, std=0.03)  # type: ignore[arg-type]
+    return model
+
+
+@pytest.mark.parametrize(("normalized", "num_offsets"), [(True, 0), (False, 0), (False, 4)])
+def test_inversion_recovers_the_generators_own_noise(normalized: bool, num_offsets: int) -> None:
+    model = outline_model(5, normalized, num_offsets=num_offsets)
+    noise = model.generator.draw(100, torch.Generator().manual_seed(2))
+    found = invert(model, model.normalise(model.generator(noise)))
+    assert torch.allclose(model.normalise(model.generator.around(found.centre, found.normal)),
+                          model.normalise(model.generator(noise)), atol=0.05)
+    if not normalized:  # where the norm is lost, so is one dimension of eight of the noise
+        cosine = torch.cosine_similarity(found.normal, noise.normal, dim=1)
+        assert int((cosine >= 0.95).sum()) >= 90
+        drawn = model.generator.centres[noise.centre]
+        drawn = drawn + model.generator.offsets[noise.offset] if num_offsets else drawn
+        assert int((found.centre == drawn).all(dim=1).sum()) >= (90 if num_offsets else 100)
+
+
+@pytest.mark.parametrize("num_centres", [0, 5])
+def test_a_noise_walk_joins_the_two_outlines_through_what_the_generator_makes(num_centres: int) -> None:
+    model = outline_model(num_centres)
+    ends = model.normalise(model.generator(model.generator.draw(2, torch.Generator().manual_seed(4))))
+    walk = noise(model, ends[0], ends[1], 7)
+    assert torch.allclose(walk[[0, -1]], ends, atol=0.1)
+    assert torch.allclose(model.scaling.unscale(walk).norm(dim=1), torch.ones(7), atol=1e-5)
+
+
+def test_equal_neighbours_are_folded() -> None:
+    assert folded(["a", "a", "b", "a", "c", "c", "c"]) == [(0, 2), (2, 1), (3, 1), (4, 3)]
+    assert folded([]) == []
+
+
+def test_smoothness_by_hand() -> None:
+    encoded = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 5.0], [3.0, 5.0]])
+    measured = smoothness(encoded, np.array([100.0, 6.0, 4.0, 100.0]), np.array([9, 2, 3, 9]))
+    assert measured == pytest.approx((4, 2.0, 5.0, 2.0))
+    assert math.isnan(smoothness(encoded[:2], np.ones(2), np.ones(2)).middle_nll_per_token)
+    assert smoothness(encoded[:1], np.ones(1), np.ones(1))[:3] == (1, 0.0, 0.0)

@@ -1,0 +1,143 @@
+"""Generators over one decoder: --decoder-from, and the ablation's table."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from outlines.checkpoint import read_state, write_state
+from train.__main__ import main
+from train.method import NotFinite
+from train.methods.outlines import OutlinesMethod
+
+
+@pytest.fixture(scope="module")
+def ablation(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("ablation") / "out"
+    assert main(["ablate", str(tiny_run), "--vary", "objective=r3,wgan-gp", "start=gaussian", "gan-steps=4", "seed=1,2",
+                 "--out", str(out), "--quiet"]) == 0
+    return out
+
+
+def test_the_same_generator_over_a_decoder_taken_over(tiny_run: Path, tiny_arguments: list[str], tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    assert main([*tiny_arguments, "--decoder-from", str(tiny_run), "--runs", str(tiny_run.parent), "--out", str(again),
+                 "--quiet"]) == 0
+    first, second = (read_state(run / "model")[0] for run in (tiny_run, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not any(json.loads(line)["stage"] == "decoder" for line in (again / "metrics.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--hidden-dim", "32"], "--hidden-dim 24, not 32"), (["--outline-noise", "0.1"], "--outline-noise 0.0, not 0.1"),
+    (["--max-len", "9"], "of another corpus")])
+def test_a_decoder_that_does_not_fit(tiny_run: Path, tiny_arguments: list[str], flags: list[str], message: str,
+                                     capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*tiny_arguments, "--decoder-from", str(tiny_run), "--runs", str(tiny_run.parent), "--quiet", *flags]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_run_that_has_no_decoder_to_give(tiny_run: Path, tiny_arguments: list[str], tmp_path: Path,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(run: Path) -> str:
+        assert main([*tiny_arguments, "--decoder-from", str(run), "--runs", str(tiny_run.parent), "--quiet"]) == 2
+        return capsys.readouterr().err
+
+    assert "no run here" in refused(tmp_path / "none")
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    shutil.copy(tiny_run / "run.json", unfinished)
+    assert "has not finished" in refused(unfinished)
+    other = json.loads((tiny_run / "run.json").read_text()) | {"family": "lm"}
+    (unfinished / "run.json").write_text(json.dumps(other))
+    assert "family lm" in refused(unfinished)
+
+
+def test_table_has_controls_and_every_combination(ablation: Path) -> None:
+    report = (ablation / "report.md").read_text()
+    rows = [line.split(" |")[0].removeprefix("| ").strip() for line in report.splitlines() if line.startswith("| ")]
+    assert rows == ["source", "real outlines", "mixture", "gaussian", "objective r3, start gaussian, gan-steps 4",
+                    "objective wgan-gp, start gaussian, gan-steps 4"]
+    columns = next(line for line in report.splitlines() if line.startswith("| source"))
+    for column in ("precision", "recall", "Fréchet", "two-sample", "T = 0.7", "GAN seconds", "verdict"):
+        assert column in columns
+    assert report.count("python -m train ablate") == 4
+
+
+def test_each_row_is_made_again_by_its_command(ablation: Path, tmp_path: Path) -> None:
+    rows = json.loads((ablation / "rows.json").read_text())["rows"]
+    key, row = list(rows.items())[-1]
+    command = shlex.split(row["command"])
+    assert command[:3] == ["python", "-m", "train"]
+    command[command.index("--out") + 1] = str(tmp_path / "again")
+    assert main([*command[3:], "--quiet"]) == 0
+    again = json.loads((tmp_path / "again" / "rows.json").read_text())["rows"]
+    assert set(again) == {"real outlines", "mixture", "gaussian", key}
+    apart = {"command", "seconds"}
+    assert {name: value for name, value in again[key].items() if name not in apart} == {
+        name: value for name, value in row.items() if name not in apart}
+
+
+def test_what_is_measured_is_not_measured_again(ablation: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("train.commands.ablate.measured", lambda *_: pytest.fail("measured again"))
+    assert main(["ablate", str(tiny_run), "--vary", "objective=r3", "start=gaussian", "gan-steps=4", "--out", str(ablation),
+                 "--quiet"]) == 0
+    assert "objective wgan-gp" in capsys.readouterr().out  # the table is of all that the directory holds
+
+
+def test_a_row_that_diverges_is_a_row(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
+    def step(*_: object) -> None:
+        raise NotFinite("critic loss: the loss is nan")
+
+    monkeypatch.setattr(OutlinesMethod, "step", step)
+    monkeypatch.setattr("train.commands.ablate.measured", lambda *_: {})
+    assert main(["ablate", str(tiny_run), "--vary", "gan-steps=10", "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    assert re.search(r"^\| gan-steps 10 +\| diverged \|$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_where_no_ablation_can_be(ablation: Path, tiny_run: Path, tmp_path: Path,
+                                  capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(run: Path, out: Path) -> str:
+        assert main(["ablate", str(run), "--out", str(out), "--quiet"]) == 2
+        return capsys.readouterr().err
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_run, other)
+    assert "a run is here" in refused(tiny_run, other)
+    tensors, meta = read_state(other / "model")
+    write_state(other / "model", {name: tensor + 1 for name, tensor in tensors.items()}, meta)
+    assert "of another run" in refused(other, ablation)
+    shutil.rmtree(other / "model")
+    assert "has not finished" in refused(other, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--vary", "gan-stepz=4"], "'gan_steps'"), (["--vary", "gan-steps"], "expected each option once"),
+    (["--vary", "gan-steps=4", "gan_steps=5"], "expected each option once"), (["--vary", "gan-steps=many"], "expected int"),
+    (["--vary", "start=nowhere"], "expected mixture or gaussian or noise"), (["--rejection", "x"], "expected numbers")])
+def test_bad_arguments(tiny_run: Path, tmp_path: Path, arguments: list[str], message: str,
+                       capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ablate", str(tiny_run), *arguments, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_every_chart_has_its_curves(tiny_run: Path) -> None:
+    keys = {key for line in (tiny_run / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
+    for title, (_, patterns) in OutlinesMethod.layout["generator and critic"].items():
+        assert all(any(re.match(pattern, key) for key in keys) for pattern in patterns), title
+    for source in ("mixture", "gaussian", "real"):
+        assert {f"valid/precision_{source}", f"valid/recall_{source}", f"valid/decoded_nll_per_token_{source}"} <= keys
+
+
+def test_the_report_has_a_verdict(tiny_run: Path) -> None:
+    found = json.loads((tiny_run / "report.json").read_text())["generator"]
+    assert found["words"] in (tiny_run / "report.md").read_text() and found["verdict"]

@@ -1,0 +1,370 @@
+"""`python -m train evaluate` and `--seeds`, as a user runs them, on tiny runs."""
+
+import dataclasses
+import json
+import re
+import shlex
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from outlines.corpus import grammar
+from tests.conftest import Command, environment
+from train.__main__ import main
+from train.runtime.run_directory import locked
+
+COMMAND = ("--temperatures", "0,1", "--num-samples", "80", "--reverse-steps", "3")
+OUTLINE_SOURCES = ("outlines: real outlines", "outlines")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the commands that run in processes of their own: sums of floats depend on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """Two runs on one corpus, evaluated by a command that was stopped on its way and given again."""
+
+    runs: list[str]
+    command: list[str]
+    report: dict[str, Any]
+    second_stderr: str
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", "train", *map(str, arguments)], env=environment(), text=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def stop_when(condition: Callable[[], bool], process: subprocess.Popen[str]) -> str:
+    """Send SIGTERM once the condition holds; returns stderr."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < end, "the command did not get there"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, errors
+    return errors
+
+
+def num_measured(run: Path) -> int:
+    file = run / "evaluation.json"
+    return len(json.loads(file.read_text())) if file.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def lm_run(tiny_run: Path, tiny_corpus: Path) -> Path:
+    """A finished language model on the corpus of `tiny_run`, with the same cache."""
+    run = tiny_run.parent / "evaluated-lm"
+    assert main(["lm", "--preset", "tiny", "--corpus", str(tiny_corpus), "--runs", str(tiny_run.parent), "--out", str(run),
+                 "--quiet"]) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_run: Path, lm_run: Path, recurrent_encoder: Path, run_module: Command,
+              tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    root = tmp_path_factory.mktemp("evaluated")
+    for run in (tiny_run, lm_run):
+        shutil.copytree(run, root / run.name)
+    runs = [str(root / lm_run.name), str(root / tiny_run.name)]  # The run that holds the outlines does not come first.
+    command = ["evaluate", *runs, *COMMAND, "--encoder", f"recurrent:{recurrent_encoder}", "--sources",
+               "real outlines,generator,lm"]
+    errors = stop_when(lambda: num_measured(root / tiny_run.name) >= 3, start(*command))
+    assert "stopped by SIGTERM: the same command goes on where this one stopped" in errors
+    assert not (root / "evaluation").exists()
+    done = run_module("train", *command)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"`{shlex.join(['python', '-m', 'train', *command])}`")
+    assert (root / "evaluation" / "report.md").read_text() in done.stdout + "\n"
+    return Evaluated(runs, command, json.loads((root / "evaluation" / "report.json").read_text()), done.stderr)
+
+
+def test_the_report_lays_all_sources_side_by_side(evaluated: Evaluated) -> None:
+    rows = [(row["source"], row["temperature"]) for row in evaluated.report["rows"]]
+    assert rows == [("real text", None), *((source, temperature) for source in (*OUTLINE_SOURCES, "lm")
+                                           for temperature in (0.0, 1.0))]
+    for row in evaluated.report["rows"]:
+        figures = row["figures"]
+        assert {"forward_nll_per_token", "forward_ngram_nll_per_token", "reverse_nll_per_token",
+                "reverse_ngram_nll_per_token", "bleu_4", "self_bleu_4", "copied", "near_copies", "length_distance",
+                "text_recall", "text_frechet", "text_two_sample_low", "num_samples", "num_reverse",
+                "num_compared"} <= set(figures)
+        assert ("outline_recall" in figures) == (row["source"] != "lm")
+        assert all(value["deviation"] is None and len(value["values"]) == 1 for value in figures.values())
+    figures = {(row["source"], row["temperature"]): row["figures"] for row in evaluated.report["rows"]}
+    assert figures["outlines: real outlines", 1.0]["num_samples"]["mean"] == 80
+    assert figures["outlines: real outlines", 1.0]["num_held_out"]["mean"] < 80
+    assert "num_held_out" not in figures["lm", 1.0]
+    # The same outlines, whatever the temperature of the words.
+    for key in ("outline_recall", "outline_frechet"):
+        assert figures["outlines", 0.0][key] == figures["outlines", 1.0][key]
+    assert figures["lm", 0.0]["unique"]["mean"] == pytest.approx(1 / figures["lm", 0.0]["num_compared"]["mean"])
+    assert set(evaluated.report["gaps"]) == set(evaluated.report["gaps_ngram"]) == set(OUTLINE_SOURCES)
+    assert [row["source"] for row in evaluated.report["reconstruction"]] == ["outlines", "lm"]
+    assert evaluated.report["settings"]["against"] == "lm"
+
+
+def test_the_same_numbers_in_markdown_json_and_tensorboard(evaluated: Evaluated) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    out = Path(evaluated.runs[0]).parent / "evaluation"
+    text = (out / "report.md").read_text()
+    assert "Test split; one seed." in text and "±" not in text.split("Is the vector used?")[0]
+    tables = [line for line in text.splitlines() if line.startswith("| ")]
+    for row in evaluated.report["rows"]:
+        shown = {None: "", 0.0: "greedy", 1.0: "1"}[row["temperature"]]
+        cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables]
+        found = [line for line in cells if line[:2] == [row["source"], shown]]
+        assert len(found) == 3, "one line in each table"
+        assert found[0][2:4] == [f"{row['figures'][f'{name}_nll_per_token']['mean']:.3f}" for name in ("forward", "reverse")]
+        assert found[1][2] == f"{row['figures']['bleu_2']['mean']:.3f}"
+        assert found[2][-2] == f"{row['figures']['text_two_sample']['mean']:.3f}"
+        events = EventAccumulator(str(out / "tensorboard" / re.sub("[: ]+", "-", row["source"])))
+        events.Reload()
+        step = 100 if row["temperature"] is None else round(100 * row["temperature"])
+        for key, value in row["figures"].items():
+            logged = [event.value for event in events.Scalars(f"evaluation/{key}") if event.step == step]
+            assert logged == [pytest.approx(value["mean"], rel=1e-6)]
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert "evaluation/curve" in events.Tags()["images"]
+    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_hparams_stand_beside_the_figures(evaluated: Evaluated) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    for label in ("outlines", "lm"):
+        events = EventAccumulator(str(Path(evaluated.runs[0]).parent / "evaluation" / "tensorboard" / label))
+        events.Reload()
+        content = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+        options = HParamsPluginData.FromString(content).session_start_info.hparams
+        assert options["family"].string_value == label and options["seed"].string_value == "1"
+        at_one = next(row for row in evaluated.report["rows"] if row["source"] == label and row["temperature"] == 1.0)
+        shown = events.Scalars("hparam/reverse_nll_per_token")[0].value
+        assert shown == pytest.approx(at_one["figures"]["reverse_nll_per_token"]["mean"], rel=1e-6)
+
+
+def test_a_second_evaluation_measures_nothing_anew(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    files = [*(Path(run) / "evaluation.json" for run in evaluated.runs),
+             *(Path(evaluated.runs[0]).parent / "evaluation" / name for name in ("report.md", "report.json"))]
+    before = [file.read_bytes() for file in files]
+    monkeypatch.setattr(sys, "argv", ["train", *evaluated.command])
+    assert main(evaluated.command) == 0
+    assert capsys.readouterr().err == "", "it announced something"
+    assert [file.read_bytes() for file in files] == before
+    # The one that was stopped had announced what was left, and no more.
+    announced = re.findall(r"\((\d) of (\d)\)", evaluated.second_stderr)
+    assert ("1", "5") not in announced and announced[-3:] == [("5", "5"), ("1", "2"), ("2", "2")]
+
+
+def test_stopped_and_gone_on_is_the_same_as_in_one_go(evaluated: Evaluated, tmp_path: Path) -> None:
+    """Some of the rows once more from nothing: another directory, another cache."""
+    run = tmp_path / "run"
+    shutil.copytree(evaluated.runs[1], run, ignore=shutil.ignore_patterns("evaluation.json", "checkpoints"))
+    description = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(description | {"cache": str(tmp_path / "cache")}))
+    options = [option.replace("0,1", "1").replace("real outlines,generator,lm", "generator")
+               for option in evaluated.command[3:]]
+    assert main(["evaluate", str(run), *options]) == 0
+    again = json.loads((run / "evaluation" / "report.json").read_text())["rows"]
+    before = [row for row in evaluated.report["rows"]
+              if row["source"] in ("real text", "outlines") and row["temperature"] != 0]
+    assert len(again) == 2 and again == before
+    kept = list((tmp_path / "cache").glob("reverse-*"))
+    assert len(kept) == 2 and all({file.name for file in directory.iterdir()} == {"nll.json", "lock"} for directory in kept)
+
+
+def test_rows_that_are_gone_are_measured_again_to_the_same_figures(evaluated: Evaluated, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(evaluated.runs[1], run)
+    whole = json.loads((run / "evaluation.json").read_text())
+    lost = [key for key, row in whole.items() if row.get("temperature") == 1.0][:1]
+    (run / "evaluation.json").write_text(json.dumps({key: row for key, row in whole.items() if key not in lost}))
+    assert main(["evaluate", str(run), *(option.replace(",lm", "") for option in evaluated.command[3:]), "--quiet"]) == 0
+    assert json.loads((run / "evaluation.json").read_text()) == whole
+    assert (run / "evaluation" / "report.md").exists()
+
+
+def test_scaled_noise_is_a_line_of_its_own_and_none_of_what_has_no_noise(evaluated: Evaluated, tmp_path: Path) -> None:
+    options = [option for option in evaluated.command[3:] if option != "real outlines,generator,lm"]
+    options[options.index("--temperatures") + 1] = "1"
+    scaled = ["--noise-scales", "0.5,1", "--out", str(tmp_path / "scaled")]
+    sources = [*options, *([] if "--sources" in options else ["--sources"]), "real outlines,generator,lm"]
+    assert main(["evaluate", *evaluated.runs, *sources, *scaled, "--quiet"]) == 0
+    rows = json.loads((tmp_path / "scaled" / "report.json").read_text())["rows"]
+    assert [row["source"] for row in rows] == ["real text", "outlines: real outlines", "outlines, noise x 0.5", "outlines",
+                                               "lm"]
+    whole, half = (row["figures"]["outline_recall"]["mean"] for row in (rows[3], rows[2]))
+    assert whole != half
+
+
+def test_guidance_is_a_line_of_its_own_of_runs_that_can_be_guided(
+        evaluated: Evaluated, lm_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    guided = ["--guidance", "0.5", "--rejection", "2", "--sources", "generator,lm", "--out", str(tmp_path / "guided")]
+    assert main(["evaluate", *evaluated.runs, *COMMAND, "--temperatures", "1", "--encoder", "none", *guided, "--quiet"]) == 0
+    rows = json.loads((tmp_path / "guided" / "report.json").read_text())["rows"]
+    assert [row["source"] for row in rows] == ["real text", "outlines", "outlines, rejection 2", "outlines, guidance 0.5",
+                                               "outlines, rejection 2, guidance 0.5", "lm"]
+    figures = [row["figures"] for row in rows]
+    assert figures[1]["outline_recall"] == figures[3]["outline_recall"]
+    assert figures[1]["forward_nll_per_token"] != figures[3]["forward_nll_per_token"]
+    assert "none of these runs was trained with --outline-dropout" in refused(
+        ["evaluate", str(lm_run), "--guidance", "0.5", *COMMAND, "--encoder", "none"], capsys)
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(arguments) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and errors.count("\n") == 1
+    return errors
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--sources", "lm,gaussian"], "'gaussian' is not a source of these runs: choose from lm"),
+    (["--temperatures", "0,warm"], "expected numbers with commas between"),
+    (["--temperatures", ""], "expected numbers with commas between"),
+    (["--temperatures", "-1"], "must be from 0 to 100"),
+    (["--temperatures", "nan"], "must be from 0 to 100"),
+    (["--noise-scales", "1,half"], "--noise-scales '1,half': expected numbers with commas between"),
+    (["--num-samples", "5"], "--num-samples must be at least 20"),
+    (["--num-samples", "many"], "invalid int value"),
+    (["--encoder", "recurrent:nowhere"], "nowhere"),
+    (["--encoder", "nothing"], "unknown encoder 'nothing'"),
+])
+def test_bad_options_are_refused_in_one_line(arguments: list[str], message: str, lm_run: Path,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in refused(["evaluate", str(lm_run), "--quiet", *arguments], capsys)
+
+
+def test_a_source_must_be_one_of_the_runs(lm_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    errors = refused(["evaluate", str(lm_run), "--quiet", "--sources", "real outlines"], capsys)
+    assert "'real outlines' is not a source of these runs: choose from lm" in errors
+
+
+def test_a_report_goes_to_no_runs_directory(lm_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (lm_run / "report.json").read_bytes()
+    assert "a run or a file is here" in refused(["evaluate", str(lm_run), "--quiet", "--out", str(lm_run)], capsys)
+    assert "a run or a file is here" in refused(["evaluate", str(lm_run), "--out", str(lm_run / "run.json")], capsys)
+    assert (lm_run / "report.json").read_bytes() == before
+
+
+def moved(run: Path, to: Path, corpus: Path, keep_hashes: bool) -> Path:
+    """A copy of a run that says it was trained on another corpus."""
+    shutil.copytree(run, to)
+    description = json.loads((to / "run.json").read_text())
+    description["corpus"]["corpus"] = [str(corpus)]
+    if not keep_hashes:
+        del description["hashes"]
+    (to / "run.json").write_text(json.dumps(description))
+    return to
+
+
+def test_runs_that_cannot_be_evaluated_are_refused_in_one_line(lm_run: Path, tiny_corpus: Path, tmp_path: Path,
+                                                               capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no run here" in refused(["evaluate", str(tmp_path / "nowhere"), "--quiet"], capsys)
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(lm_run, unfinished, ignore=shutil.ignore_patterns("model"))
+    assert f"go on with `python -m train --resume {unfinished}`" in refused(["evaluate", str(unfinished), "--quiet"], capsys)
+    corpus = tmp_path / "other.txt"
+    corpus.write_text("\n".join(grammar.sentences(600, seed=6)) + "\n")
+    other = moved(lm_run, tmp_path / "other", corpus, keep_hashes=False)
+    errors = refused(["evaluate", str(lm_run), str(other), "--quiet"], capsys)
+    assert "of another corpus or tokenizer" in errors and "only runs on one corpus can be compared" in errors
+    changed = moved(lm_run, tmp_path / "changed", corpus, keep_hashes=True)
+    assert "the corpus is no longer the one this run began with" in refused(["evaluate", str(changed), "--quiet"], capsys)
+    shutil.copytree(lm_run, tmp_path / "twin")
+    assert "the same configuration and seed as" in refused(
+        ["evaluate", str(lm_run), str(tmp_path / "twin"), "--quiet"], capsys)
+
+
+@pytest.fixture(scope="module")
+def seeds(tiny_corpus: Path, tiny_run: Path) -> Path:
+    """Language models of the seeds 1 and 2, stopped on the way and resumed."""
+    directory = tiny_run.parent / "seeds"
+    process = start("lm", "--preset", "tiny", "--corpus", tiny_corpus, "--runs", tiny_run.parent, "--out", directory,
+                    "--seeds", "1,2", "--quiet")
+    errors = stop_when(lambda: (directory / "seed-2" / "checkpoints").exists(), process)
+    assert f"go on with --resume {directory}" in errors
+    assert not (directory / "report.json").exists()
+    assert main(["--resume", str(directory), "--quiet"]) == 0
+    return directory
+
+
+def test_seeds_are_runs_of_their_own_reported_together(seeds: Path, lm_run: Path) -> None:
+    assert json.loads((seeds / "runs.json").read_text())["runs"] == ["seed-1", "seed-2"]
+    own = [json.loads((seeds / name / "report.json").read_text())["rows"] for name in ("seed-1", "seed-2")]
+    assert [json.loads((seeds / f"seed-{seed}" / "run.json").read_text())["training"]["seed"] for seed in (1, 2)] == [1, 2]
+    assert all("one seed" in (seeds / name / "report.md").read_text() for name in ("seed-1", "seed-2"))
+    text = (seeds / "report.md").read_text()
+    assert "mean ± standard deviation over 2 seeds" in text
+    values = [rows[1]["forward_nll_per_token"] for rows in own]
+    assert values[0] != values[1]
+    assert f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}" in text
+    row = json.loads((seeds / "report.json").read_text())["rows"][1]
+    assert row["source"] == "lm" and row["figures"]["forward_nll_per_token"]["values"] == values
+    weights = [(run / "model" / "tensors.safetensors").read_bytes() for run in (seeds / "seed-1", lm_run, seeds / "seed-2")]
+    assert weights[0] == weights[1] != weights[2], "one of several seeds is the run of that seed"
+
+
+def test_several_seeds_are_evaluated_as_one_line(seeds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--encoder", "none", "--temperatures", "1", "--num-samples", "40", "--reverse-steps", "2", "--quiet"]
+    # A seed that is named beside its directory is still one seed.
+    assert main(["evaluate", str(seeds), str(seeds / "seed-2"), *options, "--out", str(seeds / "evaluation")]) == 0
+    shown = capsys.readouterr().out
+    assert "mean ± standard deviation over 2 seeds" in shown and shown.count("| lm ") == 3
+    report = json.loads((seeds / "evaluation" / "report.json").read_text())
+    rows = {row["source"]: row["figures"] for row in report["rows"]}
+    assert len(rows["lm"]["reverse_nll_per_token"]["values"]) == 2
+    assert len(rows["real text"]["reverse_nll_per_token"]["values"]) == 1
+    assert not any(key.startswith(("text_", "outline_")) for key in rows["lm"])
+    kept = [json.loads((seeds / name / "evaluation.json").read_text()).values() for name in ("seed-1", "seed-2")]
+    own = [row["reverse_nll_per_token"] for rows in kept for row in rows if row.get("source") == "lm"]
+    assert rows["lm"]["reverse_nll_per_token"]["values"] == own
+    assert main(["evaluate", str(seeds / "seed-1"), *options]) == 0
+    assert "Test split; one seed." in capsys.readouterr().out
+
+
+def test_one_of_several_seeds_is_locked_while_it_is_trained(seeds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with locked(seeds / "seed-2"):
+        assert main(["--resume", str(seeds), "--quiet"]) == 2
+    errors = capsys.readouterr().err
+    assert "seed-2: process" in errors and "is training here" in errors
+
+
+def test_a_report_of_an_older_version_is_made_anew(lm_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(lm_run, tmp_path / "run")
+    (tmp_path / "run" / "report.json").write_text('{"table": []}')
+    assert main(["--resume", str(tmp_path / "run"), "--quiet"]) == 0
+    assert len(json.loads((tmp_path / "run" / "report.json").read_text())["rows"]) == 3
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["lm", "--seeds", "1,2", "--seed", "3"], "--seed has no effect with --seeds"),
+    (["lm", "--seeds", "1,1"], "expected different numbers"),
+    (["lm", "--seeds", "1,two"], "expected different numbers"),
+    (["lm", "--seeds", ""], "expected different numbers"),
+    (["--resume", "nowhere", "--seeds", "1,2"], "--seeds has no effect with --resume"),
+])
+def test_bad_seeds_are_refused_in_one_line(arguments: list[str], message: str, tmp_path: Path,
+                                           monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(arguments, capsys)
+    assert not list(tmp_path.iterdir())

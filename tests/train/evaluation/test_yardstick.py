@@ -1,0 +1,303 @@
+"""The yardstick held against sentences whose faults are known."""
+
+import dataclasses
+import hashlib
+import random
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from outlines.corpus import grammar
+from outlines.decoding.scoring import nll_of_rows
+from outlines.errors import OutlinesError
+from outlines.metrics.text import words
+from outlines.networks.embedding_init import start_words
+from train.commands.evaluate import Run, label_runs
+from train.config import resolve
+from train.data import Dataset, open_dataset
+from train.evaluation import judges as evaluators
+from train.evaluation import yardstick as evaluation
+from train.evaluation.judges import baseline, score, scorer, tokens_of
+from train.evaluation.yardstick import REAL_OUTLINES, Full, Row, Sentences, Variant, Yardstick, draw
+from train.method import find_method
+from train.runtime.progress import Reporter
+from train.runtime.ranks import Ranks
+from train.runtime.run_directory import begin_group
+from train.runtime.signals import StopSignals
+from train.session import Session, run_config, train_run
+
+NUM = 500
+
+
+class SceneEncoder:
+    """A stand-in for a sentence encoder that tells scenes apart: what each word says of the scene's type, summed.
+
+    A sentence encoder of random weights would not do: it hardly moves where half of the scenes are missing.
+    """
+
+    name, dim, normalized = "scenes", len(grammar.SCENE_TYPES), True
+    fingerprint = hashlib.sha256(b"scenes").hexdigest()
+
+    def __init__(self) -> None:
+        counts: dict[str, np.ndarray] = {}
+        for column, name in enumerate(grammar.SCENE_TYPES):
+            for sentence in grammar.sentences(150, seed=3, grammar=grammar.scenes((name,))):
+                for word in words(sentence, lowercase=True):
+                    counts.setdefault(word, np.zeros(self.dim))[column] += 1
+        self.vectors = {word: count / count.sum() - 1 / self.dim for word, count in counts.items()}
+
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        none = np.zeros(self.dim)
+        sums = np.array([sum((self.vectors.get(word, none) for word in words(sentence, lowercase=True)), none)
+                         for sentence in sentences])
+        return (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-6)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with StopSignals() as signals:
+        yield Session(tmp_path_factory.mktemp("cache"), Ranks(), Reporter(quiet=True), signals)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def yardstick(session: Session) -> Iterator[Yardstick]:
+    """The full form on 4,000 sentences of the embedded grammar in a file, with small evaluators."""
+    path = session.cache / "scenes.txt"
+    path.write_text("\n".join(grammar.sentences(4000, seed=51)) + "\n")
+    method = find_method("lm")
+    config = resolve("lm", method.config_class, method.presets, "tiny", None, {
+        "corpus": (str(path),), "valid_fraction": 0.15, "test_fraction": 0.15, "vocab_size": 500, "embed_dim": 32,
+        "hidden_dim": 64, "dropout": 0.0, "decoder_learning_rate": 0.01, "decoder_batch_size": 32, "evaluator_steps": 220,
+        "num_evaluation": NUM})
+    data = open_dataset(config.corpus, None, session.cache, torch.device("cpu"), Ranks(), session.reporter)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluators, "REVERSE_BATCH_SIZE", 32)
+        yield Yardstick(config, data, session, Full(num_samples=NUM, reverse_steps=90, encoder=SceneEncoder()))
+
+
+def training_text(data: Dataset) -> list[str]:
+    return list(data.corpus.sentences["train"])
+
+
+@pytest.fixture(scope="module")
+def real(yardstick: Yardstick) -> Row:
+    """Real text as if a family had written it: new sentences of the grammar that none of the splits holds."""
+    return yardstick.measure(Sentences(list(grammar.sentences(NUM, seed=901))))
+
+
+@pytest.fixture(scope="module")
+def repeats(yardstick: Yardstick) -> Row:
+    """A generator that repeats 100 training sentences."""
+    return yardstick.measure(Sentences((training_text(yardstick.data)[:100] * 6)[:NUM]))
+
+
+@pytest.fixture(scope="module")
+def half(yardstick: Yardstick) -> Row:
+    """A generator that has dropped every other type of scene."""
+    return yardstick.measure(Sentences(list(grammar.sentences(NUM, seed=902, grammar=grammar.scenes(
+        grammar.SCENE_TYPES[::2])))))
+
+
+def test_real_text_comes_out_at_the_floor(yardstick: Yardstick, real: Row) -> None:
+    assert real["text_two_sample_low"] <= 0.5 <= real["text_two_sample_high"]
+    assert min(real["text_precision"], real["text_recall"]) > 0.8
+    # A language model that learnt as many real training sentences; the two differ by the sentences they happened to see.
+    learnt = yardstick.data.text("train", yardstick.data.sample_rows("train", NUM, seed=2))
+    floor = yardstick.reverse(learnt)
+    assert floor["num_reverse"] == real["num_reverse"] == NUM
+    assert real["reverse_nll_per_token"] == pytest.approx(floor["reverse_nll_per_token"], abs=0.06)
+    assert real["reverse_ngram_nll_per_token"] == pytest.approx(floor["reverse_ngram_nll_per_token"], abs=0.08)
+    held_out = yardstick.measure(yardstick.real_text(), learnt)
+    for key in ("forward_nll_per_token", "forward_ngram_nll_per_token"):
+        assert real[key] == pytest.approx(held_out[key], abs=0.06)
+    assert held_out["reverse_nll_per_token"] == floor["reverse_nll_per_token"]
+    assert real["in_language"] == 1.0 if yardstick.data.embedded else "in_language" not in real
+
+
+def test_the_copied_rate_is_as_counted_by_hand(session: Session, yardstick: Yardstick) -> None:
+    """140 training sentences, one of them twice and ten in capitals, among 420 new ones."""
+    training = training_text(yardstick.data)
+    copied = [*training[:129], training[0], *(sentence.upper() for sentence in training[200:210])]
+    text = [*copied, *grammar.sentences(NUM - len(copied), seed=903)]
+    known = {sentence.lower() for sentence in training}
+    by_hand = sum(sentence.lower() in known for sentence in text) / NUM
+    assert by_hand == 140 / NUM
+    row = Yardstick(yardstick.config, yardstick.data, session).measure(Sentences(text))
+    assert row["num_compared"] == NUM and row["copied"] == pytest.approx(by_hand)
+
+
+def test_a_corpus_too_large_to_be_held_is_read_in_the_same_words(yardstick: Yardstick,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    held = yardstick.training()
+    assert held is yardstick.training()
+    monkeypatch.setattr(evaluation, "MOST_HELD", yardstick.data.num_rows("train") - 1)
+    streamed = yardstick.training()
+    assert iter(streamed) is streamed, "nothing is held"
+    assert list(held) == [tuple(sentence) for sentence in streamed]
+
+
+def test_repeats_are_seen_by_copied_rate_reverse_nll_and_recall(real: Row, repeats: Row) -> None:
+    assert repeats["copied"] == repeats["near_copies"] == 1.0 and real["copied"] == real["near_copies"] == 0.0
+    assert repeats["unique"] == pytest.approx(100 / NUM) and real["unique"] == 1.0
+    assert repeats["self_bleu_4"] > 0.99 > 0.5 > real["self_bleu_4"]
+    assert repeats["reverse_nll_per_token"] > real["reverse_nll_per_token"] + 0.3
+    assert repeats["reverse_ngram_nll_per_token"] > real["reverse_ngram_nll_per_token"] + 0.7
+    assert repeats["text_recall"] < real["text_recall"] - 0.2
+    # Forward nll and precision are pleased with them: neither can be read alone.
+    assert repeats["forward_nll_per_token"] < real["forward_nll_per_token"] + 0.05
+    assert repeats["forward_ngram_nll_per_token"] < real["forward_ngram_nll_per_token"]
+    assert repeats["text_precision"] > real["text_precision"] - 0.1
+
+
+def test_outlines_of_training_sentences_are_seen_by_their_nearest(tiny_run: Path, session: Session) -> None:
+    _, data = train_run(tiny_run, session)
+    yardstick = Yardstick(run_config(tiny_run), data, session, Full(num_samples=30, reverse_steps=2, encoder=None))
+    learnt = torch.from_numpy(data.stores["train"].rows(np.arange(30)))
+    by_heart = yardstick.measure(Sentences(["A dog."] * 30, learnt))["outline_nearest_cosine"]
+    held_out = yardstick.measure(Sentences(["A dog."] * 30, yardstick.real_outlines[:30]))["outline_nearest_cosine"]
+    assert by_heart == pytest.approx(1, abs=1e-5) and held_out < 0.999
+
+
+def test_unigrams_are_seen_by_forward_nll(yardstick: Yardstick, session: Session, real: Row) -> None:
+    rng = random.Random(1)
+    training = [words(sentence) for sentence in training_text(yardstick.data)]
+    pool = [word for sentence in training for word in sentence]
+    text = [" ".join(rng.choices(pool, k=len(rng.choice(training)))) for _ in range(NUM)]
+    row = Yardstick(yardstick.config, yardstick.data, session).measure(Sentences(text))
+    assert row["forward_nll_per_token"] > real["forward_nll_per_token"] + 1.5
+    assert row["forward_ppl_per_word"] > 10 * real["forward_ppl_per_word"]
+    # Diversity is all it has.
+    assert row["distinct_2"] > real["distinct_2"] and row["unique"] == 1.0
+
+
+def test_dropped_scenes_are_seen_by_recall_and_reverse_nll(real: Row, half: Row) -> None:
+    assert half["text_recall"] < real["text_recall"] - 0.15
+    assert half["text_two_sample_low"] > 0.55
+    assert half["reverse_ngram_nll_per_token"] > real["reverse_ngram_nll_per_token"] + 0.2
+    assert half["reverse_nll_per_token"] > real["reverse_nll_per_token"] + 0.06
+    # Every sentence that is there is a good one, and none is copied.
+    assert half["text_precision"] > real["text_precision"] - 0.1
+    assert half["forward_nll_per_token"] < real["forward_nll_per_token"] + 0.1
+    assert half["copied"] == 0.0 and half["unique"] == 1.0
+
+
+def test_no_evaluator_finds_the_grammars_sentences_likelier_than_the_grammar_does(yardstick: Yardstick) -> None:
+    text = list(grammar.sentences(150, seed=904))
+    exact = -statistics.fmean(map(grammar.scenes().log_prob, text))
+    tokens = [np.array(ids, dtype=np.int64) for ids in yardstick.data.tokenizer.encode(text)]
+    nll, _ = yardstick.ngram.nll_of_rows(tokens)
+    assert nll.mean() > exact
+    assert score(yardstick.scorer, text, yardstick.data).per_token * statistics.fmean(len(row) + 1 for row in tokens) > exact
+
+
+@pytest.mark.full
+def test_the_scorer_of_the_default_preset_is_within_five_percent_of_the_grammars_entropy(session: Session) -> None:
+    method = find_method("lm")
+    config = resolve("lm", method.config_class, method.presets, "default", None, {})
+    data = open_dataset(config.corpus, None, session.cache, torch.device("cpu"), Ranks(), session.reporter)
+    text, language = list(grammar.sentences(20_000, seed=905)), grammar.scenes()
+    nll, _ = nll_of_rows(scorer(config, data, session).decoder, tokens_of(text, data))
+    more = nll.mean() + statistics.fmean(map(language.log_prob, text))  # less noise than in nll alone
+    assert 0 < more < 0.05 * language.entropy()
+
+
+def test_sentences_of_nothing_are_measured_too(yardstick: Yardstick, session: Session) -> None:
+    """What a model that was hardly trained gives at T = 0: no word at all, NUM times."""
+    row = yardstick.measure(Sentences([""] * 40))
+    assert row["num_reverse"] == 0 and "reverse_nll_per_token" not in row
+    assert row["distinct_2"] == 0.0 and row["copied"] == 0.0 and row["unique"] == 1 / 40
+    same = Yardstick(yardstick.config, yardstick.data, session).measure(Sentences(["A dog."] * 40))
+    assert same["self_bleu_2"] == 1.0 and same["unique"] == 1 / 40
+
+
+def test_evaluators_are_trained_once_wherever_the_corpus_lies(yardstick: Yardstick, session: Session) -> None:
+    config, data = yardstick.config, yardstick.data
+    scorer(config, data, session)
+    before = sorted(path.name for path in session.cache.iterdir())
+    elsewhere = dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, corpus=("no/such/file.txt",)))
+    other_seed = dataclasses.replace(elsewhere, training=dataclasses.replace(config.training, seed=5))
+    for same in (elsewhere, other_seed):
+        scorer(same, data, session)
+    assert sorted(path.name for path in session.cache.iterdir()) == before
+    baseline(dataclasses.replace(config, model=dataclasses.replace(config.model, decoder_steps=2)), data, session)
+    assert len(list(session.cache.iterdir())) == len(before) + 1
+    reverse = list(session.cache.glob("reverse-*"))
+    assert all({path.name for path in directory.iterdir()} == {"nll.json", "lock"} for directory in reverse)
+
+
+def test_words_start_at_the_counts_of_the_training_split(yardstick: Yardstick, session: Session) -> None:
+    config, data = yardstick.config, yardstick.data
+    still = dataclasses.replace(config.model, decoder_learning_rate=0.0, decoder_steps=1)
+    at_random, at_counts = (baseline(dataclasses.replace(config, model=dataclasses.replace(still, word_start=start)), data,
+                                     session).decoder for start in ("random", "counts"))
+    rows = data.corpus.tokens["train"].rows(range(data.num_rows("train")))
+    start_words(at_random, rows, config.training.seed)
+    assert torch.equal(at_random.embedding.weight, at_counts.embedding.weight)
+    assert torch.equal(at_random.output_bias, at_counts.output_bias)
+
+
+def test_of_the_embedded_grammar_the_scorer_sees_no_sentence_twice(session: Session) -> None:
+    method = find_method("lm")
+    config = resolve("lm", method.config_class, method.presets, "tiny", None, {"evaluator_steps": 60, "num_sentences": 500})
+    data = open_dataset(config.corpus, None, session.cache, torch.device("cpu"), Ranks(), session.reporter)
+    before = set(session.cache.glob("lm-*"))
+    assert scorer(config, data, session).decoder.config.dropout == 0.0
+    [directory] = set(session.cache.glob("lm-*")) - before
+    learnt = open_dataset(run_config(directory).corpus, None, session.cache, torch.device("cpu"), Ranks(), session.reporter)
+    # A row or two of a thousand come again: how many fall to the training split is up to their hashes.
+    assert learnt.num_rows("train") > 0.95 * 60 * 16 > 1.9 * data.num_rows("train")
+    assert learnt.tokenizer.fingerprint == data.tokenizer.fingerprint
+    seen = set(training_text(learnt))
+    assert set(training_text(data)) < seen
+    assert not seen & set(data.text("test", np.arange(data.num_rows("test"))))
+    assert scorer(config, data, session) and set(session.cache.glob("lm-*")) == before | {directory}
+    # The baseline has what the run has, and no more.
+    baseline(config, data, session)
+    [other] = set(session.cache.glob("lm-*")) - before - {directory}
+    assert run_config(other).corpus == config.corpus
+
+
+def test_real_outlines_are_held_out_ones_first_and_never_the_references(tiny_run: Path, session: Session) -> None:
+    model, data = train_run(tiny_run, session)
+    drawn = draw(model, data, Variant(REAL_OUTLINES), 0.0, 80).outlines
+    assert drawn is not None
+    expected = np.concatenate([data.stores[split].rows(data.sample_rows(split, 80, seed=1)) for split in ("valid", "train")])
+    assert 0 < data.num_rows("valid") < 80 and np.allclose(drawn, expected[:80], atol=1e-5)
+
+
+def test_as_many_references_as_other_real_sentences(yardstick: Yardstick, session: Session) -> None:
+    """However unequal the splits are, real text and samples are compared in equal numbers."""
+    config = dataclasses.replace(yardstick.config, corpus=dataclasses.replace(
+        yardstick.config.corpus, valid_fraction=0.02, test_fraction=0.2))
+    data = open_dataset(config.corpus, None, session.cache, torch.device("cpu"), Ranks(), session.reporter)
+    uneven = Yardstick(config, data, session)
+    assert data.num_rows("test") > 5 * data.num_rows("valid")
+    assert len(uneven.references) == len(uneven.real_text().text) == data.num_rows("valid")
+    assert not set(uneven.references) & set(uneven.real_text().text)
+
+
+
+def test_runs_of_several_configurations_go_by_their_directories(yardstick: Yardstick, tmp_path: Path) -> None:
+    def run(directory: Path, seed: int, **model: int) -> Run:
+        config = dataclasses.replace(yardstick.config, model=dataclasses.replace(yardstick.config.model, **model), training=(
+            dataclasses.replace(yardstick.config.training, seed=seed)))
+        return Run(directory, config, yardstick.scorer, yardstick.data)
+
+    for name in ("small", "wide"):
+        (tmp_path / name).mkdir()
+        begin_group(tmp_path / name, "seeds", ["seed-1", "seed-2"])
+    small = [run(tmp_path / "small" / f"seed-{seed}", seed) for seed in (1, 2)]
+    wide = [run(tmp_path / "wide" / f"seed-{seed}", seed, hidden_dim=99) for seed in (1, 2)]
+    assert set(label_runs(small).values()) == {"lm"}
+    assert list(label_runs(small + wide).values()) == ["small", "small", "wide", "wide"]
+    apart = [run(tmp_path / "a" / "run", 1), run(tmp_path / "b" / "run", 1, hidden_dim=99)]
+    assert list(label_runs(apart).values()) == [str(tmp_path / "a" / "run"), str(tmp_path / "b" / "run")]
+    with pytest.raises(OutlinesError, match="the same configuration and seed"):
+        label_runs([*small, run(tmp_path / "again", 2)])

@@ -1,0 +1,385 @@
+"""Conditional outlines: how sentences are paired, the generator's start, its critic, and a tiny run from end to end."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from generate.__main__ import main as generate
+from outlines.corpus import grammar
+from outlines.corpus.pairs import Pairs, load_pairing, read_pairs
+from outlines.corpus.reading import CorpusError, CorpusFiles, ReadingReport, fingerprint
+from outlines.decoding.sample import SamplingConfig
+from outlines.errors import OutlinesError
+from outlines.inference.pipeline import Condition, Pipeline, load_pipeline
+from outlines.metrics.outlines import energy_score
+from outlines.models.conditional import (
+    ConditionalGenerator,
+    ConditionalGeneratorConfig,
+    ProjectionCritic,
+    fit_linear_gaussian,
+)
+from outlines.models.lm import LanguageModel
+from outlines.networks.decoder import DecoderConfig
+from tests.conftest import Command
+from tests.train.test_training import weights
+from train.config import RunConfig, resolve
+from train.data import Dataset, open_dataset
+from train.method import Update, find_method
+from train.methods.conditional import Comparison, ConditionalMethod, PairBatch, PairRows, conditions_of, held_out_pairs
+from train.runtime.progress import Reporter
+from train.runtime.ranks import Ranks
+
+GROUP = 5
+
+
+def written(path: Path, lines: list[str]) -> str:
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def grouped(directory: Path, lines: list[str], **options: Any) -> CorpusFiles:
+    """The same lines as all three splits, in groups of 3."""
+    paths = [written(directory / f"{split}.txt", lines) for split in ("train", "valid", "test")]
+    return CorpusFiles(**{"train": (paths[0],), "valid": (paths[1],), "test": (paths[2],), "group_lines": 3, **options})
+
+
+LINES = [f"picture {group} line {line}" for group in range(40) for line in range(3)]
+
+
+def picture(sentence: str) -> str:
+    return sentence.split()[1]
+
+
+def test_pairs_never_mix_groups_nor_pair_a_line_with_itself(tmp_path: Path) -> None:
+    pairs = load_pairing(grouped(tmp_path, LINES)).splits["train"]
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(20):
+        conditions = pairs.conditions(pairs.targets, rng.random(len(pairs.targets)))
+        assert all(picture(LINES[c]) == picture(LINES[t]) and c != t for c, t in zip(conditions, pairs.targets, strict=True))
+        seen |= set(zip(conditions.tolist(), pairs.targets.tolist(), strict=True))
+    assert len(pairs.targets) == 120 and len(seen) == 240, "every line is written for each of the other two"
+    assert pairs.conditions(np.array([0, 1, 2]), np.array([0.999999, 0.5, 0.0])).tolist() == [2, 2, 0]
+
+
+def test_a_skipped_line_shifts_no_group(tmp_path: Path) -> None:
+    lines = list(LINES)
+    lines[1], lines[3], lines[4] = "", " ", "\0"  # one line of the first picture, two of the second
+    report = ReadingReport()
+    members = [member for member in read_pairs(grouped(tmp_path, lines), report) if member.split == "train"]
+    groups: dict[int, set[str]] = {}
+    for member in members:
+        groups.setdefault(member.group, set()).add(picture(member.sentence))
+    assert [pictures for pictures in groups.values()] == [{str(number)} for number in range(40)]
+    assert report.rejected.total() == 9 and report.accepted["train"] == 117
+    pairs = load_pairing(grouped(tmp_path, lines)).splits["train"]
+    assert 2 not in pairs.targets, "a line that is alone in its group has no condition"
+    assert len(pairs) == 117 and len(pairs.targets) == 116
+
+
+def test_a_new_file_begins_a_new_group(tmp_path: Path) -> None:
+    short, more = written(tmp_path / "short.txt", LINES[:2]), written(tmp_path / "more.txt", LINES[3:9])
+    files = grouped(tmp_path, LINES, train=(short, more))
+    assert [member.group for member in read_pairs(files, ReadingReport())][:8] == [0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_group_falls_in_one_split_as_a_whole(tmp_path: Path) -> None:
+    files = grouped(tmp_path, LINES, valid=(), test=(), valid_fraction=0.3, test_fraction=0.3)
+    splits: dict[str, set[str]] = {}
+    for member in read_pairs(files, ReadingReport()):
+        splits.setdefault(picture(member.sentence), set()).add(member.split)
+    assert len(splits) == 40 and all(len(where) == 1 for where in splits.values())
+    assert set.union(*splits.values()) == {"train", "valid", "test"}
+
+
+def records(path: Path, rows: list[dict[str, str]]) -> str:
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return str(path)
+
+
+def test_columns_give_one_condition_and_its_texts_with_their_labels(tmp_path: Path) -> None:
+    rows = [{"condition": f"picture {number}", "label": label, "text": f"picture {number} in {label}"}
+            for number in range(30) for label in ("prose", "verse")]
+    rows[3] = {"condition": "picture 1", "text": "no label"}
+    path = records(tmp_path / "pairs.jsonl.gz", rows)
+    files = CorpusFiles((path,), (path,), (path,), condition_column="condition", label_column="label")
+    report = ReadingReport()
+    members = [member for member in read_pairs(files, report) if member.split == "train"]
+    assert report.rejected["column missing"] == 3, "one line, in each of the splits"
+    assert [(member.sentence, member.label) for member in members[:5]] == [
+        ("picture 0", ""), ("picture 0 in prose", "prose"), ("picture 0 in verse", "verse"), ("picture 1", ""),
+        ("picture 1 in prose", "prose")]
+    pairing = load_pairing(files)
+    pairs = pairing.splits["train"]
+    assert pairing.labels == ("prose", "verse") and pairs.labels[:5].tolist() == [-1, 0, 1, -1, 0]
+    assert pairs.targets[:3].tolist() == [1, 2, 4] and pairs.conditions(pairs.targets[:3], np.ones(3)).tolist() == [0, 0, 3]
+    assert pairs.texts(0).tolist() == [1, 2] and pairs.alike(2).tolist() == [2]
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"group_lines": 0, "condition_column": "condition"}, "has no column of conditions"),
+    ({"group_lines": 1}, "must be 2 or more"),
+    ({"group_lines": 0, "label_column": "label"}, "a label a condition"),
+])
+def test_pairs_that_cannot_be_read_are_errors(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=message):
+        grouped(tmp_path, LINES, **options)
+
+
+def test_a_corpus_without_pairs_keeps_its_fingerprint(tmp_path: Path) -> None:
+    files = grouped(tmp_path, LINES, group_lines=0)
+    alone = {split: getattr(files, split) for split in ("train", "valid", "test")}
+    assert fingerprint(files) == fingerprint(CorpusFiles(**alone)) != fingerprint(CorpusFiles(**alone, group_lines=3))
+    with pytest.raises(CorpusError, match="no pair"):
+        load_pairing(grouped(tmp_path, LINES[::3], group_lines=2, test=(written(tmp_path / "one.txt", ["one"]),)))
+
+
+def test_held_out_pairs_are_of_different_groups_and_always_the_same() -> None:
+    pairs = Pairs(np.repeat(np.arange(20), 4), np.full(80, -1), headed=False)
+    found = held_out_pairs(pairs, 15)
+    assert len(set(pairs.first[found.targets])) == 15
+    assert all((one == other).all() for one, other in zip(found, held_out_pairs(pairs, 15), strict=True))
+    assert (pairs.first[found.targets] == pairs.first[found.conditions]).all() and (found.targets != found.conditions).all()
+
+
+def known(num: int = 20_000) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pairs of a linear-Gaussian with three labels as one-hot conditions: conditions, outlines, weight, covariance."""
+    torch.manual_seed(0)
+    weight, root = torch.randn(4, 5), torch.randn(4, 4) / 2
+    conditions = torch.cat([torch.randn(num, 5) + 3, torch.nn.functional.one_hot(torch.randint(3, (num,)), 3)], dim=1)
+    offsets = conditions[:, 5:] @ torch.tensor([[0.0, 1, 2, 3], [5, 4, 3, 2], [-1, -1, 0, 0]])
+    return conditions, conditions[:, :5] @ weight.T + offsets + torch.randn(num, 4) @ root.T, weight, root @ root.T
+
+
+def test_the_fit_recovers_a_known_linear_gaussian() -> None:
+    conditions, outlines, weight, covariance = known()
+    fit = fit_linear_gaussian(conditions, outlines, chunk=3000)
+    assert torch.allclose(fit.weight[:, :5], weight, atol=0.03)
+    assert torch.allclose(fit.factor @ fit.factor.T, covariance, atol=0.05)
+    # A label's own offset can be told from the bias only together: what is known is their sum.
+    by_label = fit.weight[:, 5:] + fit.bias[:, None]
+    assert torch.allclose(by_label, torch.tensor([[0.0, 5, -1], [1, 4, -1], [2, 3, 0], [3, 2, 0]]), atol=0.15)
+
+
+def test_the_generator_starts_as_exactly_the_linear_gaussian() -> None:
+    conditions, outlines, _, _ = known(500)
+    fit = fit_linear_gaussian(conditions, outlines)
+    generator = ConditionalGenerator(ConditionalGeneratorConfig(4, 8, hidden_dim=6, num_layers=2))
+    generator.start_at(fit)
+    noise = generator.draw(7, torch.Generator().manual_seed(1))
+    expected = conditions[:7] @ fit.weight.T + fit.bias + noise @ fit.factor.T
+    assert torch.allclose(generator(noise, conditions[:7]), expected, atol=1e-5)
+    generator(noise, conditions[:7]).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in generator.parameters())
+
+
+def test_the_critics_score_is_linear_in_the_embedded_condition_and_mixes_no_examples() -> None:
+    torch.manual_seed(0)
+    critic = ProjectionCritic(4, 6, hidden_dim=8, num_layers=2)
+    outlines, conditions, one, other = torch.randn(5, 4), torch.randn(5, 6), torch.randn(5, 8), torch.randn(5, 8)
+    zero = critic.score(outlines, torch.zeros(5, 8))
+    both = critic.score(outlines, 2 * one - 3 * other) - zero
+    assert torch.allclose(both, 2 * (critic.score(outlines, one) - zero) - 3 * (critic.score(outlines, other) - zero),
+                          atol=1e-5)
+    assert not torch.allclose(both, torch.zeros(5), atol=1e-3)
+    alone = torch.cat([critic(outlines[row:row + 1], conditions[row:row + 1]) for row in range(5)])
+    assert torch.allclose(critic(outlines, conditions), alone, atol=1e-6)
+
+
+def test_the_energy_score_is_least_for_the_true_distribution() -> None:
+    torch.manual_seed(0)
+    observed = torch.randn(4000, 3)
+    scores = {scale: float(energy_score(scale * torch.randn(4000, 4, 3), observed).mean()) for scale in (0.0, 0.5, 1.0, 2.0)}
+    assert min(scores, key=scores.__getitem__) == 1.0
+    draws = torch.tensor([[[0.0], [2.0]]])
+    assert energy_score(draws, torch.tensor([[1.0]])).tolist() == [0.0]  # 1 away, 2 apart
+    with pytest.raises(OutlinesError, match="2 draws or more"):
+        energy_score(draws[:, :1], torch.ones(1, 1))
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """100 groups of 5 sentences of the embedded grammar."""
+    path = tmp_path_factory.mktemp("captions") / "captions.txt"
+    path.write_text("\n".join(grammar.sentences(500, seed=6)) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def arguments(captions: Path, recurrent_encoder: Path) -> list[str]:
+    return ["conditional", "--preset", "tiny", "--corpus", str(captions), "--group-lines", str(GROUP), "--encoder",
+            f"recurrent:{recurrent_encoder}", "--decoder-steps", "10", "--evaluator-steps", "5", "--gan-steps", "10",
+            "--num-evaluation", "20", "--checkpoint-every", "5", "--gan-validate-every", "5"]
+
+
+@pytest.fixture(scope="module")
+def run(arguments: list[str], run_module: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("conditional")
+    done = run_module("train", *arguments, "--runs", runs, "--out", runs / "run", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert "Written for conditions" in done.stdout
+    return runs / "run"
+
+
+@pytest.fixture(scope="module")
+def loaded(run: Path) -> Pipeline:
+    return load_pipeline(run, torch.device("cpu"))
+
+
+def test_the_report_compares_with_controls_and_real_text(run: Path) -> None:
+    rows = {row["source"]: row for row in json.loads((run / "report.json").read_text())["own"]}
+    assert list(rows) == ["generator", "linear", "nearest training group", "copy of the condition",
+                          "another real text, decoded", "the condition itself", "random real text", "another real text"]
+    assert rows["the condition itself"]["similarity_condition"] == pytest.approx(1, abs=1e-5)
+    assert rows["generator"]["num_samples"] == 5 * rows["another real text"]["num_samples"] == 20
+    assert all(row["best_bleu"] >= row["bleu"] for row in rows.values() if "best_bleu" in row)
+    assert {source for source, row in rows.items() if "energy_score" in row} == set(list(rows)[:4])
+
+
+def test_resumed_amid_the_gan_equals_uninterrupted(run: Path, run_module: Command) -> None:
+    resumed = run.parent / "resumed"
+    shutil.copytree(run, resumed)
+    shutil.rmtree(resumed / "model")
+    first, *later = sorted((resumed / "checkpoints").iterdir())
+    assert first.name == "1-00000005"
+    for checkpoint in later:
+        shutil.rmtree(checkpoint)
+    done = run_module("train", "--resume", resumed, "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert weights(resumed) == weights(run)
+
+
+def test_generate_writes_for_each_condition(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def generated(*arguments: object) -> list[str]:
+        assert generate([str(run), "--max-len", "8", *map(str, arguments)]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    conditions = ["A man is cooking.", "Two dogs run.", "A man is cooking."]
+    file = written(tmp_path / "conditions.txt", conditions)
+    one = generated("--condition", file)
+    several = generated("--condition", file, "--num", 2, "--format", "jsonl")
+    assert len(one) == 3
+    assert [json.loads(line)["condition"] for line in several] == [text for text in conditions for _ in range(2)]
+    structured = tmp_path / "conditions.jsonl"
+    structured.write_text("".join(json.dumps({"condition": text}) + "\n" for text in conditions))
+    assert generated("--condition", structured) == one
+    assert len(generated("--num", 3)) == 3, "without one, conditions of the training split"
+
+
+def test_a_sentence_depends_on_seed_number_and_condition_alone(loaded: Pipeline) -> None:
+    sampling = SamplingConfig(max_len=6)
+    conditions = [Condition(f"A man reads book {number}.") for number in range(9)]
+    texts = [sentence.text for _, sentence in loaded.given(conditions, 2, sampling=sampling)]
+    assert [sentence.text for _, sentence in loaded.given(conditions[:3], 2, sampling=sampling, batch_size=4)] == texts[:6]
+    assert [sentence.text for _, sentence in loaded.given(conditions, 2, seed=2, sampling=sampling)] != texts
+    greedy = SamplingConfig(temperature=0, max_len=6)
+    assert len(list(loaded.given(conditions, 2, sampling=greedy, source="linear", scored=True))) == 18
+
+
+@pytest.mark.parametrize(("content", "flags", "message"), [  # X
+    ("not json\n", [], 'condition 1: expected {"condition"'),
+    ('{"condition": "A dog.", "label": "verse"}\n', [], "label 'verse': this run needs none"),
+    ('{"condition": "A dog."}\n', ["--unique"], "no effect with --condition"),
+    ('{"condition": "A dog."}\n', ["--source", "mixture"], "choose from generator, linear"),
+    ('{"condition": "A dog."}\n', ["--num", "0"], "--num must be at least 1"),
+], ids=range(5))
+def test_bad_conditions_are_one_line_and_status_2(content: str, flags: list[str], message: str, run: Path,
+                                                  tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "conditions.jsonl").write_text(content)
+    assert generate([str(run), "--condition", str(tmp_path / "conditions.jsonl"), *flags]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ") and message in shown.err and shown.err.count("\n") == 1
+
+
+def test_another_family_takes_no_condition(loaded: Pipeline) -> None:
+    model = LanguageModel(DecoderConfig(9, 0, embed_dim=4, hidden_dim=4))
+    with pytest.raises(OutlinesError, match="family lm takes no condition"):
+        list(Pipeline(loaded.run, loaded.description, model, loaded.tokenizer).given([]))
+
+
+def configured(family: str, **flags: Any) -> RunConfig:
+    method = find_method(family)
+    return resolve(family, method.config_class, method.presets, "tiny", None, flags)
+
+
+def test_options_of_pairs(captions: Path) -> None:
+    assert configured("conditional", corpus=("pairs.jsonl",)).corpus.condition_column == "condition"
+    assert configured("conditional", corpus=("lines.txt",), group_lines=5).corpus.condition_column == ""
+    for family, flags, message in (("outlines", {"group_lines": 5}, "pairs no sentences"),
+                                   ("conditional", {}, "the embedded corpus has none")):
+        with pytest.raises(OutlinesError, match=message):
+            configured(family, **({"corpus": (str(captions),)} if flags else {}), **flags)
+
+
+@pytest.fixture(scope="module")
+def labelled(recurrent_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Dataset]:
+    """A corpus of labelled pairs, each condition with two texts, opened."""
+    directory = tmp_path_factory.mktemp("labelled")
+    sentences = list(grammar.sentences(450, seed=7))
+    path = records(directory / "pairs.jsonl.gz", [
+        {"condition": sentences[3 * number], "label": label, "text": sentences[3 * number + place]}
+        for number in range(150) for place, label in ((1, "first"), (2, "second"))])
+    config = configured("conditional", corpus=(path,), label_column="label", encoder=f"recurrent:{recurrent_encoder}")
+    return config, open_dataset(config.corpus, config.model.encoder, directory / "cache", torch.device("cpu"), Ranks(),
+                                Reporter(quiet=True))
+
+
+def test_labels_reach_generator_and_critic(labelled: tuple[RunConfig, Dataset]) -> None:
+    config, data = labelled
+    torch.manual_seed(0)
+    method = ConditionalMethod(config, data, bfloat16=False)
+    method.begin(method.stages[1], lambda *_: None)
+    model = method.model
+    assert data.pairing is not None and set(model.labels) == {"first", "second"} == set(data.pairing.labels)
+    pairs = data.pairing.splits["train"]
+    targets = pairs.targets[:6]
+    conditions = conditions_of(model, data, "train", PairRows(targets, pairs.conditions(targets, np.zeros(6))))
+    assert conditions[:, -2:].argmax(dim=1).tolist() == pairs.labels[targets].tolist()
+    assert (conditions[:, -2:].sum(dim=1) == 1).all()
+    noise = torch.zeros(6, 16)
+    assert not torch.allclose(model.given(conditions, noise), model.given(conditions[:, [*range(16), 17, 16]], noise))
+    assert model.number_of(model.labels[1]) == 1
+    for label, message in (("third", "needs one of first, second"), (None, "without a label")):
+        with pytest.raises(OutlinesError, match=message):
+            model.number_of(label)
+
+
+def test_a_step_trains_on_pairs_and_leaves_the_control_alone(labelled: tuple[RunConfig, Dataset]) -> None:
+    config, data = labelled
+    torch.manual_seed(0)
+    method = ConditionalMethod(config, data, bfloat16=False)
+    method.begin(method.stages[1], lambda *_: None)
+    linear = {name: tensor.clone() for name, tensor in method.model.linear.state_dict().items()}
+    assert data.pairing is not None
+    batch = method._paired(data.batch(np.arange(32), Ranks()))
+    assert isinstance(batch, PairBatch) and batch.outlines is not None and batch.conditions.shape == (32, 18)
+    texts = {tuple(row) for row in data.outlines("train", data.pairing.splits["train"].targets).tolist()}
+    assert {tuple(row) for row in batch.outlines.tolist()} <= texts, "only texts are written, no conditions"
+    before = [parameter.clone() for parameter in method.generator.parameters()]
+    for step in range(2):
+        terms = method.step(method.stages[1], data.batch(np.arange(32) + step, Ranks()), Update(Ranks(), 1.0))
+    assert all(bool(term.isfinite()) for term in terms.values())
+    assert any(not torch.equal(old, new) for old, new in zip(before, method.generator.parameters(), strict=True))
+    assert all(torch.equal(tensor, linear[name]) for name, tensor in method.model.linear.state_dict().items())
+    figures = method.validate(method.stages[1])
+    assert figures["valid/conditional_shortfall"] >= figures["valid/outline_shortfall"]
+
+
+def test_a_condition_with_one_text_of_a_label_has_it_as_its_reference(labelled: tuple[RunConfig, Dataset]) -> None:
+    config, data = labelled
+    torch.manual_seed(0)
+    method = ConditionalMethod(config, data, bfloat16=False)
+    method.begin(method.stages[1], lambda *_: None)
+    comparison = Comparison(config, method.model.eval(), data)
+    assert comparison.texts == [[target] for target in comparison.found.targets]
+    rows = {row["source"]: row for row in comparison.rows(Reporter(quiet=True))}
+    assert not {"another real text", "another real text, decoded"} & set(rows)
+    assert 0 <= rows["generator"]["own_group"] <= 1

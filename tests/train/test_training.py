@@ -1,0 +1,242 @@
+"""The loop, from outside: a run as a user starts it, interrupted in every way a user's run is."""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from outlines.checkpoint import read_state
+from tests.conftest import Command, environment
+from train.__main__ import main
+from train.loop import learning_rate_factor
+from train.method import NotFinite, Update
+from train.runtime.log import EVENTS, RunLog
+from train.runtime.ranks import Ranks
+from train.runtime.run_directory import locked
+
+
+def start(arguments: list[str], threads: int = 1) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", "train", *map(str, arguments)], env=environment(threads),
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def weights(run: Path) -> str:
+    """One hash of the final model and of the last checkpoint: weights, optimisers and position."""
+    digest = hashlib.sha256((run / "model" / "tensors.safetensors").read_bytes())
+    last = sorted((run / "checkpoints").iterdir())[-1]
+    tensors, meta = read_state(last)
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    digest.update(json.dumps([meta["stage"], meta["step"], meta["optimizers"]], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < end, "the run did not get there"
+        time.sleep(0.002)
+
+
+def test_a_run_directory_tells_everything(tiny_run: Path) -> None:
+    run = json.loads((tiny_run / "run.json").read_text())
+    assert set(run["hashes"]) == {"corpus", "tokenizer", "encoder"}
+    assert run["training"]["precision"] in ("float32", "bfloat16")
+    assert run["versions"]["torch"] == torch.__version__
+    lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    assert {"train/reconstruction_nll_per_token", "train/critic_loss", "valid/precision"} <= {
+        key for line in lines for key in line}
+    examples = [line["examples"] for line in lines if line["stage"] != "report"]
+    assert examples == sorted(examples)
+    report = json.loads((tiny_run / "report.json").read_text())
+    assert all({"forward_nll_per_token", "self_bleu_4", "copied"} <= set(row) for row in report["rows"])
+    assert [row["source"] for row in report["rows"]] == ["real text"] + [
+        source for source in ("real outlines", "generator", "mixture", "gaussian", "lm") for _ in range(2)]
+
+
+def test_tensorboard_has_the_same_figures(tiny_run: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(tiny_run))
+    events.Reload()
+    lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    for key in ("train/reconstruction_nll_per_token", "valid/precision", "norm/critic", "scores/real",
+                "learning_rate/generator"):
+        written = [(line["examples"], pytest.approx(line[key], rel=1e-5)) for line in lines if key in line]
+        assert written
+        assert [(event.step, event.value) for event in events.Scalars(key)] == written
+    assert any("samples" in tag for tag in events.Tags()["tensors"])
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_resumed_log_keeps_what_its_checkpoint_had_seen_and_no_more(saved: bool, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    log = RunLog(tmp_path)
+    log.scalars({"valid/nll": 3.0}, "decoder", 1, 10)
+    offset = log.flush() if saved else 0
+    log.scalars({"valid/nll": 9.0}, "decoder", 2, 20)  # The process dies before the next checkpoint.
+    log.close()
+    # Within the same second, and by a process of a number that another cannot come after.
+    name = f"{int(time.time())}.{socket.gethostname()}.99999999.0"
+    next(tmp_path.glob(EVENTS)).rename(tmp_path / EVENTS.replace("*", name))
+    resumed = RunLog(tmp_path, offset, examples=10 if saved else 0)
+    resumed.scalars({"valid/nll": 2.0}, "decoder", 2, 20)
+    resumed.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    kept = [(10, 3.0), (20, 2.0)] if saved else [(20, 2.0)]
+    assert [(event.step, event.value) for event in events.Scalars("valid/nll")] == kept
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["examples"], line["valid/nll"]) for line in lines] == kept
+
+
+def test_a_second_trainer_is_refused_with_the_firsts_pid(tiny_run: Path, run_module: Command) -> None:
+    with locked(tiny_run):
+        second = run_module("train", "--resume", tiny_run)
+    assert second.returncode == 2
+    assert second.stderr.startswith("error: ") and f"process {os.getpid()} is training here" in second.stderr
+    assert run_module("train", "--resume", tiny_run, "--quiet").returncode == 0
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--preset", "smal"], "unknown preset 'smal': did you mean 'small'?"),
+    (["--epochs", "3"], "unknown option '--epochs'"),
+    (["outlinez"], "did you mean 'outlines'"),
+    (["--corpus", "missing.txt"], "missing.txt"),
+    (["--resume", "nowhere"], "no run here"),
+    (["--resume", "nowhere", "--seed", "3"], "no effect with --resume"),
+    (["--encoder", "recurrent:nowhere", "--preset", "tiny"], "nowhere"),
+    (["--seed", "one"], "invalid int value"),
+])
+def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str, tmp_path: Path,
+                                            monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, "--quiet"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and message in errors and errors.count("\n") == 1
+    assert not list(tmp_path.glob("runs/*")), "a run that never began left a directory"
+
+
+def test_two_processes_train_as_one(tiny_arguments: list[str], tiny_run: Path) -> None:
+    """Data-parallel over gloo: the same losses as one process, up to the order of float32 sums; one rank writes."""
+    settings = [*tiny_arguments, "--precision", "float32", "--dropout", "0", "--runs", tiny_run.parent, "--quiet",
+                "--decoder-steps", "10", "--gan-steps", "10", "--log-every", "1"]
+    losses = {}
+    for name, launcher in (("one", ["-m"]), ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"])):
+        run = tiny_run.parent / f"world-{name}"
+        done = subprocess.run([sys.executable, *launcher, "train", *settings, "--out", str(run)], env=environment(),
+                              capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("next:") == 1
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        keys = ("train/reconstruction_nll_per_token", "train/reconstruction_nll", "train/critic_loss",
+                "train/generator_loss")
+        losses[name] = [line[key] for line in lines for key in keys if key in line]
+    assert len(losses["one"]) == 40
+    assert losses["two"] == pytest.approx(losses["one"], abs=1e-6, rel=1e-6)
+
+
+def parameter_and_update() -> tuple[torch.nn.Parameter, torch.optim.Optimizer, Update]:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    return parameter, torch.optim.SGD([parameter], lr=1.0), Update(Ranks(), clip_norm=1.0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_changes_nothing(bad: float) -> None:
+    parameter, optimizer, update = parameter_and_update()
+    with pytest.raises(NotFinite, match="the nll: the loss"):
+        update("the nll", optimizer, parameter.sum() * bad)
+    assert torch.equal(parameter.detach(), torch.ones(3))
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    parameter, optimizer, update = parameter_and_update()
+    with pytest.raises(NotFinite, match="the nll: the gradient"):
+        update("the nll", optimizer, (parameter - 1).abs().sqrt().sum())  # The root has no slope at 0.
+    assert torch.equal(parameter.detach(), torch.ones(3))
+
+
+def test_clipping_by_hand() -> None:
+    parameter, optimizer, update = parameter_and_update()
+    norm = update("sum", optimizer, 2 * parameter.sum())
+    assert norm.item() == pytest.approx(2 * 3 ** 0.5)
+    assert parameter.detach().tolist() == pytest.approx([1 - 1 / 3 ** 0.5] * 3, abs=1e-5)
+
+
+def test_a_divergence_names_stage_step_and_term(tiny_arguments: list[str], tmp_path: Path,
+                                                run_module: Command) -> None:
+    done = run_module("train", *tiny_arguments, "--runs", tmp_path / "runs", "--out", tmp_path / "run", "--quiet",
+                      "--gan-learning-rate", "1e30", "--checkpoint-every", "10")
+    assert done.returncode == 2
+    assert "stage gan, step" in done.stderr and "loss" in done.stderr and done.stderr.count("\n") == 1
+    tensors, _ = read_state(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1])
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+def test_learning_rate_by_hand() -> None:
+    assert learning_rate_factor(0, 100, 10, 0.1) == pytest.approx(0.1)  # one tenth of the warm-up
+    assert learning_rate_factor(50, 100, 10, 0.1) == pytest.approx(0.55)
+    assert learning_rate_factor(100, 100, 10, 0.1) == pytest.approx(0.1)
+
+
+def test_a_run_cannot_go_on_with_another_corpus(tiny_arguments: list[str], tiny_corpus: Path, tmp_path: Path,
+                                                run_module: Command) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_bytes(tiny_corpus.read_bytes())
+    arguments = [str(corpus) if argument == str(tiny_corpus) else argument for argument in tiny_arguments]
+    process = start([*arguments, "--runs", tmp_path / "runs", "--out", tmp_path / "run", "--quiet"])
+    wait_for((tmp_path / "run" / "checkpoints").exists, process)
+    process.kill()
+    process.wait()
+    corpus.write_bytes(tiny_corpus.read_bytes() + b"One more sentence.\n")
+    done = run_module("train", "--resume", tmp_path / "run", "--quiet")
+    assert done.returncode == 2
+    assert "the corpus is no longer the one" in done.stderr
+
+
+def test_whitened_outlines_and_early_stopping(tiny_arguments: list[str], tmp_path: Path, run_module: Command) -> None:
+    run = tmp_path / "run"
+    # With a rate of 0 no validation can be better than the first, so patience 2 ends the stage after the third.
+    done = run_module("train", *tiny_arguments, "--runs", tmp_path, "--out", run, "--quiet", "--whiten",
+                      "--gan-learning-rate", 0, "--gan-validate-every", 2, "--gan-patience", 2, "--log-every", 1)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["step"] for line in lines if line["stage"] == "gan") == 6
+    assert json.loads((run / "model" / "meta.json").read_text())["shape"]["whitened"] is True
+    assert run_module("generate", run, "--num", 2).returncode == 0
+
+
+def test_one_who_waits_gets_the_directory_when_the_first_is_done(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with locked(tmp_path, lambda text: order.append(f"waiting {text.rsplit('process ', 1)[1]}")):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with locked(tmp_path):
+        thread.start()
+        while not order:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join()
+    assert order == [f"waiting {os.getpid()} is training here: waiting for it", "first", "second"]
+
+
+def test_a_reader_who_leaves_gets_no_traceback(tiny_run: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "train", "--resume", str(tiny_run), "--quiet"], stdout=writer,
+                          stderr=subprocess.PIPE, text=True, env=environment(), timeout=120)
+    os.close(writer)
+    assert done.returncode == 128 + signal.SIGPIPE and not done.stderr, done.stderr

@@ -1,0 +1,1 @@
+"""One file per `python -m train VERB`."""

@@ -1,0 +1,106 @@
+"""What a command line asks for, resolved: which runs with which configuration, and the directories that hold several."""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from outlines.errors import OutlinesError
+from train.commands.compare import COMPARE, compared
+from train.config import RunConfig, coerce, known_fields, resolve
+from train.method import find_method
+from train.runtime.run_directory import GROUP, begin_group, read_run, runs_of
+from train.session import Session, begin_run, command_line, default_cache
+
+OWN_OPTIONS = ("preset", "config", "remedy", "families", "runs", "out", "seeds")
+"""What decides a run beside the fields of its configuration."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train: runs to begin, or none where they are there already."""
+
+    directory: Path | None
+    """the run's directory, or that of several; None makes a new one under `root`"""
+    root: Path
+    cache: Path
+    name: str = ""
+    """what a new directory is called"""
+    runs: dict[str, tuple[str, RunConfig]] = field(default_factory=dict)
+    """preset and configuration of each run, by its path within the directory; "." is the directory itself"""
+    groups: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
+    """kind and members of each directory that holds several, the innermost first"""
+
+    def begin(self, directory: Path, session: Session) -> None:
+        """Write run.json of every run, then what holds them together."""
+        for path, (preset, config) in self.runs.items():
+            begin_run(config, directory / path, session, {"preset": preset, "command": command_line()})
+        if session.ranks.first:
+            for path, (kind, members) in self.groups.items():
+                begin_group(directory / path, kind, members)
+        session.ranks.barrier()
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    """What the arguments ask for."""
+    own = {"family", "resume", "quiet", *OWN_OPTIONS}
+    flags = {name: value for name, value in vars(options).items() if name not in own and value is not None}
+    if options.resume:
+        given = [*flags, *(name for name in OWN_OPTIONS if getattr(options, name))]
+        if given:
+            raise OutlinesError(f"--{given[0].replace('_', '-')} has no effect with --resume: "
+                                "a run goes on with the options it began with")
+        resumed = Path(options.resume)
+        return Plan(resumed, resumed.parent, Path(str(read_run(runs_of(resumed)[0]).get("cache", ""))))
+    if options.seeds is not None and "seed" in flags:
+        raise OutlinesError("--seed has no effect with --seeds: leave it out")
+    preset, root = " ".join(options.preset or ["default"]), Path(options.runs or "runs")
+    comparing = options.family == COMPARE
+    members = compared(preset, options.remedy, options.families) if comparing else {".": (options.family, preset)}
+    runs = {name: (own_preset, _configuration(family, own_preset, options.config, flags, strict=not comparing))
+            for name, (family, own_preset) in members.items()}
+    if comparing:
+        _check_comparable(runs, flags)
+    groups: dict[str, tuple[str, list[str]]] = {}
+    if options.seeds is not None:
+        seeds = _seeds(options.seeds)
+        groups = {name: ("seeds", [f"seed-{seed}" for seed in seeds]) for name in runs}
+        runs = {f"{name}/seed-{seed}": (own_preset, dataclasses.replace(config, training=dataclasses.replace(
+            config.training, seed=seed))) for name, (own_preset, config) in runs.items() for seed in seeds}
+    if comparing:
+        groups["."] = (COMPARE, list(members))
+    directory = Path(options.out) if options.out else None
+    if directory and any((directory / name).exists() for name in ("run.json", GROUP)):
+        raise OutlinesError(f"{directory}: a run is here already: go on with --resume {directory}, "
+                            "or choose another directory")
+    name = "-".join([options.family, *preset.split()]) + ("-seeds" if options.seeds is not None else "")
+    return Plan(directory, root, default_cache(root), name, runs, groups)
+
+
+def _configuration(family: str, preset: str, file: str | None, flags: dict[str, Any], strict: bool) -> RunConfig:
+    """One family's configuration; where not strict, it takes of the flags those that it knows."""
+    method = find_method(family)
+    fields = known_fields(method.config_class)
+    own = {name: coerce(fields[name], value, "command line") for name, value in flags.items() if strict or name in fields}
+    return resolve(family, method.config_class, method.presets, preset, file, own)
+
+
+def _check_comparable(runs: dict[str, tuple[str, RunConfig]], flags: dict[str, Any]) -> None:
+    """Refuse runs on different corpora, and options that none of the runs knows."""
+    first, *others = runs
+    for name in others:
+        if runs[name][1].corpus != runs[first][1].corpus:
+            raise OutlinesError(f"{name}: its preset asks for another corpus or tokenizer than {first}: "
+                                "only runs on one corpus can be compared")
+    known = {field for _, config in runs.values() for field in known_fields(type(config.model))}
+    for flag in flags:
+        if flag not in known:
+            raise OutlinesError(f"--{flag.replace('_', '-')} has no effect on {', '.join(runs)}: leave it out")
+
+
+def _seeds(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
+        raise OutlinesError(f"--seeds {text!r}: expected different numbers with commas between, as in 1,2,3")
+    return [int(part) for part in parts]

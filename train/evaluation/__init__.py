@@ -1,0 +1,1 @@
+"""Measuring finished models: judges, tables, reports."""

@@ -1,0 +1,1 @@
+"""What every run needs: directory, ranks, signals, progress, log, environment."""

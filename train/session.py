@@ -1,0 +1,106 @@
+"""One run from a configuration to a finished model; also how one run trains another (an evaluator) on its way."""
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outlines.devices import choose_device, choose_precision
+from outlines.errors import OutlinesError
+from outlines.models.base import TextModel
+from outlines.models.registry import load_model
+from outlines.networks.embedding_init import MAX_COUNTED_ROWS, start_words
+from train.config import RunConfig, from_json
+from train.data import Dataset, open_dataset
+from train.loop import Loop
+from train.method import find_method
+from train.runtime.environment import VERSIONS, machine
+from train.runtime.progress import Reporter
+from train.runtime.ranks import Ranks
+from train.runtime.run_directory import FORMAT, locked, read_run, write_json
+from train.runtime.signals import StopSignals
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """What every run of this process shares."""
+
+    cache: Path
+    ranks: Ranks
+    reporter: Reporter
+    signals: StopSignals
+
+
+def begin_run(config: RunConfig, directory: Path, session: Session, description: dict[str, Any]) -> None:
+    """Write run.json with everything resolved, before step 0; the hashes follow once the corpus is prepared."""
+    device = choose_device(config.training.device, session.ranks.local_rank)
+    training = dataclasses.replace(config.training, precision=choose_precision(config.training.precision, device))
+    if session.ranks.first:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "run.json", {
+            "format": FORMAT, **description, "cache": str(session.cache.resolve()),
+            **dataclasses.replace(config, training=training).to_json(),
+            "versions": VERSIONS, "machine": machine(device, session.ranks)})
+    session.ranks.barrier()
+
+
+def run_config(directory: Path) -> RunConfig:
+    """The configuration of an existing run; raises OutlinesError."""
+    data = read_run(directory)
+    return from_json(data, find_method(str(data.get("family"))).config_class)
+
+
+def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
+    """Train the run that run.json describes, or go on with it, to the end; returns the model and its data."""
+    config = run_config(directory)
+    method_class = find_method(config.family)
+    device = choose_device(config.training.device, session.ranks.local_rank)
+    encoder, whiten = (config.model.encoder, config.model.whiten) if method_class.uses_outlines else (None, False)
+    data = open_dataset(config.corpus, encoder, session.cache, device, session.ranks, session.reporter, whiten)
+    if session.ranks.first:
+        _check_and_note_hashes(directory, data)
+    if session.ranks.first:
+        data.tokenizer.save(directory / "tokenizer.model")
+    if (directory / "model").exists():
+        return load_model(directory / "model").to(device), data
+    torch.manual_seed(config.training.seed)
+    method = method_class(config, data, config.training.precision == "bfloat16")
+    if config.model.word_start == "counts":  # A run that goes on puts its own weights over them.
+        rows = data.corpus.tokens["train"].rows(data.sample_rows("train", MAX_COUNTED_ROWS))
+        start_words(method.model.decoder, rows, config.training.seed)
+    Loop(method, data, config.training, directory, session.ranks, session.reporter, session.signals).run()
+    if session.ranks.first:
+        method.finish(directory)
+    session.ranks.barrier()
+    return method.model.eval(), data
+
+
+def locked_run(directory: Path, session: Session) -> contextlib.AbstractContextManager[None]:
+    """The lock of a run's directory, for the one rank that writes."""
+    return locked(directory) if session.ranks.first else contextlib.nullcontext()
+
+
+def _check_and_note_hashes(directory: Path, data: Dataset) -> None:
+    """Write the hashes of corpus, tokenizer and encoder into run.json, or compare them with those at its start."""
+    hashes, run = data.hashes(), read_run(directory)
+    for name, value in run.get("hashes", {}).items():
+        if hashes.get(name) != value:
+            raise OutlinesError(f"{directory}: the {name} is no longer the one this run began with: "
+                                "bring it back, or start a new run")
+    if run.get("hashes") != hashes:
+        write_json(directory / "run.json", {**run, "hashes": hashes})
+
+
+def command_line() -> str:
+    """This command as it could be typed again."""
+    return shlex.join(["python", "-m", "train", *sys.argv[1:]])
+
+
+def default_cache(root: Path) -> Path:
+    """Where prepared corpora, outlines and scorers live: beside the runs, so that TensorBoard shows runs alone."""
+    return Path(os.environ.get("OUTLINES_CACHE", root.with_name(root.name + "-cache")))
