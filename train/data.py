@@ -19,7 +19,8 @@ from outlines.corpus.prepared import PreparedCorpus, prepare_corpus
 from outlines.corpus.reading import SPLITS, ReadingReport, fingerprint, read_corpus, split_of
 from outlines.corpus.tokenizer import Tokenizer
 from outlines.encoders import load_encoder
-from outlines.encoders.store import OutlineStore, Scaling, encode_shards, finish_store
+from outlines.encoders.store import OutlineStore, encode_shards, finish_store
+from outlines.networks.scaling import Scaling
 from train.config import CorpusConfig
 from train.runtime.progress import Reporter
 from train.runtime.ranks import Ranks

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from outlines.checkpoint import atomic_write, sha256_file, sweep
 from outlines.encoders import SentenceEncoder
@@ -175,58 +173,6 @@ class OutlineStore:
             file = _shard_file(self.directory, shard)
             self._mapped[shard] = np.memmap(file, dtype=DTYPE, mode="r", shape=self._shape(shard))
         return self._mapped[shard]
-
-
-class Scaling(nn.Module):
-    """Raw outline ⇄ scaled outline: zero mean, and one scale for all dimensions, so that their shape is kept.
-
-    mean: [D]. std: one number (a store's `scale`). whitening: [D, D], used in place of std where it is given.
-    Whitening is an option only, for it hides the structure from a critic: a two-sample classifier tells real
-    outlines from a fitted Gaussian with accuracy 0.99 if they are scaled by one number, 0.54 if whitened.
-    """
-
-    mean: Tensor
-    std: Tensor
-    whitening: Tensor | None
-
-    def __init__(self, mean: Tensor, std: Tensor | float, whitening: Tensor | None = None):
-        super().__init__()
-        self.register_buffer("mean", mean.clone())
-        self.register_buffer("std", torch.as_tensor(std, dtype=mean.dtype).clone())
-        self.register_buffer("whitening", None if whitening is None else whitening.clone())
-        if not self.std.is_meta and not self.std > 0:
-            raise OutlinesError("the outlines cannot be scaled: they are all alike")
-
-    @classmethod
-    def fit(cls, outlines: Tensor, whiten: bool = False) -> "Scaling":
-        """The scaling of outlines [N, D]: population moments in float64, kept in float32.
-
-        whiten: by the inverse square root of the covariance (ZCA). An eigenvalue under a millionth of the
-        largest is raised to it, so that a direction without variance is not blown up.
-        """
-        outlines = outlines.double()
-        mean = outlines.mean(dim=0)
-        variance, axes = torch.linalg.eigh(torch.cov(outlines.T, correction=0))
-        std = variance.mean().clamp(min=0).sqrt()  # the trace is the sum of the per-dimension variances
-        whitening = None
-        if whiten:
-            whitening = (axes / variance.clamp(min=1e-6 * float(variance.max())).sqrt()) @ axes.T
-        return cls(mean.float(), std.float(), None if whitening is None else whitening.float())
-
-    def scale(self, outlines: Tensor) -> Tensor:
-        """Raw outlines [..., D] → scaled, in their dtype."""
-        centred = outlines - self.mean.to(outlines.dtype)
-        if self.whitening is not None:
-            return centred @ self.whitening.to(outlines.dtype)
-        return centred / self.std.to(outlines.dtype)
-
-    def unscale(self, scaled: Tensor) -> Tensor:
-        """Scaled outlines [..., D] → raw, the inverse of `scale`."""
-        if self.whitening is not None:
-            centred = torch.linalg.solve(self.whitening.to(scaled.dtype), scaled, left=False)
-        else:
-            centred = scaled * self.std.to(scaled.dtype)
-        return centred + self.mean.to(scaled.dtype)
 
 
 def _encode_chunk(sentences: Sentences, encoder: SentenceEncoder, first: int, last: int) -> np.ndarray:

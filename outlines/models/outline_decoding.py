@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from outlines.encoders.store import Scaling
 from outlines.models.base import TextModel
 from outlines.networks.decoder import Decoder, DecoderConfig
+from outlines.networks.scaling import Scaling
 
 
 class OutlineDecoding(TextModel):

@@ -8,7 +8,7 @@ with k drawn with the shares of k-means centres, one within-cluster factor share
 at the start. Everything but the shares is then trained. With one centre it starts at the fitted Gaussian; with none at
 noise, as an ordinary GAN does. A centre can be the sum of two, each drawn for itself: what outlines lie away from their
 centres is no Gaussian, and a second k-means of it says more than its covariance, while K × J sums lie no nearer to the
-training outlines than K centres do. All of it lives in scaled units (outline_store.Scaling): mean 0, one isotropic scale.
+training outlines than K centres do. All of it lives in scaled units (networks/scaling.py): mean 0, one isotropic scale.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The outline store: resumed, torn, shared between ranks; its statistics; and the scaling of outlines."""
+"""The outline store: resumed, torn, shared between ranks; its statistics."""
 
 import hashlib
 import json
@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from outlines.encoders import store as outline_store
-from outlines.encoders.store import OutlineStore, Scaling, encode_corpus, encode_shards, finish_store
+from outlines.encoders.store import OutlineStore, encode_corpus, encode_shards, finish_store
 from outlines.errors import OutlinesError
+from outlines.networks.scaling import Scaling
 
 DIM = 8
 SENTENCES = [f"sentence number {number}" for number in range(103)]
@@ -203,30 +202,6 @@ def test_damaged_metadata_is_named(tmp_path: Path) -> None:
             OutlineStore(tmp_path)
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.integers(0, 2**32), st.booleans())
-def test_scaling_round_trips_in_float64(seed: int, whiten: bool) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(5, 5, generator=generator, dtype=torch.float64) + 3 * torch.eye(5)
-    outlines = torch.randn(60, 5, generator=generator, dtype=torch.float64) @ mixing + 2
-    scaling = Scaling.fit(outlines, whiten)
-    torch.testing.assert_close(scaling.unscale(scaling.scale(outlines)), outlines, rtol=0, atol=1e-9)
-    assert scaling.scale(outlines.float()).dtype == torch.float32
-
-
-def test_scaled_outlines_have_zero_mean_and_unit_scale_and_keep_their_shape() -> None:
-    torch.manual_seed(0)
-    outlines = torch.randn(500, 4, dtype=torch.float64) * torch.tensor([1.0, 2.0, 3.0, 4.0]) + 5
-    scaled = Scaling.fit(outlines).scale(outlines)
-    torch.testing.assert_close(scaled.mean(dim=0), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-6)
-    assert scaled.var(dim=0, correction=0).mean().item() == pytest.approx(1, rel=1e-6)
-    ratio = scaled.std(dim=0) / outlines.std(dim=0)
-    torch.testing.assert_close(ratio, ratio[:1].expand(4))
-    white = Scaling.fit(outlines, whiten=True).scale(outlines)
-    covariance = torch.cov(white.T, correction=0)
-    torch.testing.assert_close(covariance, torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-5)
-
-
 def test_scaling_by_a_store_is_scaling_by_its_rows(tmp_path: Path) -> None:
     store = encode(tmp_path, HashEncoder())
     fitted = Scaling.fit(torch.from_numpy(store.rows(np.arange(len(store)))))
@@ -234,5 +209,3 @@ def test_scaling_by_a_store_is_scaling_by_its_rows(tmp_path: Path) -> None:
     torch.testing.assert_close(scaling.mean, fitted.mean)
     torch.testing.assert_close(scaling.std, fitted.std)
     assert set(scaling.state_dict()) == {"mean", "std"}
-    with pytest.raises(OutlinesError, match="alike"):
-        Scaling.fit(torch.ones(10, 3))

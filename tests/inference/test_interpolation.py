@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from outlines.decoding.scoring import nll_of_rows
-from outlines.encoders.store import Scaling
 from outlines.inference.interpolation import folded, gradient, linear, nll_along, noise, smoothness, spherical
 from outlines.inference.inversion import invert
 from outlines.models.outlines import OutlineModel
 from outlines.networks.decoder import Decoder, DecoderConfig
 from outlines.networks.gan import GeneratorConfig, Mixture
+from outlines.networks.scaling import Scaling
 
 E1, E2 = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
 
