@@ -1,8 +1,7 @@
-"""Token rows to batches, in an order that (seed, epoch) alone decides.
+"""Token rows to batches, in an order that depends only on (seed, epoch).
 
-Which rows make up a batch is a pure function of its number, so a resumed run needs no loader state and
-several processes agree without talking. The shuffle is a keyed permutation of the row numbers that can be
-computed at any point, so nothing as long as the corpus is held.
+The rows of a batch are a pure function of its number. A resumed run therefore needs no loader state, and several
+processes agree without communication. Memory: one int32 permutation of the rows.
 """
 
 import hashlib
@@ -15,52 +14,24 @@ from torch import Tensor
 
 from outlines.corpus.tokenizer import BOS, EOS, PAD
 
-NUM_ROUNDS = 8
 
-
-def _round_keys(*key: int | str) -> np.ndarray:
-    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8 * NUM_ROUNDS).digest()
-    return np.frombuffer(digest, dtype="<u8")
-
-
-def permute(positions: np.ndarray, num_rows: int, *key: int | str) -> np.ndarray:
-    """The images of `positions` under a permutation of range(num_rows) that `key` chooses, int64
-    [len(positions)].
-
-    A Feistel network over the next power of four, walked along its cycle until it is back below num_rows
-    (fewer than four steps on average). Its rounds mix as MurmurHash3 ends. Source: Black and Rogaway, Ciphers
-    with Arbitrary Finite Domains (2002), section 3. It is our own arithmetic, so the order does not change
-    with NumPy's generators.
-    """
-    half = np.uint64(max(1, ((num_rows - 1).bit_length() + 1) // 2))
-    low = np.uint64((1 << int(half)) - 1)
-    keys = _round_keys(*key)
-    values = np.asarray(positions).astype(np.uint64)
-    walking = np.arange(len(values))
-    while len(walking):
-        left, right = values[walking] >> half, values[walking] & low
-        for round_key in keys:
-            mixed = right ^ round_key
-            mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
-            mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-            left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(33))) & low)
-        values[walking] = (left << half) | right
-        walking = walking[values[walking] >= num_rows]
-    return values.astype(np.int64)
+def permutation(num_rows: int, *key: int | str) -> np.ndarray:
+    """Return the permutation of range(num_rows) that `key` chooses, int32 [num_rows]."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little")).permutation(np.arange(num_rows, dtype=np.int32))
 
 
 class BatchOrder:
     """The rows of every batch of every epoch.
 
-    Each epoch covers each row once, in ceil(num_rows / batch_size) batches whose sizes differ by at most one:
-    a batch has batch_size rows or a few less, and no epoch ends on a stray one. With `lengths`, the rows of
-    `pool_batches` batches are sorted by length before they are cut, and the batches of that pool come in
-    shuffled order, so a batch pads little; without, batches are uniform samples.
+    Each epoch covers each row once, in ceil(num_rows / batch_size) batches. Batch sizes differ by at most one row.
+    Without `lengths`, batches are uniform samples. With `lengths`, the rows of `pool_batches` batches are sorted by
+    length and then cut into batches, so a batch needs little padding; the batches of a pool are shuffled.
     """
 
     def __init__(self, num_rows: int, batch_size: int, seed: int, lengths: np.ndarray | None = None,
                  pool_batches: int = 64) -> None:
-        """lengths: [N], each row's number of tokens; None for batches that do not depend on length."""
+        """lengths: [N] tokens of each row, or None for uniform batches."""
         if num_rows < 1 or batch_size < 1 or pool_batches < 1:
             raise ValueError(f"num_rows {num_rows}, batch_size {batch_size} and pool_batches {pool_batches} "
                              "must be at least 1")
@@ -71,10 +42,11 @@ class BatchOrder:
         self._seed = seed
         self._lengths = lengths
         self._pool_batches = pool_batches
+        self._epoch: tuple[int, np.ndarray] | None = None
         self._pool: tuple[tuple[int, int], list[np.ndarray]] | None = None
 
     def batch(self, step: int) -> np.ndarray:
-        """Row numbers, int64 [B], of batch `step`, counted from 0 over all epochs; no history."""
+        """Return the row numbers, int64 [B], of batch `step`, counted from 0 over all epochs."""
         if step < 0:
             raise ValueError(f"step {step} is negative")
         epoch, index = divmod(step, self.batches_per_epoch)
@@ -89,8 +61,9 @@ class BatchOrder:
         return index * self.num_rows // self.batches_per_epoch
 
     def _rows(self, epoch: int, first: int, end: int) -> np.ndarray:
-        positions = np.arange(self._start(first), self._start(end))
-        return permute(positions, self.num_rows, self._seed, epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, permutation(self.num_rows, self._seed, epoch)
+        return self._epoch[1][self._start(first):self._start(end)].astype(np.int64)
 
     def _sorted_pool(self, epoch: int, pool: int, lengths: np.ndarray) -> list[np.ndarray]:
         first = pool * self._pool_batches
@@ -98,8 +71,7 @@ class BatchOrder:
         rows = self._rows(epoch, first, end)
         rows = rows[np.argsort(lengths[rows], kind="stable")]
         batches = np.split(rows, [self._start(index) - self._start(first) for index in range(first + 1, end)])
-        order = permute(np.arange(end - first), end - first, self._seed, epoch, f"pool {pool}")
-        return [batches[place] for place in order]
+        return [batches[place] for place in permutation(end - first, self._seed, epoch, f"pool {pool}")]
 
 
 @dataclass(frozen=True)
