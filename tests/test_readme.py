@@ -1,6 +1,5 @@
 """The README, held to its word: its commands in miniature, its files, its links."""
 
-import argparse
 import configparser
 import json
 import re
@@ -10,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Command
-from train.__main__ import MEASURING, parse
+from train.commands import ablate, evaluate
 from train.commands.plan import plan_of
+from train.commands.train import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -53,11 +53,10 @@ def test_every_training_command_is_understood(command: str) -> None:
             parse(words[words.index("train") + 1:])
         return
     arguments = words[words.index("train") + 1:]
-    if arguments[:1] and arguments[0] in MEASURING:
-        parser = argparse.ArgumentParser(exit_on_error=False)
-        MEASURING[arguments[0]][0].add_arguments(parser)
-        assert parser.parse_args(arguments[1:])
-        return
+    for verb in (ablate, evaluate):
+        if arguments[:1] == [verb.__name__.rpartition(".")[2]]:
+            assert verb.parser().parse_args(arguments[1:])
+            return
     options = parse(arguments)
     assert options.resume == "RUN" or plan_of(options).runs
 

@@ -35,6 +35,11 @@ class Session:
     reporter: Reporter
     signals: StopSignals
 
+    @classmethod
+    def of_run(cls, directory: Path, quiet: bool, signals: StopSignals) -> "Session":
+        """Return a session with the cache of an existing run, in one process."""
+        return cls(Path(str(read_run(directory).get("cache", ""))), Ranks(), Reporter(quiet), signals)
+
 
 def begin_run(config: RunConfig, directory: Path, session: Session, description: dict[str, Any]) -> None:
     """Write run.json with everything resolved, before step 0; the hashes follow once the corpus is prepared."""

@@ -683,7 +683,7 @@ def misspelt(rng: random.Random, name: str) -> str:
 
 @pytest.mark.parametrize("family", sorted(all_methods()))
 def test_every_misspelt_option_is_refused_with_the_nearest_name(tmp_path: Path, family: str) -> None:
-    from train.__main__ import parse
+    from train.commands.train import parse
 
     method, rng = find_method(family), random.Random(family)
     fields, file = known_fields(method.config_class), tmp_path / "a.toml"

@@ -609,7 +609,7 @@ def test_a_signal_saves_within_a_step(num: int, bench: Bench, tmp_path: Path) ->
         os.kill(process.pid, number)
         process.join(60)
         assert process.exitcode == status, said.read_text()
-        assert f"go on with --resume {run}" in said.read_text() and said.read_text().count("\n") == 1
+        assert f"continue with --resume {run}" in said.read_text() and said.read_text().count("\n") == 1
         found = newest_checkpoint(run)
         assert found is not None and not leftovers(run)
         if (position := said.with_suffix(".position")).exists():

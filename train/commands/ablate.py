@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from outlines.inference.rejection import MAX_MEAN_DRAWS
 from outlines.metrics.verdicts import GanVerdict
 from outlines.models.base import CannotReject, TextModel
 from outlines.models.outlines import OutlineModel
-from train.commands.evaluate import numbers
+from train.commands.parsing import Parser, numbers
 from train.config import RunConfig, coerce, known_fields, unknown_name
 from train.data import Dataset
 from train.evaluation import report
@@ -29,6 +29,7 @@ from train.evaluation.judges import score
 from train.evaluation.yardstick import QUICK_TEMPERATURES, REAL_OUTLINES, Row, Variant, Yardstick, draw
 from train.method import NotFinite, find_method
 from train.runtime.run_directory import GROUP, locked, read_json, read_lines, write_json
+from train.runtime.signals import StopSignals
 from train.session import Session, begin_run, run_config, train_run
 
 FAMILY = OutlineModel.family
@@ -60,8 +61,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 
-def ablate(options: argparse.Namespace, session_of: Callable[[Path], Session]) -> str:
-    """Train and measure what is asked for, and return the table of all rows in the directory. Raises OutlinesError."""
+def parser() -> Parser:
+    """Return the parser of this command."""
+    parser = Parser("python -m train ablate", DESCRIPTION)
+    add_arguments(parser)
+    return parser
+
+
+def run(arguments: Sequence[str], signals: StopSignals) -> None:
+    """Run the ablation that the arguments ask for and print its table. Raises OutlinesError."""
+    print(ablate(parser().parse_args(arguments), signals))
+
+
+def ablate(options: argparse.Namespace, signals: StopSignals) -> str:
+    """Train and measure the rows; return the table of all rows in the directory. Raises OutlinesError."""
     base, run = run_config(options.run), options.run
     if base.family != FAMILY:
         raise OutlinesError(f"{run}: a run of the family {base.family}; the generator that is varied is of {FAMILY}")
@@ -72,7 +85,7 @@ def ablate(options: argparse.Namespace, session_of: Callable[[Path], Session]) -
         raise OutlinesError(f"{run}: training has not finished: go on with `python -m train --resume {run}`")
     if (out / "run.json").exists() or (out / GROUP).exists():
         raise OutlinesError(f"--out {out}: a run is here: choose another directory")
-    session = session_of(run)
+    session = Session.of_run(run, options.quiet, signals)
     model, data = train_run(run, session)
     yardstick = Yardstick(base, data, session)
     out.mkdir(parents=True, exist_ok=True)

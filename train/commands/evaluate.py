@@ -20,6 +20,7 @@ from outlines.errors import OutlinesError
 from outlines.inference.rejection import MAX_MEAN_DRAWS
 from outlines.models.base import TextModel
 from outlines.models.lm import LanguageModel
+from train.commands.parsing import Parser, numbers
 from train.config import RunConfig
 from train.data import Dataset
 from train.evaluation import report
@@ -37,6 +38,7 @@ from train.evaluation.yardstick import (
     sources_of,
 )
 from train.runtime.run_directory import GROUP, read_group, read_json, runs_of, write_json
+from train.runtime.signals import StopSignals
 from train.session import Session, command_line, locked_run, run_config, train_run
 
 VERSION = 3
@@ -83,8 +85,20 @@ class Run:
     data: Dataset
 
 
-def evaluate(options: argparse.Namespace, session_of: Callable[[Path], Session]) -> str:
-    """Measure what is asked for, write the report, and return what the terminal shows. Raises OutlinesError."""
+def parser() -> Parser:
+    """Return the parser of this command."""
+    parser = Parser("python -m train evaluate", DESCRIPTION)
+    add_arguments(parser)
+    return parser
+
+
+def run(arguments: Sequence[str], signals: StopSignals) -> None:
+    """Evaluate what the arguments ask for and print the report. Raises OutlinesError."""
+    print(evaluate(parser().parse_args(arguments), signals))
+
+
+def evaluate(options: argparse.Namespace, signals: StopSignals) -> str:
+    """Measure the rows, write the report and return the text for the terminal. Raises OutlinesError."""
     temperatures = numbers("--temperatures", options.temperatures, 0, 100)
     noise_scales = numbers("--noise-scales", options.noise_scales, 0, 100)
     rejections = numbers("--rejection", options.rejection, 1, MAX_MEAN_DRAWS) if options.rejection else []
@@ -95,7 +109,7 @@ def evaluate(options: argparse.Namespace, session_of: Callable[[Path], Session])
     # A run that is named twice is one run.
     directories = list({run.resolve(): run for given in options.runs
                         for run in runs_of(Path(given))}.values())
-    session = session_of(directories[0])
+    session = Session.of_run(directories[0], options.quiet, signals)
     runs = [_load(directory, session) for directory in directories]
     labels = label_runs(runs)
     # The run with outlines sets the yardstick, for it holds the real ones; the others have none to be compared.
@@ -150,17 +164,6 @@ def _out_directory(options: argparse.Namespace) -> Path:
     if any((out / name).exists() for name in ("run.json", GROUP)) or (out.exists() and not out.is_dir()):
         raise OutlinesError(f"--out {out}: a run or a file is here: choose another directory")
     return out
-
-
-def numbers(flag: str, text: str, low: float, high: float) -> list[float]:
-    """What a list on the command line says, sorted; raises OutlinesError."""
-    try:
-        found = sorted({float(part) for part in text.split(",")})
-    except ValueError as error:
-        raise OutlinesError(f"{flag} {text!r}: expected numbers with commas between, as in {low:g},{low + 2.5:g}") from error
-    if not all(low <= number <= high for number in found):
-        raise OutlinesError(f"{flag} {text!r}: must be from {low:g} to {high:g}")
-    return found
 
 
 def _load(directory: Path, session: Session) -> Run:

@@ -87,7 +87,7 @@ def evaluated(tiny_run: Path, lm_run: Path, recurrent_encoder: Path, run_module:
     command = ["evaluate", *runs, *COMMAND, "--encoder", f"recurrent:{recurrent_encoder}", "--sources",
                "real outlines,generator,lm"]
     errors = stop_when(lambda: num_measured(root / tiny_run.name) >= 3, start(*command))
-    assert "stopped by SIGTERM: the same command goes on where this one stopped" in errors
+    assert "stopped by SIGTERM: repeat the command to continue" in errors
     assert not (root / "evaluation").exists()
     done = run_module("train", *command)
     assert done.returncode == 0, done.stderr
@@ -302,7 +302,7 @@ def seeds(tiny_corpus: Path, tiny_run: Path) -> Path:
     process = start("lm", "--preset", "tiny", "--corpus", tiny_corpus, "--runs", tiny_run.parent, "--out", directory,
                     "--seeds", "1,2", "--quiet")
     errors = stop_when(lambda: (directory / "seed-2" / "checkpoints").exists(), process)
-    assert f"go on with --resume {directory}" in errors
+    assert f"continue with --resume {directory}" in errors
     assert not (directory / "report.json").exists()
     assert main(["--resume", str(directory), "--quiet"]) == 0
     return directory
