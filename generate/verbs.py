@@ -16,7 +16,7 @@ from outlines.decoding.sample import SamplingConfig
 from outlines.devices import sampling_workers
 from outlines.errors import OutlinesError
 from outlines.inference.pipeline import TEMPERATURE, Condition, Pipeline, Sentence, Walk, load_pipeline
-from outlines.metrics import reconstruction_bleu
+from outlines.metrics.bleu import reconstruction_bleu
 
 CHUNK = 256
 """Sentences read and answered together."""

@@ -43,7 +43,7 @@ from outlines.inference.interpolation import (
 )
 from outlines.inference.neighbours import Neighbour, TrainingSet
 from outlines.inference.rejection import rejecting
-from outlines.metrics import reconstruction_bleu
+from outlines.metrics.bleu import reconstruction_bleu
 from outlines.models.base import BATCH, BLOCK, Draw, TextModel
 from outlines.models.conditional import ConditionalModel
 from outlines.models.outlines import OutlineModel

@@ -1,8 +1,6 @@
-"""Diversity and originality of generated sentences, from their words: distinct-n, repeats, copies, lengths.
+"""Diversity and originality of generated sentences: distinct-n, repeats, copies, lengths.
 
-Last on the way from noise to text; nothing here needs a model. A sentence is a list of words, as `words`
-splits it,
-and every figure is exact for the sentences given: no sampling, no hashing.
+A sentence is a list of words from `words`. All figures are exact: no sampling, no hashing.
 """
 
 import math
@@ -23,29 +21,25 @@ _WORD = re.compile(rf"[^\s{_MARKS}]+(?:[-'’][^\s{_MARKS}]+)*|[{_MARKS}]")
 
 
 def words(sentence: str, lowercase: bool = False) -> list[str]:
-    """Split at white space and around punctuation: a mark is a word of its own.
-
-    A hyphen or an apostrophe inside a word stays there (t-shirt, man's).
-    """
+    """Split at white space and around punctuation; a hyphen or apostrophe inside a word stays (t-shirt, man's)."""
     return _WORD.findall(sentence.lower() if lowercase else sentence)
 
 
 def ngrams(sentence: Words, n: int) -> Iterable[Ngram]:
-    """The n-grams of a sentence, in order; none where it has fewer than n words."""
+    """Return the n-grams of a sentence, in order."""
     return zip(*(sentence[start:] for start in range(n)), strict=False)
 
 
 def require_sentences(metric: str, sentences: Sequence[object], at_least: int = 1) -> None:
-    """Raise OutlinesError where a metric has too few sentences to be defined."""
+    """Raise OutlinesError if a metric has too few sentences."""
     if len(sentences) < at_least:
-        raise OutlinesError(f"{metric}: needs {at_least} or more sentences, got {len(sentences)}")
+        raise OutlinesError(f"{metric}: got {len(sentences)} sentences; at least {at_least} needed.")
 
 
 def distinct_n(samples: Sequence[Words], n: int) -> float:
-    """Distinct-n: distinct n-grams over all n-grams of the samples, in 0..1; 0 where no sample has n words.
+    """Return distinct n-grams / n-grams of the samples, 0..1; 0 if no sample has n words.
 
-    It falls as samples are added, because n-grams run out, so compare equal numbers only. The ceiling in
-    practice is the figure of as many real sentences.
+    It falls as samples are added: compare equal numbers, also with real sentences.
     Source: Li et al., A Diversity-Promoting Objective Function for Neural Conversation Models (2016).
     """
     require_sentences("distinct-n", samples)
@@ -54,21 +48,18 @@ def distinct_n(samples: Sequence[Words], n: int) -> float:
 
 
 def unique_rate(samples: Sequence[Words]) -> float:
-    """Unique rate: distinct sentences over all sentences, in 0..1.
+    """Return distinct sentences / sentences, 0..1. It falls as samples are added: compare equal numbers.
 
-    It falls as samples are added, so compare equal numbers only. The ceiling in practice is real text's own
-    figure: short sentences recur.
-    Source: common usage; "uniqueness" in molecule generation, Brown et al., GuacaMol (2019).
+    Source: common usage; "uniqueness" in Brown et al., GuacaMol (2019).
     """
     require_sentences("unique rate", samples)
     return len(set(map(tuple, samples))) / len(samples)
 
 
 def copied_rate(samples: Sequence[Words], training: Iterable[Words]) -> float:
-    """Copied-from-training rate: the share of samples that the training text holds word for word, in 0..1.
+    """Return the share of samples that occur word for word in the training text, 0..1.
 
-    A sample drawn twice counts twice. Lay the rate of real held-out text beside it: short sentences recur, so
-    an honest generator is not at 0. `training` is read once; memory grows with the samples only.
+    Short sentences recur, so real held-out text is not at 0 either. `training` is read once; memory grows with the samples.
     Source: common usage; the complement of "novelty", Brown et al., GuacaMol (2019).
     """
     require_sentences("copied rate", samples)
@@ -78,22 +69,19 @@ def copied_rate(samples: Sequence[Words], training: Iterable[Words]) -> float:
 
 
 class NearestOverlap(NamedTuple):
-    """How much of a sample stands in the one training sentence nearest to it."""
+    """Overlap of samples with their nearest training sentence."""
 
     mean: float  # over samples, 0..1
-    near_copies: float  # the share of samples with more than 0.9 of their n-grams in one training sentence
+    near_copies: float  # share of samples with more than 0.9 of their n-grams in one training sentence
 
 
 def nearest_overlap(samples: Sequence[Words], training: Iterable[Words], n: int = 4) -> NearestOverlap:
-    """For each sample, the largest share of its distinct n-grams that any single training sentence holds.
+    """Return, for each sample, the largest share of its distinct n-grams that one training sentence contains.
 
-    Sees what `copied_rate` misses: a training sentence with its beginning or end changed. A sentence of fewer
-    than n words is one n-gram, found only in its exact like. The more training sentences, the larger the
-    overlap; the figure of as many real held-out sentences is what an honest generator reaches. The ceiling is
-    1.
-    Memory: an inverted index of the samples' own n-grams only.
-    Source: McCoy et al., How Much Do Language Models Copy From Their Training Data? (2023), n-gram novelty.
-    Deviation: per training sentence, because n-grams scattered over a corpus are no copy.
+    Also finds training sentences with a changed beginning or end, unlike `copied_rate`. A sentence of fewer than n words
+    counts as one n-gram. It grows with the number of training sentences; real held-out text shows the expected value.
+    Memory: an inverted index of the samples' n-grams.
+    Source: McCoy et al., How Much Do Language Models Copy From Their Training Data? (2023), here per training sentence.
     """
     require_sentences("nearest overlap", samples)
     sample_ngrams = [set(ngrams(sample, n)) or {tuple(sample)} for sample in samples]
@@ -111,16 +99,15 @@ def nearest_overlap(samples: Sequence[Words], training: Iterable[Words], n: int 
 
 
 def length_distance(samples: Sequence[Words], reference: Sequence[Words]) -> float:
-    """1-Wasserstein distance between two distributions of sentence length, in words; 0 = alike, no ceiling.
+    """Return the 1-Wasserstein distance between two distributions of sentence length, in words.
 
-    Estimator: the area between the two empirical distribution functions. Two samples of the same text differ
-    by about the standard deviation of the length over the root of their number; that is the floor.
-    Source: Vallender, Calculation of the Wasserstein Distance Between Probability Distributions on the Line
-    (1974).
+    The area between the two empirical distribution functions. Two samples of N sentences of the same text differ by about
+    the standard deviation of the length / √N.
+    Source: Vallender, Calculation of the Wasserstein Distance Between Probability Distributions on the Line (1974).
     """
     require_sentences("length distance", samples)
     require_sentences("length distance", reference)
-    excess: Counter[int] = Counter()  # in units of 1 / (samples x reference), so that the sums are exact
+    excess: Counter[int] = Counter()  # units of 1 / (samples × reference), so sums are exact
     for sentences, weight in ((samples, len(reference)), (reference, -len(samples))):
         for sentence in sentences:
             excess[len(sentence)] += weight

@@ -28,7 +28,7 @@ from outlines.decoding.scoring import nll_of_rows
 from outlines.encoders.recurrent import RecurrentEncoderConfig
 from outlines.errors import OutlinesError
 from outlines.inference.pipeline import GREEDY, Pipeline, Sentence
-from outlines.metrics import reconstruction_bleu
+from outlines.metrics.bleu import reconstruction_bleu
 from outlines.models.autoencoder import Autoencoder
 from outlines.models.base import block_seed, in_order
 from outlines.models.lm import LanguageModel

@@ -27,7 +27,7 @@ from generate import server as serving
 from generate.server import Server
 from outlines.decoding.sample import SamplingConfig
 from outlines.inference.pipeline import Pipeline
-from outlines.metrics import reconstruction_bleu
+from outlines.metrics.bleu import reconstruction_bleu
 from tests.conftest import environment
 
 A, B = "Two dogs play in the park.", "A woman is reading a book."

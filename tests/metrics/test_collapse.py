@@ -12,20 +12,12 @@ from outlines.corpus.batching import collate
 from outlines.corpus.tokenizer import EOS
 from outlines.errors import OutlinesError
 from outlines.metrics.collapse import (
-    MIN_GAP,
-    Diagnosis,
     Gap,
-    StepDiagnosis,
     Steps,
-    Verdict,
     active_positions,
     active_units,
-    diagnose,
-    diagnose_steps,
     drift,
     edit_distance,
-    judge,
-    judge_model,
     kl_by_dim,
     kl_by_position,
     latent_gap,
@@ -34,6 +26,17 @@ from outlines.metrics.collapse import (
     other_rows,
     output_change,
     signal_noise,
+)
+from outlines.metrics.diagnosis import (
+    MIN_GAP,
+    Diagnosis,
+    StepDiagnosis,
+    Verdict,
+    decide,
+    diagnose,
+    diagnose_steps,
+    judge,
+    judge_model,
 )
 from outlines.networks.decoder import Decoder, DecoderConfig
 from outlines.networks.losses import sequence_nll
@@ -343,7 +346,7 @@ def test_a_vector_spread_thin_is_used_though_no_dimension_is() -> None:
     diagnosis = diagnose(sign_decoder(*[0.06] * 64), sentences(mu), mu, log_sigma(1, mu), max_len=2)
     assert diagnosis.verdict == Verdict.USED
     assert {dim.verdict for dim in diagnosis.dims} == {Verdict.TOO_NOISY_SAMPLING}
-    assert "None of them matters alone" in diagnosis.in_words()
+    assert "No single dimension matters" in " ".join(diagnosis.details())
 
 
 def test_the_same_instruments_read_an_outline() -> None:
@@ -380,6 +383,17 @@ def test_the_model_is_judged_by_the_dimensions_that_speak() -> None:
     assert judge_model([weak, weak], used=True) == Verdict.USED
 
 
+def test_the_reason_names_the_figure_that_decided() -> None:
+    name = "Its mutual information"
+    assert decide(Gap(0.5, 0.01), 0.4, 0.69, name) == (
+        False, "Its mutual information is 0.400 nats, below the threshold of 0.69.")
+    used, reason = decide(Gap(0.053, 0.02), 1.0, 0.69, name)
+    assert not used and reason.endswith("rises by 0.053 ± 0.020 nats per token, less than 3 standard errors above 0.")
+    used, reason = decide(Gap(0.002, 0.0001), 1.0, 0.69, name)
+    assert not used and reason.endswith("below the threshold of 0.01.")
+    assert decide(Gap(0.05, 0.01), 1.0, 0.69, name)[0]
+
+
 def test_a_diagnosis_is_deterministic_and_plain_json() -> None:
     mu = normal(NUM, 2)
     arguments = sign_decoder(1, 0), sentences(mu), mu, log_sigma(0.5, mu)
@@ -391,8 +405,9 @@ def test_a_diagnosis_is_deterministic_and_plain_json() -> None:
     assert figures["gap"]["per_token"] == first.gap.per_token
     assert figures["mutual_information"]["ceiling"] == math.log(NUM)
     assert figures["dims"][0]["gap"]["error"] == first.dims[0].gap.error
-    assert first.in_words().startswith("The vector is used: ")
-    assert "Of 2 dimensions, each changed alone on 256 sentences, 1 used, 1 ignored by the decoder." in first.in_words()
+    assert first.in_words().startswith("The vector is used. With another sentence's vector, the NLL rises by ")
+    assert first.in_words().endswith("above the threshold of 0.01.") and first.reason in first.in_words()
+    assert "2 dimensions, swapped one at a time on 256 sentences: 1 used, 1 ignored by the decoder." in first.details()
 
 
 def test_input_that_cannot_be_judged_is_refused() -> None:
@@ -497,6 +512,7 @@ def test_the_verdict_on_a_latent_per_step(signal: float, noise: float, weight: f
 def test_a_posterior_that_is_the_prior_leaves_no_gap_however_strongly_the_decoder_reads_it() -> None:
     found = diagnosis_of_steps(0.0, 1.0, 3.0)
     assert abs(found.gap.per_token) < 4 * found.gap.error and found.kl == 0
-    assert "a latent at every step" in found.in_words()
+    assert "a latent at every step" in " ".join(found.details())
+    assert found.in_words() == "The vector is too weak. Its KL to the prior is 0.000 nats, below the threshold of 0.69."
     data = json.loads(json.dumps(found.to_json()))
     assert len(data["kl_by_position"]) == LENGTH + 1 and len(data["dims"]) == 2 and data["mutual_information"] is None

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from outlines.corpus.tokenizer import BOS, EOS, PAD, UNK
 from outlines.errors import OutlinesError
-from outlines.metrics import NgramModel
-from outlines.metrics.ngram import discounts
+from outlines.metrics.ngram import NgramModel, discounts
 
 A, B, C, D = 4, 5, 6, 7
 V = 9  # A to 8 are pieces; with EOS, 6 tokens can come next
@@ -195,7 +194,7 @@ def test_a_sentence_has_one_score_whatever_stands_beside_it():
 
 
 def test_what_cannot_be_counted_is_an_error():
-    with pytest.raises(OutlinesError, match="1 or more sentences, got 0"):
+    with pytest.raises(OutlinesError, match="got 0 sentences; at least 1 needed"):
         NgramModel([], V)
     with pytest.raises(OutlinesError, match="order"):
         NgramModel([[A]], V, order=0)

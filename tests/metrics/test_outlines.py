@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from outlines.errors import OutlinesError
-from outlines.metrics import (
+from outlines.metrics.outlines import (
     frechet_distance,
     knn_precision_recall,
     two_sample_accuracy,
@@ -140,7 +140,7 @@ def test_two_sample_accuracy_sees_what_a_mixture_lacks():
 
 def test_two_sample_accuracy_learns_from_rows_of_the_same_kind():
     rows = gaussian(0, 30, 4)
-    with pytest.raises(OutlinesError, match="learns from 3 dimensions, is scored on 4"):
+    with pytest.raises(OutlinesError, match="trained on 3 dimensions, scored on 4"):
         two_sample_accuracy(rows, rows, (gaussian(1, 30, 3), gaussian(2, 30, 3)))
     with pytest.raises(OutlinesError, match="30 rows against 20"):
         two_sample_accuracy(rows, rows, (gaussian(1, 30, 4), gaussian(2, 20, 4)))
@@ -175,7 +175,7 @@ def test_wrong_outlines_are_errors(metric):
     good = gaussian(0, 30, 4)
     bad = good.copy()
     bad[7, 2] = math.nan
-    with pytest.raises(OutlinesError, match="1 of 30 outlines hold NaN"):
+    with pytest.raises(OutlinesError, match="1 of 30 outlines contain NaN"):
         metric(good, bad)
     with pytest.raises(OutlinesError):
         metric(good, good[:, :3])

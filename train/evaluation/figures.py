@@ -11,7 +11,8 @@ from torch import Tensor
 from outlines.checkpoint import read_state
 from outlines.decoding.sample import SamplingConfig, sample
 from outlines.decoding.scoring import nll_of_rows
-from outlines.metrics.collapse import Diagnosis, Posterior, StepDiagnosis, diagnose, diagnose_steps, other_rows
+from outlines.metrics.collapse import Posterior, other_rows
+from outlines.metrics.diagnosis import Diagnosis, StepDiagnosis, diagnose, diagnose_steps
 from outlines.metrics.verdicts import GanDiagnosis, Quality, diagnose_generator, memorised_share
 from outlines.models.base import TextModel
 from outlines.models.outlines import OutlineModel
@@ -90,7 +91,8 @@ def _num_dim_rows(num_dims: int, quick: bool) -> int:
 def collapse_figures(diagnosis: Diagnosis) -> dict[str, Any]:
     """The figures of a diagnosis that are about the model as a whole, its verdict, and the verdict in words."""
     figures: dict[str, Any] = {
-        "verdict": str(diagnosis.verdict), "words": diagnosis.in_words(), "test/active_units": diagnosis.active_units,
+        "verdict": str(diagnosis.verdict), "words": diagnosis.in_words(), "details": diagnosis.details(),
+        "test/active_units": diagnosis.active_units,
         "test/latent_gap_per_token": diagnosis.gap.per_token, "test/distinct_outputs": diagnosis.output_change.distinct,
         "test/output_change": diagnosis.output_change.edit_distance}
     if diagnosis.gap_prior is not None:

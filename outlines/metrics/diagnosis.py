@@ -1,0 +1,298 @@
+"""Verdicts on the vector: used, too weak, too noisy, or ignored by the decoder; for the model and for each dimension.
+
+The instruments are in `metrics/collapse.py`. Shapes as there: N sentences, Z dimensions, T steps.
+"""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from outlines.decoding.sample import SamplingConfig
+from outlines.errors import OutlinesError
+from outlines.metrics.collapse import (
+    ACTIVE_VARIANCE,
+    MIN_ERRORS,
+    Gap,
+    MutualInformation,
+    OutputChange,
+    Posterior,
+    SignalNoise,
+    Steps,
+    active_positions,
+    active_units,
+    checked,
+    draw_posterior,
+    drift,
+    kl_by_dim,
+    kl_by_position,
+    latent_gap,
+    latent_gap_by_dim,
+    mutual_information,
+    other_rows,
+    output_change,
+    signal_noise,
+)
+from outlines.networks.decoder import Decoder
+
+CONSTANT_SIGMA = 0.1
+"""Standard deviation over x of log sigma below which sigma counts as constant."""
+MIN_INFORMATION = 0.05
+"""Nats below which a dimension says nothing: sigma exceeds 3 standard deviations of mu."""
+MIN_MODEL_INFORMATION = math.log(2)
+"""Nats that a used vector must carry about the sentence: the answer to one yes-or-no question."""
+MAX_DRIFT = 1.0
+"""Standard deviations of mu; beyond it, a sentence's old z predicts its new z worse than the mean over sentences."""
+MIN_GAP = 0.01
+"""Nats per token that the nll must rise with another sentence's vector (1 % of perplexity). One dimension must reach an
+equal share, MIN_GAP / Z, so the rule fits a z of 2 dimensions and an outline of 384."""
+
+
+class Verdict(StrEnum):
+    """What happens to the vector, or to one dimension of it."""
+
+    USED = "used"
+    TOO_WEAK = "too weak"
+    TOO_NOISY_SAMPLING = "too noisy (sampling)"
+    TOO_NOISY_DRIFT = "too noisy (drift)"
+    IGNORED = "ignored by the decoder"
+
+
+def judge(signal: float, sigma_variation: float, information: float, drift: float | None, used: bool) -> Verdict:
+    """Return the verdict on one dimension.
+
+    If a drawn z says nothing about x, the dimension is too weak (mu and sigma are constant) or too noisy. A small mu with
+    an even smaller sigma is a clear signal, so mu is never judged by its size. A decoder that uses z has followed its
+    drift, so `used` is checked before the drift.
+    signal, sigma_variation, information: as in `SignalNoise`. drift: of mu, or None if not measured.
+    used: whether the nll depends on the dimension.
+    """
+    if information < MIN_INFORMATION:
+        constant = signal < ACTIVE_VARIANCE and sigma_variation < CONSTANT_SIGMA
+        return Verdict.TOO_WEAK if constant else Verdict.TOO_NOISY_SAMPLING
+    if used:
+        return Verdict.USED
+    if drift is not None and drift >= MAX_DRIFT:
+        return Verdict.TOO_NOISY_DRIFT
+    return Verdict.IGNORED
+
+
+def judge_model(dims: Sequence[Verdict], used: bool) -> Verdict:
+    """Return the verdict on the model: used, or the most common reason of its dimensions.
+
+    Dimensions that carry information decide if there are any, because weakness is then not the reason.
+    """
+    informative = [dim for dim in dims if dim in (Verdict.TOO_NOISY_DRIFT, Verdict.IGNORED)]
+    return Verdict.USED if used else Counter(informative or dims).most_common(1)[0][0]
+
+
+def decide(gap: Gap, information: float, needed: float, name: str) -> tuple[bool, str]:
+    """Return whether the vector is used, and a sentence with the figure that decided and its threshold.
+
+    information, needed: nats, called `name` in the sentence.
+    """
+    if information < needed:
+        return False, f"{name} is {information:.3f} nats, below the threshold of {needed:.2f}."
+    rise = f"With another sentence's vector, the NLL rises by {gap.per_token:.3f} ± {gap.error:.3f} nats per token, "
+    if gap.per_token < MIN_GAP:
+        return False, rise + f"below the threshold of {MIN_GAP}."
+    if not gap.reaches(MIN_GAP):
+        return False, rise + f"less than {MIN_ERRORS:g} standard errors above 0."
+    return True, rise + f"above the threshold of {MIN_GAP}."
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """The verdict on one dimension and its figures; None if there is no noise or no probes were given."""
+
+    verdict: Verdict
+    kl: float | None
+    signal: float
+    noise: float
+    snr: float
+    information: float
+    sigma_variation: float
+    drift_mu: float | None
+    drift_sigma: float | None
+    gap: Gap
+    """on the first `num_dim_sentences` sentences"""
+
+    def reason(self) -> str:
+        """Return the verdict with the figures that decided."""
+        gap = (f"with another sentence's value, the NLL rises by {self.gap.per_token:.2g} ± {self.gap.error:.1g} nats per "
+               "token")
+        return f"{self.verdict}: " + {
+            Verdict.USED: gap,
+            Verdict.TOO_WEAK: f"variance of mu {self.signal:.2g} (below {ACTIVE_VARIANCE}), standard deviation of log sigma "
+                              f"{self.sigma_variation:.2g} (below {CONSTANT_SIGMA})",
+            Verdict.TOO_NOISY_SAMPLING: f"signal {self.signal:.3g} and noise {self.noise:.3g} leave "
+                                        f"{self.information:.2g} nats (below {MIN_INFORMATION})",
+            Verdict.TOO_NOISY_DRIFT: f"between evaluations mu moves by {self.drift_mu or 0:.2g} of its standard deviations "
+                                     f"({MAX_DRIFT:g} or more); {gap}",
+            Verdict.IGNORED: f"signal {self.signal:.3g}, noise {self.noise:.3g}; {gap}",
+        }[self.verdict]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The verdict on the model, the verdicts on its dimensions, and all figures. nll, kl: nats per sentence."""
+
+    verdict: Verdict
+    reason: str
+    """the figure that decided whether the vector is used, with its threshold; one sentence"""
+    dims: tuple[Dimension, ...]
+    num_sentences: int
+    num_dim_sentences: int
+    """sentences behind the gaps of single dimensions"""
+    kl: float | None
+    """KL(q(z|x) || prior); None without noise"""
+    mutual_information: MutualInformation | None
+    active_units: int
+    gap: Gap
+    """with another sentence's vector"""
+    gap_prior: Gap | None
+    """with a vector from the prior or generator; None if there is none"""
+    output_change: OutputChange
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every figure as JSON data; named tuples become objects."""
+        return {field.name: _as_json(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    def in_words(self) -> str:
+        """Return the verdict in two sentences."""
+        return f"The vector is {self.verdict}. {self.reason}"
+
+    def details(self) -> list[str]:
+        """Return the other figures, one sentence or two per entry."""
+        found = []
+        if self.gap_prior:
+            found.append("With a vector from the model's own generator or prior, the NLL rises by "
+                         f"{self.gap_prior.per_token:.3f} ± {self.gap_prior.error:.3f} nats per token.")
+        counts = Counter(dim.verdict for dim in self.dims).most_common()
+        found.append(f"{len(self.dims)} dimensions, swapped one at a time on {self.num_dim_sentences} sentences: "
+                     + ", ".join(f"{num} {verdict}" for verdict, num in counts) + ".")
+        alike = [(dim.information, index) for index, dim in enumerate(self.dims) if dim.verdict == self.verdict]
+        if alike:
+            index = max(alike)[1]
+            found.append(f"The clearest {self.verdict} dimension is {index}. It is {self.dims[index].reason()}.")
+        else:
+            found.append("No single dimension matters: each says little, or several say the same.")
+        if self.mutual_information and self.kl is not None:
+            nats, error, ceiling, marginal_kl = self.mutual_information
+            found.append(f"The KL is {self.kl:.3g} nats: {nats:.3g} ± {error:.1g} of mutual information (the estimate "
+                         f"cannot exceed {ceiling:.1f}), and {marginal_kl:.3g} that do not depend on the sentence.")
+        found.append(f"{self.active_units} units are active. Of the greedy outputs of {self.output_change.num} vectors, "
+                     f"{self.output_change.distinct:.0%} are distinct; two of them differ in "
+                     f"{self.output_change.edit_distance:.0%} of their tokens.")
+        return found
+
+
+@dataclass(frozen=True)
+class StepDiagnosis(Diagnosis):
+    """A diagnosis of latents at every step. KL and information of a dimension are summed over steps, per sentence."""
+
+    kl_by_position: tuple[float, ...]
+    """nats per step"""
+    active_positions: int
+
+    def details(self) -> list[str]:
+        kl = self.kl_by_position
+        return [*super().details(),
+                "The model has a latent at every step; the vector is all of them. The KL is "
+                f"{self.kl:.3g} nats per sentence and {min(kl):.2g} to {max(kl):.2g} nats per step, largest at position "
+                f"{kl.index(max(kl))}. mu depends on the sentence at {self.active_positions} of {len(kl)} positions. The "
+                "mutual information is not computed."]
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Dimension):
+        return {field.name: _as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return value._asdict() if hasattr(value, "_asdict") else [_as_json(part) for part in value]
+    return value
+
+
+def _judge_dims(strength: SignalNoise, kl: Sequence[float | None], moved: Sequence[tuple[float | None, float | None]],
+                gaps: Sequence[Gap], used: bool) -> tuple[Dimension, ...]:
+    """Judge every dimension. moved: drift of mu and sigma. used: whether the model uses the vector."""
+    dims = []
+    for dim_kl, (signal, noise, snr, nats, variation), (drift_mu, drift_sigma), gap in zip(
+            kl, torch.stack(strength, dim=1).tolist(), moved, gaps, strict=True):
+        verdict = judge(signal, variation, nats, drift_mu, used and gap.reaches(MIN_GAP / len(gaps)))
+        dims.append(Dimension(verdict, dim_kl, signal, noise, snr, nats, variation, drift_mu, drift_sigma, gap))
+    return tuple(dims)
+
+
+def diagnose(decoder: Decoder, rows: Sequence[np.ndarray], mu: Tensor, logvar: Tensor | None = None,
+             probes: Sequence[Posterior] = (), prior: Tensor | None = None, seed: int = 0, num_swaps: int = 3,
+             num_dim_rows: int = 256, num_outputs: int = 100, max_len: int = SamplingConfig.max_len) -> Diagnosis:
+    """Apply every instrument and return the verdict. Deterministic given the seed.
+
+    The vector is used if it carries information (mutual information of at least MIN_MODEL_INFORMATION; without noise, one
+    dimension with MIN_INFORMATION) and the latent gap reaches MIN_GAP. A dimension can be used only if the vector is.
+    Gaps use a drawn z, because the decoder was trained on draws.
+
+    decoder: in evaluation mode. rows: token ids of N held-out sentences. mu, logvar: [N, Z]; logvar None: mu is the vector.
+    probes: posteriors of fixed sentences at successive evaluations, oldest first; empty: no drift. prior: vectors [N, Z]
+    for `gap_prior`; None: N(0, I), or nothing without logvar. num_swaps: other vectors tried per sentence.
+    num_dim_rows: sentences for the gaps of single dimensions, which are scored Z + 1 times.
+    """
+    mu, logvar = checked(mu, logvar)
+    if len(rows) != len(mu):
+        raise OutlinesError(f"collapse: {len(rows)} sentences, but {len(mu)} posteriors")
+    rng = torch.Generator().manual_seed(seed)
+    vectors = draw_posterior(mu, logvar, rng).float()
+    others = vectors[other_rows(len(vectors), num_swaps, rng)]
+    if prior is None and logvar is not None:
+        prior = torch.randn(vectors.shape, generator=rng)
+    gap = latent_gap(decoder, rows, vectors, *others)
+    gap_prior = None if prior is None else latent_gap(decoder, rows, vectors, prior)
+    gaps = latent_gap_by_dim(decoder, rows[:num_dim_rows], vectors[:num_dim_rows], others[0, :num_dim_rows])
+    strength = signal_noise(mu, logvar)
+    information, kl = None, None
+    if logvar is None:
+        used, reason = decide(gap, float(strength.information.max()), MIN_INFORMATION,
+                              "The information of its clearest dimension")
+    else:
+        information, kl = mutual_information(mu, logvar, rng), kl_by_dim(mu, logvar).tolist()
+        used, reason = decide(gap, information.nats, MIN_MODEL_INFORMATION, "Its mutual information with the sentence")
+    moved = list(zip(*(part.tolist() for part in drift(probes)), strict=True)) if probes else [(None, None)] * len(gaps)
+    dims = _judge_dims(strength, kl or [None] * len(gaps), moved, gaps, used)
+    return Diagnosis(judge_model([dim.verdict for dim in dims], used), reason, dims, len(rows), len(rows[:num_dim_rows]),
+                     sum(kl) if kl else None, information, active_units(mu), gap, gap_prior,
+                     output_change(decoder, vectors[:num_outputs], rng, max_len))
+
+
+def diagnose_steps(decoder: Decoder, rows: Sequence[np.ndarray], steps: Steps, prior: Tensor, seed: int = 0,
+                   num_swaps: int = 3, num_dim_rows: int = 256, num_outputs: int = 100,
+                   max_len: int = SamplingConfig.max_len) -> StepDiagnosis:
+    """Diagnose a decoder whose vector [N, T · Z] is a latent of Z dimensions for each of T steps.
+
+    Swapped latents are exchanged step by step in units of the prior, so a posterior equal to the prior leaves no gap.
+    After the other sentence's end they come from the prior. Signal and noise are computed over all real steps; a
+    dimension's information is that of one step times the mean number of steps. The KL replaces the mutual information,
+    which would need the posterior of every pair of sentences; the KL is never smaller. Drift is not measured.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    num_dims, vectors = steps.mu.shape[2], steps.drawn.flatten(1)
+    others = vectors[other_rows(len(vectors), num_swaps, rng)]
+    gap, gap_prior = latent_gap(decoder, rows, vectors, *others), latent_gap(decoder, rows, vectors, prior)
+    gaps = latent_gap_by_dim(decoder, rows[:num_dim_rows], vectors[:num_dim_rows], others[0, :num_dim_rows], num_dims)
+    mu, logvar = steps.real(steps.mu), steps.real(steps.logvar)
+    mean_steps = float(steps.lengths.double().mean())
+    strength = signal_noise(mu, logvar)
+    strength = strength._replace(information=strength.information * mean_steps)
+    kl = (kl_by_dim(mu, logvar) * mean_steps).tolist()
+    used, reason = decide(gap, sum(kl), MIN_MODEL_INFORMATION, "Its KL to the prior")
+    dims = _judge_dims(strength, kl, [(None, None)] * num_dims, gaps, used)
+    return StepDiagnosis(judge_model([dim.verdict for dim in dims], used), reason, dims, len(rows),
+                         len(rows[:num_dim_rows]), sum(kl), None, active_units(mu), gap, gap_prior,
+                         output_change(decoder, vectors[:num_outputs], rng, max_len),
+                         tuple(kl_by_position(steps).tolist()), active_positions(steps))
