@@ -16,7 +16,8 @@ from outlines.corpus.pairs import Pairs, load_pairing, read_pairs
 from outlines.corpus.reading import CorpusError, CorpusFiles, ReadingReport, fingerprint
 from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError
-from outlines.inference.pipeline import Condition, Pipeline, load_pipeline
+from outlines.inference.loading import load_pipeline
+from outlines.inference.pipeline import Condition, Pipeline
 from outlines.metrics.outlines import energy_score
 from outlines.models.conditional import (
     ConditionalGenerator,
