@@ -15,7 +15,7 @@ import numpy as np
 
 from outlines.corpus.prepared import PreparedCorpus, prepare_corpus
 from outlines.corpus.reading import CorpusFiles, ReadingReport, read_corpus
-from outlines.encoders.store import encode_corpus
+from outlines.encoders.store import encode_shards, finish_store
 
 SIZES = (100_000, 1_000_000)
 
@@ -43,10 +43,12 @@ def case(name: str, folder: Path) -> None:
     started = time.perf_counter()
     if name == "prepare":
         files = CorpusFiles(train=(str(folder / "corpus.txt"),))
-        prepare_corpus(read_corpus(files, ReadingReport()), folder / "prepared", source="benchmark")
+        pairs = ((member.split, member.sentence) for member in read_corpus(files, ReadingReport()))
+        prepare_corpus(pairs, folder / "prepared", source="benchmark")
     else:
         sentences = PreparedCorpus(folder / "prepared").sentences["train"]
-        encode_corpus(sentences, StandInEncoder(), folder / "store", corpus_fingerprint=sentences.fingerprint)
+        encode_shards(sentences, StandInEncoder(), folder / "store", corpus_fingerprint=sentences.fingerprint)
+        finish_store(folder / "store")
     status = Path("/proc/self/status").read_text()
     anonymous = int(status.split("RssAnon:")[1].split()[0]) // 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

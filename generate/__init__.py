@@ -1,1 +1,1 @@
-"""Use a finished run: `python -m generate [VERB] RUN`."""
+"""What can be done with a finished run: `python -m generate [VERB] RUN`."""

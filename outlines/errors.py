@@ -1,9 +1,16 @@
-"""Errors meant for people."""
+"""Errors that a user can act on."""
 
 
 class OutlinesError(Exception):
-    """A mistake that a person can mend.
+    """A user error. The message is one line: where, the fact, the remedy.
 
-    The message is one line: what is wrong, where, what to do. The command lines print it after `error: `,
-    without a traceback, and exit with status 2.
+    The command lines print it after `error: `, without a traceback, and exit with status 2.
     """
+
+
+class CheckpointError(OutlinesError):
+    """A file that this project wrote is missing, damaged or from another version."""
+
+
+class TokenizerError(OutlinesError):
+    """A tokenizer cannot be trained or loaded."""

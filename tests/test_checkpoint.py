@@ -8,7 +8,6 @@ import torch
 
 from outlines.checkpoint import (
     MANIFEST,
-    CheckpointError,
     atomic_directory,
     atomic_write,
     flatten_optimizer,
@@ -20,6 +19,7 @@ from outlines.checkpoint import (
     verify,
     write_state,
 )
+from outlines.errors import CheckpointError
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from outlines.corpus import grammar
 from outlines.corpus.batching import BatchOrder, TokenBatch, collate
-from outlines.corpus.pairs import Pairing, load_pairing, read_pairs
+from outlines.corpus.pairs import Pairing, load_pairing
 from outlines.corpus.prepared import PreparedCorpus, prepare_corpus
 from outlines.corpus.reading import SPLITS, ReadingReport, fingerprint, read_corpus, split_of
 from outlines.corpus.tokenizer import Tokenizer
@@ -167,8 +167,7 @@ def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
             return directory
         report = ReadingReport()
         if files:
-            pairs = ((member.split, member.sentence) for member in read_pairs(files, report)) if files.are_pairs else (
-                read_corpus(files, report))
+            pairs = ((member.split, member.sentence) for member in read_corpus(files, report))
         else:
             pairs = ((split_of(sentence, config.valid_fraction, config.test_fraction), sentence)
                      for sentence in grammar.sentences(config.num_sentences, EMBEDDED_SEED))

@@ -9,8 +9,6 @@ import hashlib
 import io
 import math
 import re
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,8 @@ from typing import Any
 import sentencepiece
 
 from outlines.checkpoint import atomic_write
-from outlines.errors import OutlinesError
+from outlines.errors import TokenizerError
+from outlines.hardening import read_tokenizer, try_tokenizer
 
 UNK, BOS, EOS, PAD = 0, 1, 2, 3
 SILENT = frozenset((BOS, EOS, PAD))
@@ -27,24 +26,6 @@ NUM_SPECIALS = 4 + 256  # the four above and one piece a byte
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 500, 32_000
 MAX_TRAINING_SENTENCES = 200_000
 MAX_SENTENCE_BYTES = 1 << 18
-MAX_MODEL_BYTES = 1 << 26  # 32,000 pieces and the normalisation take 1 MB
-
-TRIAL_SEC = 60
-TRIAL = """
-import sys
-import sentencepiece
-processor = sentencepiece.SentencePieceProcessor(model_proto=sys.stdin.buffer.read())
-characters = [*map(chr, range(1, 0xD800)), *map(chr, range(0xE000, 0x10000)), chr(0x1F600), chr(0x10FFFF)]
-for text in (" ".join(characters), "".join(characters), "a" * 1000, "A dog runs."):
-    processor.normalize(text)
-    processor.decode(processor.encode(text))
-processor.decode([[piece] for piece in range(processor.get_piece_size())])
-"""
-"""What a process of its own does with a model before this one touches it."""
-
-
-class TokenizerError(OutlinesError):
-    """A tokenizer that cannot be trained or read."""
 
 
 def _rule(lowercase: bool) -> str:
@@ -148,21 +129,19 @@ class Tokenizer:
             for piece, special in zip(processor.id_to_piece(list(pieces)), map(self._is_special, pieces), strict=True)]
 
     @classmethod
-    def load(cls, path: Path) -> "Tokenizer":
-        """Read a model file, after a process of its own has tried it. Raises TokenizerError if it is missing or damaged.
+    def load(cls, path: Path, sha256: str | None = None) -> "Tokenizer":
+        """Return the tokenizer in a model file. Raises TokenizerError if it is missing or damaged.
 
-        SentencePiece is C++ that follows what the file says: a crash there must not be one here.
+        sha256: the file's hash from a verified manifest or run.json. If None (a file that a user provides), the model is
+            first tried in a child process, because SentencePiece can crash on a damaged file.
         """
         try:
-            if path.exists() and not path.is_file():
-                raise TokenizerError("not a plain file")
-            if path.stat().st_size > MAX_MODEL_BYTES:
-                raise TokenizerError(f"not a SentencePiece model: larger than {MAX_MODEL_BYTES:,} bytes")
-            model = path.read_bytes()
-            _try(model)
+            model = read_tokenizer(path)
+            if sha256 is None:
+                try_tokenizer(model)
+            elif hashlib.sha256(model).hexdigest() != sha256:
+                raise TokenizerError("damaged, or from another run (its SHA-256 is not the recorded one).")
             return cls(model)
-        except OSError as error:
-            raise TokenizerError(f"{path}: {error.strerror}") from error
         except TokenizerError as error:
             raise TokenizerError(f"{path}: {error}") from error
 
@@ -223,16 +202,3 @@ class Tokenizer:
         processor = self._processor
         return processor.is_byte(piece) or processor.is_control(piece) or processor.is_unknown(piece)
 
-
-def _try(model: bytes) -> None:
-    """Raise TokenizerError unless a process that loads and uses a model lives to its end."""
-    try:
-        # -P: nothing in the working directory may stand in for a package.
-        status = subprocess.run([sys.executable, "-P", "-c", TRIAL], input=model, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.DEVNULL, timeout=TRIAL_SEC, check=False).returncode
-    except subprocess.TimeoutExpired as error:
-        raise TokenizerError("not a SentencePiece model that can be used: SentencePiece does not come to an end") from error
-    if status < 0:
-        raise TokenizerError(f"not a SentencePiece model that can be used: SentencePiece dies of it, by signal {-status}")
-    if status:
-        raise TokenizerError("not a SentencePiece model, or a damaged one")

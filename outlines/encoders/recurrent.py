@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from outlines.checkpoint import MANIFEST, atomic_write, build_module, read_state, sha256_file, write_state
+from outlines.checkpoint import MANIFEST, atomic_write, read_state, sha256_file, write_state
 from outlines.corpus.batching import collate
 from outlines.corpus.tokenizer import BOS, EOS, PAD, Tokenizer
 from outlines.errors import OutlinesError
+from outlines.hardening import build_module
 
 BATCH_SIZE = 64
 KIND = "recurrent-encoder"
@@ -107,34 +108,32 @@ def corrupt(inputs: Tensor, lengths: Tensor, drop: float, shuffle_distance: int,
 
 
 class FrozenRecurrentEncoder:
-    """A trained `RecurrentEncoder` and its tokenizer, read from a directory; it implements `SentenceEncoder`.
+    """A trained `RecurrentEncoder` and its tokenizer, loaded from a directory. Implements `SentenceEncoder`.
 
-    fingerprint: SHA-256 over the weights, the configuration and the tokenizer.
-    Raises OutlinesError where the directory is not what `save_recurrent_encoder` wrote.
+    fingerprint: SHA-256 of the weights, the configuration and the tokenizer.
+    Raises OutlinesError unless `save_recurrent_encoder` wrote the directory.
     """
 
     normalized = True
 
     def __init__(self, directory: Path, device: str = "cpu"):
         tensors, meta = read_state(directory / "state")
-        tokenizer_path = directory / "tokenizer.model"
         if meta.get("kind") != KIND:
-            raise OutlinesError(f"{directory}: holds {meta.get('kind')!r}, not a {KIND}")
-        self._tokenizer = Tokenizer.load(tokenizer_path)
-        if self._tokenizer.fingerprint != meta.get("tokenizer_sha256"):
-            raise OutlinesError(f"{tokenizer_path}: not the tokenizer that this encoder was trained with")
+            raise OutlinesError(f"{directory}: contains {str(meta.get('kind'))[:40]!r}, not a {KIND}. "
+                                "Train one with `python -m train encoder`.")
+        self._tokenizer = Tokenizer.load(directory / "tokenizer.model", str(meta.get("tokenizer_sha256")))
         config: dict[str, Any] = meta.get("config", {})
         self._module = build_module(lambda: RecurrentEncoder(RecurrentEncoderConfig(**config)), config, tensors, directory)
         self._module.to(device).eval().requires_grad_(False)
         self._device = torch.device(device)
         self.name = f"recurrent:{directory}"
         self.dim = self._module.config.outline_dim
-        # The manifest holds the sums of the weights and of the metadata, which holds that of the tokenizer.
+        # The manifest has the hash of the weights and of the metadata, and the metadata has the tokenizer's.
         self.fingerprint = hashlib.sha256((directory / "state" / MANIFEST).read_bytes()).hexdigest()
 
     @torch.inference_mode()
     def encode(self, sentences: list[str]) -> np.ndarray:
-        """The outlines of N sentences: [N, D] float32, encoded in batches of like length."""
+        """Return the outlines of N sentences: [N, D] float32. Batches contain sentences of similar length."""
         rows = [np.array(ids, dtype=np.int64) for ids in self._tokenizer.encode(sentences)]
         outlines = np.empty((len(rows), self.dim), dtype=np.float32)
         by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
@@ -146,7 +145,7 @@ class FrozenRecurrentEncoder:
 
 
 def save_recurrent_encoder(directory: Path, module: RecurrentEncoder, tokenizer_path: Path) -> None:
-    """Write what `FrozenRecurrentEncoder` reads: the tokenizer, then the weights beside its SHA-256."""
+    """Write what `FrozenRecurrentEncoder` loads: the tokenizer, then the weights with its SHA-256."""
     meta = {"kind": KIND, "config": asdict(module.config), "tokenizer_sha256": sha256_file(tokenizer_path)}
     atomic_write(directory / "tokenizer.model", tokenizer_path.read_bytes())
     write_state(directory / "state", module.state_dict(), meta)

@@ -1,10 +1,10 @@
-"""Encoded corpora on disk: sentences → raw outlines, once; and raw outline ⇄ scaled outline, at load.
+"""The outlines of a corpus on disk: encoded once, memory-mapped afterwards.
 
-A store is a directory of shards, each the bare little-endian float16 values of [shard_rows, D] outlines,
-beside a label: a small JSON file with its SHA-256 and the corpus and encoder that it belongs to. A shard
-counts once both are there, so an interrupted encoding goes on where it stopped. `meta.json`, written last,
-makes the store whole. Outlines are kept raw and scaled at load, so that the scaling can change without
-encoding again, as the latents of EDM2 are (Karras et al., 2024).
+A store is a directory of shards. A shard holds the little-endian float16 values of [shard_rows, D] outlines; a label
+beside it, a small JSON file, has its SHA-256 and says which corpus and encoder it belongs to. A shard counts when
+both files exist, so an interrupted encoding continues with the first missing shard. `meta.json` is written last.
+Outlines are stored raw and scaled at load, as in EDM2 (Karras et al., 2024), so the scaling can change without
+encoding again.
 """
 
 import hashlib
@@ -18,18 +18,17 @@ import numpy as np
 
 from outlines.checkpoint import atomic_write, sha256_file, sweep
 from outlines.encoders import SentenceEncoder
-from outlines.errors import OutlinesError
+from outlines.errors import CheckpointError, OutlinesError
+from outlines.hardening import read_json
 
 META = "meta.json"
 SHARD_ROWS = 16_384
 CHUNK_SENTENCES = 2_048  # one call of the encoder: enough to sort by length, few enough to report progress
-MAX_MAPPED_SHARDS = 512  # each mapping holds a file descriptor, of which a process commonly has 1,024
+MAX_MAPPED_SHARDS = 512  # each map holds a file descriptor; a process usually has 1,024
 DTYPE = np.dtype("<f2")
 KEY = {"rows": "number of sentences", "shard_rows": "shard size", "dim": "outline width",
        "encoder_fingerprint": "encoder", "corpus_fingerprint": "corpus"}
-LABEL_NAMES = {*KEY, "encoder", "sha256"}
-META_NAMES = {*KEY, "encoder", "shards", "mean", "scale"}
-SEAL = "seal"
+ENCODE_AGAIN = "Delete it if it exists and run the encoding again."
 Progress = Callable[[int, int], None]
 
 
@@ -41,38 +40,30 @@ class Sentences(Protocol):
     def __getitem__(self, index: int, /) -> str: ...
 
 
-def encode_corpus(sentences: Sentences, encoder: SentenceEncoder, directory: Path, *, corpus_fingerprint: str,
-                  shard_rows: int = SHARD_ROWS, progress: Progress | None = None) -> "OutlineStore":
-    """Encode a corpus in this one process, or go on where an earlier run stopped; returns the whole store."""
-    encode_shards(sentences, encoder, directory, corpus_fingerprint=corpus_fingerprint, shard_rows=shard_rows,
-                  progress=progress)
-    return finish_store(directory)
-
-
 def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Path, *, corpus_fingerprint: str,
                   shard_rows: int = SHARD_ROWS, rank: int = 0, world: int = 1,
                   progress: Progress | None = None) -> None:
-    """Encode every `world`-th shard from `rank` on; once all ranks are done, `finish_store` makes the store.
+    """Encode the shards of one rank: every `world`-th, starting at `rank`. `finish_store` completes the store.
 
-    A whole shard is left as it is, a torn one is encoded again. Memory holds one shard at a time.
+    Complete shards are skipped, damaged ones are encoded again. Memory holds one shard at a time.
 
-    progress: called with (sentences done, sentences in all) of this rank.
-    Raises OutlinesError where the directory belongs to another corpus or encoder, and where an outline is not
-    finite in float16 or not D wide, naming the sentence by its number, counted from 0.
+    progress: called with (sentences done, total sentences) of this rank.
+    Raises OutlinesError if the directory belongs to another corpus or encoder, or if an outline is not finite in
+    float16 or has the wrong width; the message has the sentence's number, counted from 0.
     """
     if len(sentences) == 0:
-        raise OutlinesError(f"{directory}: there are no sentences to encode")
+        raise OutlinesError(f"{directory}: no sentences to encode. Check the corpus.")
     label = {"rows": len(sentences), "shard_rows": shard_rows, "dim": encoder.dim, "encoder": encoder.name,
              "encoder_fingerprint": encoder.fingerprint, "corpus_fingerprint": corpus_fingerprint}
     for file in sorted(directory.glob("shard-*.json")):
-        _check_key(directory, read_json(file, LABEL_NAMES), label)
+        _check_key(directory, read_sealed(file), label)
     starts = range(rank * shard_rows, len(sentences), world * shard_rows)
     total = sum(min(shard_rows, len(sentences) - start) for start in starts)
     done = 0
     for start in starts:
         stop = min(start + shard_rows, len(sentences))
         file = _shard_file(directory, start // shard_rows)
-        if not _is_whole(file):
+        if not _is_complete(file):
             outlines = np.empty((stop - start, encoder.dim), dtype=DTYPE)
             for first in range(start, stop, CHUNK_SENTENCES):
                 last = min(first + CHUNK_SENTENCES, stop)
@@ -81,52 +72,51 @@ def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Pat
                     progress(done + last - start, total)
             data = outlines.tobytes()
             atomic_write(file, data)
-            shard_label = {**label, "sha256": hashlib.sha256(data).hexdigest()}
-            _write_json(file.with_suffix(".json"), shard_label)
+            _write_sealed(file.with_suffix(".json"), {**label, "sha256": hashlib.sha256(data).hexdigest()})
         done += stop - start
         if progress:
             progress(done, total)
 
 
 def finish_store(directory: Path) -> "OutlineStore":
-    """Write `meta.json` once the shards of all ranks are there, and return the store; one process calls it.
+    """Write `meta.json` after all ranks have encoded their shards, and return the store. One process calls this.
 
-    Raises OutlinesError naming the shard that is missing, damaged or of another corpus or encoder.
+    Raises OutlinesError with the name of a shard that is missing, damaged or from another corpus or encoder.
     """
-    first = read_json(_shard_file(directory, 0).with_suffix(".json"), LABEL_NAMES)
-    sums = []
+    first = read_sealed(_shard_file(directory, 0).with_suffix(".json"))
+    sums: list[str] = []
     for shard in range(math.ceil(first["rows"] / first["shard_rows"])):
-        label = read_json(_shard_file(directory, shard).with_suffix(".json"), LABEL_NAMES)
+        label = read_sealed(_shard_file(directory, shard).with_suffix(".json"))
         _check_key(directory, label, first)
-        sums.append(label["sha256"])
+        sums.append(str(label.get("sha256")))
     label = {name: value for name, value in first.items() if name != "sha256"} | {"shards": sums}
     meta = directory / META
-    if not meta.exists() or not label.items() <= read_json(meta, META_NAMES).items():
+    if not meta.exists() or not label.items() <= read_sealed(meta).items():
         mean, scale = _moments(directory, sums, first["dim"])
-        _write_json(meta, {**label, "mean": mean.tolist(), "scale": scale})
+        _write_sealed(meta, {**label, "mean": mean.tolist(), "scale": scale})
     sweep(directory)
     return OutlineStore(directory, verify=False)
 
 
 class OutlineStore:
-    """The raw outlines of a whole corpus, [N, D], memory-mapped.
+    """The raw outlines of a corpus, [N, D], memory-mapped.
 
-    mean: [D] float64, over all rows. scale: one number, the root of the mean over dimensions of the variance.
-    verify: read every shard once and compare its SHA-256.
-    Raises OutlinesError naming the file that is missing or damaged.
+    mean: [D] float64, over all rows. scale: square root of the variance, averaged over dimensions.
+    verify: compare the SHA-256 of every shard.
+    Raises OutlinesError with the name of a file that is missing or damaged.
     """
 
     def __init__(self, directory: Path, verify: bool = True):
-        meta = read_json(directory / META, META_NAMES)
-        counts, mean, shards = [meta[name] for name in ("dim", "rows", "shard_rows")], meta["mean"], meta["shards"]
+        meta = read_sealed(directory / META)
+        counts, mean, shards = [meta[name] for name in ("dim", "rows", "shard_rows")], meta.get("mean"), meta.get("shards")
         if (not all(type(count) is int and 0 < count < 2**53 for count in counts) or not isinstance(mean, list)
-                or not all(isinstance(value, float) for value in [*mean, meta["scale"]])
+                or not all(isinstance(value, float) for value in [*mean, meta.get("scale")])
                 or len(mean) != meta["dim"] or not isinstance(shards, list)
                 or len(shards) != math.ceil(meta["rows"] / meta["shard_rows"])):
             raise _damaged(directory / META)
         self.directory = directory
         self.dim: int = meta["dim"]
-        self.mean = np.array(meta["mean"], dtype=np.float64)
+        self.mean = np.array(mean, dtype=np.float64)
         self.scale: float = meta["scale"]
         self.encoder_name: str = meta["encoder"]
         self.encoder_fingerprint: str = meta["encoder_fingerprint"]
@@ -134,7 +124,7 @@ class OutlineStore:
         self._num_rows: int = meta["rows"]
         self._shard_rows: int = meta["shard_rows"]
         self._mapped: dict[int, np.ndarray] = {}
-        for shard, expected in enumerate(meta["shards"]):
+        for shard, expected in enumerate(shards):
             file = _shard_file(directory, shard)
             if not file.is_file() or file.stat().st_size != math.prod(self._shape(shard)) * DTYPE.itemsize:
                 raise _damaged(file)
@@ -146,17 +136,17 @@ class OutlineStore:
 
     @property
     def encoder(self) -> dict[str, str]:
-        """Name and fingerprint of the encoder, as a model keeps them."""
+        """Name and fingerprint of the encoder, as models store them."""
         return {"name": self.encoder_name, "fingerprint": self.encoder_fingerprint}
 
     def rows(self, indices: np.ndarray) -> np.ndarray:
-        """The outlines of rows `indices` ([B], from 0 to N - 1), in that order: [B, D] float32."""
+        """Return the outlines of rows `indices` ([B], 0 to N - 1), in that order: [B, D] float32."""
         outlines = np.empty((len(indices), self.dim), dtype=np.float32)
         if not len(indices):
             return outlines
         if not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"rows {indices.min()} to {indices.max()} of a store of {len(self)}")
-        order = np.argsort(indices, kind="stable")  # each shard is visited once, from front to back
+        order = np.argsort(indices, kind="stable")  # reads each shard once, front to back
         shards = indices[order] // self._shard_rows
         for part in np.split(order, np.flatnonzero(np.diff(shards)) + 1):
             shard = int(indices[part[0]]) // self._shard_rows
@@ -178,23 +168,21 @@ class OutlineStore:
 def _encode_chunk(sentences: Sentences, encoder: SentenceEncoder, first: int, last: int) -> np.ndarray:
     outlines = encoder.encode([sentences[index] for index in range(first, last)])
     if outlines.shape != (last - first, encoder.dim):
-        raise OutlinesError(f"sentences {first} to {last - 1}: encoder {encoder.name} gave outlines of shape "
-                            f"{outlines.shape}, where ({last - first}, {encoder.dim}) were due")
+        raise OutlinesError(f"Sentences {first} to {last - 1}: encoder {encoder.name} returned shape {outlines.shape}, "
+                            f"expected ({last - first}, {encoder.dim}). Check the encoder.")
     with np.errstate(over="ignore"):
         halves = outlines.astype(np.float16)
     finite = np.isfinite(halves).all(axis=1)
     if not finite.all():
-        raise OutlinesError(f"sentence {first + int(finite.argmin())}: its outline by encoder {encoder.name} "
-                            "is not finite in float16")
+        raise OutlinesError(f"Sentence {first + int(finite.argmin())}: its outline from encoder {encoder.name} is not "
+                            "finite in float16. Remove the sentence or use another encoder.")
     return halves
 
 
 def _moments(directory: Path, sums: list[str], dim: int) -> tuple[np.ndarray, float]:
-    """Mean [D] and scale of the stored values in float64, one shard in memory at a time; each shard is
-    verified.
+    """Return mean [D] and scale of the stored values in float64, reading and verifying one shard at a time.
 
-    Source: Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances
-    (1979).
+    Source: Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances (1979).
     """
     mean, deviations, count = np.zeros(dim), np.zeros(dim), 0
     for shard, expected in enumerate(sums):
@@ -217,47 +205,35 @@ def _shard_file(directory: Path, shard: int) -> Path:
     return directory / f"shard-{shard:05d}.f16"
 
 
-def _is_whole(file: Path) -> bool:
+def _is_complete(file: Path) -> bool:
     label = file.with_suffix(".json")
-    if not (file.is_file() and label.is_file()):
-        return False
-    return sha256_file(file) == read_json(label, LABEL_NAMES)["sha256"]
+    return file.is_file() and label.is_file() and sha256_file(file) == read_sealed(label).get("sha256")
 
 
 def _check_key(directory: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     differing = [what for name, what in KEY.items() if found.get(name) != wanted[name]]
     if differing:
-        raise OutlinesError(f"{directory}: holds outlines of another {' and '.join(differing)}; "
-                            "encode into another directory, or delete this one")
+        raise OutlinesError(f"{directory}: holds outlines of another {' and '.join(differing)}. "
+                            "Encode into another directory, or delete this one.")
 
 
 def _seal(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write a label or a store's meta.json with the SHA-256 of what it says."""
-    atomic_write(file, json.dumps({**content, SEAL: _seal(content)}).encode())
+def _write_sealed(file: Path, content: dict[str, Any]) -> None:
+    """Write a label or a store's meta.json with the SHA-256 of its content."""
+    atomic_write(file, json.dumps({**content, "seal": _seal(content)}).encode())
 
 
-def read_json(file: Path, names: set[str]) -> dict[str, Any]:
-    """A label or a store's meta.json, with the names it must have; raises OutlinesError.
-
-    Stores of before there was a seal have none, and are taken as they are.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise OutlinesError(f"{file}: missing: the encoding did not finish; run it again") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(file) from error
-    if not isinstance(content, dict):
-        raise _damaged(file)
-    seal = content.pop(SEAL, None)
-    if content.keys() != names or seal not in (None, _seal(content)):
+def read_sealed(file: Path) -> dict[str, Any]:
+    """Return a label or a store's meta.json. Raises OutlinesError if it is missing, damaged or lacks part of the key."""
+    content = read_json(file, ENCODE_AGAIN)
+    seal = content.pop("seal", None)
+    if seal != _seal(content) or not {*KEY, "encoder"} <= content.keys():
         raise _damaged(file)
     return content
 
 
-def _damaged(file: Path) -> OutlinesError:
-    return OutlinesError(f"{file}: missing or damaged; delete it if it is there and run the encoding again")
+def _damaged(file: Path) -> CheckpointError:
+    return CheckpointError(f"{file}: missing or damaged. {ENCODE_AGAIN}")

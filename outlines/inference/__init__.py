@@ -1,1 +1,1 @@
-"""Use a finished run."""
+"""A finished run in use."""

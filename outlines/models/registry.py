@@ -10,7 +10,9 @@ from types import ModuleType
 from typing import Any
 
 from outlines import models
-from outlines.checkpoint import CheckpointError, build_module, module_tensors, read_state, write_state
+from outlines.checkpoint import module_tensors, read_state, write_state
+from outlines.errors import CheckpointError
+from outlines.hardening import build_module
 from outlines.models.base import TextModel
 
 
@@ -46,6 +48,6 @@ def load_model(directory: Path) -> TextModel:
     tensors, meta = read_state(directory)
     known, family, shape = families(), meta.get("family"), meta.get("shape")
     if not isinstance(family, str) or family not in known or not isinstance(shape, dict):
-        raise CheckpointError(f"{directory}: not a model of this version (family {str(family)[:40]!r}): train it again")
+        raise CheckpointError(f"{directory}: does not match this version (family {str(family)[:40]!r}). Train it again.")
     own = {name.removeprefix("model.model."): tensor for name, tensor in tensors.items()}
     return build_module(lambda: known[family].from_shape(shape), shape, own, directory).eval()

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from outlines.checkpoint import CheckpointError
+from outlines.corpus.formats import CorpusError
 from outlines.corpus.prepared import (
     PreparedCorpus,
     Sentences,
@@ -14,8 +14,9 @@ from outlines.corpus.prepared import (
     write_sentences,
     write_tokens,
 )
-from outlines.corpus.reading import CorpusError, split_of
+from outlines.corpus.reading import split_of
 from outlines.corpus.tokenizer import Tokenizer, train_tokenizer
+from outlines.errors import CheckpointError
 
 SENTENCES = [f"The {size} {animal} {does} near {count} Bäume 😀."
              for size in ("big", "small", "old") for animal in ("dog", "cat", "horse")
@@ -77,15 +78,15 @@ def test_tokens_are_the_tokenizers_and_cut_rows_are_counted(tmp_path: Path, toke
     sentences = Sentences(tmp_path, "train")
     expected = tokenizer.encode(list(sentences))
     limit = len(expected[1])
-    seen: list[tuple[int, int]] = []
-    assert write_tokens(sentences, tokenizer, tmp_path, limit, lambda *done: seen.append(done)) == 1
+    seen: list[int] = []
+    assert write_tokens(sentences, tokenizer, tmp_path, limit, seen.append) == 1
     tokens = Tokens(tmp_path, "train")
     assert [row.tolist() for row in tokens.rows(range(4))] == [row[:limit] for row in expected]
     assert tokens.rows([3, 0, 3])[0].tolist() == expected[3][:limit]
     assert tokens.rows([0])[0].dtype == np.uint16
     assert tokens.lengths.tolist() == [min(len(row), limit) for row in expected]
-    assert tokens.lengths.dtype == np.int64 and len(tokens) == 4 and tokens.num_tokens == tokens.lengths.sum()
-    assert seen == [(4, 4)]
+    assert tokens.lengths.dtype == np.int64 and len(tokens) == 4 and len(tokens.ids) == tokens.lengths.sum()
+    assert seen == [4]
 
 
 def test_a_split_of_nothing_visible_has_empty_rows(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -127,7 +128,7 @@ def test_preparing_twice_gives_the_same_bytes(tmp_path: Path, tokenizer: Tokeniz
     given = prepare_corpus(PAIRS, tmp_path / "one", source="s", tokenizer=tokenizer)  # replaces the first
     assert given.tokenizer.fingerprint == tokenizer.fingerprint
     assert PreparedCorpus(tmp_path / "one").fingerprint == given.fingerprint != second.fingerprint
-    with pytest.raises(CorpusError, match="leave these options out"):
+    with pytest.raises(CorpusError, match="Remove these options"):
         prepare_corpus(PAIRS, tmp_path / "one", source="s", tokenizer=tokenizer, lowercase=True)
 
 

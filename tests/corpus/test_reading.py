@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from outlines.corpus import reading
-from outlines.corpus.reading import (
-    CorpusError,
-    CorpusFiles,
-    ReadingReport,
-    fingerprint,
-    read_corpus,
-    read_sentences,
-    split_of,
-)
+from outlines.corpus.formats import CorpusError
+from outlines.corpus.reading import CorpusFiles, ReadingReport, fingerprint, read_corpus, read_records, split_of
+
+
+def read_sentences(paths: list[str], text_column: str = "text", **options: object) -> Iterator[str]:
+    """Yield the sentences of one column."""
+    for record in read_records(paths, [text_column], **options):  # type: ignore[arg-type]
+        yield record.fields[0]
 
 
 def read(path: Path, data: bytes, **options: object) -> tuple[list[str], ReadingReport]:
@@ -151,7 +151,7 @@ def test_damaged_gz_and_bombs(tmp_path: Path) -> None:
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "folder.txt").mkdir()
-    faults = (("none.txt", "no such file"), ("folder.txt", "not a plain file"), ("a.doc", "unknown kind"))
+    faults = (("none.txt", "no such file"), ("folder.txt", "not a plain file"), ("a.doc", "unknown file type"))
     for name, message in faults:
         with pytest.raises(CorpusError, match=message):
             list(read_sentences([str(tmp_path / name)]))
@@ -161,7 +161,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert report.rejected.total() == 2
     with pytest.raises(CorpusError, match=r"no sentence found \(empty\)"):
         read(tmp_path / "a.txt", b"")
-    with pytest.raises(CorpusError, match="3 lines rejected, the last as empty"):
+    with pytest.raises(CorpusError, match="3 lines rejected, the last one: empty"):
         read(tmp_path / "a.txt", b"\n\n\n")
 
 
@@ -221,13 +221,14 @@ def test_given_held_out_files_replace_fractions(tmp_path: Path) -> None:
     report = ReadingReport()
     pairs = list(read_corpus(corpus(tmp_path), report))
     assert len(pairs) == 500
-    assert all(split == split_of(sentence, 0.1, 0.1) for split, sentence in pairs)
+    assert all(split == split_of(sentence, 0.1, 0.1) for split, sentence, *_ in pairs)
+    assert [member.group for member in pairs] == list(range(500))
     assert report.accepted.total() == 500 and min(report.accepted.values()) > 20
 
     report = ReadingReport()
     pairs = list(read_corpus(corpus(tmp_path, valid=(str(tmp_path / "valid.txt"),)), report))
-    assert [sentence for split, sentence in pairs if split == "valid"] == ["valid 0", "valid 1", "valid 2"]
-    assert all(split == split_of(sentence, 0.0, 0.1) for split, sentence in pairs if split != "valid")
+    assert [sentence for split, sentence, *_ in pairs if split == "valid"] == ["valid 0", "valid 1", "valid 2"]
+    assert all(split == split_of(sentence, 0.0, 0.1) for split, sentence, *_ in pairs if split != "valid")
     assert report.accepted["test"] > 20
 
     report = ReadingReport()

@@ -14,11 +14,10 @@ from outlines.corpus.tokenizer import (
     PAD,
     UNK,
     Tokenizer,
-    TokenizerError,
     train_tokenizer,
     vocabulary_size,
 )
-from outlines.errors import OutlinesError
+from outlines.errors import OutlinesError, TokenizerError
 
 SENTENCES = [f"{who} {does} {where}."
              for who in ("A brown dog", "The old man", "Two Children", "A woman in red")

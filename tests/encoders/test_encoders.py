@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from outlines.encoders import SentenceEncoder, load_encoder, sentence_transformer
-from outlines.encoders.sentence_transformer import check_model
 from outlines.errors import OutlinesError
+from outlines.hardening import check_sentence_transformer
 
 SENTENCES = ["A dog runs over the grass.", "Two men stand on a bridge in the rain, talking.", "a cat", "",
              "A woman in a long green coat buys three apples from an old man at the market.",
@@ -52,7 +52,7 @@ def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_model_of_data_alone_passes(model: Path) -> None:
-    assert check_model(model) == [model, model / "1_Pooling"]
+    assert check_sentence_transformer(model) == [model, model / "1_Pooling"]
 
 
 @pytest.mark.parametrize("kind", [
@@ -63,7 +63,7 @@ def test_a_model_of_data_alone_passes(model: Path) -> None:
 def test_a_module_type_that_is_not_the_librarys_own_is_refused(model: Path, kind: str) -> None:
     list_modules(model, ["sentence_transformers.models.Transformer", kind])
     with pytest.raises(OutlinesError, match=r"modules\.json: module type .* is refused"):
-        check_model(model)
+        check_sentence_transformer(model)
 
 
 @pytest.mark.parametrize(("damage", "message"), [
@@ -82,12 +82,12 @@ def test_a_model_that_is_unsafe_or_torn_is_refused(model: Path, damage: Callable
                                                    message: str) -> None:
     damage(model)
     with pytest.raises(OutlinesError, match=message):
-        check_model(model)
+        check_sentence_transformer(model)
 
 
 def test_pickles_may_lie_beside_safetensors(model: Path) -> None:
     (model / "pytorch_model.bin").write_bytes(b"x")
-    check_model(model)
+    check_sentence_transformer(model)
 
 
 def test_code_beside_a_model_is_not_run(model: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_directory_loads_as_the_same_model_and_its_settings_are_in_the_fingerp
     assert shorter.fingerprint != minilm.fingerprint
     assert np.abs(shorter.encode(SENTENCES) - minilm.encode(SENTENCES)).max() > 0.01
     (copy / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(OutlinesError, match="not a model that sentence-transformers can load") as caught:
+    with pytest.raises(OutlinesError, match="sentence-transformers cannot load this model") as caught:
         load_encoder(f"st:{copy}")
     assert "\n" not in str(caught.value)
 

@@ -26,18 +26,19 @@ import numpy as np
 import pytest
 import torch
 
-from outlines import load
-from outlines.checkpoint import MANIFEST, CheckpointError, read_state, sha256_file, verify, write_state
-from outlines.corpus import tokenizer as tokenizing
+from outlines import hardening, load
+from outlines.checkpoint import MANIFEST, read_state, sha256_file, verify, write_state
+from outlines.corpus.formats import MAX_LINE_BYTES, CorpusError
 from outlines.corpus.prepared import PreparedCorpus
-from outlines.corpus.reading import MAX_LINE_BYTES, CorpusError, ReadingReport, read_sentences
-from outlines.corpus.tokenizer import Tokenizer, TokenizerError
+from outlines.corpus.reading import ReadingReport
+from outlines.corpus.tokenizer import Tokenizer
 from outlines.encoders import load_encoder
-from outlines.encoders.sentence_transformer import check_model
 from outlines.encoders.store import OutlineStore, finish_store
-from outlines.errors import OutlinesError
+from outlines.errors import CheckpointError, OutlinesError, TokenizerError
+from outlines.hardening import check_sentence_transformer
 from outlines.models.registry import load_model
 from tests.conftest import environment
+from tests.corpus.test_reading import read_sentences
 from train.config import SECTIONS, RunConfig, from_json, known_fields, read_toml, resolve
 from train.method import all_methods, find_method
 from train.runtime.run_directory import newest_checkpoint, read_group, read_json, read_run, runs_of
@@ -221,7 +222,7 @@ def test_pickles_in_a_sentence_transformers_model_are_refused(tmp_path: Path) ->
     for number, data in enumerate(payloads(tmp_path / "ran").values()):
         for name in JUDGED_FILES:
             with pytest.raises(OutlinesError):
-                check_model(st_payload(tmp_path / f"{number}-{name}", name, data))
+                check_sentence_transformer(st_payload(tmp_path / f"{number}-{name}", name, data))
     assert not (tmp_path / "ran").exists()
 
 
@@ -256,10 +257,10 @@ def test_ten_pickles_in_every_file_of_a_sentence_transformers_model(tmp_path: Pa
 ])
 def test_a_model_whose_configuration_chooses_code_is_refused(tmp_path: Path, name: str, content: dict[str, Any]) -> None:
     st_model(tmp_path / "model")
-    check_model(tmp_path / "model")
+    check_sentence_transformer(tmp_path / "model")
     (tmp_path / "model" / name).write_text(json.dumps(content))
     with pytest.raises(OutlinesError, match="refused"):
-        check_model(tmp_path / "model")
+        check_sentence_transformer(tmp_path / "model")
 
 
 HOSTILE_SHAPES: list[Callable[[dict[str, Any]], object]] = [
@@ -285,7 +286,7 @@ def test_a_model_can_name_no_code_and_be_no_larger_than_its_tensors(places: Path
     try:
         file.write_text(json.dumps(meta))
         sign(file.parent)
-        with pytest.raises(CheckpointError, match=r"train it again"):
+        with pytest.raises(CheckpointError, match=r"Train it again"):
             load_model(file.parent)
     finally:
         for path, content in kept.items():
@@ -324,7 +325,8 @@ def test_a_prepared_corpus_whose_numbers_lead_nowhere_is_refused(places: Path, t
 FUZZ = """
 import json, os, random, signal, sys
 from pathlib import Path
-from outlines.corpus.tokenizer import Tokenizer, TokenizerError
+from outlines.corpus.tokenizer import Tokenizer
+from outlines.errors import TokenizerError
 
 path, start, stop = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 good = path.read_bytes()
@@ -393,12 +395,12 @@ def test_eight_hundred_fuzzed_tokenizers(recurrent_encoder: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(("trial", "message"), [
-    ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "dies of it, by signal 11"),
-    ("raise SystemExit(1)", "not a SentencePiece model"), ("import time; time.sleep(60)", "does not come to an end")])
+    ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashed with signal 11"),
+    ("raise SystemExit(1)", "not a SentencePiece model"), ("import time; time.sleep(60)", "did not finish")])
 def test_a_model_that_kills_its_trial_is_one_line(recurrent_encoder: Path, monkeypatch: pytest.MonkeyPatch, trial: str,
                                                   message: str) -> None:
-    monkeypatch.setattr(tokenizing, "TRIAL", trial)
-    monkeypatch.setattr(tokenizing, "TRIAL_SEC", 5 if "sleep" not in trial else 0.5)
+    monkeypatch.setattr(hardening, "TRIAL", trial)
+    monkeypatch.setattr(hardening, "TRIAL_SEC", 5 if "sleep" not in trial else 0.5)
     with pytest.raises(TokenizerError, match=message):
         Tokenizer.load(recurrent_encoder / "tokenizer.model")
 
@@ -464,7 +466,7 @@ def test_a_module_of_a_model_lies_within_it(tmp_path: Path, path: str) -> None:
     modules = [{"path": path, "type": "sentence_transformers.models.Pooling"}]
     (tmp_path / "model" / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(OutlinesError, match="outside"):
-        check_model(tmp_path / "model")
+        check_sentence_transformer(tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", ["..", "../other", "/etc", "seed-1/..", "", ".", "linked", 7, "a\n"])

@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from outlines.checkpoint import CheckpointError, atomic_write, read_state, sweep
-from outlines.errors import OutlinesError
+from outlines.checkpoint import atomic_write, read_state, sweep
+from outlines.errors import CheckpointError, OutlinesError
 
 FORMAT = 1
 GROUP = "runs.json"

@@ -12,12 +12,12 @@ import torch
 
 from generate.__main__ import main as generate
 from outlines.corpus import grammar
-from outlines.corpus.pairs import Pairs, load_pairing, read_pairs
-from outlines.corpus.reading import CorpusError, CorpusFiles, ReadingReport, fingerprint
+from outlines.corpus.formats import CorpusError
+from outlines.corpus.pairs import Pairs, load_pairing
+from outlines.corpus.reading import CorpusFiles, ReadingReport, fingerprint, read_corpus
 from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError
-from outlines.inference.loading import load_pipeline
-from outlines.inference.pipeline import Condition, Pipeline
+from outlines.inference.pipeline import Condition, Pipeline, load_pipeline
 from outlines.metrics.outlines import energy_score
 from outlines.models.conditional import (
     ConditionalGenerator,
@@ -73,7 +73,7 @@ def test_a_skipped_line_shifts_no_group(tmp_path: Path) -> None:
     lines = list(LINES)
     lines[1], lines[3], lines[4] = "", " ", "\0"  # one line of the first picture, two of the second
     report = ReadingReport()
-    members = [member for member in read_pairs(grouped(tmp_path, lines), report) if member.split == "train"]
+    members = [member for member in read_corpus(grouped(tmp_path, lines), report) if member.split == "train"]
     groups: dict[int, set[str]] = {}
     for member in members:
         groups.setdefault(member.group, set()).add(picture(member.sentence))
@@ -87,13 +87,13 @@ def test_a_skipped_line_shifts_no_group(tmp_path: Path) -> None:
 def test_a_new_file_begins_a_new_group(tmp_path: Path) -> None:
     short, more = written(tmp_path / "short.txt", LINES[:2]), written(tmp_path / "more.txt", LINES[3:9])
     files = grouped(tmp_path, LINES, train=(short, more))
-    assert [member.group for member in read_pairs(files, ReadingReport())][:8] == [0, 0, 1, 1, 1, 2, 2, 2]
+    assert [member.group for member in read_corpus(files, ReadingReport())][:8] == [0, 0, 1, 1, 1, 2, 2, 2]
 
 
 def test_a_group_falls_in_one_split_as_a_whole(tmp_path: Path) -> None:
     files = grouped(tmp_path, LINES, valid=(), test=(), valid_fraction=0.3, test_fraction=0.3)
     splits: dict[str, set[str]] = {}
-    for member in read_pairs(files, ReadingReport()):
+    for member in read_corpus(files, ReadingReport()):
         splits.setdefault(picture(member.sentence), set()).add(member.split)
     assert len(splits) == 40 and all(len(where) == 1 for where in splits.values())
     assert set.union(*splits.values()) == {"train", "valid", "test"}
@@ -112,7 +112,7 @@ def test_columns_give_one_condition_and_its_texts_with_their_labels(tmp_path: Pa
     path = records(tmp_path / "pairs.jsonl.gz", rows)
     files = CorpusFiles((path,), (path,), (path,), condition_column="condition", label_column="label")
     report = ReadingReport()
-    members = [member for member in read_pairs(files, report) if member.split == "train"]
+    members = [member for member in read_corpus(files, report) if member.split == "train"]
     assert report.rejected["column missing"] == 3, "one line, in each of the splits"
     assert [(member.sentence, member.label) for member in members[:5]] == [
         ("picture 0", ""), ("picture 0 in prose", "prose"), ("picture 0 in verse", "verse"), ("picture 1", ""),
@@ -125,9 +125,9 @@ def test_columns_give_one_condition_and_its_texts_with_their_labels(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"group_lines": 0, "condition_column": "condition"}, "has no column of conditions"),
-    ({"group_lines": 1}, "must be 2 or more"),
-    ({"group_lines": 0, "label_column": "label"}, "a label a condition"),
+    ({"group_lines": 0, "condition_column": "condition"}, "have no condition column"),
+    ({"group_lines": 1}, "must be at least 2"),
+    ({"group_lines": 0, "label_column": "label"}, "a label needs a condition"),
 ])
 def test_pairs_that_cannot_be_read_are_errors(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=message):

@@ -1,0 +1,240 @@
+"""Checks that files must pass before they are used: they may be damaged, or written by somebody hostile.
+
+Readers of checkpoints, corpora and encoders call one function here per check, so these files can be skipped when
+reading the path from text to text. The rules: data never names code, a file never refers outside its directory,
+and memory is only allocated for values that are really in the file. docs/reliability.md lists the promises.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from outlines.errors import CheckpointError, OutlinesError, TokenizerError
+
+Module = TypeVar("Module", bound=torch.nn.Module)
+MAX_JSON_BYTES = 1 << 26
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message on one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+# Files of this project
+
+
+def _parse(path: Path) -> Any:
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"larger than {MAX_JSON_BYTES:,} bytes")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_json(path: Path, remedy: str = "Restore it from a copy.") -> dict[str, Any]:
+    """Return the JSON object in a file. Raises CheckpointError, which ends with `remedy`."""
+    try:
+        data = _parse(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: missing. {remedy}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged ({one_line(error)}). {remedy}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: damaged (not a JSON object). {remedy}")
+    return data
+
+
+def check_plain_files(directory: Path, names: Iterable[str]) -> None:
+    """Raise CheckpointError unless every name is a plain file directly in `directory`, and not a link."""
+    found = {file.name for file in directory.iterdir()} if directory.is_dir() else set()
+    for name in names:
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise CheckpointError(f"{directory}: its manifest names a file outside the directory: {name[:200]!r}.")
+        if name not in found or (directory / name).is_symlink() or not (directory / name).is_file():
+            raise CheckpointError(f"{directory / name}: missing, or not a plain file.")
+
+
+def map_numbers(path: Path, kinds: tuple[str, ...]) -> np.ndarray:
+    """Return a one-dimensional .npy file as a memory map. Raises CheckpointError for another shape or dtype."""
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CheckpointError(f"{path}: not a .npy file of numbers ({one_line(error)}).") from error
+    if not isinstance(mapped, np.ndarray) or mapped.ndim != 1 or mapped.dtype.str not in kinds:
+        raise CheckpointError(f"{path}: not a one-dimensional array of type {' or '.join(kinds)}.")
+    return np.asarray(mapped)  # slicing an np.memmap is slow
+
+
+def map_offsets(path: Path, num_values: int) -> np.ndarray:
+    """Return the offsets of N rows in an array of `num_values` values: int64 [N + 1]. Raises CheckpointError."""
+    offsets = map_numbers(path, ("<i8",))
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != num_values or (np.diff(offsets) < 0).any():
+        raise CheckpointError(f"{path}: its offsets do not fit the {num_values:,} values that they divide.")
+    return offsets
+
+
+def build_module(build: Callable[[], Module], sizes: Any, tensors: dict[str, Tensor], where: Path) -> Module:
+    """Return the module that `build` creates, loaded with `tensors`. Raises CheckpointError if they do not match.
+
+    sizes: the JSON data that `build` reads. The module is first built on the meta device, so a small file cannot
+        request more memory than its tensors occupy.
+    """
+    try:
+        if _largest(sizes) > max((max(tensor.shape, default=1) for tensor in tensors.values()), default=1):
+            raise ValueError("a size is larger than every tensor")
+        with torch.device("meta"), _SkipInit():
+            expected = {name: tensor.shape for name, tensor in build().state_dict().items()}
+        odd = sorted(name for name in expected.keys() | tensors.keys()
+                     if name not in expected or name not in tensors or expected[name] != tensors[name].shape)
+        if odd:
+            raise ValueError(f"missing, unexpected or wrong shape: {', '.join(odd[:3])}")
+        module = build()
+        module.load_state_dict(tensors)
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, RuntimeError, TypeError,
+            ValueError) as error:
+        raise CheckpointError(f"{where}: does not match this version ({one_line(error)}). Train it again.") from error
+    return module
+
+
+class _SkipInit(TorchFunctionMode):
+    """Skip weight initialisation: on the meta device it would import torch's compiler, as slow as importing torch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        return torch.empty(args[0], args[0]) if func is torch.eye else func(*args, **kwargs)
+
+
+def _largest(data: Any) -> float:
+    """Return the largest number in JSON data."""
+    if isinstance(data, (dict, list)):
+        return max(map(_largest, data.values() if isinstance(data, dict) else data), default=0)
+    return data if isinstance(data, (int, float)) else 0
+
+
+# SentencePiece models
+
+MAX_TOKENIZER_BYTES = 1 << 26  # a model with 32,000 pieces has 1 MB
+TRIAL_SEC = 60
+TRIAL = """
+import sys
+import sentencepiece
+processor = sentencepiece.SentencePieceProcessor(model_proto=sys.stdin.buffer.read())
+characters = [*map(chr, range(1, 0xD800)), *map(chr, range(0xE000, 0x10000)), chr(0x1F600), chr(0x10FFFF)]
+for text in (" ".join(characters), "".join(characters), "a" * 1000, "A dog runs."):
+    processor.normalize(text)
+    processor.decode(processor.encode(text))
+processor.decode([[piece] for piece in range(processor.get_piece_size())])
+"""
+"""Program of the child process that tries a model."""
+
+
+def read_tokenizer(path: Path) -> bytes:
+    """Return the bytes of a tokenizer file. Raises TokenizerError, without the path, if it is not a plain file."""
+    try:
+        if path.exists() and not path.is_file():
+            raise TokenizerError("not a plain file.")
+        if path.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise TokenizerError(f"not a SentencePiece model: larger than {MAX_TOKENIZER_BYTES:,} bytes.")
+        return path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"{error.strerror}.") from error
+
+
+def try_tokenizer(model: bytes) -> None:
+    """Load and use a SentencePiece model in a child process. Raises TokenizerError if that fails.
+
+    SentencePiece is C++ code that trusts the file: a damaged model can crash the process or never return.
+    """
+    try:
+        # -P: nothing in the working directory can replace a package.
+        status = subprocess.run([sys.executable, "-P", "-c", TRIAL], input=model, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.DEVNULL, timeout=TRIAL_SEC, check=False).returncode
+    except subprocess.TimeoutExpired as error:
+        raise TokenizerError(f"not a SentencePiece model: SentencePiece did not finish within {TRIAL_SEC} s.") from error
+    if status < 0:
+        raise TokenizerError(f"not a SentencePiece model: SentencePiece crashed with signal {-status}.")
+    if status:
+        raise TokenizerError("not a SentencePiece model, or a damaged one.")
+
+
+# sentence-transformers models
+
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+# Keys by which a configuration chooses code or the arguments of the call that loads it. `local_files_only` does not
+# protect against them, because what they name can be on this machine already.
+CODE_KEYS = {"auto_map", "attn_implementation", "_attn_implementation", "config_args", "config_kwargs", "custom_pipelines",
+             "model_args", "model_kwargs", "processor_kwargs", "quantization_config", "tokenizer_args",
+             "tokenizer_name_or_path", "trust_remote_code"}
+# The library's modules that hold only data. The library imports the dotted path in modules.json and calls its `load`,
+# so a check of the prefix would still allow everything that the library's own modules import.
+MODULE_TYPES = {"Dense", "Dropout", "LayerNorm", "Normalize", "Pooling", "StaticEmbedding", "Transformer",
+                "WeightedLayerPooling"}
+
+
+def check_sentence_transformer(directory: Path) -> list[Path]:
+    """Return the folders of a model's modules after checking that loading them runs no code of the model.
+
+    Raises OutlinesError if modules.json names a class that is not the library's own or a folder outside the model,
+    if weights are pickled or missing, or if the model is an adapter of weights stored elsewhere.
+    """
+    folders, listing = {directory}, directory / "modules.json"
+    modules = _configuration(listing) if listing.exists() else []
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise OutlinesError(f"{listing}: damaged (not a list of modules). Download the model again.")
+    for module in modules:
+        kind, path = str(module.get("type")), PurePosixPath(str(module.get("path", "")))
+        if not kind.startswith("sentence_transformers.") or kind.rpartition(".")[2] not in MODULE_TYPES:
+            raise OutlinesError(f"{listing}: module type {kind!r} is refused: it is not a data-only class of "
+                                "sentence-transformers. Use a model without code of its own.")
+        folder = directory / path
+        if path.is_absolute() or ".." in path.parts or any(
+                part.is_symlink() for part in (folder, *folder.parents) if directory in part.parents):
+            raise OutlinesError(f"{listing}: {str(path)!r} is a link or a folder outside the model, which is refused.")
+        folders.add(folder)
+    for folder in sorted(folders):
+        for file in sorted(folder.glob("*.json")):
+            # modules.json was checked above; the others are lists of words and can be large.
+            if file.name not in ("modules.json", "tokenizer.json", "vocab.json"):
+                _check_configuration(file)
+        pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLE_SUFFIXES)
+        if pickles and not any(folder.glob("model*.safetensors")):
+            raise OutlinesError(f"{folder / pickles[0]}: pickled weights are refused. Convert them to safetensors.")
+        if (folder / "adapter_config.json").exists():
+            raise OutlinesError(f"{folder}: an adapter of weights stored elsewhere. Merge it into them first.")
+    if not any(any(folder.glob("model*.safetensors")) for folder in folders):
+        raise OutlinesError(f"{directory}: no model.safetensors, so this is not a complete model. Download it again.")
+    return sorted(folders)
+
+
+def _configuration(file: Path) -> Any:
+    """Return the JSON data of a model's configuration file. Raises OutlinesError if it cannot be read."""
+    try:
+        return _parse(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutlinesError(f"{file}: damaged ({one_line(error)}). Download the model again.") from error
+
+
+def _check_configuration(file: Path) -> None:
+    """Raise OutlinesError if a JSON file of a model chooses code to run or weights outside its folder."""
+    data = _configuration(file)
+    if not isinstance(data, dict):
+        return
+    chosen = sorted(key for key in CODE_KEYS & data.keys() if data[key])
+    if chosen:
+        raise OutlinesError(f"{file}: {chosen[0]!r} chooses code to run, which is refused. Use a model without code.")
+    activation = data.get("activation_function", "torch.nn.Identity")
+    if not isinstance(activation, str) or not re.fullmatch(r"torch\.nn(\.modules\.\w+)?\.[A-Z]\w*", activation):
+        raise OutlinesError(f"{file}: activation_function {activation!r} is refused: it is not a class of torch.nn.")
+    weights = data.get("weight_map", {})
+    if not isinstance(weights, dict) or not all(
+            isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", name) for name in weights.values()):
+        raise OutlinesError(f"{file}: refused: it names weights other than safetensors files in its own folder.")
