@@ -1,18 +1,17 @@
-"""The embedded corpus: a probabilistic grammar of everyday scenes that knows its own exact entropy.
+"""The embedded corpus: a probabilistic grammar of everyday scenes with exact log-probabilities and entropy.
 
-First on the way from text to text. It needs no download, and as its log-probabilities and its entropy are exact, a
-language model trained on it can be held against the best that any model could do.
+It needs no download, and a language model trained on it can be compared with the best possible model.
 
-A `Grammar` is a finite table of rules without recursion. Two views of it answer every question:
+A `Grammar` is a finite table of rules without recursion. It has two representations:
 
-- the rules themselves: sampling, and the entropy, length and number of derivations, by recursion (the entropy of a
-  rule is that of its choice plus the expected entropy of its parts: Grenander, Syntax-Controlled Probabilities, 1967);
-- an acyclic automaton over words compiled from them: log-probabilities, membership and enumeration, by summing over
-  every path that spells a sentence, so that they are exact for ambiguous grammars too.
+- the rules: sampling, and the entropy and number of derivations, by recursion. The entropy of a rule is that of its
+  choice plus the expected entropy of its parts (Grenander, Syntax-Controlled Probabilities, 1967);
+- an acyclic automaton over words, compiled from the rules: log-probabilities and membership, summed over all paths
+  that spell a sentence, so they are exact for ambiguous grammars too.
 
-The entropy of derivations is that of sentences if no sentence has two derivations. That is decided, not assumed: the
-rules count derivations, the determinised automaton counts distinct sentences, both as integers; as every sentence
-has at least one derivation, each has exactly one if and only if the counts are equal.
+The entropy of derivations is the entropy of sentences if no sentence has two derivations. This is checked: the rules
+count derivations, the determinised automaton counts distinct sentences, both as integers. Every sentence has at
+least one derivation, so each has exactly one if and only if the counts are equal.
 """
 
 import functools
@@ -21,18 +20,15 @@ import random
 import re
 from bisect import bisect
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from outlines.corpus.scenes import SCENES, scene_rules
 from outlines.errors import OutlinesError
 
-SCENE_TYPES: tuple[str, ...] = tuple(SCENES)
-
-_PUNCTUATION = frozenset(",.")
 _WORD = re.compile(r"[a-z][a-z'-]*|[,.]")
-_END = ""  # the label of the automaton's last step, which no word can equal
+_END = ""  # label of the automaton's last step; no word is empty
 _ACCEPT = 0  # the state after it
 
 
@@ -48,14 +44,14 @@ _Arc = tuple[str, float, int]  # word, probability, next state
 class Grammar:
     """A probability distribution over finitely many sentences.
 
-    rules: name → alternatives, as in `{"S": "3: a dog barks . | two ADJ? dogs bark ."}`. A token with a capital
-        letter is a rule's name, any other a word. "|" separates alternatives, equally likely unless they begin with
+    rules: name → alternatives, as in `{"S": "3: a dog barks . | two ADJ? dogs bark ."}`. A token with a capital letter
+        is a rule's name, any other a word. "|" separates alternatives; they are equally likely unless they start with
         a weight ("3:"). `X?` is X or nothing, each with probability 1/2; `big/small` is one of the two; `sun_hat` is
-        two words; an alternative without symbols is the empty one.
-    start: the name of the rule that sentences come from.
+        two words; an alternative without symbols is empty.
+    start: name of the rule that generates sentences.
     Raises OutlinesError for a missing or recursive rule, a malformed word and a weight that is not positive.
 
-    A sentence is written like ordinary text: its first letter upper case, punctuation against the word before it.
+    Sentences are written like ordinary text: the first letter in upper case, no space before punctuation.
     """
 
     def __init__(self, rules: Mapping[str, str], start: str = "S") -> None:
@@ -64,7 +60,7 @@ class Grammar:
         self._define(start, rules, ())
 
     def sample(self, rng: random.Random) -> str:
-        """Return one sentence, drawn from the distribution with `rng`."""
+        """Return one sentence sampled with `rng`."""
         words: list[str] = []
         stack = [self._start]
         while stack:
@@ -77,8 +73,8 @@ class Grammar:
         return _render(words)
 
     def log_prob(self, sentence: str) -> float:
-        """Return the log-probability of a sentence in nats, over all its derivations; -inf outside the language."""
-        words = _split(sentence)
+        """Return the log-probability of a sentence in nats, summed over its derivations; -inf if there are none."""
+        words = re.findall(r"[^\s,.]+|[,.]", sentence[:1].lower() + sentence[1:])
         if _render(words) != sentence:
             return -math.inf
         weights = {self._automaton[0]: 1.0}
@@ -89,79 +85,38 @@ class Grammar:
     def __contains__(self, sentence: object) -> bool:
         return isinstance(sentence, str) and self.log_prob(sentence) > -math.inf
 
-    def enumerate(self) -> Iterator[tuple[str, float]]:
-        """Yield every sentence once, with its probability. For small grammars: the scenes have over 10^17."""
-        stack: list[tuple[tuple[str, ...], dict[int, float]]] = [((), {self._automaton[0]: 1.0})]
-        while stack:
-            words, weights = stack.pop()
-            for word in dict.fromkeys(word for state in weights for word, _, _ in self._automaton[1][state]):
-                after = self._step(weights, word)
-                if word == _END:
-                    yield _render(words), after[_ACCEPT]
-                else:
-                    stack.append(((*words, word), after))
-
     def entropy(self) -> float:
         """Return the exact entropy in nats per sentence. Raises OutlinesError if the grammar is ambiguous."""
         if not self.is_unambiguous():
-            raise OutlinesError("the entropy of an ambiguous grammar is unknown: give each sentence one derivation")
-        memo: dict[str, float] = {}
+            raise OutlinesError("The entropy of an ambiguous grammar is unknown. Derive each sentence only once.")
 
-        def entropy(symbol: str) -> float:
-            if symbol not in self._rules:
-                return 0.0
-            if symbol not in memo:
-                memo[symbol] = sum(
-                    p * (sum(map(entropy, expansion)) - math.log(p))
-                    for p, expansion in zip(self._rules[symbol].probs, self._rules[symbol].expansions, strict=True)
-                )
-            return memo[symbol]
+        def of_rule(rule: _Rule, parts: list[list[float]]) -> float:
+            return sum(p * (sum(entropies) - math.log(p)) for p, entropies in zip(rule.probs, parts, strict=True))
 
-        return entropy(self._start)
+        return self._fold(0.0, of_rule)
 
-    def expected_words(self) -> float:
-        """Return the exact expected number of words in a sentence; punctuation is not a word."""
-        memo: dict[str, float] = {}
-
-        def length(symbol: str) -> float:
-            if symbol not in self._rules:
-                return float(symbol not in _PUNCTUATION)
-            if symbol not in memo:
-                probs, _, expansions = self._rules[symbol]
-                memo[symbol] = sum(p * sum(map(length, e)) for p, e in zip(probs, expansions, strict=True))
-            return memo[symbol]
-
-        return length(self._start)
-
-    def entropy_per_word(self) -> float:
-        """Return entropy() / expected_words(), in nats."""
-        return self.entropy() / self.expected_words()
-
+    @functools.cached_property
     def num_derivations(self) -> int:
-        """Return how many ways the rules have of making a sentence."""
-        memo: dict[str, int] = {}
-
-        def count(symbol: str) -> int:
-            if symbol not in self._rules:
-                return 1
-            if symbol not in memo:
-                memo[symbol] = sum(math.prod(map(count, e)) for e in self._rules[symbol].expansions)
-            return memo[symbol]
-
-        return count(self._start)
-
-    def num_sentences(self) -> int:
-        """Return how many distinct sentences there are, counted on the determinised automaton."""
-        return self._num_sentences
+        """The number of derivations."""
+        return self._fold(1, lambda rule, parts: sum(map(math.prod, parts)))
 
     def is_unambiguous(self) -> bool:
-        """Return whether every sentence has exactly one derivation; exact (see the module's docstring)."""
-        return self.num_derivations() == self.num_sentences()
+        """Return whether every sentence has exactly one derivation. Exact: see the module's docstring."""
+        return self.num_derivations == self.num_sentences
+
+    def _fold(self, word: Any, of_rule: Callable[[_Rule, list[list[Any]]], Any]) -> Any:
+        """Return the value of the start rule. `word`: value of a word; `of_rule`: of a rule, from those of its parts."""
+        @functools.cache
+        def value(symbol: str) -> Any:
+            rule = self._rules.get(symbol)
+            return word if rule is None else of_rule(rule, [list(map(value, expansion)) for expansion in rule.expansions])
+
+        return value(self._start)
 
     def _define(self, name: str, rules: Mapping[str, str], above: tuple[str, ...]) -> None:
-        """Read the rule called `name`, and all below it, into self._rules. `above` are the rules that led here."""
+        """Parse the rule `name` and all rules below it into self._rules. `above`: the rules that led here."""
         if name in above:
-            raise OutlinesError(f"grammar: rule {name!r} leads back to itself: {' > '.join((*above, name))}")
+            raise OutlinesError(f"Grammar rule {name!r} is recursive: {' > '.join((*above, name))}. Remove the recursion.")
         if name in self._rules:
             return
         if name.endswith("?"):
@@ -171,7 +126,7 @@ class Grammar:
         elif name in rules:
             alternatives = [_alternative(text, name) for text in rules[name].split("|")]
         else:
-            raise OutlinesError(f"grammar: there is no rule {name!r} (reached by {' > '.join(above) or 'start'})")
+            raise OutlinesError(f"Grammar rule {name!r} is missing (used by {' > '.join(above) or 'start'}). Define it.")
         total = sum(weight for weight, _ in alternatives)
         probs = tuple(weight / total for weight, _ in alternatives)
         cumulative = (*tuple(accumulate(probs))[:-1], 1.0)
@@ -179,12 +134,12 @@ class Grammar:
             if symbol.endswith("?") or "/" in symbol or symbol != symbol.lower():
                 self._define(symbol, rules, (*above, name))
             elif not _WORD.fullmatch(symbol):
-                raise OutlinesError(f"grammar: rule {name!r} has {symbol!r}, neither a word nor a rule's name")
+                raise OutlinesError(f"Grammar rule {name!r} contains {symbol!r}, which is neither a word nor a rule's name.")
         self._rules[name] = _Rule(probs, cumulative, tuple(expansion for _, expansion in alternatives))
 
     @functools.cached_property
     def _automaton(self) -> tuple[int, list[tuple[_Arc, ...]]]:
-        """The first state, and the arcs of each. Every state leads to _ACCEPT, and equal states are one."""
+        """The first state, and the arcs of each state. Every state leads to _ACCEPT; equal states are merged."""
         states: dict[tuple[_Arc, ...], int] = {(): _ACCEPT}
         arcs: list[tuple[_Arc, ...]] = [()]
 
@@ -196,7 +151,7 @@ class Grammar:
 
         @functools.cache
         def before(symbol: str, after: int) -> int:
-            """The state from which `symbol` leads to the state `after`."""
+            """Return the state from which `symbol` leads to the state `after`."""
             if symbol not in self._rules:
                 return state_of(((symbol, 1.0, after),))
             found: list[_Arc] = []
@@ -217,7 +172,7 @@ class Grammar:
         return index
 
     def _step(self, weights: dict[int, float], word: str) -> dict[int, float]:
-        """Follow `word` from states with these path probabilities."""
+        """Return the path probabilities of the states that `word` leads to, given those before it."""
         arcs = self._arcs_by_word.get(word, {})
         after: dict[int, float] = {}
         for state in arcs.keys() & weights.keys():
@@ -226,12 +181,13 @@ class Grammar:
         return after
 
     @functools.cached_property
-    def _num_sentences(self) -> int:
+    def num_sentences(self) -> int:
+        """The number of distinct sentences, counted on the determinised automaton."""
         first, arcs = self._automaton
 
         @functools.cache
         def count(states: frozenset[int]) -> int:
-            """How many distinct continuations this state of the determinised automaton has."""
+            """Return the number of distinct continuations of a state of the determinised automaton."""
             targets: dict[str, set[int]] = defaultdict(set)
             for state in states:
                 for word, _, target in arcs[state]:
@@ -242,51 +198,33 @@ class Grammar:
 
 
 @functools.cache
-def scenes(types: tuple[str, ...] = SCENE_TYPES) -> Grammar:
-    """Return the grammar of everyday scenes, or of some types of scene alone, each type equally likely.
-
-    Raises OutlinesError for no type, an unknown type and one named twice.
-    """
-    unknown = [name for name in types if name not in SCENE_TYPES]
-    if unknown:
-        raise OutlinesError(f"unknown scene type {unknown[0]!r}: choose from {', '.join(SCENE_TYPES)}")
-    if not types or len(set(types)) < len(types):
-        raise OutlinesError(f"scene types must be named once each, and at least one: got {types!r}")
-    return Grammar(scene_rules(types))
+def scenes() -> Grammar:
+    """Return the grammar of everyday scenes; each type of scene is equally likely."""
+    return Grammar(scene_rules(tuple(SCENES)))
 
 
-def scene_type(sentence: str) -> str | None:
-    """Return the one scene type whose grammar has the sentence, or None. One at most: `scenes()` is unambiguous."""
-    return next((name for name in SCENE_TYPES if sentence in scenes((name,))), None)
-
-
-def sentences(num: int, seed: int, grammar: Grammar | None = None) -> Iterator[str]:
-    """Yield `num` sentences of `grammar` (`scenes()` if None), the same on every machine for the same seed."""
+def sentences(num: int, seed: int) -> Iterator[str]:
+    """Yield `num` sentences about scenes, the same on every machine for the same seed."""
     rng = random.Random(seed)
-    source = scenes() if grammar is None else grammar
     for _ in range(num):
-        yield source.sample(rng)
+        yield scenes().sample(rng)
 
 
 def _alternative(text: str, name: str) -> tuple[float, tuple[str, ...]]:
-    """Read one alternative of rule `name`: its weight, and its symbols."""
+    """Parse one alternative of rule `name`: return its weight and its symbols."""
     symbols = text.split()
     weight = 1.0
     if symbols and symbols[0].endswith(":"):
         try:
             weight = float(symbols.pop(0)[:-1])
         except ValueError as error:
-            raise OutlinesError(f"grammar: rule {name!r} has no number before ':' in {text.strip()!r}") from error
+            raise OutlinesError(f"Grammar rule {name!r} has no number before ':' in {text.strip()!r}.") from error
         if not 0.0 < weight < math.inf:
-            raise OutlinesError(f"grammar: rule {name!r} has weight {weight}; weights must be positive")
-    # A choice keeps its underscores until it has been split, for a word of it may be two.
+            raise OutlinesError(f"Grammar rule {name!r} has weight {weight}. Weights must be positive.")
+    # A choice is split at "/" first, because one of its words can have an underscore.
     return weight, tuple(part for s in symbols for part in ([s] if "/" in s else s.split("_")))
 
 
-def _render(words: list[str] | tuple[str, ...]) -> str:
+def _render(words: list[str]) -> str:
     text = " ".join(words).replace(" ,", ",").replace(" .", ".")
     return text[:1].upper() + text[1:]
-
-
-def _split(sentence: str) -> list[str]:
-    return re.findall(r"[^\s,.]+|[,.]", sentence[:1].lower() + sentence[1:])

@@ -1,18 +1,17 @@
-"""The lexicon of the embedded corpus: who does what, to what and where, in twelve kinds of everyday scene.
+"""The lexicon of the embedded corpus: twelve types of everyday scene, with people, actions, things and places.
 
-`scene_rules` expands the tables below into rules for `outlines.corpus.grammar.Grammar`. All agreement is settled
-here: the number of a subject with its verb, its possessive and what each of several people has, a or an, the forms
-of words.
+`scene_rules` expands the tables below into rules for `outlines.corpus.grammar.Grammar`. Agreement is resolved here:
+subject and verb, possessives, the things of several people, a or an, inflected forms.
 
-A frame is what somebody may do, written as "*throw a:STICK for own:DOG AT". A star marks a verb to inflect; AT and
-ALONG are the scene's own places and ways; POSS is his, her, its or their; and of the THINGS
+A frame describes an action, for example "*throw a:STICK for own:DOG AT". A star marks a verb to inflect; AT and ALONG
+are the scene's own places and ways; POSS is his, her, its or their; THINGS are written as
 
     n:BALL     red ball            a:BALL     a red ball   s:BALL  red balls
     some:BALL  three red balls     each:BALL  a red ball; for a plural subject, red balls
     own:BALL   her red ball; for a plural subject, their red balls
 
-All else is the notation of `Grammar`. Sentences of two scenes differ, by their places or by what is done; that, and
-that every sentence has one derivation, is not promised by the notation but decided by a test.
+Everything else is the notation of `Grammar`. A test checks that scenes share no sentence and that every sentence has
+one derivation.
 """
 
 import re
@@ -21,7 +20,7 @@ from typing import NamedTuple
 
 
 class Cast(NamedTuple):
-    """Those who may do the same things. Nouns are listed by the pronoun that agrees with them."""
+    """Subjects of the same frames. Nouns are grouped by the pronoun that agrees with them."""
 
     frames: str
     adjectives: str
@@ -30,22 +29,22 @@ class Cast(NamedTuple):
     they: str = ""
     it: str = ""
     pairs: str = ""  # coordinated subjects, plural
-    weight: float = 1.0  # against the scene's other casts
-    looks: str = ""  # what they wear or carry, where it is not what the scene says
-    plural: bool = True  # whether there may be several
+    weight: float = 1.0  # relative to the scene's other casts
+    looks: str = ""  # clothes and things carried, instead of the scene's
+    plural: bool = True  # whether a plural subject is allowed
 
 
 class Scene(NamedTuple):
-    at: str  # where things happen
+    at: str  # places
     times: str
-    looks: str  # what people wear or carry
+    looks: str  # clothes and things carried
     casts: tuple[Cast, ...]
-    asides: tuple[Cast, ...]  # who does what else meanwhile: "while ..."
-    along: str = ""  # where things move
+    asides: tuple[Cast, ...]  # subjects and frames of clauses with "while ..."
+    along: str = ""  # ways of a movement
 
 
 def scene_rules(types: Sequence[str]) -> dict[str, str]:
-    """Return the rules of these types of scene, each equally likely, from the start "S"."""
+    """Return the rules of these types of scene, each equally likely. The start rule is "S"."""
     rules = {"S": _any(f"S.{name}" for name in types), **SHARED, **_thing_rules()}
     for name in types:
         scene = SCENES[name]
@@ -74,7 +73,7 @@ def inflect(verb: str, form: str) -> str:
 
 
 def pluralize(noun: str) -> str:
-    """Return the plural of a noun, which in "crate_of_oranges" is that of the word before "of"."""
+    """Return the plural of a noun; of "crate_of_oranges", the word before "of" is inflected."""
     head, of, rest = noun.partition("_of_")
     *before, last = re.split(r"(?<=[_-])", head)
     plural = _PLURAL.get(last) or (last[:-3] + "men" if last.endswith("man") else _with_s(last))
@@ -82,7 +81,7 @@ def pluralize(noun: str) -> str:
 
 
 def indefinite(phrase: str) -> str:
-    """Return a phrase after "a" or "an", by how its first word sounds."""
+    """Return a phrase with "a" or "an", chosen by the sound of its first word."""
     vowel = re.match(r"[aeiou]|hour", phrase) and not re.match(r"uni|uku|use|eu|one", phrase)
     return f"{'an' if vowel else 'a'}_{phrase}"
 
@@ -98,7 +97,7 @@ def _any(alternatives: Iterable[str]) -> str:
 
 
 def _expand(frame: str, scene: str, who: str, form: str) -> str:
-    """Return a frame in the notation of Grammar: its verbs in `form`, its things agreeing with the subject."""
+    """Return a frame in the notation of Grammar, with verbs in `form` and things that agree with the subject."""
     owner, each = _POSSESSIVES[who], "S" if who == "all" else "A"
     own = f"{owner} {'S' if who == 'all' else 'N'}"
     determiners = {"n": "N", "a": "A", "s": "S", "some": "COUNT S", "each": each, "own": own}
@@ -107,7 +106,7 @@ def _expand(frame: str, scene: str, who: str, form: str) -> str:
         determiner, colon, thing = token.partition(":")
         if token.startswith("*"):
             verbs = token[1:].split("/")
-            if who == "all" and form == "past":  # "they cut" is taken for the present
+            if who == "all" and form == "past":  # "they cut" reads as present tense
                 verbs = [verb for verb in verbs if inflect(verb, "past") != verb] or verbs
             return "/".join(inflect(verb, form) for verb in verbs)
         if colon and thing:
@@ -131,7 +130,7 @@ def _thing_rules() -> dict[str, str]:
 
 
 def _subjects(cast: Cast) -> dict[str, list[str]]:
-    """The cast's nouns by `who`: a pronoun, or "all" for the plural of each."""
+    """Return the cast's nouns by `who`: a pronoun, or "all" for their plurals."""
     nouns = {who: getattr(cast, who).split() for who in ("he", "she", "they", "it")}
     if cast.plural:
         nouns["all"] = [pluralize(noun) for group in nouns.values() for noun in group]
@@ -139,7 +138,7 @@ def _subjects(cast: Cast) -> dict[str, list[str]]:
 
 
 def _clause_rules(cast: Cast, scene: str, name: str, who: str, looks: str) -> dict[str, str]:
-    """NEW, somebody not known yet; SUBJECT, anybody; ING, DO and ED, what they do; HERE, the same without its place."""
+    """Return NEW (a new subject), SUBJECT (any), the actions ING, DO and ED, and HERE (ING without its place)."""
     frames, nouns, adjectives = cast.frames.split("|"), _subjects(cast)[who], cast.adjectives.split()
     now = "all" if who == "all" else "one"
     do, ing, ed = ([_expand(frame, scene, who, form) for frame in frames] for form in (now, "ing", "past"))
@@ -158,13 +157,13 @@ def _clause_rules(cast: Cast, scene: str, name: str, who: str, looks: str) -> di
     rules[f"NEW.{name}"] = f"ANY.{name} LOOK.{name}"
     pairs = f" | {cast.pairs}" if who == "all" and cast.pairs else ""
     rules[f"SUBJECT.{name}"] = f"12: ANY.{name} WORN.{name} | 2: the ADJ.{name}? NOUN.{name}{pairs}"
-    # "They read" is now or then: the past leaves out what the present has said.
+    # "They read" can be present or past, so the past omits forms that equal the present.
     rules |= {f"DO.{name}": _any(do), f"ING.{name}": _any(ing), f"ED.{name}": _any(x for x in ed if x not in do)}
     return rules | ({f"HERE.{name}": _any(here)} if here else {})
 
 
 def _sentence_rules(cast: Cast, scene: str, name: str) -> dict[str, str]:
-    """S.name, all sentences about one of the cast, and the rules below it."""
+    """Return S.name, all sentences about one of the cast, and the rules below it."""
     rules: dict[str, str] = {}
     looks = "" if cast.it else cast.looks or SCENES[scene].looks
     for who in _subjects(cast):
@@ -183,7 +182,7 @@ def _sentence_rules(cast: Cast, scene: str, name: str) -> dict[str, str]:
 
 
 def _aside_rules(cast: Cast, scene: str, name: str) -> dict[str, str]:
-    """NOW.name and PAST.name, clauses about one of the cast in the present and in the past."""
+    """Return NOW.name and PAST.name, clauses about one of the cast in the present and in the past."""
     rules: dict[str, str] = {}
     for who in _subjects(cast):
         sub = f"{name}.{who}"
@@ -195,7 +194,7 @@ def _aside_rules(cast: Cast, scene: str, name: str) -> dict[str, str]:
 
 
 def _by_number(cast: Cast, rule: str) -> str:
-    """Alternatives for each kind of subject, in proportion to its nouns: half are plural."""
+    """Return alternatives for each kind of subject, weighted by its number of nouns; half are plural."""
     return _any(f"{len(nouns)}: {rule}.{who}" for who, nouns in _subjects(cast).items())
 
 
@@ -234,8 +233,8 @@ SHARED = {
         | on a rainy/quiet/cold/gray/busy/stormy/lazy morning/afternoon/evening | early in the day""",
 }
 
-# A name, adjectives that fit all of its nouns, and the nouns. An adjective never begins a noun of its own line
-# ("sun hat"), or one phrase would have two derivations.
+# A name, adjectives that suit all of its nouns, and the nouns. No noun starts with an adjective of its own line
+# ("sun hat"), because the phrase would have two derivations.
 THINGS = """
 COAT COLORS long warm thick old : coat jacket raincoat hoodie vest cardigan
 SHIRT COLORS striped checked plain cotton faded : shirt t-shirt sweater pullover sweatshirt
