@@ -1,1 +1,1 @@
-"""What can be done with a finished run: `python -m generate [VERB] RUN`."""
+"""Use a finished run: `python -m generate [VERB] RUN`."""

@@ -1,4 +1,4 @@
-"""The command line of generation: `python -m generate [VERB] RUN [options]`; without a verb, new sentences."""
+"""The command line: `python -m generate [VERB] RUN [options]`. Without a verb it samples new sentences."""
 
 import contextlib
 import json
@@ -15,9 +15,9 @@ from outlines.errors import OutlinesError
 
 @contextlib.contextmanager
 def output(path: Path | None) -> Iterator[IO[str]]:
-    """Standard output, or a file that appears under its name only when it is whole."""
+    """Standard output, or a file that gets its name only when it is complete."""
     if path is None:
-        # Line by line, so that what a broken pipe or Ctrl-C leaves is whole lines.
+        # Line buffering: after Ctrl-C or a broken pipe, only whole lines have been written.
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(line_buffering=True, encoding="utf-8")
         yield sys.stdout
@@ -28,39 +28,37 @@ def output(path: Path | None) -> Iterator[IO[str]]:
             yield file
         os.replace(staging, path)
     except OSError as error:
-        raise OutlinesError(f"{path}: cannot be written: {error.strerror}") from error
+        raise OutlinesError(f"{path}: cannot be written ({error.strerror}). Choose another --out.") from error
     finally:
         staging.unlink(missing_ok=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the verb says, and return the exit status."""
+    """Run a verb and return the exit status."""
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
-        # Imported after the arguments are known to be good: a mistyped flag is answered at once.
-        from generate.verbs import WRITERS, sampling_of
-        from outlines.devices import choose_device
-        from outlines.inference.pipeline import load_pipeline
-        if hasattr(options, "beam"):
-            sampling_of(options)  # for its errors, before the run is loaded
-        pipeline = load_pipeline(options.run, choose_device(options.device), getattr(options, "precision", None) or "auto")
-        if options.verb == "serve":
-            from generate.server import serve
-            serve(pipeline, options.host, options.port)
-            return 0
+        # Imported after parsing, because torch takes a second and wrong arguments should be reported at once.
         from tqdm import tqdm
-        with output(options.out) as file:
-            # A bar only where it does not run through the sentences themselves.
+
+        from generate import verbs
+        from outlines.devices import choose_device
+        from outlines.inference.loading import load_pipeline
+        if "greedy" in options:
+            verbs.sampling_of(options)  # reports wrong values before the run is loaded
+        pipeline = load_pipeline(options.run, choose_device(options.device), getattr(options, "precision", "auto"))
+        with output(getattr(options, "out", None)) as file:
+            # No bar between the sentences themselves.
             quiet = options.verb != SAMPLE or not sys.stderr.isatty() or (file is sys.stdout and sys.stdout.isatty())
-            lines = WRITERS[options.verb](pipeline, options)
-            total = None if getattr(options, "condition", None) else getattr(options, "num", None)
+            total = None if options.verb != SAMPLE or options.condition else options.num
+            lines = getattr(verbs, options.verb)(pipeline, options)
             for line in tqdm(lines, total=total, unit=" sentences", file=sys.stderr, disable=quiet):
-                file.write((json.dumps(line.data, ensure_ascii=False) if options.format == "jsonl" else line.text) + "\n")
+                as_json = getattr(options, "format", "txt") == "jsonl"
+                file.write((json.dumps(line.data, ensure_ascii=False) if as_json else line.text) + "\n")
     except OutlinesError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader has gone; what it read is whole lines. Python must not try to flush the rest at exit.
+        # The reader has closed the pipe. Redirect stdout, so that Python does not flush into the pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:

@@ -1,224 +1,253 @@
-"""The arguments of every verb; nothing here imports torch, so a mistyped one is answered at once."""
+"""The verbs and options of `python -m generate`.
+
+A verb is one line of VERBS and the function of the same name in generate/verbs.py. OPTIONS defines each option once,
+with its default and bounds; the server checks its requests against the same bounds (generate/endpoints.py).
+This file does not import torch, so a wrong argument is reported at once.
+"""
 
 import argparse
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from outlines.errors import OutlinesError
 from outlines.options import unknown_name
 
 SAMPLE = "sample"
-EPILOG = """other verbs, each with a --help of its own:
-  reconstruct RUN [SENTENCE ...]  sentence → outline → sentence, with BLEU and nll
-  interpolate RUN A B             from one sentence to another, by four walks
-  vary RUN SENTENCE               sentences near one outline
-  analogy RUN A B C               A is to B as C is to …
-  mean RUN FILE                   the sentence in the middle of many
-  nearest RUN [SENTENCE ...]      the training sentences nearest to each
-  complete RUN BEGINNING          sentences with a given beginning
-  serve RUN                       a page for the browser, and the same as JSON
 
-The same run, seed and device give the same sentences; sentence i is the same however many are asked for."""
+
+class Option(NamedTuple):
+    """One option of the command line.
+
+    low, high: bounds of a number, both included. max_served: upper bound in a request to the server.
+    """
+
+    help: str
+    type: type = str
+    default: Any = None
+    low: float = 0
+    high: float = math.inf
+    max_served: float = math.inf
+    choices: tuple[str, ...] | None = None
+    metavar: str | None = None
+
+    def is_valid(self, value: Any, served: bool = False) -> bool:
+        """Whether a number has the right type, is finite and lies within the bounds."""
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value < math.inf:
+            return False
+        return self.low <= value <= self._high(served) and (self.type is float or value == int(value))
+
+    def bounds(self, served: bool = False) -> str:
+        """The valid numbers in words."""
+        kind, high = "a whole number" if self.type is int else "a number", self._high(served)
+        return f"{kind} of at least {self.low}" if high == math.inf else f"{kind} from {self.low} to {high}"
+
+    def _high(self, served: bool) -> float:
+        return min(self.high, self.max_served) if served else self.high
+
+    def parse(self, text: str) -> Any:
+        """Convert an argument of the command line."""
+        if self.type not in (int, float):
+            return self.type(text)
+        try:
+            value = self.type(text)
+        except ValueError:
+            value = None
+        if not self.is_valid(value):
+            raise argparse.ArgumentTypeError(f"must be {self.bounds()}, not {text}")
+        return value
+
+    def add_to(self, parser: argparse._ActionsContainer, name: str) -> None:
+        """Add the option to a parser, with None as its default: `parse` sets defaults after looking for conflicts."""
+        flag, default = f"--{name.replace('_', '-')}", "" if self.default is None else f" (default: {self.default})"
+        if self.type is bool:
+            parser.add_argument(flag, action="store_true", default=None, help=self.help)
+        else:
+            metavar = self.metavar or (None if self.choices else {int: "N", float: "X", Path: "FILE"}.get(self.type))
+            parser.add_argument(flag, type=self.parse, choices=self.choices, metavar=metavar, help=self.help + default)
+
+
+# Options that differ between verbs have one entry per variant: the flag is the part before the slash.
+OPTIONS: dict[str, dict[str, Option]] = {
+    "options": {
+        "num": Option("number of sentences", int, 10, low=1, max_served=100),
+        "num/walk": Option("number of vectors on the walk, both ends included; the first step of a gradient walk is "
+                           "1 / (N - 1) of the distance", int, 21, low=2, max_served=101),
+        "num/nearest": Option("number of neighbours per sentence", int, 5, low=1, max_served=50),
+        "temperature": Option("sampling temperature; lower is safer and less varied", float, 0.7, max_served=10),
+        "top_p": Option("nucleus sampling: sample from the likeliest tokens that together have this probability", float,
+                        1.0, high=1),
+        "seed": Option("random seed", int, 1, max_served=2**53),
+        "source": Option("where the outlines come from: generator, or a baseline (mixture, gaussian; for conditional "
+                         "runs: linear) (default: the trained source)", metavar="NAME"),
+        "walk": Option("straight line or arc between the outlines, arc between the generator's noise, gradient ascent "
+                       "on log p(B | outline), or all that the run supports", default="spherical",
+                       choices=("linear", "spherical", "noise", "gradient", "all")),
+        "radius": Option("distance from the sentence's outline; two unrelated outlines of unit norm are 1.4 apart", float,
+                         0.4),
+        "like": Option("use the outline of this sentence (default: sampled outlines)", metavar="SENTENCE"),
+        "file": Option("read the sentences from this file, one per line", Path),
+        "unique": Option("skip duplicate sentences", bool),
+        "with_score": Option("print two scores before each sentence: its NLL given its outline (nats, at temperature 1), "
+                             "and the critic's score of the outline, if the run has a critic; compare critic scores only "
+                             "within one run", bool),
+        "smoothness": Option("after each walk, print the distances between neighbouring sentences and the NLL of the "
+                             "sentences between A and B", bool),
+        "lm": Option("language model that computes the NLL for --smoothness (default: the decoder)", Path, metavar="RUN"),
+        "host": Option("address to listen on; any other address opens the page to the network", default="127.0.0.1",
+                       metavar="ADDRESS"),
+        "port": Option("port to listen on; 0 chooses a free one", int, 8000, high=65535),
+        "format": Option("plain text, or one JSON object per line", default="txt", choices=("txt", "jsonl")),
+        "out": Option("write to this file (default: standard output)", Path),
+        "device": Option("where to compute; auto: cuda, then mps, then cpu", default="auto",
+                         choices=("auto", "cpu", "cuda", "mps")),
+    },
+    "choice of tokens": {
+        "greedy": Option("always choose the likeliest token", bool),
+        "beam": Option("beam search of this width (default: no beam search)", int, low=1),
+        "top_k": Option("sample from the N likeliest tokens only; 0: from all", int, 0, max_served=2**20),
+        "guidance": Option("weight of the outline: 0 ignores it, below 1 gives likelier sentences, above 1 sentences closer "
+                           "to the outline; needs a run trained with --outline-dropout", float, 1.0, max_served=10),
+        "max_len": Option("maximum length of a sentence in tokens", int, 64, low=1),
+        "precision": Option("precision of matrix products when sampling; auto: bfloat16 where the processor is faster with "
+                            "it; greedy decoding, beam search and scores always use float32", default="auto",
+                            choices=("auto", "float32", "bfloat16")),
+    },
+    "choice of outlines": {
+        "condition": Option("for conditional runs: write --num sentences (default: 1) for each line of this file; .jsonl "
+                            'files have the fields "condition" and, if the run has labels, "label"; - reads standard '
+                            "input (default: conditions of the training split)", Path),
+        "noise_scale": Option("factor on the generator's noise; below 1: likelier, less varied outlines", float, 1.0,
+                              max_served=10),
+        "rejection": Option("rejection sampling by the critic: average number of outlines drawn per accepted one", float,
+                            1.0, low=1, high=100),
+    },
+    "speed": {
+        "batch_size": Option("sentences decoded together; does not change the sentences (default: suits the device)", int,
+                             low=1),
+    },
+}
+BY_NAME = {name: option for group in OPTIONS.values() for name, option in group.items()}
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "sentences": {"metavar": "SENTENCE", "nargs": "*", "help": "sentences (default: read one per line from --file or "
+                                                               "standard input; empty lines are skipped)"},
+    "sentence": {"metavar": "SENTENCE", "help": "the sentence"},
+    "a": {"metavar": "A", "help": "first sentence"},
+    "b": {"metavar": "B", "help": "second sentence"},
+    "c": {"metavar": "C", "help": "third sentence"},
+    "lines": {"metavar": "FILE", "type": Path, "help": "file with one sentence per line; - reads standard input"},
+    "beginning": {"metavar": "BEGINNING", "help": "the first words of every sentence"},
+}
+DECODING = "beam max_len format out device"
+SAMPLING = f"num temperature top_p seed with_score greedy top_k guidance precision {DECODING}"
+SOURCE = "source noise_scale rejection"
+
+
+class Verb(NamedTuple):
+    """A verb: what it does, its arguments and options (names in ARGUMENTS and OPTIONS), and its lines of output."""
+
+    summary: str
+    arguments: str
+    options: str
+    output: str = 'Output: the sentence; as JSON {"text"}.'
+
+
+VERBS = {
+    SAMPLE: Verb("Sample new sentences.", "", f"{SAMPLING} {SOURCE} unique condition batch_size"),
+    "reconstruct": Verb("Encode each sentence and decode it again.", "sentences", f"file {DECODING}",
+                        "Columns: BLEU (0 to 100), NLL of the sentence given its own outline (nats), reconstruction; "
+                        'as JSON\n{"text", "reconstruction", "bleu", "nll"}.'),
+    "interpolate": Verb("Interpolate from one sentence to another.", "a b", f"walk num/walk smoothness lm {DECODING}",
+                        "Columns: walk, steps, NLL of A and NLL of B (nats; at the first and the last of these steps), "
+                        "sentence.\nConsecutive steps with the same sentence share a line. As JSON\n"
+                        '{"walk", "step", "nll_a": [one per step], "nll_b": [one per step], "text"}.'),
+    "vary": Verb("Write variations of a sentence: decode outlines near its own.", "sentence", f"radius {SAMPLING}"),
+    "analogy": Verb("Complete an analogy: A is to B as C is to ...", "a b c", DECODING),
+    "mean": Verb("Decode the mean outline of the sentences in a file.", "lines", DECODING),
+    "nearest": Verb("Find the training sentences nearest to each sentence.", "sentences",
+                    "file num/nearest format out device",
+                    "Columns: cosine of the outlines, row of the training sentence (from 0), sentence; as JSON\n"
+                    '{"text", "neighbours": [{"row", "cosine", "text"}]}.'),
+    "complete": Verb("Complete a given beginning.", "beginning", f"like {SAMPLING} {SOURCE}"),
+    "serve": Verb("Open a web page to sample, interpolate and look up neighbours; also a JSON interface.", "",
+                  "host port precision device", ""),
+}
+CONFLICTS = {"greedy": "temperature top_k top_p precision beam", "beam": "temperature top_k top_p precision",
+             "like": SOURCE, "file": "sentences", "condition": "unique rejection"}
+"""Options that have no effect beside another one."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors as this project says them: one line, status 2."""
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        options, surplus = self.parse_known_args(args, namespace)
-        for word in surplus:
-            if word.startswith("--"):
-                raise unknown_name("option", word.partition("=")[0], self._option_string_actions)
-        if surplus:
-            self.error(f"unrecognized arguments: {' '.join(surplus)}")
-        return options
+    """An argument parser whose errors are OutlinesErrors of one line."""
 
     def error(self, message: str) -> Any:
-        raise OutlinesError(f"{message} (see `{self.prog} --help`)")
+        raise OutlinesError(f"{message.removeprefix('argument ')}. See `{self.prog} --help`.")
+
+
+def _usage(verb: str) -> str:
+    """The verb with its arguments, as in `vary RUN SENTENCE`."""
+    words = ["" if verb == SAMPLE else verb, "RUN"]
+    for name in VERBS[verb].arguments.split():
+        metavar = ARGUMENTS[name]["metavar"]
+        words.append(f"[{metavar} ...]" if "nargs" in ARGUMENTS[name] else metavar)
+    return " ".join(words).strip()
+
+
+def _parser(verb: str) -> Parser:
+    summary, arguments, options, output = VERBS[verb]
+    prog = "python -m generate"
+    parser = Parser(prog=prog if verb == SAMPLE else f"{prog} {verb}", usage=f"{prog} {_usage(verb)} [options]",
+                    allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+                    description=f"{summary}\n{output}".strip())
+    if verb == SAMPLE:
+        listed = "\n".join(f"  {_usage(name):31} {row.summary}" for name, row in VERBS.items())
+        parser.usage = f"{prog} [VERB] RUN [options]"
+        parser.description = ("Use a trained run. Without a verb: sample new sentences.\n\n"
+                              f"  {prog} runs/001-outlines-default --num 5 --temperature 0.5\n\n"
+                              f"verbs (each has its own --help):\n{listed}\n\nBelow: the options for sampling.")
+        parser.epilog = ("The same run, seed, options and device give the same sentences. "
+                         "Sentence i does not depend on --num.")
+    parser._positionals.title = "arguments"
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/001-outlines-default")
+    for name in arguments.split():
+        parser.add_argument(name, **ARGUMENTS[name])
+    for title, group in OPTIONS.items():
+        chosen = {name: option for name, option in group.items() if name in options.split()}
+        section = parser.add_argument_group(title) if chosen and title != "options" else parser
+        for name, option in chosen.items():
+            option.add_to(section, name.partition("/")[0])
+    return parser
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of `[VERB] RUN …`, `verb` among them; raises OutlinesError."""
-    verb = arguments[0] if arguments and arguments[0] in VERBS else SAMPLE
-    rest = arguments[1:] if arguments and arguments[0] in VERBS else arguments
-    description, add = VERBS[verb]
-    parser = Parser(prog=f"python -m generate{'' if verb == SAMPLE else ' ' + verb}", description=description,
-                    allow_abbrev=False)
-    if verb == SAMPLE:
-        parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/001-outlines-default")
-    add(parser)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
-                        help="auto takes cuda, then mps, then cpu (default: auto)")
-    options = parser.parse_args(rest)
+    """The options of `[VERB] RUN ...` with `verb` among them; raises OutlinesError."""
+    verb, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in VERBS else (SAMPLE, arguments)
+    parser = _parser(verb)
+    options, surplus = parser.parse_known_args(rest)
+    for word in surplus:
+        if word.startswith("--"):
+            raise unknown_name("option", word.partition("=")[0], parser._option_string_actions)
+    if surplus and verb == SAMPLE and not options.run.exists():
+        raise unknown_name("verb", arguments[0], VERBS)
+    if surplus:
+        parser.error(f"unexpected arguments: {' '.join(surplus)}")
+    _refuse_conflicts(options)
+    for name in VERBS[verb].options.split():
+        if getattr(options, key := name.partition("/")[0]) is None:
+            setattr(options, key, BY_NAME[name].default)
+            if key == "num" and getattr(options, "condition", None):
+                options.num = 1
     options.verb = verb
-    if verb == SAMPLE and options.num is None:
-        options.num = 1 if options.condition else 10
-    _refuse_what_has_no_effect(options)
     return options
 
 
-def _refuse_what_has_no_effect(options: argparse.Namespace) -> None:
-    given = {name for name, value in vars(options).items() if value is not None and value is not False}
-    for flag, useless in {"greedy": ("temperature", "top_k", "top_p", "precision", "beam"),
-                          "beam": ("temperature", "top_k", "top_p", "precision"),
-                          "like": ("source", "noise_scale", "rejection"), "file": ("sentences",),
-                          "condition": ("unique", "rejection")}.items():
-        for name in useless:
-            if flag in given and name in given and getattr(options, name) != []:
-                shown = "a sentence" if name == "sentences" else f"--{name.replace('_', '-')}"
-                raise OutlinesError(f"{shown} has no effect with --{flag}: leave one of them out")
+def _refuse_conflicts(options: argparse.Namespace) -> None:
+    given = {name for name, value in vars(options).items() if value is not None and value != []}
+    for name, useless in CONFLICTS.items():
+        for other in useless.split():
+            if name in given and other in given:
+                shown = "A SENTENCE argument" if other == "sentences" else f"--{other.replace('_', '-')}"
+                raise OutlinesError(f"{shown} has no effect with --{name}. Remove one of them.")
     if "lm" in given and "smoothness" not in given:
-        raise OutlinesError("--lm has no effect without --smoothness: add it, or leave --lm out")
-    for name in ("num", "batch_size"):
-        if name in given and getattr(options, name) < 1:
-            raise OutlinesError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
-
-
-def _writing(parser: Parser, of_a_line: str) -> None:
-    parser.add_argument("--format", choices=("txt", "jsonl"), default="txt",
-                        help=f"txt, or jsonl: an object {of_a_line} a line (default: txt)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write here instead of to the terminal")
-
-
-def _drawing(parser: Parser) -> None:
-    parser.add_argument("--num", type=int, default=10, help="sentences to write (default: 10)")
-    parser.add_argument("--temperature", type=float, help="divides the decoder's logits; lower is safer (default: 0.7)")
-    parser.add_argument("--top-k", type=int, help="choose among the k likeliest tokens (default: 0, among all)")
-    parser.add_argument("--top-p", type=float, help="choose among the likeliest tokens that hold this probability "
-                                                    "(default: 1, among all)")
-    parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
-    parser.add_argument("--guidance", type=float, metavar="W",
-                        help="weight of the outline where a token is chosen: 0 leaves it out, as a language model does; "
-                             "below 1 sentences are likelier, above 1 closer to their outlines; of a run trained with "
-                             "--outline-dropout (default: 1)")
-    parser.add_argument("--seed", type=int, default=1, help="decides the noise (default: 1)")
-    _precision(parser)
-    parser.add_argument("--with-score", action="store_true",
-                        help="before each sentence -log p(sentence | its outline), nats, by the decoder at temperature 1, "
-                             "and the critic's score of the outline, where the family has a critic: without a unit, higher "
-                             "is more like a real one, to be compared within a run alone")
-    _decoding(parser, "the likeliest sentence that a search through this many prefixes at a time finds (default: sample)")
-
-
-def _precision(parser: Parser) -> None:
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"),
-                        help="of the matrix products by which tokens are drawn; auto takes bfloat16 where the processor is "
-                             "faster with it; what is greedy, a beam's or a score is computed in float32 (default: auto)")
-
-
-def _decoding(parser: Parser, beam: str = "beam search of this width (default: the likeliest token each time)") -> None:
-    parser.add_argument("--beam", type=int, help=beam)
-    parser.add_argument("--max-len", type=int, default=64, help="tokens after which a sentence is cut (default: 64)")
-
-
-def _source(parser: Parser) -> None:
-    parser.add_argument("--source", help="where outlines come from: generator, or a control: mixture, gaussian; of "
-                                         "conditional: linear (default: the family's own)")
-    parser.add_argument("--noise-scale", type=float, help="factor on the noise that outlines are made from; below 1 they "
-                                                          "are likelier and less varied (default: 1)")
-    parser.add_argument("--rejection", type=float, metavar="DRAWS",
-                        help="outlines drawn, on average, for each that the critic keeps as like a real one, 1 to 100 "
-                             "(default: 1, which keeps all)")
-
-
-def _inputs(parser: Parser) -> None:
-    parser.add_argument("sentences", nargs="*", metavar="SENTENCE", help="sentences; with none, one a line from --file, or "
-                                                                         "from standard input; blank lines are passed over")
-    parser.add_argument("--file", type=Path, help="sentences, one a line")
-
-
-def _sample(parser: Parser) -> None:
-    _drawing(parser)
-    parser.add_argument("--unique", action="store_true", help="pass over a sentence that was written before; remembers a "
-                                                              "digest of each")
-    _source(parser)
-    parser.set_defaults(num=None)
-    parser.add_argument("--condition", type=Path, metavar="FILE",
-                        help="with a run of the family conditional: write --num sentences (default: 1) for each line; of "
-                             ".jsonl the fields condition and, if the run has labels, label; - reads standard input "
-                             "(default: conditions of the training split)")
-    parser.add_argument("--batch-size", type=int,
-                        help="sentences decoded together; changes the speed alone (default: what suits the device)")
-    _writing(parser, '{"text": …}, with --condition {"condition": …, "text": …}')
-
-
-def _reconstruct(parser: Parser) -> None:
-    _inputs(parser)
-    _decoding(parser)
-    _writing(parser, '{"text": …, "reconstruction": …, "bleu": …, "nll": …}')
-
-
-def _interpolate(parser: Parser) -> None:
-    parser.add_argument("start", metavar="A", help="the sentence to start from")
-    parser.add_argument("end", metavar="B", help="the sentence to go to")
-    parser.add_argument("--walk", choices=("linear", "spherical", "noise", "gradient", "all"), default="spherical",
-                        help="linear or spherical between the outlines; spherical in the generator's noise; up the gradient "
-                             "of log p(B | outline); or all that the run's family can make (default: spherical)")
-    parser.add_argument("--num", type=int, default=21, help="outlines on the way, both ends included; a gradient walk's "
-                                                            "first step is 1 / (num - 1) of the distance (default: 21)")
-    parser.add_argument("--smoothness", action="store_true", help="after each walk the distances between its neighbours, "
-                                                                  "encoded again, and the nll of its middle sentences")
-    parser.add_argument("--lm", type=Path, metavar="RUN", help="a run of the family lm to judge the middle sentences "
-                                                               "(default: the decoder, each under its own outline)")
-    _decoding(parser)
-    _writing(parser, '{"walk": …, "step": …, "nll_a": [one a step], "nll_b": […], "text": …}')
-
-
-def _vary(parser: Parser) -> None:
-    parser.add_argument("sentence", metavar="SENTENCE")
-    parser.add_argument("--radius", type=float, default=0.4, help="how far from the sentence's outline, in the encoder's "
-                        "units: of outlines of unit norm two unrelated ones are 1.4 apart (default: 0.4)")
-    _drawing(parser)
-    _writing(parser, '{"text": …}')
-
-
-def _analogy(parser: Parser) -> None:
-    for name, help in (("a", "A is to B"), ("b", "as"), ("c", "C is to what is written")):
-        parser.add_argument(name, metavar=name.upper(), help=help)
-    _decoding(parser)
-    _writing(parser, '{"text": …}')
-
-
-def _mean(parser: Parser) -> None:
-    parser.add_argument("file", metavar="FILE", type=Path, help="sentences, one a line; - reads standard input")
-    _decoding(parser)
-    _writing(parser, '{"text": …}')
-
-
-def _nearest(parser: Parser) -> None:
-    _inputs(parser)
-    parser.add_argument("--num", type=int, default=5, help="training sentences for each (default: 5)")
-    _writing(parser, '{"text": …, "neighbours": [{"row": …, "cosine": …, "text": …}]}')
-
-
-def _complete(parser: Parser) -> None:
-    parser.add_argument("prefix", metavar="BEGINNING", help="how every sentence begins")
-    parser.add_argument("--like", metavar="SENTENCE", help="under this sentence's outline (default: under sampled ones)")
-    _drawing(parser)
-    _source(parser)
-    _writing(parser, '{"text": …}')
-
-
-def _serve(parser: Parser) -> None:
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; any but 127.0.0.1 lets others in "
-                                                            "(default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen at; 0 takes a free one (default: 8000)")
-    _precision(parser)
-
-
-VERBS: dict[str, tuple[str, Callable[[Parser], None]]] = {
-    SAMPLE: ("Write new sentences from a finished run.", _sample),
-    "reconstruct": ("Sentence → outline → sentence. Each line: BLEU (0 to 100), nll of the sentence given its outline "
-                    "(nats), what was made of it.", _reconstruct),
-    "interpolate": ("From one sentence to another. Each line: walk, steps, nll of A, nll of B (nats; at the "
-                    "first and the last of the steps), sentence. Steps that give one sentence are one line.", _interpolate),
-    "vary": ("Write sentences near one sentence's outline.", _vary),
-    "analogy": ("A is to B as C is to …: the sentence at C + B - A.", _analogy),
-    "mean": ("Write the sentence at the mean of many sentences' outlines.", _mean),
-    "nearest": ("The training sentences nearest to each sentence. Each line: cosine of the outlines, number of the training "
-                "sentence counted from 0, sentence.", _nearest),
-    "complete": ("Write sentences that begin as told.", _complete),
-    "serve": ("Serve a page to sample, interpolate and look up neighbours in a browser, and the same as JSON.", _serve),
-}
+        raise OutlinesError("--lm has no effect without --smoothness. Add --smoothness or remove --lm.")

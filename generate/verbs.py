@@ -1,11 +1,17 @@
-"""What each verb writes, line by line, as plain text and as data."""
+"""The verbs of `python -m generate`: each is a function from a run and its options to lines of output.
+
+A new verb is a function here and one line of VERBS in generate/options.py.
+"""
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import math
+import os
+import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,69 +21,66 @@ from torch import Tensor
 from outlines.decoding.sample import SamplingConfig
 from outlines.devices import sampling_workers
 from outlines.errors import OutlinesError
-from outlines.inference.pipeline import TEMPERATURE, Condition, Pipeline, Sentence, Walk, load_pipeline
+from outlines.inference.loading import load_pipeline
+from outlines.inference.pipeline import Condition, Pipeline, Sentence
 from outlines.metrics.bleu import reconstruction_bleu
 
 CHUNK = 256
-"""Sentences read and answered together."""
+"""Number of input sentences processed together."""
 MAX_REPEATS = 10_000
-"""Sentences in a row that were all written before, after which --unique gives up."""
+"""--unique stops after this many consecutive duplicates."""
 
 
 class Line(NamedTuple):
-    """One line of output: as text, and as the object of --format jsonl."""
+    """One line of output: as text, and as the object that --format jsonl writes."""
 
     text: str
     data: dict[str, Any]
 
 
 def sampling_of(options: argparse.Namespace) -> SamplingConfig:
-    """How the options say that tokens are chosen; verbs without a temperature decode greedily."""
-    samples = hasattr(options, "temperature") and not options.greedy
-    temperature = (TEMPERATURE if options.temperature is None else options.temperature) if samples else 0.0
-    top_k, top_p = getattr(options, "top_k", None), getattr(options, "top_p", None)
-    if options.beam is not None and options.beam < 1:
-        raise OutlinesError(f"--beam must be at least 1, not {options.beam}")
-    factors = {name: getattr(options, name, None) for name in ("noise_scale", "guidance")}
-    return SamplingConfig(temperature, top_k or 0, 1.0 if top_p is None else top_p, options.max_len, options.beam or 0,
-                          **{name: value for name, value in factors.items() if value is not None})
+    """How tokens are chosen; verbs without a temperature decode greedily."""
+    names = {field.name for field in dataclasses.fields(SamplingConfig)}
+    chosen = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    if "temperature" not in chosen or options.greedy:
+        chosen["temperature"] = 0.0
+    return SamplingConfig(**chosen)
 
 
 def sample(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
     if options.condition:
-        return _answers(pipeline, options)
-    drawn = pipeline.sentences(None if options.unique else options.num, options.seed, sampling_of(options), options.source,
-                               scored=options.with_score, batch_size=options.batch_size, rejection=_rejection(options),
+        return _conditional(pipeline, options)
+    num = None if options.unique else options.num
+    drawn = pipeline.sentences(num, options.seed, sampling_of(options), options.source, scored=options.with_score,
+                               batch_size=options.batch_size, rejection=options.rejection,
                                workers=sampling_workers(pipeline.device))
     return _lines(islice(unique(drawn), options.num) if options.unique else drawn)
 
 
-def _rejection(options: argparse.Namespace) -> float:
-    return 1.0 if options.rejection is None else options.rejection
-
-
 def unique(sentences: Iterable[Sentence]) -> Iterator[Sentence]:
-    """Each sentence the first time; raises OutlinesError after MAX_REPEATS repetitions in a row."""
+    """Skip duplicates; raises OutlinesError after MAX_REPEATS consecutive ones."""
     seen: set[bytes] = set()
     repeats = 0
     for sentence in sentences:
         digest = hashlib.blake2b(sentence.text.encode(), digest_size=16).digest()
         repeats = repeats + 1 if digest in seen else 0
         if repeats == MAX_REPEATS:
-            raise OutlinesError(f"--unique: {len(seen)} different sentences, and the last {MAX_REPEATS:,} drawn were all "
-                                "among them: ask for fewer, or raise --temperature")
+            raise OutlinesError(f"--unique found {len(seen)} different sentences, then {MAX_REPEATS:,} duplicates in a row. "
+                                "Lower --num or raise --temperature.")
         if not repeats:
             seen.add(digest)
             yield sentence
 
 
 def _lines(sentences: Iterable[Sentence]) -> Iterator[Line]:
-    for text, *scores in sentences:
-        given = {name: score for name, score in zip(("nll", "critic_score"), scores, strict=True) if score is not None}
-        yield Line("\t".join([*(f"{score:.3f}" for score in given.values()), text]), {"text": text, **given})
+    for sentence in sentences:
+        text, *scores = sentence
+        data = {name: value for name, value in sentence._asdict().items() if value is not None}
+        yield Line("\t".join([*(f"{score:.3f}" for score in scores if score is not None), text]), data)
 
 
-def _answers(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
+def _conditional(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
+    """One or more sentences for each line of --condition."""
     for condition, sentence in pipeline.given(_read_conditions(options.condition), options.num, options.seed,
                                               sampling_of(options), options.source, options.with_score, options.batch_size):
         line = next(_lines([sentence]))
@@ -86,8 +89,8 @@ def _answers(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
 
 
 def _read_conditions(path: Path) -> Iterator[Condition]:
-    """The conditions of a file, one a line: of .jsonl the fields condition and label, else the whole line."""
-    for number, line in enumerate(_read(None if str(path) == "-" else path), start=1):
+    """The conditions in a file, one per line: the whole line, or the fields `condition` and `label` of .jsonl."""
+    for number, line in enumerate(_read(path), start=1):
         if path.suffix != ".jsonl":
             yield Condition(line)
             continue
@@ -98,8 +101,8 @@ def _read_conditions(path: Path) -> Iterator[Condition]:
         fields = record if isinstance(record, dict) else {}
         condition, label = fields.get("condition"), fields.get("label")
         if not isinstance(condition, str) or not condition.strip() or not isinstance(label, str | None):
-            raise OutlinesError(f'{path}: condition {number}: expected {{"condition": a sentence}}, with a "label" '
-                                "if the run has any")
+            raise OutlinesError(f"{path}: condition {number} is not valid. Write "
+                                '{"condition": "a sentence"}, and add a "label" if the run has labels.')
         yield Condition(condition, label)
 
 
@@ -120,8 +123,15 @@ def reconstruct(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Lin
 def interpolate(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
     judge = load_pipeline(options.lm, pipeline.device) if options.lm else None
     for kind in pipeline.walks if options.walk == "all" else (options.walk,):
-        walk = pipeline.interpolate(options.start, options.end, kind, options.num, sampling_of(options))
-        yield from _walk_lines(walk)
+        walk = pipeline.interpolate(options.a, options.b, kind, options.num, sampling_of(options))
+        for point in walk.points:
+            steps = _span([point.step, point.step + len(point.nll_start) - 1], "d")
+            nll_a, nll_b = _span(point.nll_start, ".1f"), _span(point.nll_end, ".1f")
+            yield Line(f"{kind}\t{steps}\t{nll_a}\t{nll_b}\t{point.text}", {
+                "walk": kind, "step": point.step, "nll_a": point.nll_start, "nll_b": point.nll_end, "text": point.text})
+        if walk.ended != "reached":
+            print(f"The {kind} walk stopped before the second sentence, after {len(walk.vectors)} steps ({walk.ended}).",
+                  file=sys.stderr)
         if options.smoothness:
             measured = pipeline.smoothness(walk, judge)
             data = {name: None if math.isnan(value) else value for name, value in measured._asdict().items()}
@@ -130,26 +140,21 @@ def interpolate(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Lin
                        {"walk": kind, **data})
 
 
-def _walk_lines(walk: Walk) -> Iterator[Line]:
-    for point in walk.points:
-        steps = _span([point.step, point.step + len(point.nll_start) - 1], "d")
-        yield Line(f"{walk.kind}\t{steps}\t{_span(point.nll_start, '.1f')}\t{_span(point.nll_end, '.1f')}\t{point.text}", {
-            "walk": walk.kind, "step": point.step, "nll_a": point.nll_start, "nll_b": point.nll_end, "text": point.text})
-    if walk.ended != "reached":
-        print(f"{walk.kind}: ended before the second sentence ({walk.ended}) after {len(walk.vectors)} steps",
-              file=sys.stderr)
-
-
 def _span(values: Sequence[float], form: str) -> str:
-    """The first and the last of a stretch's values, or the one where they read alike."""
+    """The first and the last value, or one of them if both print alike."""
     first, last = format(values[0], form), format(values[-1], form)
     return first if first == last else f"{first}…{last}"
 
 
 def vary(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
-    vector = pipeline.encode([options.sentence])[0]
-    return _lines(pipeline.around(vector, options.radius, options.num, options.seed, sampling_of(options),
-                                  scored=options.with_score))
+    return _around(pipeline, options, options.sentence, options.radius)
+
+
+def _around(pipeline: Pipeline, options: argparse.Namespace, sentence: str, radius: float,
+            prefix: str = "") -> Iterator[Line]:
+    """Sentences decoded from vectors at a distance from a sentence's own."""
+    return _lines(pipeline.around(pipeline.encode([sentence])[0], radius, options.num, options.seed, sampling_of(options),
+                                  prefix=prefix, scored=options.with_score))
 
 
 def analogy(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
@@ -157,11 +162,11 @@ def analogy(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
 
 
 def mean(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
-    return _decoded(pipeline, options, pipeline.mean(_read(None if str(options.file) == "-" else options.file)))
+    return _decoded(pipeline, options, pipeline.mean(_read(options.lines)))
 
 
 def _decoded(pipeline: Pipeline, options: argparse.Namespace, vector: Tensor) -> Iterator[Line]:
-    return _lines(Sentence(text) for text in pipeline.decode(vector[None], sampling_of(options)))
+    return _lines(map(Sentence, pipeline.decode(vector[None], sampling_of(options))))
 
 
 def nearest(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
@@ -172,40 +177,45 @@ def nearest(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
 
 
 def complete(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
-    if not options.prefix.strip():
-        raise OutlinesError("the beginning holds no words; to begin anyhow, use `python -m generate RUN`")
-    sampling = sampling_of(options)
-    if options.like is None:
-        return _lines(pipeline.sentences(options.num, options.seed, sampling, options.source, prefix=options.prefix,
-                                         scored=options.with_score, rejection=_rejection(options)))
-    vector = pipeline.encode([options.like])[0]
-    return _lines(pipeline.around(vector, 0.0, options.num, options.seed, sampling, prefix=options.prefix,
-                                  scored=options.with_score))
+    if not options.beginning.strip():
+        raise OutlinesError("The beginning is empty. To sample without a beginning, use `python -m generate RUN`.")
+    if options.like is not None:
+        return _around(pipeline, options, options.like, 0.0, options.beginning)
+    return _lines(pipeline.sentences(options.num, options.seed, sampling_of(options), options.source,
+                                     prefix=options.beginning, scored=options.with_score, rejection=options.rejection))
+
+
+def serve(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
+    from generate.server import Server
+
+    with Server(pipeline, options.host, options.port) as server:
+        try:
+            yield Line(f"{server.url} (press Ctrl-C to stop)", {})
+            server.serve_forever()
+        except KeyboardInterrupt:
+            # A normal exit would unwind the requests' threads inside torch, and C++ aborts on that.
+            os._exit(128 + signal.SIGINT)
 
 
 def _chunks(options: argparse.Namespace) -> Iterator[list[str]]:
-    """The verb's sentences, CHUNK at a time."""
+    """The input sentences, CHUNK at a time."""
     stream = iter(options.sentences or _read(options.file))
     while chunk := list(islice(stream, CHUNK)):
         yield chunk
 
 
 def _read(path: Path | None) -> Iterator[str]:
-    """The lines of a file, or of standard input, that hold anything."""
-    name = "standard input" if path is None else str(path)
+    """The lines of a file or, for None and `-`, of standard input; empty lines are skipped."""
+    is_file = path is not None and str(path) != "-"
+    name = str(path) if is_file else "standard input"
     try:
-        with open(0 if path is None else path, "rb", closefd=path is not None) as file:
+        with open(path if is_file else 0, "rb", closefd=is_file) as file:  # type: ignore[arg-type]
             for number, line in enumerate(file, start=1):
                 try:
                     sentence = line.decode().strip()
                 except UnicodeDecodeError as error:
-                    raise OutlinesError(f"{name}: line {number}: not UTF-8") from error
+                    raise OutlinesError(f"{name}: line {number} is not UTF-8. Convert the file to UTF-8.") from error
                 if sentence:
                     yield sentence
     except OSError as error:
-        raise OutlinesError(f"{name}: cannot be read: {error.strerror}") from error
-
-
-WRITERS: dict[str, Callable[[Pipeline, argparse.Namespace], Iterator[Line]]] = {
-    "sample": sample, "reconstruct": reconstruct, "interpolate": interpolate, "vary": vary, "analogy": analogy,
-    "mean": mean, "nearest": nearest, "complete": complete}
+        raise OutlinesError(f"{name}: cannot be read ({error.strerror}). Check the path.") from error

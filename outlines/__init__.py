@@ -1,23 +1,18 @@
-"""Neural outlines: what a model is, and what is measured of it.
+"""Neural outlines: models of text, and how they are measured.
 
-The way from text to text, file by file:
+From text to text, in this order:
 
-    corpus/reading.py, corpus/grammar.py    sentences in
-    corpus/pairs.py                         which of them describe one thing
-    corpus/tokenizer.py, corpus/batching.py sentences → tokens → batches
-    encoders/, outline_store.py             sentences → outlines, once, on disk
-    gan.py                                  noise → outlines
-    decoder.py, sampling.py                 outlines → tokens → text
-    interpolation.py, inversion.py          walks between two outlines; outline → noise
-    neighbours.py                           the training sentences nearest to an outline
-    text_model.py, outline_model.py         the whole, as those who sample see it
-    pipeline.py                             a finished run, in use: `outlines.load(RUN)`
-    baselines/, families.py                 what it is compared with; all of them, and on disk
-    losses.py, scoring.py, metrics/         what is minimised, what is measured
-    collapse.py                             is the vector used, and if not, why not
-    checkpoint.py                           state on disk: atomic, verified, no pickle
+    corpus/      sentences → tokens → batches: reading, grammar (built-in corpus), pairs, tokenizer, prepared, batching
+    encoders/    sentences → outlines, stored once on disk
+    networks/    the modules and losses: the decoder (outline → token probabilities), the generator (noise → outlines)
+    decoding/    outline → tokens (sampling, beam search), tokens → NLL
+    models/      one file per family: the networks that are trained and sampled together; registry loads and saves them
+    inference/   a finished run in use: pipeline (`outlines.load(RUN)`), interpolation, inversion, rejection, neighbours
+    metrics/     quality and diversity of text and outlines, posterior collapse, verdicts
 
-Shape legend: B batch, N dataset rows, T tokens, D outline width, Z latent width, V vocabulary, K centres.
+Beside them: checkpoint (atomic, verified files without pickle), devices, options, errors.
+
+Shapes: B batch, N rows, T tokens, D outline width, Z latent width, V vocabulary, K centres.
 `train` and `generate` import this package and never each other; it imports neither.
 """
 
@@ -29,13 +24,13 @@ if TYPE_CHECKING:
 
 
 def load(run: str | Path, device: str = "auto", precision: str = "auto") -> "Pipeline":
-    """A finished run, to sample from, encode, decode and interpolate with; raises OutlinesError.
+    """Return a finished run, to sample, encode, decode and interpolate; raises OutlinesError.
 
-    device: auto takes cuda, then mps, then cpu. precision: of the matrix products by which tokens are drawn: float32,
-    bfloat16, or auto, which takes bfloat16 where the device is faster with it; all else is computed in float32.
+    device: cpu, cuda, mps, or auto, the first of cuda, mps and cpu that exists. precision: of matrix products when sampling:
+    float32, bfloat16, or auto, which is bfloat16 where the device is faster with it. The rest is computed in float32.
     """
-    # Imported here, because whoever imports any part of this package comes by this file, and torch takes a second.
+    # Imported here, because every import of the package runs this file, and torch takes a second.
     from outlines.devices import choose_device
-    from outlines.inference.pipeline import load_pipeline
+    from outlines.inference.loading import load_pipeline
 
     return load_pipeline(Path(run), choose_device(device), precision)

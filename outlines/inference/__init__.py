@@ -1,1 +1,1 @@
-"""A finished run in use."""
+"""Use a finished run."""

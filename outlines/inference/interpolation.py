@@ -1,14 +1,15 @@
-"""Walks between two sentences, as rows of vectors for the decoder, and a measure of how smooth a walk is.
+"""Interpolations ("walks") between two sentences, as rows of vectors for the decoder, and how smooth they are.
 
     linear      the straight line between two vectors
     spherical   the arc between them
-    noise       the arc between the generator's noise of each (outlines/inference/inversion.py), generated again
-    gradient    from the first outline, up the gradient of log p(second sentence | outline)
+    noise       the arc between the generator's noise of both (outlines/inference/inversion.py), mapped to outlines again
+    gradient    gradient ascent on log p(second sentence | outline), starting at the first outline
 
-Pure functions of vectors and models; what decodes and prints is `outlines.inference.pipeline`.
+Pure functions of vectors and models; `outlines.inference.pipeline` encodes and decodes.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
@@ -18,72 +19,94 @@ from torch import Tensor
 
 from outlines.corpus.batching import collate
 from outlines.decoding.scoring import nll_of_rows
-from outlines.inference.inversion import invert
-from outlines.models.outlines import OutlineModel
+from outlines.inference.inversion import Inverted, InvertibleModel, invert, regenerate
 from outlines.networks.decoder import Decoder
 from outlines.networks.losses import sequence_nll
 
 WALKS = ("linear", "spherical", "noise", "gradient")
 
 
-def linear(start: Tensor, end: Tensor, num: int) -> Tensor:
-    """`num` vectors [num, D] at equal distances on the line from start [D] to end [D], both included.
+class Point(NamedTuple):
+    """Consecutive vectors of a walk that decode to the same sentence.
 
-    Between unit vectors the line passes inside the sphere, where no outline lies: it is the walk to compare with.
+    step: index of the first of them. nll_start, nll_end: -log p of the walk's first and last sentence under each of these
+    vectors, nats.
     """
-    return start + _shares(start, num) * (end - start)
+
+    step: int
+    text: str
+    nll_start: list[float]
+    nll_end: list[float]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """An interpolation between two sentences. vectors: [S, D]. ended: why it stopped (see Ascent)."""
+
+    kind: str
+    vectors: Tensor
+    points: list[Point]
+    ended: str
+
+    @property
+    def sentences(self) -> list[str]:
+        """The sentences on the way, without consecutive duplicates."""
+        return [point.text for point in self.points]
+
+
+def linear(start: Tensor, end: Tensor, num: int) -> Tensor:
+    """`num` equidistant vectors [num, D] on the line from start [D] to end [D], both included.
+
+    Between unit vectors the line passes inside the sphere, where there are no outlines: a baseline for the other walks.
+    """
+    return start + _fractions(start, num) * (end - start)
 
 
 def spherical(start: Tensor, end: Tensor, num: int) -> Tensor:
     """`num` vectors [num, D] at equal angles on the arc from start [D] to end [D], both included.
 
-    sin((1 - t) ω) / sin ω · start + sin(t ω) / sin ω · end, with ω the angle between them; the line where they are
-    parallel. Source: Shoemake, Animating Rotation with Quaternion Curves (1985), equation 8; for latent spaces White,
-    Sampling Generative Networks (2016), section 2.1.
+    sin((1 - t) ω) / sin ω · start + sin(t ω) / sin ω · end, where ω is the angle between them; for parallel vectors the
+    line. Source: Shoemake, Animating Rotation with Quaternion Curves (1985), equation 8; for latent spaces White, Sampling
+    Generative Networks (2016), section 2.1.
     """
-    angle, shares = torch.cosine_similarity(start, end, dim=0).clamp(-1, 1).arccos(), _shares(start, num)
-    if angle.sin() < 1e-3:  # as good as parallel, in float32
+    angle, fractions = torch.cosine_similarity(start, end, dim=0).clamp(-1, 1).arccos(), _fractions(start, num)
+    if angle.sin() < 1e-3:  # parallel, up to float32
         return linear(start, end, num)
-    return (((1 - shares) * angle).sin() * start + (shares * angle).sin() * end) / angle.sin()
+    return (((1 - fractions) * angle).sin() * start + (fractions * angle).sin() * end) / angle.sin()
 
 
-def _shares(start: Tensor, num: int) -> Tensor:
+def _fractions(start: Tensor, num: int) -> Tensor:
     return torch.linspace(0, 1, num, dtype=start.dtype, device=start.device)[:, None]
 
 
 @torch.no_grad()
-def noise(model: OutlineModel, start: Tensor, end: Tensor, num: int) -> Tensor:
-    """`num` outlines [num, D] that the generator makes on the arc between the noise of start [D] and of end [D].
+def noise(model: InvertibleModel, start: Tensor, end: Tensor, num: int) -> Tensor:
+    """`num` outlines [num, D] from the generator, on the arc between the noise of start [D] and of end [D].
 
-    The drawn centre is part of the noise and has no arc: it goes straight from one to the other, in step.
+    The drawn centre, a part of the noise, moves on the straight line.
     """
     normal, centre = invert(model, torch.stack([start, end]))
-    normals = spherical(normal[0], normal[1], num)
-    generator = model.generator
-    if not generator.config.num_centres:
-        return model.normalise(generator.mlp(normals))
-    return model.normalise(generator.around(linear(centre[0], centre[1], num), normals))
+    return regenerate(model, Inverted(spherical(normal[0], normal[1], num), linear(centre[0], centre[1], num)))
 
 
 class Ascent(NamedTuple):
-    """A gradient walk: its vectors [S, D], the first included, and why it stopped: `reached`, `stuck` or `max_steps`."""
+    """A gradient walk: its vectors [S, D] with the start, and why it ended: `reached`, `stuck` or `max_steps`."""
 
     vectors: Tensor
-    stopped: str
+    ended: str
 
 
 def gradient(decoder: Decoder, start: Tensor, row: np.ndarray, own_nll: float, step: float,
              normalise: Callable[[Tensor], Tensor] = lambda vector: vector, max_steps: int = 200) -> Ascent:
-    """Walk from start [D] up the gradient of log p(sentence | vector), by steps of length `step`.
+    """Gradient ascent on log p(sentence | vector) from start [D], with steps of length `step`.
 
-    A step that does not raise the likelihood is taken back and halved. The walk has reached the sentence where its nll is
-    no more than `own_nll`, the decoder's own nll of it under its own vector; it is stuck where a step of a thousandth of
-    the first no longer helps.
+    A step that does not raise the likelihood is undone and halved. The walk has reached the sentence when its NLL is at most
+    `own_nll`, its NLL under its own vector. It is stuck when a step of step / 1000 does not help.
 
-    row: the sentence's token ids. own_nll: nats per sentence. step: in the vector's units. normalise: brings vectors
-    [B, D] back to where the decoder's vectors lie, after every step.
-    Source: Subramanian et al., Adversarially Learned Neural Outlines (2018), whose interpolation follows this gradient;
-    the steps of fixed length, their halving and the stopping rule are ours.
+    row: the sentence's token ids. own_nll: nats. step: in the vectors' units. normalise: maps vectors [B, D] back to where
+    the decoder's vectors lie, after every step.
+    Source: Subramanian et al., Adversarially Learned Neural Outlines (2018), interpolate along this gradient. The fixed step
+    length, the halving and the stopping rule are ours.
     """
     if decoder.training:
         raise ValueError("walk with a decoder in evaluation mode")
@@ -97,44 +120,44 @@ def gradient(decoder: Decoder, start: Tensor, row: np.ndarray, own_nll: float, s
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         while len(vectors) <= max_steps:
             here = vectors[-1].detach().requires_grad_()
-            reached = nll(here)
-            if reached.item() <= own_nll:
+            current = nll(here)
+            if current.item() <= own_nll:
                 return Ascent(torch.stack(vectors), "reached")
-            slope = torch.autograd.grad(reached, here)[0]
+            slope = torch.autograd.grad(current, here)[0]
             direction = slope / slope.norm().clamp_min(1e-30)
             while True:
-                tried = normalise((here - length * direction).detach()[None])[0]
+                candidate = normalise((here - length * direction).detach()[None])[0]
                 with torch.no_grad():
-                    if nll(tried).item() < reached.item():
+                    if nll(candidate).item() < current.item():
                         break
                 length /= 2
                 if length <= step / 1000:
                     return Ascent(torch.stack(vectors), "stuck")
-            vectors.append(tried)
+            vectors.append(candidate)
     return Ascent(torch.stack(vectors), "max_steps")
 
 
 def nll_along(decoder: Decoder, row: np.ndarray, vectors: Tensor) -> np.ndarray:
-    """-log p(sentence | vector) at every vector [S, D] of a walk, nats per sentence [S]. row: the sentence's token ids."""
+    """-log p(sentence | vector) for every vector [S, D] of a walk, nats [S]. row: the sentence's token ids."""
     return nll_of_rows(decoder, [row] * len(vectors), vectors)[0]
 
 
 def folded(sentences: Sequence[str]) -> list[tuple[int, int]]:
-    """(number of the first, how many) of every stretch of equal neighbours."""
+    """(index of the first, length) of every run of equal neighbours."""
     stretches, first = [], 0
     for _, equal in groupby(sentences):
-        count = len(list(equal))
-        stretches.append((first, count))
-        first += count
+        length = len(list(equal))
+        stretches.append((first, length))
+        first += length
     return stretches
 
 
 class Smoothness(NamedTuple):
     """How a walk's sentences follow one another.
 
-    num_sentences: with equal neighbours folded. mean_step, largest_step: distance between neighbours once they are encoded
-    again, in the encoder's units (unit norm: 0 the same, 1.41 unrelated). middle_nll_per_token: of the sentences between
-    the first and the last, nats, eos included; NaN where there are none.
+    num_sentences: without consecutive duplicates. mean_step, largest_step: distance between the outlines of neighbouring
+    sentences, in the encoder's units (for unit norm, 0: equal, 1.41: unrelated). middle_nll_per_token: nats, over the
+    sentences between the first and the last, eos included; NaN if there are none.
     """
 
     num_sentences: int
@@ -144,9 +167,9 @@ class Smoothness(NamedTuple):
 
 
 def smoothness(encoded: Tensor, nll: np.ndarray, num_targets: np.ndarray) -> Smoothness:
-    """The measures of a folded walk. A smooth one has many sentences, no step far above the mean, and likely middles.
+    """The smoothness of a walk: a smooth one has many sentences, steps of similar length and likely middle sentences.
 
-    encoded: [S, D] its sentences encoded again, in the encoder's units. nll, num_targets: [S] nats and real targets each.
+    encoded: [S, D], its sentences encoded again, in the encoder's units. nll, num_targets: [S], nats and numbers of targets.
     """
     steps = (encoded[1:] - encoded[:-1]).norm(dim=1)
     middle = slice(1, len(nll) - 1)

@@ -1,41 +1,71 @@
-"""The generator backwards: outline → noise, so that a walk can be made where the generator starts from.
+"""The generator backwards: outline → noise.
 
-Noise far enough out reaches any outline from any centre. What is looked for is therefore the noise that the generator
-most probably drew: the least of
+Noise that is improbable enough reaches any outline from any centre. `invert` therefore looks for the noise that the
+generator most probably drew, by minimising
 
     |normalise(G(noise, k)) - outline|² / tolerance² + |noise|² - 2 log share_k
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.func import jacfwd, vmap
 
-from outlines.models.outlines import OutlineModel
-from outlines.networks.gan import Generator
-
 TOLERANCES = (0.1, 0.03, 0.01)
-"""Standard deviations of what may be left over, in scaled units (an outline's is 1 a dimension): descended in turn, for
-the last alone gets stuck where the MLP bends."""
+"""Standard deviation of the remaining error, in scaled units (an outline has 1 per dimension). The descent uses them in
+turn; with only the last one it gets stuck where the MLP is nonlinear."""
 STEPS_EACH = 5
 NUM_FIRST = 16
-"""Centres of the first level, at most, of which each is tried with every offset."""
+"""Number of likeliest centres that are combined with every offset."""
+
+
+@runtime_checkable
+class InvertibleGenerator(Protocol):
+    """A generator whose noise is a drawn centre and normal values; see `outlines.networks.gan.Generator`.
+
+    With centres it also has their `shares` and `factor`, and perhaps `offsets` and `offset_shares`.
+    """
+
+    config: Any
+    mlp: Any
+
+    def around(self, centre: Tensor, normal: Tensor) -> Tensor: ...
+
+
+class InvertibleModel(Protocol):
+    """A model with such a generator. normalise: outlines [B, D] to the norm of the encoder's, in scaled units."""
+
+    generator: Any
+
+    def normalise(self, scaled: Tensor) -> Tensor: ...
+
+
+def can_invert(model: Any) -> TypeGuard[InvertibleModel]:
+    """Whether `invert` works for a model."""
+    return isinstance(getattr(model, "generator", None), InvertibleGenerator)
 
 
 class Inverted(NamedTuple):
-    """What the generator makes an outline from: normal noise [N, D] and the drawn centres as points [N, D]."""
+    """The noise of outlines: normal values [N, D] and the drawn centres as points [N, D] (0 without centres)."""
 
     normal: Tensor
     centre: Tensor
 
 
-@torch.no_grad()
-def invert(model: OutlineModel, outlines: Tensor, num_candidates: int = 2) -> Inverted:
-    """The noise from which the model's generator makes each of the outlines [N, D], in scaled units.
+def regenerate(model: InvertibleModel, noise: Inverted) -> Tensor:
+    """The outlines [N, D] that the model's generator makes of the noise, normalised."""
+    generator = model.generator
+    return model.normalise(generator.around(noise.centre, noise.normal) if generator.config.num_centres else
+                           generator.mlp(noise.normal))
 
-    num_candidates: centres (with their offsets, where there are some) to descend from, the most probable ones were there no
-    MLP. Memory: N × num_candidates × D².
+
+@torch.no_grad()
+def invert(model: InvertibleModel, outlines: Tensor, num_candidates: int = 2) -> Inverted:
+    """The noise from which the model's generator makes the outlines [N, D], in scaled units.
+
+    num_candidates: number of centres (with their offsets) to descend from: the most probable ones if the MLP is ignored.
+    Memory: N × num_candidates × D².
     """
     generator = model.generator
     if not generator.config.num_centres:
@@ -43,9 +73,8 @@ def invert(model: OutlineModel, outlines: Tensor, num_candidates: int = 2) -> In
         return Inverted(descend(model, outlines, centre, centre)[0], centre)
     factor = generator.factor
     inverse = torch.linalg.solve(_ridge(factor.T @ factor, TOLERANCES[0] ** 2), factor.T)
-    # Which centre it was is not to be told by the factor alone, which is what the offsets leave.
-    of_both = _of_offsets_too(generator) if generator.config.num_offsets else None
-    found = [_likeliest(generator, outline, inverse, of_both, num_candidates) for outline in outlines]
+    precision = _precision(generator) if generator.config.num_offsets else None
+    found = [_likeliest(generator, outline, inverse, precision, num_candidates) for outline in outlines]
     centre, log_share = (torch.stack(parts) for parts in zip(*found, strict=True))  # [N, candidates, D] and [N, candidates]
     candidates = centre.shape[1]
     centre = centre.flatten(0, 1)
@@ -56,30 +85,29 @@ def invert(model: OutlineModel, outlines: Tensor, num_candidates: int = 2) -> In
     return Inverted(normal[best], centre[best])
 
 
-def _of_offsets_too(generator: Generator) -> Tensor:
-    """The inverse [D, D] of the covariance that a drawn offset and the factor leave around a centre, were there no MLP."""
+def _precision(generator: Any) -> Tensor:
+    """The inverse covariance [D, D] of outlines around a first-level centre, from offsets and factor, without the MLP."""
     offsets, shares = generator.offsets, generator.offset_shares
-    spread = (offsets * shares[:, None]).T @ offsets + generator.factor @ generator.factor.T
-    return torch.linalg.inv(_ridge(spread, TOLERANCES[0] ** 2))
+    covariance = (offsets * shares[:, None]).T @ offsets + generator.factor @ generator.factor.T
+    return torch.linalg.inv(_ridge(covariance, TOLERANCES[0] ** 2))
 
 
-def _likeliest(generator: Generator, outline: Tensor, inverse: Tensor, of_both: Tensor | None,
+def _likeliest(generator: Any, outline: Tensor, inverse: Tensor, precision: Tensor | None,
                num: int) -> tuple[Tensor, Tensor]:
-    """The centres [C, D] that an outline [D] most probably comes from were there no MLP, `num` at most, and their log
-    shares [C].
+    """At most `num` centres [C, D] that an outline [D] most probably comes from without the MLP, and their log shares [C].
 
-    inverse: of the factor. of_both: as by _of_offsets_too; given, each centre is the sum of one of the likeliest NUM_FIRST
-    centres and the offset that goes best with it.
+    inverse: of the factor. precision: see _precision; if given, each centre is the sum of one of the NUM_FIRST likeliest
+    centres and the offset that fits it best.
     """
     def cost(rest: Tensor) -> Tensor:
         return (rest @ inverse.T).square().sum(dim=-1)
 
     centres: Tensor = generator.centres
     log_shares = generator.shares.log()
-    if of_both is not None:
+    if precision is not None:
         offsets, offset_shares = generator.offsets, generator.offset_shares
         rest = outline - centres
-        first = ((rest @ of_both * rest).sum(dim=1) - 2 * log_shares).topk(
+        first = ((rest @ precision * rest).sum(dim=1) - 2 * log_shares).topk(
             min(NUM_FIRST, len(centres)), largest=False).indices
         offset = (torch.stack([cost(row - offsets) for row in rest[first]]) - 2 * offset_shares.log()).argmin(dim=1)
         centres, log_shares = centres[first] + offsets[offset], log_shares[first] + offset_shares[offset].log()
@@ -87,39 +115,37 @@ def _likeliest(generator: Generator, outline: Tensor, inverse: Tensor, of_both: 
     return centres[likely], log_shares[likely]
 
 
-def descend(model: OutlineModel, outlines: Tensor, centre: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
-    """Descend from `normal` [N, D] on the cost above, without shares; the noise reached [N, D] and its cost [N].
+def descend(model: InvertibleModel, outlines: Tensor, centre: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
+    """Minimise the cost above without its shares, starting at `normal` [N, D]; returns the noise [N, D] and its cost [N].
 
-    A step is the gradient divided by the curvature that the generator's Jacobian gives (Levenberg 1944, Marquardt 1963);
-    one that does not descend is taken back and the next is shorter. The plain gradient's steps do not arrive: an outline
-    moves a thousand times as far along the noise's widest direction as along its thinnest.
+    A step is the gradient divided by the curvature from the generator's Jacobian (Levenberg 1944, Marquardt 1963); a step
+    that does not reduce the cost is undone and shortened. Plain gradient steps do not converge: an outline moves a thousand
+    times as far along the noise's widest direction as along its narrowest.
     """
     def outline(normal: Tensor, centre: Tensor) -> Tensor:
-        generator = model.generator
-        made = generator.around(centre[None], normal[None]) if generator.config.num_centres else generator.mlp(normal[None])
-        return model.normalise(made)[0]
+        return regenerate(model, Inverted(normal[None], centre[None]))[0]
 
     make, jacobian = vmap(outline), vmap(jacfwd(outline))
     for tolerance in TOLERANCES:
         weight = tolerance**2
         damping = torch.full((len(outlines),), weight, device=outlines.device)
-        away = make(normal, centre) - outlines
-        cost = away.square().sum(dim=1) + weight * normal.square().sum(dim=1)
+        error = make(normal, centre) - outlines
+        cost = error.square().sum(dim=1) + weight * normal.square().sum(dim=1)
         for _ in range(STEPS_EACH):
-            slope = jacobian(normal, centre)  # [N, D of the outline, D of the noise]
-            gradient = (slope.mT @ away[:, :, None])[:, :, 0] + weight * normal
-            tried = normal - torch.linalg.solve(_ridge(slope.mT @ slope, weight + damping), gradient)
-            tried_away = make(tried, centre) - outlines
-            tried_cost = tried_away.square().sum(dim=1) + weight * tried.square().sum(dim=1)
+            jac = jacobian(normal, centre)  # [N, D of the outline, D of the noise]
+            gradient = (jac.mT @ error[:, :, None])[:, :, 0] + weight * normal
+            tried = normal - torch.linalg.solve(_ridge(jac.mT @ jac, weight + damping), gradient)
+            tried_error = make(tried, centre) - outlines
+            tried_cost = tried_error.square().sum(dim=1) + weight * tried.square().sum(dim=1)
             better = tried_cost < cost
             normal = torch.where(better[:, None], tried, normal)
-            away = torch.where(better[:, None], tried_away, away)
+            error = torch.where(better[:, None], tried_error, error)
             cost = torch.where(better, tried_cost, cost)
             damping = torch.where(better, damping / 10, damping * 10)
     return normal, cost / weight
 
 
 def _ridge(square: Tensor, damping: Tensor | float) -> Tensor:
-    """square [..., D, D] with `damping` [...] added to its diagonal."""
+    """square [..., D, D] with damping [...] added to its diagonal."""
     damping = torch.as_tensor(damping, dtype=square.dtype, device=square.device)
     return square + damping[..., None, None] * torch.eye(square.shape[-1], dtype=square.dtype, device=square.device)

@@ -1,6 +1,6 @@
 """The training sentences nearest to an outline: is a sample a copy?
 
-The corpus and its outlines are not part of a run; run.json says in which cache they were, and under which hashes.
+A run does not contain the corpus and its outlines; run.json names their cache and their hashes.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ CHUNK = 8192
 
 
 class Neighbour(NamedTuple):
-    """A training sentence: its row, counted from 0, and the cosine of its raw outline with the query's, -1 to 1."""
+    """A training sentence: its row (from 0) and the cosine of its raw outline with the query's, -1 to 1."""
 
     row: int
     cosine: float
@@ -36,26 +36,27 @@ class TrainingSet:
 
     @classmethod
     def of_run(cls, run: Path, description: dict[str, Any]) -> "TrainingSet":
-        """What `description`, a run.json, names; raises OutlinesError where it is gone, damaged or was never made."""
+        """The training set of a run, as its run.json describes it; raises OutlinesError if it is missing or damaged."""
         hashes = description.get("hashes", {})
         cache = Path(str(description.get("cache", "")))
         if "encoder" not in hashes:
-            raise OutlinesError(f"{run}: a run of the family {description.get('family')} keeps no outlines of its corpus")
+            raise OutlinesError(f"{run}: '{description.get('family')}' runs store no outlines of their corpus, so this "
+                                "command is not available.")
         corpora = [manifest.parent for manifest in sorted(cache.glob(f"corpus-*/{MANIFEST}"))
                    if sha256_file(manifest) == hashes.get("corpus")]
         if not corpora:
-            raise OutlinesError(f"{cache}: the corpus of {run} is no longer there; train a run on it to prepare it again")
+            raise OutlinesError(f"{cache}: the corpus of {run} is missing. Train any run on it to prepare it again.")
         sentences = PreparedCorpus(corpora[0]).sentences["train"]
         wanted = {"encoder_fingerprint": hashes["encoder"], "corpus_fingerprint": sentences.fingerprint}
         for meta in sorted(cache.glob(f"outlines-*/{META}")):
             if wanted.items() <= read_sealed(meta).items():
                 return cls(sentences, OutlineStore(meta.parent))
-        raise OutlinesError(f"{cache}: the outlines of {run} are no longer there; train a run with its corpus and encoder "
-                            "to encode them again")
+        raise OutlinesError(f"{cache}: the outlines of {run} are missing. Train a run with its corpus and encoder to encode "
+                            "them again.")
 
-    def nearest(self, outlines: np.ndarray, num: int) -> list[list[Neighbour]]:
-        """The `num` nearest to each of the raw outlines [N, D], by cosine, the nearest first; exact."""
-        cosines, rows = nearest_rows(torch.from_numpy(outlines), self.store, num)
+    def nearest(self, outlines: Tensor, num: int) -> list[list[Neighbour]]:
+        """The `num` training sentences nearest to each of the raw outlines [N, D], by cosine, nearest first; exact."""
+        cosines, rows = nearest_rows(outlines, self.store, num)
         return [[Neighbour(row, cosine, self.sentences[row]) for cosine, row in zip(*pair, strict=True)]
                 for pair in zip(cosines.tolist(), rows.tolist(), strict=True)]
 
@@ -63,7 +64,7 @@ class TrainingSet:
 def nearest_rows(queries: Tensor, store: OutlineStore, num: int, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
     """Cosines and rows, [N, min(num, rows)] each, of the stored outlines nearest to each query [N, D], nearest first.
 
-    Exact to the float16 that the store keeps; of equally near rows, any. Memory: `chunk` rows and N × chunk cosines.
+    Exact up to the store's float16; ties in any order. Memory: `chunk` rows and N × chunk cosines.
     """
     queries = functional.normalize(queries.float())
     cosines, rows = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)

@@ -22,12 +22,12 @@ from torch.nn import functional
 import outlines
 from generate import verbs
 from generate.__main__ import main
-from generate.options import VERBS, parse
+from generate.options import BY_NAME, VERBS, parse
 from outlines.decoding.sample import SamplingConfig, beam_search, sample
 from outlines.decoding.scoring import nll_of_rows
 from outlines.encoders.recurrent import RecurrentEncoderConfig
 from outlines.errors import OutlinesError
-from outlines.inference.pipeline import GREEDY, Pipeline, Sentence
+from outlines.inference.pipeline import GREEDY, TEMPERATURE, Pipeline, Sentence
 from outlines.metrics.bleu import reconstruction_bleu
 from outlines.models.autoencoder import Autoencoder
 from outlines.models.base import block_seed, in_order
@@ -120,11 +120,11 @@ def test_sampling_options_reach_the_sampler(written: Written) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--num", "0"], "--num must be at least 1"),
-    (["--temperature", "-1"], "temperature must be"),
+    (["--num", "0"], "--num: must be a whole number of at least 1, not 0"),
+    (["--temperature", "-1"], "--temperature: must be a number of at least 0, not -1"),
     (["--top-p", "0"], "top-p must be"),
     (["--greedy", "--temperature", "1"], "no effect with --greedy"),
-    (["--source", "vae"], "choose from generator, mixture, gaussian"),
+    (["--source", "vae"], "hoose from generator, mixture, gaussian"),
     (["--beams", "3"], "did you mean '--beam'"),
     (["--out", "/nowhere/file"], "cannot be written"),
 ])
@@ -137,7 +137,7 @@ def test_damaged_and_unfinished_runs_are_named(tiny_run: Path, run_module: Comma
         done = run_module("generate", run)
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
-    refused(tmp_path / "nowhere", "no run here")
+    refused(tmp_path / "nowhere", "nowhere is not a run")
     copy = tmp_path / "copy"
     shutil.copytree(tiny_run, copy)
     shutil.rmtree(copy / "model")
@@ -150,7 +150,7 @@ def test_damaged_and_unfinished_runs_are_named(tiny_run: Path, run_module: Comma
         refused(copy, f"{name.split('/')[-1]}: damaged")
         shutil.copy(tiny_run / name, copy / name)
     (copy / "tokenizer.model").unlink()
-    refused(copy, "tokenizer.model: missing: ")
+    refused(copy, "tokenizer.model: missing. ")
     assert run_module("train", "--resume", copy, "--quiet").returncode == 0
     assert (copy / "tokenizer.model").read_bytes() == (tiny_run / "tokenizer.model").read_bytes()
 
@@ -215,7 +215,7 @@ def test_the_noise_can_be_scaled(written: Written, other_runs: Callable[[str], P
     assert len(set(written("sample", "--source", "gaussian", "--greedy", "--noise-scale", 0))) == 1
     assert len(set(written("sample", "--source", "gaussian", "--greedy"))) > 1
     written("sample", "--noise-scale", 0.5, run=other_runs("lm"), error="noise-scale has no effect")
-    written("sample", "--noise-scale", -1, error="noise-scale must be 0 or above")
+    written("sample", "--noise-scale", -1, error="--noise-scale: must be a number of at least 0")
 
 
 def test_sentences_come_before_the_rest_is_made(pipeline: Pipeline) -> None:
@@ -281,7 +281,7 @@ def test_ctrl_c_leaves_no_part_of_a_file(tiny_run: Path, tmp_path: Path, monkeyp
         assert [path.name for path in tmp_path.iterdir()] == ["out.txt.part"]
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(verbs.WRITERS, "sample", interrupted)
+    monkeypatch.setattr(verbs, "sample", interrupted)
     assert main([str(tiny_run), "--out", str(tmp_path / "out.txt"), "--device", "cpu"]) == 130
     assert list(tmp_path.iterdir()) == []
 
@@ -398,7 +398,7 @@ def test_what_a_language_model_cannot_do_is_said(verb: str, written: Written, ot
         assert len(written(verb, *(["A dog"] if verb == "complete" else []), "--num", 3, "--max-len", 9, run=run)) == 3
     else:
         arguments = [A, B] if verb == "interpolate" else [A]
-        written(verb, *arguments, run=run, error="a run of the family lm")
+        written(verb, *arguments, run=run, error="so this command is not available")
 
 
 def test_a_vae_has_the_same_verbs_but_for_noise_and_neighbours(written: Written, other_runs: Callable[[str], Path]) -> None:
@@ -410,8 +410,8 @@ def test_a_vae_has_the_same_verbs_but_for_noise_and_neighbours(written: Written,
     walks = {json.loads(line)["walk"] for line in written("interpolate", A, B, "--walk", "all", "--num", 3, "--max-len", 9,
                                                           "--format", "jsonl", run=run)}
     assert walks == {"linear", "spherical", "gradient"}
-    written("interpolate", A, B, "--walk", "noise", run=run, error="choose from linear, spherical, gradient")
-    written("nearest", A, run=run, error="keeps no outlines")
+    written("interpolate", A, B, "--walk", "noise", run=run, error="Choose from linear, spherical, gradient")
+    written("nearest", A, run=run, error="store no outlines")
 
 
 def test_an_autoencoder_rebuilds_and_walks_but_invents_nothing(written: Written, other_runs: Callable[[str], Path]) -> None:
@@ -437,20 +437,20 @@ def test_progress_is_shown_on_a_terminal_alone(written: Written, tmp_path: Path,
     (["sample", "--beam", "3", "--precision", "bfloat16"], "--precision has no effect with --beam"),
     (["sample", "--precision", "float16"], "invalid choice: 'float16'"),
     (["sample", "--beam", "3", "--top-p", "0.5"], "--top-p has no effect with --beam"),
-    (["sample", "--beam", "0"], "--beam must be at least 1"),
-    (["sample", "--batch-size", "0"], "--batch-size must be at least 1"),
-    (["reconstruct", A, "--file", "in.txt"], "a sentence has no effect with --file"),
+    (["sample", "--beam", "0"], "--beam: must be a whole number of at least 1"),
+    (["sample", "--batch-size", "0"], "--batch-size: must be a whole number of at least 1"),
+    (["reconstruct", A, "--file", "in.txt"], "A SENTENCE argument has no effect with --file"),
     (["reconstruct", "--file", "/nowhere.txt"], "/nowhere.txt: cannot be read"),
-    (["reconstruct", "word " * 100], "tokens: this run knows sentences of up to 64"),
-    (["reconstruct", " "], "holds no words"),
+    (["reconstruct", "word " * 100], "tokens, more than this run's limit of 64"),
+    (["reconstruct", " "], "contains no words"),
     (["reconstruct", A, "--num", "3"], "unknown option '--num'"),
     (["interpolate", A], "required: B"),
-    (["interpolate", A, B, "--num", "1"], "2 vectors or more"),
+    (["interpolate", A, B, "--num", "1"], "--num: must be a whole number of at least 2"),
     (["interpolate", A, B, "--lm", "x"], "--lm has no effect without --smoothness"),
-    (["interpolate", A, B, "--lm", "/nowhere", "--smoothness"], "/nowhere: no run here"),
-    (["vary", A, "--radius", "-1"], "radius must be 0 or above"),
+    (["interpolate", A, B, "--lm", "/nowhere", "--smoothness"], "/nowhere is not a run"),
+    (["vary", A, "--radius", "-1"], "--radius: must be a number of at least 0"),
     (["mean", "/nowhere.txt"], "/nowhere.txt: cannot be read"),
-    (["complete", " "], "the beginning holds no words"),
+    (["complete", " "], "The beginning is empty"),
     (["complete", "Two dogs", "--max-len", "2"], "leaves none of max-len 2"),
     (["complete", "Two", "--like", A, "--source", "mixture"], "--source has no effect with --like"),
 ])
@@ -466,7 +466,7 @@ def test_an_encoder_that_is_gone_or_another_is_named(tiny_run: Path, written: Wr
     assert encoder is not None
     monkeypatch.setattr(encoder, "fingerprint", "another")
     monkeypatch.setattr(outlines.inference.pipeline, "load_encoder", lambda *_: encoder)
-    written("reconstruct", A, error="is no longer the one it was trained with")
+    written("reconstruct", A, error="has changed since training")
 
     def gone(*_: Any) -> Any:
         raise OutlinesError("no such directory")
@@ -485,7 +485,7 @@ def test_a_cache_that_is_gone_is_named(tiny_run: Path, written: Written, tmp_pat
         (copy / "run.json").write_text(json.dumps({**description, "cache": str(cache)}))
 
     with_cache(tmp_path / "nowhere")
-    written("nearest", A, run=copy, error="is no longer there")
+    written("nearest", A, run=copy, error="is missing")
     cache = tmp_path / "cache"
     shutil.copytree(description["cache"], cache, ignore=shutil.ignore_patterns("outlines-*", "evaluator-*"))
     with_cache(cache)
@@ -494,7 +494,7 @@ def test_a_cache_that_is_gone_is_named(tiny_run: Path, written: Written, tmp_pat
 
 def test_a_file_that_is_not_text_is_named_by_its_line(written: Written, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_bytes(b"A dog.\n\xff\xfe\n")
-    written("mean", tmp_path / "in.txt", error="line 2: not UTF-8")
+    written("mean", tmp_path / "in.txt", error="line 2 is not UTF-8")
     (tmp_path / "empty.txt").write_text("\n\n")
     written("mean", tmp_path / "empty.txt", error="at least one sentence")
 
@@ -541,3 +541,25 @@ def test_threads_change_no_sentence_and_run_ahead_by_a_batch_each(pipeline: Pipe
 def test_block_seeds_differ() -> None:
     seeds = {block_seed(seed, start) for seed in range(30) for start in range(0, 25600, 256)}
     assert len(seeds) == 3000 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_options_have_the_defaults_of_the_sampling_configuration() -> None:
+    expected = dataclasses.asdict(SamplingConfig(temperature=TEMPERATURE))
+    assert {name: option.default for name, option in BY_NAME.items() if name in expected and name != "beam"} == {
+        name: value for name, value in expected.items() if name != "beam"}
+    assert verbs.sampling_of(parse(["RUN"])) == SamplingConfig(temperature=TEMPERATURE)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_is_a_function_and_a_line(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert callable(getattr(verbs, verb))
+    with pytest.raises(SystemExit, match="0"):
+        parse([verb, "--help"])
+    printed = capsys.readouterr().out
+    for name in VERBS[verb].options.split():
+        assert f"--{name.partition('/')[0].replace('_', '-')} " in printed
+
+
+def test_an_unknown_verb_is_named() -> None:
+    with pytest.raises(OutlinesError, match=r"unknown verb 'reconstuct'.*'reconstruct'"):
+        parse(["reconstuct", "runs/001", "A dog."])

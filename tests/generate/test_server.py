@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 import outlines
+from generate import batcher as batching
 from generate import server as serving
 from generate.server import Server
 from outlines.decoding.sample import SamplingConfig
@@ -100,23 +101,23 @@ def test_endpoints_do_what_the_verbs_do(server: Server, pipeline: Pipeline) -> N
     ("/sample", b"\xff", "not JSON"),
     ("/sample", b"[" * 60_000, "not JSON"),
     ("/sample", [1], "must be a JSON object"),
-    ("/sample", {"num": 101}, "num must be a number from 1 to 100"),
+    ("/sample", {"num": 101}, "num must be a whole number from 1 to 100"),
     ("/sample", {"num": 2.5}, "num must be a whole number"),
-    ("/sample", {"num": True}, "num must be a number"),
+    ("/sample", {"num": True}, "num must be a whole number"),
     ("/sample", b'{"temperature": NaN}', "temperature must be a number"),
     ("/sample", {"top_p": 0}, "top-p must be above 0"),
-    ("/sample", {"source": "vae"}, "choose from generator"),
+    ("/sample", {"source": "vae"}, "hoose from generator"),
     ("/sample", {"prefix": "dog " * 64}, "leaves none of max-len 64"),
     ("/sample", {"prefix": "x" * 1001}, "at most 1000 characters"),
-    ("/sample", {"tempreature": 1}, "unknown field 'tempreature'"),
+    ("/sample", {"tempreature": 1}, "Unknown field 'tempreature'"),
     ("/reconstruct", {"sentences": []}, "a list of 1 to 100"),
     ("/reconstruct", {"sentences": ["a"] * 101}, "a list of 1 to 100"),
     ("/reconstruct", {"sentences": [3]}, "must be a text"),
-    ("/reconstruct", {"sentences": [" "]}, "holds no words"),
+    ("/reconstruct", {"sentences": [" "]}, "contains no words"),
     ("/interpolate", {"a": A}, "b must be a text"),
-    ("/interpolate", {"a": A, "b": B, "walk": "drunken"}, "choose from linear"),
-    ("/interpolate", {"a": A, "b": B, "num": 1000}, "num must be a number from 2 to 101"),
-    ("/nearest", {"sentence": "word " * 100}, "tokens: this run knows sentences of up to 64"),
+    ("/interpolate", {"a": A, "b": B, "walk": "drunken"}, "Choose from linear"),
+    ("/interpolate", {"a": A, "b": B, "num": 1000}, "num must be a whole number from 2 to 101"),
+    ("/nearest", {"sentence": "word " * 100}, "tokens, more than this run's limit of 64"),
 ])
 def test_bad_input_is_answered_with_400_and_a_sentence(path: str, body: Any, message: str, server: Server) -> None:
     status, data = ask(server, path, body)
@@ -170,7 +171,7 @@ def test_one_request_too_many_is_told_to_come_back(server: Server, monkeypatch: 
 
 def test_requests_at_the_same_time_share_a_batch_and_change_no_sentence(server: Server,
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "GATHER_SEC", 0.3)
+    monkeypatch.setattr(batching, "GATHER_SEC", 0.3)
     batcher = server.endpoints.batcher
     requests = [{"num": 3, "seed": seed, "temperature": 0.9} for seed in range(5)] + [{"num": 2, "temperature": 0.5}]
     batcher.batch_sizes.clear()
@@ -178,7 +179,7 @@ def test_requests_at_the_same_time_share_a_batch_and_change_no_sentence(server: 
         together = list(pool.map(lambda body: ask(server, "/sample", body), requests))
     assert sum(batcher.batch_sizes) == 6 and max(batcher.batch_sizes) == 5 and len(batcher.batch_sizes) == 2
     assert [status for status, _ in together] == [200] * 6
-    monkeypatch.setattr(serving, "GATHER_SEC", 0.0)
+    monkeypatch.setattr(batching, "GATHER_SEC", 0.0)
     alone = [ask(server, "/sample", body) for body in requests]
     texts = [[[line["text"] for line in data["sentences"]] for _, data in answers] for answers in (together, alone)]
     assert texts[0] == texts[1] and len(set(map(tuple, texts[0]))) == 6
@@ -189,7 +190,7 @@ def test_a_fault_of_the_server_is_500_without_a_trace(server: Server, monkeypatc
     def fail(*_: Any) -> Any:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(serving, "sample", fail)
+    monkeypatch.setattr(server.endpoints.batcher, "decode_batch", fail)
     status, data = ask(server, "/sample", {"num": 1})
     assert status == 500 and "secret" not in str(data)
     monkeypatch.undo()
@@ -197,7 +198,7 @@ def test_a_fault_of_the_server_is_500_without_a_trace(server: Server, monkeypatc
 
 
 def test_a_port_that_is_taken_is_one_line(server: Server, pipeline: Pipeline) -> None:
-    with pytest.raises(outlines.errors.OutlinesError, match="cannot listen at"):
+    with pytest.raises(outlines.errors.OutlinesError, match="Cannot listen on"):
         Server(pipeline, "127.0.0.1", server.server_address[1])
 
 
@@ -318,7 +319,7 @@ def test_slow_clients_are_dropped_and_take_no_place(server: Server, monkeypatch:
     head = b"POST /sample HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
     address = ("127.0.0.1", server.server_address[1])
     with contextlib.ExitStack() as stack:
-        for _ in range(serving.MAX_WAITING + 1):
+        for _ in range(batching.MAX_WAITING + 1):
             stack.enter_context(socket.create_connection(address, timeout=30)).sendall(head)
         assert ask(server, "/sample", {"num": 1})[0] == 200
     monkeypatch.setattr(serving, "READ_SEC", 0.3)
@@ -346,8 +347,8 @@ def test_one_connection_too_many_is_closed(pipeline: Pipeline, monkeypatch: pyte
 
 def test_large_requests_that_wait_together_are_decoded_in_bounded_batches(server: Server,
                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "GATHER_SEC", 0.3)
-    monkeypatch.setattr(serving, "MAX_ROWS", 5)
+    monkeypatch.setattr(batching, "GATHER_SEC", 0.3)
+    monkeypatch.setattr(batching, "MAX_ROWS", 5)
     server.endpoints.batcher.batch_sizes.clear()
     with ThreadPoolExecutor(5) as pool:
         answers = list(pool.map(lambda seed: ask(server, "/sample", {"num": 2, "seed": seed}), range(5)))

@@ -61,7 +61,7 @@ def test_a_gradient_walk_climbs_by_bounded_steps_and_stops_where_it_is_told() ->
     first = float(nll_of_rows(model, [ROW], start[None])[0][0])
     walk = gradient(model, start, ROW, first - 0.5, step=0.05, normalise=unit)
     nll = nll_along(model, ROW, walk.vectors)
-    assert walk.stopped == "reached" and torch.equal(walk.vectors[0], start)
+    assert walk.ended == "reached" and torch.equal(walk.vectors[0], start)
     assert (np.diff(nll) < 0).all()
     assert nll[-1] <= first - 0.5 < nll[-2], "it stops at the first vector that is likely enough"
     assert torch.allclose(walk.vectors.norm(dim=1), torch.ones(len(walk.vectors)))
@@ -82,10 +82,10 @@ def test_a_gradient_walk_says_why_it_ended() -> None:
     model, start = decoder(), torch.zeros(6)
     assert gradient(model, start, ROW, 1e9, step=0.1).vectors.shape == (1, 6)
     cut = gradient(model, start, ROW, -1.0, step=0.1, max_steps=4)
-    assert (cut.stopped, len(cut.vectors)) == ("max_steps", 5)
+    assert (cut.ended, len(cut.vectors)) == ("max_steps", 5)
     # A map that goes back to where it began: no step can help.
-    assert gradient(model, start, ROW, -1.0, step=0.1, normalise=lambda vector: 0 * vector).stopped == "stuck"
-    assert gradient(model, start, ROW, -1.0, step=0.0).stopped == "stuck"
+    assert gradient(model, start, ROW, -1.0, step=0.1, normalise=lambda vector: 0 * vector).ended == "stuck"
+    assert gradient(model, start, ROW, -1.0, step=0.0).ended == "stuck"
     with pytest.raises(ValueError, match="evaluation mode"):
         gradient(model.train(), start, ROW, 0.0, step=0.1)
 

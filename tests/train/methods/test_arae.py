@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from generate.__main__ import main as generate
 from outlines.errors import OutlinesError
-from outlines.inference.pipeline import Pipeline, load_pipeline
+from outlines.inference.loading import load_pipeline
+from outlines.inference.pipeline import Pipeline
 from outlines.models.arae import ARAE, CodeGeneratorConfig
 from outlines.networks.decoder import DecoderConfig
 from outlines.networks.losses import one_centred_penalty, score_gradients

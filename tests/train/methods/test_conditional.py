@@ -17,7 +17,8 @@ from outlines.corpus.pairs import Pairs, load_pairing
 from outlines.corpus.reading import CorpusFiles, ReadingReport, fingerprint, read_corpus
 from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError
-from outlines.inference.pipeline import Condition, Pipeline, load_pipeline
+from outlines.inference.loading import load_pipeline
+from outlines.inference.pipeline import Condition, Pipeline
 from outlines.metrics.outlines import energy_score
 from outlines.models.conditional import (
     ConditionalGenerator,
