@@ -1,1 +1,1 @@
-"""What every run needs: directory, ranks, signals, progress, log, environment."""
+"""The environment of a run: directory, ranks, signals, progress, log, versions."""

@@ -1,4 +1,4 @@
-"""What decides a run's last bits beside its configuration: recorded with it, and compared when it goes on."""
+"""Versions and hardware that decide a run's last bits. They are recorded with a run and compared when it resumes."""
 
 import platform
 from typing import Any
@@ -14,7 +14,7 @@ VERSIONS: dict[str, Any] = {"python": platform.python_version(), "torch": torch.
 
 
 def machine(device: torch.device, ranks: Ranks) -> dict[str, Any]:
-    """The device by its name, a CPU by its instruction set, which torch chooses its kernels by; threads and processes."""
+    """Return the device's name (a CPU's instruction set, by which torch chooses kernels), threads and processes."""
     name = (torch.cuda.get_device_name(device) if device.type == "cuda"
             else torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else platform.machine())
     return {"device": f"{device.type} ({name})", "threads": torch.get_num_threads(), "processes": ranks.world}

@@ -1,8 +1,9 @@
-"""Data-parallel training over processes: started by torchrun, or alone.
+"""Data-parallel training with several processes, started by torchrun.
 
-Every rank walks the same global batches and takes every world-th row of each. Gradients are summed over ranks after
-the backward pass, not by DistributedDataParallel's hooks: a gradient penalty differentiates twice, which those hooks
-do not support. The losses are sums divided by the *global* number of rows, so the sum over ranks is the whole batch's.
+Every rank iterates over the same global batches and uses every `world`-th row of each. Gradients are summed over ranks
+after the backward pass, instead of by DistributedDataParallel's hooks, because a gradient penalty differentiates
+twice, which the hooks do not support. Losses are sums divided by the global number of rows, so the sum over ranks is
+the loss of the whole batch.
 """
 
 import contextlib
@@ -22,18 +23,17 @@ from outlines.errors import OutlinesError
 
 @contextlib.contextmanager
 def _together() -> Iterator[None]:
-    """Turn what a collective raises when another process has died into an error for people."""
+    """Turn the exception of a collective whose peer has died into a user error."""
     try:
         yield
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:150]
-        raise OutlinesError(f"another process of this job has died, so that it cannot go on ({reason}): "
-                            "start it again with --resume") from error
+        raise OutlinesError(f"another process of this job has died ({reason}). Continue with --resume.") from error
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its like."""
+    """The position of this process among all processes of the job."""
 
     rank: int = 0
     world: int = 1
@@ -41,7 +41,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """The one rank that writes."""
+        """Whether this is the rank that writes."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -50,7 +50,7 @@ class Ranks:
                 dist.barrier()
 
     def agree(self, value: Any) -> Any:
-        """Rank 0's value, on every rank; JSON data, for torch's own broadcast of objects would pickle it."""
+        """Return rank 0's value on every rank. JSON data only, because torch's broadcast of objects pickles them."""
         if self.world == 1:
             return value
         data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=_device())
@@ -62,7 +62,7 @@ class Ranks:
         return json.loads(bytes(data.tolist()))
 
     def sum_(self, tensors: Iterable[Tensor]) -> None:
-        """Sum tensors over ranks, in place, as one message."""
+        """Sum tensors over ranks, in place and in one message."""
         if self.world == 1:
             return
         tensors = list(tensors)
@@ -73,7 +73,7 @@ class Ranks:
             tensor.copy_(part.view_as(tensor))
 
     def largest(self, number: int) -> int:
-        """The largest of the ranks' numbers."""
+        """Return the largest of the ranks' numbers."""
         if self.world == 1:
             return number
         box = torch.tensor([number], device=_device())
@@ -83,22 +83,22 @@ class Ranks:
 
 
 def _device() -> str:
-    """Where the group's messages live."""
+    """Return the device of the group's messages."""
     return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def join(device: str) -> Ranks:
-    """Join the group that torchrun describes in the environment, or stand alone."""
+    """Join the process group that torchrun describes in the environment, if there is one."""
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         return Ranks()
     local_rank = int(os.environ["LOCAL_RANK"])
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
         if local_rank >= torch.cuda.device_count():
-            raise OutlinesError(f"rank {local_rank} of this machine has no GPU: start at most "
-                                f"{torch.cuda.device_count()} processes here, or use --device cpu")
+            raise OutlinesError(f"rank {local_rank} of this machine has no GPU. Start at most "
+                                f"{torch.cuda.device_count()} processes here, or use --device cpu.")
         torch.cuda.set_device(local_rank)
-    # Rank 0 evaluates alone while the others wait.
+    # The others wait while rank 0 evaluates.
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=6))
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank)
 

@@ -1,18 +1,18 @@
-"""A run's directory: what is in it, who writes to it, where a run goes on.
+"""The directory of a run: its files, its lock, its checkpoints.
 
     run.json            the resolved configuration, versions, seed and hashes, written before step 0
-    tokenizer.model     with model/, all that `python -m generate` needs
-    checkpoints/        the last few, each whole and verified: weights, optimisers, position
-    model/              the finished model; present once training has ended
-    metrics.jsonl       every logged figure, and TensorBoard's events beside it
-    report.json         what the run reached
-    evaluation.json     every row that `python -m train evaluate` measured of it
+    tokenizer.model     with run.json and model/, everything that `python -m generate` needs
+    checkpoints/        the last few, each complete and verified: weights, optimisers, position
+    model/              the finished model; exists after training
+    metrics.jsonl       every logged figure; TensorBoard's event files are beside it
+    report.json         the final figures
+    evaluation.json     every row that `python -m train evaluate` measured
 
-Written at the end of training, where they apply: collapse.json, every figure of what becomes of the vector; probes/,
-what its drift is measured on; projector_config.pbtxt and 00000/, vectors for TensorBoard's projector.
+At the end of training some runs also have collapse.json (all figures about the use of the vector), probes/ (posteriors
+of fixed sentences, for the drift), and projector_config.pbtxt and 00000/ (vectors for TensorBoard's projector).
 
-A directory that stands for several runs holds runs.json and a directory for each: seed-1, seed-2, … of several seeds;
-outlines, lm, … of a comparison, and there each may stand for several seeds again.
+The directory of several runs has runs.json and one directory per run: seed-1, seed-2, … for several seeds; outlines,
+lm, … for a comparison, each of which can again be a directory of several seeds.
 """
 
 import contextlib
@@ -21,51 +21,46 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from outlines.checkpoint import atomic_write, read_state, sweep
 from outlines.errors import CheckpointError, OutlinesError
+from outlines.hardening import one_line, read_json
 
 FORMAT = 1
 GROUP = "runs.json"
 
 
 def new_run_directory(root: Path, description: str) -> Path:
-    """The next numbered directory under `root`, made: 001-outlines-default, 002-…"""
+    """Create and return the next numbered directory in `root`: 001-outlines-default, 002-…"""
     root.mkdir(parents=True, exist_ok=True)
     while True:
         numbers = [int(match[1]) for entry in root.iterdir() if (match := re.match(r"(\d+)-", entry.name))]
         directory = root / f"{max(numbers, default=0) + 1:03d}-{description}"
-        try:
+        with contextlib.suppress(FileExistsError):  # another run has just created it
             directory.mkdir()
-        except FileExistsError:  # Another run took the number in between.
-            continue
-        return directory
+            return directory
 
 
 @contextlib.contextmanager
 def locked(directory: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the directory for this process, and sweep what interrupted writes left in it.
+    """Lock the directory for this process, and delete what interrupted writes left in it.
 
-    waiting: is told whom this process waits for, if another one holds it; without it that is an error.
-    The kernel drops the lock with the process, so none goes stale.
+    waiting: called with a message if another process holds the lock, before waiting for it; if None, that is an error.
+    The kernel releases the lock when the process ends, so it is never stale.
     """
     with open(directory / "lock", "a+") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                file.seek(0)
-                holder = f"{directory}: process {file.read().strip()} is training here"
-                if waiting is None:
-                    raise OutlinesError(f"{holder}; wait for it or choose another directory") from error
-                waiting(f"{holder}: waiting for it")
-                waiting = _silent
-            time.sleep(0.5)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = f"{directory}: process {file.read().strip()} is training here"
+            if waiting is None:
+                raise OutlinesError(f"{holder}. Wait for it, or choose another directory.") from error
+            waiting(f"{holder}: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -74,59 +69,44 @@ def locked(directory: Path, waiting: Callable[[str], None] | None = None) -> Ite
         yield
 
 
-def _silent(text: str) -> None:
-    return
-
-
 def write_json(path: Path, data: dict[str, Any]) -> None:
     atomic_write(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote; raises OutlinesError where it is damaged."""
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise OutlinesError(f"{path}: damaged: {error}") from error
-    if not isinstance(data, dict):
-        raise OutlinesError(f"{path}: damaged: not a JSON object")
-    return data
-
-
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
+    """Return the lines of metrics.jsonl. Raises OutlinesError if the file is missing or damaged."""
     try:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError, RecursionError) as error:
-        raise OutlinesError(f"{path}: damaged: {error}") from error
+        raise OutlinesError(f"{path}: damaged ({one_line(error)}). Restore it from a copy.") from error
 
 
 def read_run(directory: Path) -> dict[str, Any]:
-    """run.json of a run; raises OutlinesError if there is none, or it is of another format."""
+    """Return run.json. Raises OutlinesError if it is missing, damaged or has another format."""
     if not (directory / "run.json").exists():
-        raise OutlinesError(f"{directory}: no run here (no run.json)")
+        raise OutlinesError(f"{directory}: no run here (no run.json). Check the path.")
     data = read_json(directory / "run.json")
     if data.get("format") != FORMAT:
-        raise OutlinesError(f"{directory / 'run.json'}: made by another version (format {data.get('format')}, "
-                            f"this is {FORMAT})")
+        raise OutlinesError(f"{directory / 'run.json'}: has format {str(data.get('format'))[:40]}, this version reads "
+                            f"{FORMAT}. Train the run again.")
     return data
 
 
 class Group(NamedTuple):
-    """The runs that a directory stands for: one run's seeds, or a comparison."""
+    """A directory of several runs: the seeds of one run, or a comparison."""
 
     kind: str
     runs: list[Path]
-    """each a run, or a group again"""
+    """Each is a run or another group."""
 
 
 def begin_group(directory: Path, kind: str, names: Sequence[str]) -> None:
-    """Make a directory stand for the runs of these names in it; theirs must have begun."""
+    """Write runs.json, after the runs with these names in `directory` have begun."""
     write_json(directory / GROUP, {"format": FORMAT, "kind": kind, "runs": list(names)})
 
 
 def read_group(directory: Path) -> Group | None:
-    """What a directory stands for; None where it is a run itself, or nothing."""
+    """Return the group in a directory, or None if there is no runs.json. Raises OutlinesError if it is damaged."""
     file = directory / GROUP
     if not file.exists():
         return None
@@ -134,15 +114,15 @@ def read_group(directory: Path) -> Group | None:
     names = data.get("runs")
     if not isinstance(names, list) or not names or data.get("kind") not in ("seeds", "compare") or not all(
             isinstance(name, str) and re.fullmatch(r"[\w-]+", name) for name in names):
-        raise OutlinesError(f"{file}: damaged: it names no runs")
+        raise OutlinesError(f"{file}: damaged (it names no runs). Restore it from a copy.")
     for name in names:
-        if (directory / name).is_symlink():  # It could lead back here, and so round for ever.
-            raise OutlinesError(f"{file}: {name} is a link, where a run must be")
+        if (directory / name).is_symlink():  # it could point back here, an endless recursion
+            raise OutlinesError(f"{file}: {name} is a link. Replace it by the run's directory.")
     return Group(data["kind"], [directory / name for name in names])
 
 
 def runs_of(directory: Path) -> list[Path]:
-    """The runs that a directory stands for, itself where it is one."""
+    """Return all runs of a group, or the directory itself if it is a run."""
     group = read_group(directory)
     return [directory] if group is None else [run for member in group.runs for run in runs_of(member)]
 
@@ -152,35 +132,37 @@ def checkpoint_path(directory: Path, stage: int, step: int) -> Path:
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints of a run, the oldest first, whole or not."""
+    """Return all checkpoints of a run, oldest first, damaged ones included."""
     return sorted((directory / "checkpoints").glob("[0-9]*-[0-9]*"))
 
 
 def newest_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]] | None:
-    """Tensors and meta of the newest whole checkpoint, and what is wrong with newer ones; None where there is none."""
-    there = checkpoints(directory)
-    damaged = []
-    for path in reversed(there):
+    """Return tensors and meta of the newest valid checkpoint, and the errors of newer ones; None if there is none.
+
+    Raises OutlinesError if there are checkpoints, but all of them are damaged.
+    """
+    found = checkpoints(directory)
+    damaged: list[str] = []
+    for path in reversed(found):
         try:
             tensors, meta = read_state(path)
             if checkpoint_path(directory, meta["stage"], meta["step"]) != path:
-                raise CheckpointError(f"{path}: holds the state of another step")
+                raise CheckpointError(f"{path}: contains the state of another step.")
+            return tensors, meta, damaged
         except CheckpointError as error:
             damaged.append(str(error))
-            continue
-        return tensors, meta, damaged
-    if there != (now := checkpoints(directory)) and now:  # A trainer replaced them while this process read.
+    if found != (now := checkpoints(directory)) and now:  # a trainer replaced them in the meantime
         return newest_checkpoint(directory)
     if damaged:
-        raise OutlinesError(f"no checkpoint of this run is whole: {damaged[0]}")
+        raise OutlinesError(f"{damaged[0]} No checkpoint of this run is valid: train it again.")
     return None
 
 
 def prune(directory: Path, keep: int, newest: Path) -> None:
-    """Keep the last `keep` checkpoints up to `newest`; none after it, which this run has passed over; no leftovers."""
-    there = checkpoints(directory)
-    kept = [path for path in there if path <= newest][-keep:]
-    for path in there:
+    """Keep the last `keep` checkpoints up to `newest`. Delete older ones, damaged later ones and leftovers of writes."""
+    found = checkpoints(directory)
+    kept = [path for path in found if path <= newest][-keep:]
+    for path in found:
         if path not in kept:
             shutil.rmtree(path)
     sweep(directory / "checkpoints")

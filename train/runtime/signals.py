@@ -1,14 +1,14 @@
-"""Ctrl-C and SIGTERM: save at the next step, then exit 130 or 143; a second signal stops at once."""
+"""Ctrl-C and SIGTERM: save after the current step, then exit with 130 or 143. A second signal stops at once."""
 
 import signal
 from types import FrameType
 
 
 class Stopped(BaseException):
-    """A signal ended the run. Like KeyboardInterrupt, not an error to be caught on the way."""
+    """A signal stopped the run. Like KeyboardInterrupt, it is not an Exception, so no handler of errors catches it."""
 
-    advice = "nothing had begun"
-    """what to do next, for whoever knows it on the way up to set"""
+    advice = "nothing to resume"
+    """What the user can do next; set by the command once the run has a directory."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -16,7 +16,7 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """Within `with`: the first signal is noted while `deferred`, raised otherwise; the second is always raised."""
+    """A context that handles both signals: the first is only recorded while `deferred`, otherwise Stopped is raised."""
 
     def __init__(self) -> None:
         self.received = 0
