@@ -14,7 +14,7 @@ from outlines.inference.rejection import fit_slope, rejecting, threshold
 from outlines.models.base import CannotReject, TextModel
 from outlines.models.registry import save_model
 from train.__main__ import main
-from train.evaluation.yardstick import SAMPLING_SEED, Variant, draw
+from train.evaluation.sampling import SAMPLING_SEED, Variant, draw
 
 
 def normal(num: int, mean: float, seed: int) -> torch.Tensor:

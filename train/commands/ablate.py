@@ -1,8 +1,8 @@
-"""`python -m train ablate RUN`: generators trained with other options over one run's decoder, in one table.
+"""`python -m train ablate RUN`: train generators with other options over one run's decoder and compare them in a table.
 
-Every combination of the options' values is a run like any other, in the ablation's directory, whose decoder is RUN's
-(--decoder-from) and whose other options are RUN's. The table is of all rows that the directory holds, so a later command
-adds to it, and one that was stopped goes on where it was.
+Every combination of the options' values is an ordinary run in the ablation's directory. It uses RUN's decoder
+(--decoder-from) and RUN's other options. The table contains all rows of the directory, so a later command adds to it, and a
+stopped one continues.
 """
 
 import argparse
@@ -20,13 +20,16 @@ from outlines.inference.rejection import MAX_MEAN_DRAWS
 from outlines.metrics.verdicts import GanVerdict
 from outlines.models.base import CannotReject, TextModel
 from outlines.models.outlines import OutlineModel
+from train.commands.judges import quick_judges
 from train.commands.parsing import Parser, numbers
 from train.config import RunConfig, coerce, known_fields, unknown_name
 from train.data import Dataset
-from train.evaluation import report
+from train.evaluation.columns import ABLATION
 from train.evaluation.figures import diagnose_gan
-from train.evaluation.judges import score
-from train.evaluation.yardstick import QUICK_TEMPERATURES, REAL_OUTLINES, Row, Variant, Yardstick, draw
+from train.evaluation.quick import TEMPERATURES
+from train.evaluation.sampling import REAL_OUTLINES, Row, Variant, draw
+from train.evaluation.tables import over_seeds, table, write_report
+from train.evaluation.yardstick import Yardstick
 from train.method import NotFinite, find_method
 from train.runtime.run_directory import GROUP, locked, read_json, read_lines, write_json
 from train.runtime.signals import StopSignals
@@ -36,35 +39,26 @@ FAMILY = OutlineModel.family
 ROWS = "rows.json"
 CONTROLS = (REAL_OUTLINES, "mixture", "gaussian")
 GRID = ("objective=r3,wgan-gp", "start=noise,gaussian,mixture")
-"""What is varied where nothing else is asked for."""
+"""The default of --vary."""
 
 DESCRIPTION = """\
-Train the generator of outlines again with other options, the decoder of a finished run taken as it is, and measure all.
+Train generators of outlines with other options over the decoder of a finished run, and evaluate all of them.
 
   python -m train ablate runs/001-outlines-small --vary start=noise,gaussian,mixture gan-steps=500 --rejection 1,4
 """
-COLUMNS = {"outline_precision": ("precision", 3), "outline_recall": ("recall", 3), "outline_frechet": ("Fréchet", 2),
-           "outline_two_sample": ("two-sample", 3),
-           **{f"forward_nll_{temperature:g}": (f"nll/token, T = {temperature:g}", 3) for temperature in QUICK_TEMPERATURES},
-           "memorised": ("memorised", 2), "steps": ("steps", 0), "seconds": ("GAN seconds", 0), "verdict": ("verdict", 0)}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", type=Path, help="a finished run of outlines: its decoder and "
-                                                              "its options are those of all rows")
-    parser.add_argument("--vary", nargs="+", metavar="NAME=VALUE,…", default=list(GRID),
-                        help="options of outlines and their values, every combination a row; with one value, an option of "
-                             f"all rows (default: {' '.join(GRID)})")
-    parser.add_argument("--rejection", default="1", metavar="LIST", help="rows of each generator with so many outlines "
-                        "drawn for each that the critic keeps; 1 keeps all (default: 1)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the runs and the table go (default: RUN-ablation)")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
-
 
 def parser() -> Parser:
     """Return the parser of this command."""
     parser = Parser("python -m train ablate", DESCRIPTION)
-    add_arguments(parser)
+    parser.add_argument("run", metavar="RUN", type=Path, help="finished run of outlines with the decoder and the options of "
+                                                              "all rows")
+    parser.add_argument("--vary", nargs="+", metavar="NAME=VALUE,…", default=list(GRID),
+                        help="options and their values; one row per combination. An option with one value applies to "
+                             f"all rows (default: {' '.join(GRID)})")
+    parser.add_argument("--rejection", default="1", metavar="LIST", help="comma-separated numbers of draws per accepted "
+                        "outline, one row each; 1 accepts all (default: 1)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="directory of runs and table (default: RUN-ablation)")
+    parser.add_argument("--quiet", action="store_true", help="print no progress on stderr")
     return parser
 
 
@@ -77,25 +71,24 @@ def ablate(options: argparse.Namespace, signals: StopSignals) -> str:
     """Train and measure the rows; return the table of all rows in the directory. Raises OutlinesError."""
     base, run = run_config(options.run), options.run
     if base.family != FAMILY:
-        raise OutlinesError(f"{run}: a run of the family {base.family}; the generator that is varied is of {FAMILY}")
+        raise OutlinesError(f"{run} is of the family {base.family}. Only runs of {FAMILY} can be ablated.")
     rejections = numbers("--rejection", options.rejection, 1, MAX_MEAN_DRAWS)
     variations = list(varied(run, base, options.vary))
     out = options.out or run.with_name(f"{run.name}-ablation")
     if not (run / "model").is_dir():
-        raise OutlinesError(f"{run}: training has not finished: go on with `python -m train --resume {run}`")
+        raise OutlinesError(f"{run} is not trained to the end. Continue with `python -m train --resume {run}`.")
     if (out / "run.json").exists() or (out / GROUP).exists():
-        raise OutlinesError(f"--out {out}: a run is here: choose another directory")
+        raise OutlinesError(f"--out {out} contains a run. Choose another directory.")
     session = Session.of_run(run, options.quiet, signals)
     model, data = train_run(run, session)
-    yardstick = Yardstick(base, data, session)
+    yardstick = Yardstick(base, data, quick_judges(base, data, session))
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        table = Table(out / ROWS, sha256_file(run / "model" / MANIFEST))
-        rows = table.rows
+        rows = Rows(out / ROWS, sha256_file(run / "model" / MANIFEST))
         for source in CONTROLS:
-            if source not in rows:
-                session.reporter.line(source)
-                table.add(source, {"label": source, **measured(model.eval(), data, yardstick, source)})
+            if source not in rows.all:
+                session.reporter.line(f"evaluate {source}")
+                rows.add(source, {"label": source, **measured(model.eval(), data, yardstick, source)})
         for settings, config in variations:
             varying = {name: value for name, value in settings.items() if name != "seed"}
             name = ", ".join(f"{option.replace('_', '-')} {value}" for option, value in varying.items()) or "as the run"
@@ -103,40 +96,40 @@ def ablate(options: argparse.Namespace, signals: StopSignals) -> str:
             for rejection in rejections:
                 label = name if rejection == 1 else f"{name}, rejection {rejection:g}"
                 key = f"{label}, seed {config.training.seed}"
-                if key not in rows:
-                    session.reporter.line(key)
+                if key not in rows.all:
+                    session.reporter.line(f"train and evaluate {key}")
                     command = _command(run, settings, rejection, options.out)
                     try:
-                        row = _row(directory, config, rejection, yardstick, session, rows, command)
+                        row = _row(directory, config, rejection, yardstick, session, rows.all, command)
                     except CannotReject as error:
-                        session.reporter.line(f"{key}: left out: {error}")
+                        session.reporter.line(f"{key} is left out: {error}")
                         continue
                     except NotFinite as error:
                         row = {"verdict": str(GanVerdict.DIVERGED), "words": str(error)}
-                    table.add(key, {"label": label, "command": command, **row})
-    text = render(rows, len(yardstick.references))
-    report.write_report(out, text, {"rows": rows})
-    return f"{text}\n\nwritten to {out}: report.md, report.json; tensorboard --logdir {out}"
+                    rows.add(key, {"label": label, "command": command, **row})
+    text = render(rows.all, len(yardstick.references))
+    write_report(out, text, {"rows": rows.all})
+    return f"{text}\n\nwritten to {out}: report.md, report.json\nnext:\n  tensorboard --logdir {out}"
 
 
-class Table:
-    """The rows measured of one run's ablation, on disk."""
+class Rows:
+    """The measured rows of one run's ablation, on disk."""
 
     def __init__(self, file: Path, model: str):
-        """model: the hash of the run's model, whose rows alone belong in one table."""
+        """model: the hash of the run's model."""
         kept: dict[str, Any] = read_json(file) if file.exists() else {"model": model, "rows": {}}
         if kept["model"] != model:
-            raise OutlinesError(f"{file.parent}: holds the ablation of another run: choose another --out")
-        self.rows: dict[str, Row] = kept["rows"]
+            raise OutlinesError(f"{file.parent} contains the ablation of another run. Choose another --out.")
+        self.all: dict[str, Row] = kept["rows"]
         self._file, self._model = file, model
 
     def add(self, key: str, row: Row) -> None:
-        self.rows[key] = row
-        write_json(self._file, {"model": self._model, "rows": self.rows})
+        self.all[key] = row
+        write_json(self._file, {"model": self._model, "rows": self.all})
 
 
 def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[dict[str, Any], RunConfig]]:
-    """Every combination of the settings, with the configuration of a run over `run`'s decoder; raises OutlinesError."""
+    """Yield every combination of settings, with the configuration of a run over `run`'s decoder. Raises OutlinesError."""
     method = find_method(FAMILY)
     fields = known_fields(method.config_class)
     axes: dict[str, list[Any]] = {}
@@ -158,7 +151,7 @@ def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[di
 
 
 def _value(kind: Any, text: str) -> Any:
-    """A word of the command line as the field's type, as far as it can be read as one."""
+    """Convert a word to the field's type, if possible."""
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     try:
@@ -168,7 +161,7 @@ def _value(kind: Any, text: str) -> Any:
 
 
 def _command(run: Path, settings: Mapping[str, Any], rejection: float, out: Path | None) -> str:
-    """The command that makes one row."""
+    """Return the command that makes one row."""
     vary = [f"{name.replace('_', '-')}={value}" for name, value in settings.items()]
     words = ["python", "-m", "train", "ablate", str(run), *(["--vary", *vary] if vary else [])]
     return shlex.join([*words, *(["--rejection", f"{rejection:g}"] if rejection != 1 else []),
@@ -176,13 +169,13 @@ def _command(run: Path, settings: Mapping[str, Any], rejection: float, out: Path
 
 
 def measured(model: TextModel, data: Dataset, yardstick: Yardstick, source: str, rejection: float = 1.0) -> Row:
-    """All figures of one source's outlines, and how likely the language model finds what is decoded from them."""
+    """Return the figures of one source's outlines and the forward NLL of the sentences decoded from them."""
     row: Row = {"source": source}
     nll = []
-    for temperature in QUICK_TEMPERATURES:
+    for temperature in TEMPERATURES:
         num = len(yardstick.others) if source == REAL_OUTLINES else yardstick.num_samples
         sentences = draw(model, data, Variant(source, rejection=rejection), temperature, num, further=True)
-        nll.append(score(yardstick.scorer, sentences.text, data).per_token)
+        nll.append(yardstick.judges.forward["forward"](sentences.text).per_token)
         row[f"forward_nll_{temperature:g}"] = nll[-1]
         if "outline_precision" not in row:
             row |= yardstick.outline_figures(sentences, full=True)
@@ -191,7 +184,7 @@ def measured(model: TextModel, data: Dataset, yardstick: Yardstick, source: str,
 
 def _row(directory: Path, config: RunConfig, rejection: float, yardstick: Yardstick, session: Session,
          rows: Mapping[str, Row], command: str) -> Row:
-    """Train one combination, or find it trained, and measure it."""
+    """Train one combination, or load it, and measure it."""
     if not (directory / "run.json").exists():
         begin_run(config, directory, session, {"preset": "", "command": command})
     with locked(directory):
@@ -201,13 +194,13 @@ def _row(directory: Path, config: RunConfig, rejection: float, yardstick: Yardst
     compared = [*(rows[source] for source in CONTROLS), row]
     found = diagnose_gan(model, data, config.model.num_validation, config.model.start, compared)
     if found is None:
-        raise OutlinesError(f"{directory}: its corpus has too few held-out sentences to compare generators on")
+        raise OutlinesError(f"{directory}: the corpus has too few held-out sentences to compare generators.")
     return {**row, **_time(directory), "memorised": found.memorised, "verdict": str(found.verdict),
             "words": found.in_words()}
 
 
 def _time(directory: Path) -> Row:
-    """Generator steps taken, and the seconds that they took, without validations."""
+    """Return the number of generator steps and their seconds, without validations."""
     lines = [line for line in read_lines(directory / "metrics.jsonl") if "speed/steps_per_sec" in line]
     steps = [line["step"] for line in lines]
     seconds = sum((step - before) / line["speed/steps_per_sec"]
@@ -216,11 +209,9 @@ def _time(directory: Path) -> Row:
 
 
 def render(rows: Mapping[str, Row], num_compared: int) -> str:
-    """The table and each row's command, in Markdown."""
-    lines = report.over_seeds((row["label"], row) for row in rows.values())
+    """Return the table and the command of each row, in Markdown."""
+    lines = over_seeds((row["label"], row) for row in rows.values())
     commands = "\n".join(row["command"] for row in rows.values() if "command" in row)
     return "\n\n".join([
-        f"test split, {num_compared} outlines of each; nll in nats per token, of what is decoded at temperature T, by a "
-        "language model of another seed; seconds are those of the generator's and the critic's steps alone; memorised: the "
-        "share of what the critic tells apart that is training outlines learnt by heart (docs/outline-gan.md):",
-        report.table(lines, COLUMNS), f"Each row by one command:\n\n```bash\n{commands}\n```"])
+        f"Test split, {num_compared} outlines of each source. NLL in nats per token, by a language model of real text. See "
+        "docs/outline-gan.md.", table(lines, ABLATION), f"One command per row:\n\n```bash\n{commands}\n```"])

@@ -2,20 +2,27 @@
 
 import argparse
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from outlines.errors import OutlinesError
+from outlines.models.base import TextModel
+from outlines.models.lm import LanguageModel
 from train.commands.compare import COMPARE, DEFAULT_REMEDY, LEADER, remedies, report_comparison
+from train.commands.judges import baseline, quick_judges
 from train.commands.parsing import Parser, add_options
 from train.commands.plan import plan_of
-from train.evaluation.quick import report_run, report_seeds
+from train.config import RunConfig
+from train.data import Dataset
+from train.evaluation.judges import Judges
+from train.evaluation.quick import closing_report, measure_run, report_seeds
 from train.method import all_methods, find_method
 from train.runtime.progress import Reporter
 from train.runtime.ranks import join
 from train.runtime.run_directory import new_run_directory, read_group
 from train.runtime.signals import Stopped, StopSignals
-from train.session import Session, locked_run, train_run
+from train.session import Session, locked_run, run_config, train_run
 
 DESCRIPTION = """\
 Train a text generator and report its results.
@@ -73,7 +80,10 @@ def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
         session.reporter.line(f"run {directory}")
         model, data = train_run(directory, session)
         if session.ranks.first:
-            print(report_run(directory, model, data, session, beside_lm), flush=True)
+            config = run_config(directory)
+            if not (directory / "report.json").exists():
+                evaluate(directory, config, model, data, session, beside_lm)
+            print(closing_report(directory, config, model, data), flush=True)
         session.ranks.barrier()
         return
     for member in group.runs:
@@ -81,6 +91,18 @@ def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
             complete(member, session, beside_lm and group.kind != COMPARE)
     if session.ranks.first:
         print(REPORTS[group.kind](directory, group.runs), flush=True)
+
+
+def evaluate(directory: Path, config: RunConfig, model: TextModel, data: Dataset, session: Session,
+             beside_lm: bool) -> None:
+    """Train or load the judges and, if wanted, the LM baseline; then measure a finished run."""
+    started = time.monotonic()
+    judges, lm = Judges(), None
+    if model.sources:
+        judges = quick_judges(config, data, session)
+        lm = baseline(config, data, session) if beside_lm and model.family != LanguageModel.family else None
+    measure_run(directory, config, model, data, judges, lm, session.reporter)
+    session.reporter.line(f"evaluated in {time.monotonic() - started:.0f} s")
 
 
 def run(arguments: Sequence[str], signals: StopSignals) -> None:

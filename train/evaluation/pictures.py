@@ -1,4 +1,4 @@
-"""Pictures of a vector's use: what of each dimension tells sentences apart, and how that went in training."""
+"""Pictures of the use of the vector: signal and noise of each dimension, and the figures of collapse over training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,45 +9,46 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-HISTORIES = {"valid/kl": "KL to the prior, nats per sentence", "valid/mutual_information": "mutual information, nats",
-             "valid/active_units": "active units", "valid/latent_gap_per_token": "latent gap, nats per token"}
+HISTORIES = {"valid/kl": "KL to the prior, nats per sentence",
+             "valid/mutual_information": "mutual information with the sentence, nats", "valid/active_units": "active units",
+             "valid/latent_gap_per_token": "NLL gap (swapped vector), nats per token"}
 
 
 def draw_signal_noise(axes: Axes, signal: Sequence[float], noise: Sequence[float]) -> None:
-    """Signal and noise of each dimension, the clearest first: where noise lies above, z does not say which sentence."""
+    """Plot signal and noise of each dimension, the highest ratio first."""
     ratios = np.array(signal) / np.maximum(noise, 1e-30)
     order = np.argsort(-ratios)
     for values, name, marker in ((signal, "signal: Var[mu]", "o"), (noise, "noise: E[sigma²]", "x")):
         axes.semilogy(np.maximum(np.array(values)[order], 1e-10), marker, markersize=4, label=name)
-    axes.set_xlabel("dimension, by signal over noise")
+    axes.set_xlabel("dimension, sorted by signal-to-noise ratio")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
 
 
 def signal_noise_picture(signal: Sequence[float], noise: Sequence[float]) -> Figure:
-    """One model's dimensions at one moment."""
+    """Plot the dimensions of one model."""
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     draw_signal_noise(figure.subplots(), signal, noise)
     return figure
 
 
 def kl_picture(kl_by_position: Sequence[float]) -> Figure:
-    """Where in a sentence the latents of a step depart from their prior."""
+    """Plot the KL to the prior at each position of a sentence."""
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
     axes.bar(range(len(kl_by_position)), kl_by_position)
     axes.set_xlabel("position")
-    axes.set_ylabel("KL to the prior, nats a step")
+    axes.set_ylabel("KL to the prior, nats per step")
     axes.grid(alpha=0.3)
     return figure
 
 
 def collapse_picture(histories: Mapping[str, Sequence[dict[str, Any]]],
                      dims: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Collapse, or not, over training, and below it the dimensions at the end.
+    """Plot the figures of collapse over training, and below them the dimensions after training.
 
-    histories: the lines of metrics.jsonl of each run, FAMILY or FAMILY/SEED. dims: signal and noise of each run whose
-    vector is drawn. The seeds of a family have one colour, and the dimensions are its first seed's.
+    histories: the lines of metrics.jsonl of each run, named FAMILY or FAMILY/SEED. dims: signal and noise of each run with
+    a drawn vector. All seeds of a family have one colour; its dimensions are those of the first seed.
     """
     families = list(dict.fromkeys(label.partition("/")[0] for label in histories))
     shades = colormaps["tab10" if len(families) <= 10 else "tab20"]
@@ -65,7 +66,7 @@ def collapse_picture(histories: Mapping[str, Sequence[dict[str, Any]]],
                 curves[family], = axes.plot(*zip(*points, strict=True), color=shades(families.index(family)), marker="o",
                                             markersize=3)
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("sentences seen in training")
+        axes.set_xlabel("training sentences seen")
         axes.grid(alpha=0.3)
     if curves:
         figure.legend(curves.values(), curves.keys(), loc="outside upper center", ncols=6, fontsize=9)
@@ -73,7 +74,7 @@ def collapse_picture(histories: Mapping[str, Sequence[dict[str, Any]]],
         if axes is not panels[4]:
             axes.sharey(panels[4])
         draw_signal_noise(axes, *dims[label])
-        axes.set_title(f"{label}, when trained", fontsize=10)
+        axes.set_title(f"{label} after training", fontsize=10)
     for axes in panels[4 + len(first):]:
         axes.set_axis_off()
     return figure

@@ -1,7 +1,6 @@
-"""What a finished run says of itself at the end of training: the quick report, and that of several seeds together."""
+"""The quick report at the end of training: report.json, report.md, TensorBoard, and a short form for the terminal."""
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,56 +11,83 @@ from torch import Tensor
 from outlines.decoding.sample import SamplingConfig
 from outlines.inference.pipeline import TEMPERATURE, Pipeline
 from outlines.models.base import TextModel
+from train.config import RunConfig
 from train.data import Dataset
-from train.evaluation import report
+from train.evaluation.columns import QUICK, Column
 from train.evaluation.figures import DRAW_SEED, collapse_figures, diagnose_gan, diagnose_vector, held_out
-from train.evaluation.yardstick import QUICK_DRAWS, REAL_OUTLINES, quick_rows, reconstruction
+from train.evaluation.judges import Judges
+from train.evaluation.sampling import (
+    LM,
+    QUICK_DRAWS,
+    REAL_OUTLINES,
+    REAL_TEXT,
+    Row,
+    Variant,
+    draw,
+    reconstruction,
+    sources_of,
+)
+from train.evaluation.tables import (
+    WIDTH,
+    counted,
+    flat_options,
+    num_seeds,
+    over_seeds,
+    reconstruction_section,
+    table,
+    to_json,
+    wrap,
+    write_report,
+)
+from train.evaluation.yardstick import Yardstick
 from train.method import find_method
 from train.runtime.log import RunLog
+from train.runtime.progress import Reporter
 from train.runtime.run_directory import read_json, read_run, write_json
-from train.session import Session, run_config
 
+TEMPERATURES = (0.7, 1.0)
 NUM_PROJECTED = 200
 """Vectors of each kind in TensorBoard's projector."""
 
 
-def report_run(directory: Path, model: TextModel, data: Dataset, session: Session, beside_lm: bool = True) -> str:
-    """Evaluate a finished run, write report.json and report.md, and return what the terminal shows.
+def measure_run(directory: Path, config: RunConfig, model: TextModel, data: Dataset, judges: Judges, lm: TextModel | None,
+                reporter: Reporter) -> None:
+    """Evaluate a finished run and write report.json, report.md and TensorBoard's events.
 
-    beside_lm: with the language model's rows, where the run is not one; it is trained for them.
+    lm: the LM baseline, for rows of its own; None for no such rows.
     """
-    started = time.monotonic()
-    file = directory / "report.json"
-    config = run_config(directory)
-    if not file.exists() or "family" not in read_json(file):  # An older version's had none.
-        model.eval()
-        num = config.training.num_evaluation
-        rebuilt = reconstruction(model, data, num, QUICK_DRAWS)
-        if (diagnosis := diagnose_vector(model, data, num, directory, quick=True)) is not None:
-            write_json(directory / "collapse.json", diagnosis.to_json())
-            rebuilt |= collapse_figures(diagnosis)
-        rows = list(quick_rows(config, model, data, session, beside_lm)) if model.sources else []
-        figures = {"family": model.family, "reconstruction": rebuilt, "rows": rows}
-        if rows and (adversary := diagnose_gan(model, data, num, getattr(config.model, "start", ""), rows)) is not None:
-            figures["generator"] = {"verdict": str(adversary.verdict), "words": adversary.in_words(),
-                                    "memorised": adversary.memorised}
-        if own := find_method(model.family).own_rows(config, model, data, session.reporter):
-            figures["own"] = own
-        _log(directory, figures, model, data)
-        report.write_report(directory, _render([figures]), figures)
-    text = _render([read_json(file)])
-    session.reporter.line(f"evaluated in {time.monotonic() - started:.0f} s")
-    if not model.sources:
-        return "\n".join([text, "", "next:", f"  python -m train outlines --encoder recurrent:{directory / 'encoder'}"])
-    finished = Pipeline(directory, read_run(directory), model, data.tokenizer)
-    samples = [f"  {line}" for line in finished.sample(10, config.training.seed)]
-    return "\n".join([text, "", f"ten samples at T = {TEMPERATURE}:", *samples, "", "next:",
-                      f"  python -m generate {directory}", f"  tensorboard --logdir {directory.parent}",
-                      f"  python -m train evaluate {directory}"])
+    model.eval()
+    num = config.training.num_evaluation
+    rebuilt = reconstruction(model, data, num, QUICK_DRAWS)
+    if (diagnosis := diagnose_vector(model, data, num, directory, quick=True)) is not None:
+        write_json(directory / "collapse.json", diagnosis.to_json())
+        rebuilt |= collapse_figures(diagnosis)
+    rows = list(_rows(Yardstick(config, data, judges), model, lm, reporter)) if model.sources else []
+    figures = {"family": model.family, "reconstruction": rebuilt, "rows": rows}
+    if rows and (adversary := diagnose_gan(model, data, num, getattr(config.model, "start", ""), rows)) is not None:
+        figures["generator"] = {"verdict": str(adversary.verdict), "words": adversary.in_words(),
+                                "memorised": adversary.memorised}
+    if own := find_method(model.family).own_rows(config, model, data, reporter):
+        figures["own"] = own
+    _log(directory, config, figures, model, data)
+    write_report(directory, _render([figures]), figures)
 
 
-def _log(directory: Path, figures: dict[str, Any], model: TextModel, data: Dataset) -> None:
-    """The report for TensorBoard: its figures, those of the run's own source against 100 · T, its options, its vectors."""
+def _rows(yardstick: Yardstick, model: TextModel, lm: TextModel | None, reporter: Reporter) -> Iterator[Row]:
+    """Measure real text, every source of the run, and the LM baseline."""
+    data = yardstick.data
+    yield {"source": REAL_TEXT, **yardstick.measure(yardstick.real_text())}
+    for source, owner in [*((source, model) for source in sources_of(model, data)), *([] if lm is None else [(LM, lm)])]:
+        for temperature in TEMPERATURES:
+            reporter.line(f"evaluate {source} at T = {temperature:g}")
+            # Only held-out real outlines, as many as real text has sentences.
+            num = len(yardstick.others) if source == REAL_OUTLINES else yardstick.num_samples
+            sentences = draw(owner, data, Variant(source), temperature, num)
+            yield {"source": source, "temperature": temperature, **yardstick.measure(sentences)}
+
+
+def _log(directory: Path, config: RunConfig, figures: dict[str, Any], model: TextModel, data: Dataset) -> None:
+    """Log the report to TensorBoard: figures, those of the run's own source against 100 · T, options and vectors."""
     log = RunLog(directory, offset=(directory / "metrics.jsonl").stat().st_size, examples=10**9)
     rebuilt = {key: value for key, value in _finite(figures["reconstruction"]).items() if key.startswith("test/")}
     log.scalars(rebuilt, "report", 0, 0)
@@ -74,7 +100,7 @@ def _log(directory: Path, figures: dict[str, Any], model: TextModel, data: Datas
         else:
             continue
         log.scalars(measured, "report", 0, round(100 * row["temperature"]))
-    log.hparams(report.flat_options(run_config(directory).to_json()))
+    log.hparams(flat_options(config.to_json()))
     kinds = list(_projected(model, data))
     if kinds:
         labels = [[kind, " ".join(sentence.split())] for kind, _, sentences in kinds for sentence in sentences]
@@ -89,7 +115,7 @@ def _finite(row: dict[str, Any]) -> dict[str, float]:
 
 
 def _projected(model: TextModel, data: Dataset) -> Iterator[tuple[str, Tensor, list[str]]]:
-    """Kinds of vectors [N, D], each with its sentences: those of real sentences, and those of every source."""
+    """Yield the vectors [N, D] of real sentences and of every source, with their sentences, for the projector."""
     tokens, outlines, text = held_out(data, "test", NUM_PROJECTED, seed=1)
     posterior = model.posterior(tokens, outlines)
     if posterior is None or model.latent_per_step:
@@ -106,27 +132,43 @@ def _projected(model: TextModel, data: Dataset) -> Iterator[tuple[str, Tensor, l
                 yield source, vectors, data.tokenizer.decode(ids)
 
 
+def closing_report(directory: Path, config: RunConfig, model: TextModel, data: Dataset) -> str:
+    """Return the report of a measured run for the terminal: the main figures, ten samples, the next commands."""
+    text = _render([read_json(directory / "report.json")], WIDTH)
+    following = [f"  python -m train outlines --encoder recurrent:{directory / 'encoder'}"]
+    if model.sources:
+        finished = Pipeline(directory, read_run(directory), model, data.tokenizer)
+        samples = "\n".join(f"  {line}" for line in finished.sample(10, config.training.seed))
+        text += f"\n\nten samples at T = {TEMPERATURE}:\n{samples}"
+        following = [f"  python -m generate {directory}", f"  tensorboard --logdir {directory.parent}",
+                     f"  python -m train evaluate {directory}"]
+    return "\n".join([text, "", f"full report: {directory / 'report.md'}", "next:", *following])
+
+
 def report_seeds(directory: Path, runs: Sequence[Path]) -> str:
-    """The quick reports of several seeds as one, written to their directory; returns what the terminal shows."""
+    """Write one report for the runs of several seeds; return its short form for the terminal."""
     figures = [read_json(run / "report.json") for run in runs]
-    text = _render(figures)
-    lines = report.over_seeds((row["source"], row) for own in figures for row in own["rows"])
-    rebuilt = report.over_seeds((own["family"], own["reconstruction"]) for own in figures)
-    report.write_report(directory, text, {"runs": [str(run) for run in runs], "rows": report.to_json(lines),
-                                          "reconstruction": report.to_json(rebuilt)})
-    return f"{text}\n\nnext:\n  python -m train evaluate {directory}"
+    lines = over_seeds((row["source"], row) for own in figures for row in own["rows"])
+    rebuilt = over_seeds((own["family"], own["reconstruction"]) for own in figures)
+    write_report(directory, _render(figures), {"runs": [str(run) for run in runs], "rows": to_json(lines),
+                                               "reconstruction": to_json(rebuilt)})
+    return (f"{_render(figures, WIDTH)}\n\nfull report: {directory / 'report.md'}\nnext:\n"
+            f"  python -m train evaluate {directory}")
 
 
-def _render(figures: Sequence[dict[str, Any]]) -> str:
-    """The quick report of one seed, or of several."""
-    lines = report.over_seeds((row["source"], row) for own in figures for row in own["rows"])
-    tail = report.generator_section(figures) + report.reconstruction_section(
-        [(own["family"], own["reconstruction"]) for own in figures])
+def _render(figures: Sequence[dict[str, Any]], width: int | None = None) -> str:
+    """Return the quick report of one or several seeds. width: shorten it for a terminal of this width."""
+    lines = over_seeds((row["source"], row) for own in figures for row in own["rows"])
+    parts = [f"Test split, {figures[0]['reconstruction']['num_sentences']} sentences, {num_seeds(lines)}. "
+             "NLL and KL in nats; T = temperature."]
+    if lines:
+        parts.append(table(lines, QUICK, width))
+    if found := [own["generator"] for own in figures if "generator" in own]:
+        words = found[0]["words"] if len(found) == 1 else counted([own["verdict"] for own in found])
+        parts.append(wrap(f"Generator against its untrained controls (docs/outline-gan.md): {words}", width))
     if own := [(row["source"], row) for member in figures for row in member.get("own", [])]:
         method = find_method(figures[0]["family"])
-        tail = "\n\n".join([method.own_title, report.table(report.over_seeds(own), method.own_columns), tail])
-    head = f"test split, {figures[0]['reconstruction']['num_sentences']} sentences, {report.num_seeds(lines)}; nll in nats"
-    if not lines:
-        return "\n".join([f"{head}:", "", tail])
-    return "\n".join([f"{head}, forward nll by a language model of another seed, T = temperature:", "",
-                      report.table(lines, report.QUICK_COLUMNS), "", tail])
+        columns = [Column(key, title, decimals) for key, (title, decimals) in method.own_columns.items()]
+        parts += [wrap(method.own_title, width), table(over_seeds(own), columns, width)]
+    parts.append(reconstruction_section([(own["family"], own["reconstruction"]) for own in figures], width))
+    return "\n\n".join(parts)

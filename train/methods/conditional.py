@@ -33,7 +33,8 @@ from outlines.models.conditional import (
 )
 from train.config import RunConfig
 from train.data import MAX_FITTED_ROWS, Batch, Dataset
-from train.evaluation.yardstick import NEIGHBOURS, Row, decode
+from train.evaluation.sampling import Row, decode
+from train.evaluation.yardstick import NEIGHBOURS
 from train.method import Method, Stage, Update, Views
 from train.methods.outlines import NOISE_SEED, GanOptions, OutlinesMethod, outline_decoder_config
 from train.runtime.progress import Progress, Reporter

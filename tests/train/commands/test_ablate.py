@@ -111,12 +111,12 @@ def test_where_no_ablation_can_be(ablation: Path, tiny_run: Path, tmp_path: Path
 
     other = tmp_path / "other"
     shutil.copytree(tiny_run, other)
-    assert "a run is here" in refused(tiny_run, other)
+    assert "contains a run" in refused(tiny_run, other)
     tensors, meta = read_state(other / "model")
     write_state(other / "model", {name: tensor + 1 for name, tensor in tensors.items()}, meta)
-    assert "of another run" in refused(other, ablation)
+    assert "contains the ablation of another run" in refused(other, ablation)
     shutil.rmtree(other / "model")
-    assert "has not finished" in refused(other, tmp_path / "out")
+    assert "is not trained to the end" in refused(other, tmp_path / "out")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -277,8 +277,9 @@ def test_families_to_compare_are_named() -> None:
 
 
 @pytest.mark.parametrize(("families", "arguments", "message"), [
-    ("lm,mixture", [], "mixture is a control of outlines, and comes with its run"),
-    ("lm,area", [], "did you mean 'arae'"), ("encoder,lm", [], "unknown name"), ("lm,lm", [], "the same name twice"),
+    ("lm,mixture", [], "mixture is a control of outlines. Name that family too."),
+    ("lm,area", [], "did you mean 'arae'"), ("encoder,lm", [], "unknown name"),
+    ("lm,lm", [], "contains the same name twice"),
     ("lm,arae-snli", [], "arae-snli: its preset asks for another corpus or tokenizer than lm"),
     ("lm,vae", ["--gan-steps", "3"], "--gan-steps has no effect on lm, vae"),
     ("lm,vae", ["--remedy", "vae-bow"], "--remedy has no effect with --families")])

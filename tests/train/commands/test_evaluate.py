@@ -238,7 +238,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--sources", "lm,gaussian"], "'gaussian' is not a source of these runs: choose from lm"),
+    (["--sources", "lm,gaussian"], "'gaussian' is not a source of these runs: Choose from lm"),
     (["--temperatures", "0,warm"], "expected numbers with commas between"),
     (["--temperatures", ""], "expected numbers with commas between"),
     (["--temperatures", "-1"], "must be from 0 to 100"),
@@ -256,13 +256,13 @@ def test_bad_options_are_refused_in_one_line(arguments: list[str], message: str,
 
 def test_a_source_must_be_one_of_the_runs(lm_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     errors = refused(["evaluate", str(lm_run), "--quiet", "--sources", "real outlines"], capsys)
-    assert "'real outlines' is not a source of these runs: choose from lm" in errors
+    assert "'real outlines' is not a source of these runs: Choose from lm" in errors
 
 
 def test_a_report_goes_to_no_runs_directory(lm_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (lm_run / "report.json").read_bytes()
-    assert "a run or a file is here" in refused(["evaluate", str(lm_run), "--quiet", "--out", str(lm_run)], capsys)
-    assert "a run or a file is here" in refused(["evaluate", str(lm_run), "--out", str(lm_run / "run.json")], capsys)
+    assert "contains a run or is a file" in refused(["evaluate", str(lm_run), "--quiet", "--out", str(lm_run)], capsys)
+    assert "contains a run or is a file" in refused(["evaluate", str(lm_run), "--out", str(lm_run / "run.json")], capsys)
     assert (lm_run / "report.json").read_bytes() == before
 
 
@@ -282,16 +282,17 @@ def test_runs_that_cannot_be_evaluated_are_refused_in_one_line(lm_run: Path, tin
     assert "no run here" in refused(["evaluate", str(tmp_path / "nowhere"), "--quiet"], capsys)
     unfinished = tmp_path / "unfinished"
     shutil.copytree(lm_run, unfinished, ignore=shutil.ignore_patterns("model"))
-    assert f"go on with `python -m train --resume {unfinished}`" in refused(["evaluate", str(unfinished), "--quiet"], capsys)
+    errors = refused(["evaluate", str(unfinished), "--quiet"], capsys)
+    assert f"Continue with `python -m train --resume {unfinished}`." in errors
     corpus = tmp_path / "other.txt"
     corpus.write_text("\n".join(grammar.sentences(600, seed=6)) + "\n")
     other = moved(lm_run, tmp_path / "other", corpus, keep_hashes=False)
     errors = refused(["evaluate", str(lm_run), str(other), "--quiet"], capsys)
-    assert "of another corpus or tokenizer" in errors and "only runs on one corpus can be compared" in errors
+    assert "has another corpus or tokenizer" in errors and "Evaluate runs on one corpus together." in errors
     changed = moved(lm_run, tmp_path / "changed", corpus, keep_hashes=True)
     assert "the corpus is no longer the one this run began with" in refused(["evaluate", str(changed), "--quiet"], capsys)
     shutil.copytree(lm_run, tmp_path / "twin")
-    assert "the same configuration and seed as" in refused(
+    assert "has the same configuration and seed as" in refused(
         ["evaluate", str(lm_run), str(tmp_path / "twin"), "--quiet"], capsys)
 
 
@@ -347,13 +348,6 @@ def test_one_of_several_seeds_is_locked_while_it_is_trained(seeds: Path, capsys:
         assert main(["--resume", str(seeds), "--quiet"]) == 2
     errors = capsys.readouterr().err
     assert "seed-2: process" in errors and "is training here" in errors
-
-
-def test_a_report_of_an_older_version_is_made_anew(lm_run: Path, tmp_path: Path) -> None:
-    shutil.copytree(lm_run, tmp_path / "run")
-    (tmp_path / "run" / "report.json").write_text('{"table": []}')
-    assert main(["--resume", str(tmp_path / "run"), "--quiet"]) == 0
-    assert len(json.loads((tmp_path / "run" / "report.json").read_text())["rows"]) == 3
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

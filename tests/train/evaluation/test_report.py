@@ -6,20 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from train.evaluation.report import (
+from train.evaluation.columns import COLUMNS, Column
+from train.evaluation.curves import curves, gaps, picture, render_gaps, write_curves
+from train.evaluation.tables import (
     Figures,
     Line,
-    curves,
     flat_options,
-    gaps,
     num_seeds,
     over_seeds,
-    picture,
     reconstruction_section,
-    render_gaps,
     table,
     to_json,
-    write_curves,
 )
 
 
@@ -61,29 +58,42 @@ def test_a_figure_that_one_seed_lacks_is_not_averaged_over_the_others() -> None:
 def test_a_table_by_hand() -> None:
     lines = [Line("real text", None, {"unique": Figures((1.0,))}),
              Line("lm", 0.0, {"unique": Figures((0.25, 0.75)), "copied": Figures((0.5, 0.5))})]
-    columns = {"copied": ("copied", 2), "unique": ("unique", 1), "in_language": ("in language", 3)}
+    columns = Column("copied", "copied", 2, "also elsewhere"), Column("unique", "unique", 1), Column("bleu_4", "BLEU-4", 3)
     assert table(lines, columns).splitlines() == [
         "| source    | T      | copied      | unique    |",
         "|-----------|--------|-------------|-----------|",
         "| real text |        |             | 1.0       |",
-        "| lm        | greedy | 0.50 ± 0.00 | 0.5 ± 0.4 |"]
+        "| lm        | greedy | 0.50 ± 0.00 | 0.5 ± 0.4 |",
+        "", "Copied: also elsewhere."]
+    assert table(lines, columns, width=40).splitlines() == [
+        "| source    | T      | copied      |",
+        "|-----------|--------|-------------|",
+        "| real text |        |             |",
+        "| lm        | greedy | 0.50 ± 0.00 |",
+        "", "Copied: also elsewhere."]
+
+
+def test_every_figure_has_one_column() -> None:
+    assert len({column.key for column in COLUMNS}) == len({column.title for column in COLUMNS}) == len(COLUMNS)
 
 
 def test_verdicts_stand_in_words_or_are_counted() -> None:
     def row(verdict: str, kl: float) -> dict[str, object]:
         return {"test/kl": kl, "test/negative_elbo_per_token": 2.0, "num_draws": 16, "verdict": verdict,
-                "words": f"It is {verdict}."}
+                "words": f"It is {verdict}.", "details": [f"Because {kl}."]}
 
     rows = [("vae", row("too weak", 0.5)), ("vae", row("used", 1.5)), ("vae", row("used", 1.0)), ("free", row("used", 8.0)),
             ("lm", {"test/nll_per_token": 3.0})]
     text = reconstruction_section(rows)
     first, second = text.split("Is the vector used?")
-    assert "| lm     | 3.000     |" in first and "16 ± 0 " in first and "upper bound of so many" in first
+    assert "| lm     | 3.000     |" in first and "16 ± 0 " in first and "bound with this many draws" in first
     assert "| vae    | 2 × used, 1 × too weak | 1.00 ± 0.50 |" in second
     assert "| free   | used                   | 8.00        |" in second
-    assert "free: It is used." in second and "vae: It is" not in second and "lm" not in second
+    assert "free: It is used.\n\n- Because 8.0." in second and "vae: It is" not in second and "lm" not in second
+    short = reconstruction_section(rows, width=60)
+    assert "free: It is used." in short and "Because" not in short and max(map(len, short.splitlines())) <= 60
     assert to_json(over_seeds(rows))[0]["verdicts"] == ("too weak", "used", "used")
-    assert "upper bound" not in reconstruction_section(rows[-1:]) and "vector used" not in reconstruction_section(rows[-1:])
+    assert "bound with" not in reconstruction_section(rows[-1:]) and "vector used" not in reconstruction_section(rows[-1:])
 
 
 def test_the_number_of_seeds_is_said() -> None:
@@ -92,7 +102,7 @@ def test_the_number_of_seeds_is_said() -> None:
     assert num_seeds(real + one) == "one seed"
     assert num_seeds(real + two) == "mean ± standard deviation over 2 seeds"
     assert num_seeds(one + two) == ("mean ± standard deviation over 2 seeds, fewer in some rows, "
-                                    "one where no deviation stands")
+                                    "one in rows without a deviation")
 
 
 def test_curves_leave_out_what_has_no_temperature_or_no_reverse_nll() -> None:

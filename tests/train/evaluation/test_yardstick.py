@@ -16,13 +16,15 @@ from outlines.decoding.scoring import nll_of_rows
 from outlines.errors import OutlinesError
 from outlines.metrics.text import words
 from outlines.networks.embedding_init import start_words
+from train.commands import judges as evaluators
 from train.commands.evaluate import Run, label_runs
-from train.config import resolve
+from train.commands.judges import baseline, full_judges, scorer
+from train.config import RunConfig, resolve
 from train.data import Dataset, open_dataset
-from train.evaluation import judges as evaluators
 from train.evaluation import yardstick as evaluation
-from train.evaluation.judges import baseline, score, scorer, tokens_of
-from train.evaluation.yardstick import REAL_OUTLINES, Full, Row, Sentences, Variant, Yardstick, draw
+from train.evaluation.judges import Judges, tokens_of
+from train.evaluation.sampling import REAL_OUTLINES, Row, Sentences, Variant, draw
+from train.evaluation.yardstick import Full, Yardstick
 from train.method import find_method
 from train.runtime.progress import Reporter
 from train.runtime.ranks import Ranks
@@ -66,20 +68,36 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     torch.set_num_threads(threads)
 
 
+def scene_config(session: Session) -> RunConfig:
+    method = find_method("lm")
+    return resolve("lm", method.config_class, method.presets, "tiny", None, {
+        "corpus": (str(session.cache / "scenes.txt"),), "valid_fraction": 0.15, "test_fraction": 0.15, "vocab_size": 500,
+        "embed_dim": 32, "hidden_dim": 64, "dropout": 0.0, "decoder_learning_rate": 0.01, "decoder_batch_size": 32,
+        "evaluator_steps": 220, "num_evaluation": NUM})
+
+
 @pytest.fixture(scope="module")
 def yardstick(session: Session) -> Iterator[Yardstick]:
     """The full form on 4,000 sentences of the embedded grammar in a file, with small evaluators."""
-    path = session.cache / "scenes.txt"
-    path.write_text("\n".join(grammar.sentences(4000, seed=51)) + "\n")
-    method = find_method("lm")
-    config = resolve("lm", method.config_class, method.presets, "tiny", None, {
-        "corpus": (str(path),), "valid_fraction": 0.15, "test_fraction": 0.15, "vocab_size": 500, "embed_dim": 32,
-        "hidden_dim": 64, "dropout": 0.0, "decoder_learning_rate": 0.01, "decoder_batch_size": 32, "evaluator_steps": 220,
-        "num_evaluation": NUM})
+    config = scene_config(session)
+    Path(config.corpus.corpus[0]).write_text("\n".join(grammar.sentences(4000, seed=51)) + "\n")
     data = open_dataset(config.corpus, None, session.cache, torch.device("cpu"), Ranks(), session.reporter)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluators, "REVERSE_BATCH_SIZE", 32)
-        yield Yardstick(config, data, session, Full(num_samples=NUM, reverse_steps=90, encoder=SceneEncoder()))
+        yield Yardstick(config, data, full_judges(config, data, session, reverse_steps=90), Full(NUM, SceneEncoder()))
+
+
+@pytest.fixture(scope="module")
+def config(yardstick: Yardstick, session: Session) -> RunConfig:
+    """The configuration of the yardstick's corpus."""
+    return scene_config(session)
+
+
+@pytest.fixture(scope="module")
+def quick(config: RunConfig, yardstick: Yardstick) -> Yardstick:
+    """The quick form on the same corpus, with the same judge."""
+    judge = yardstick.judges.forward["forward"]
+    return Yardstick(config, yardstick.data, Judges({"forward": judge}))
 
 
 def training_text(data: Dataset) -> list[str]:
@@ -121,7 +139,7 @@ def test_real_text_comes_out_at_the_floor(yardstick: Yardstick, real: Row) -> No
     assert real["in_language"] == 1.0 if yardstick.data.embedded else "in_language" not in real
 
 
-def test_the_copied_rate_is_as_counted_by_hand(session: Session, yardstick: Yardstick) -> None:
+def test_the_copied_rate_is_as_counted_by_hand(yardstick: Yardstick, quick: Yardstick) -> None:
     """140 training sentences, one of them twice and ten in capitals, among 420 new ones."""
     training = training_text(yardstick.data)
     copied = [*training[:129], training[0], *(sentence.upper() for sentence in training[200:210])]
@@ -129,7 +147,7 @@ def test_the_copied_rate_is_as_counted_by_hand(session: Session, yardstick: Yard
     known = {sentence.lower() for sentence in training}
     by_hand = sum(sentence.lower() in known for sentence in text) / NUM
     assert by_hand == 140 / NUM
-    row = Yardstick(yardstick.config, yardstick.data, session).measure(Sentences(text))
+    row = quick.measure(Sentences(text))
     assert row["num_compared"] == NUM and row["copied"] == pytest.approx(by_hand)
 
 
@@ -158,19 +176,20 @@ def test_repeats_are_seen_by_copied_rate_reverse_nll_and_recall(real: Row, repea
 
 def test_outlines_of_training_sentences_are_seen_by_their_nearest(tiny_run: Path, session: Session) -> None:
     _, data = train_run(tiny_run, session)
-    yardstick = Yardstick(run_config(tiny_run), data, session, Full(num_samples=30, reverse_steps=2, encoder=None))
+    config = run_config(tiny_run)
+    yardstick = Yardstick(config, data, full_judges(config, data, session, reverse_steps=2), Full(30, encoder=None))
     learnt = torch.from_numpy(data.stores["train"].rows(np.arange(30)))
     by_heart = yardstick.measure(Sentences(["A dog."] * 30, learnt))["outline_nearest_cosine"]
     held_out = yardstick.measure(Sentences(["A dog."] * 30, yardstick.real_outlines[:30]))["outline_nearest_cosine"]
     assert by_heart == pytest.approx(1, abs=1e-5) and held_out < 0.999
 
 
-def test_unigrams_are_seen_by_forward_nll(yardstick: Yardstick, session: Session, real: Row) -> None:
+def test_unigrams_are_seen_by_forward_nll(yardstick: Yardstick, quick: Yardstick, real: Row) -> None:
     rng = random.Random(1)
     training = [words(sentence) for sentence in training_text(yardstick.data)]
     pool = [word for sentence in training for word in sentence]
     text = [" ".join(rng.choices(pool, k=len(rng.choice(training)))) for _ in range(NUM)]
-    row = Yardstick(yardstick.config, yardstick.data, session).measure(Sentences(text))
+    row = quick.measure(Sentences(text))
     assert row["forward_nll_per_token"] > real["forward_nll_per_token"] + 1.5
     assert row["forward_ppl_per_word"] > 10 * real["forward_ppl_per_word"]
     # Diversity is all it has.
@@ -192,9 +211,8 @@ def test_no_evaluator_finds_the_grammars_sentences_likelier_than_the_grammar_doe
     text = list(grammar.sentences(150, seed=904))
     exact = -statistics.fmean(map(grammar.scenes().log_prob, text))
     tokens = [np.array(ids, dtype=np.int64) for ids in yardstick.data.tokenizer.encode(text)]
-    nll, _ = yardstick.ngram.nll_of_rows(tokens)
-    assert nll.mean() > exact
-    assert score(yardstick.scorer, text, yardstick.data).per_token * statistics.fmean(len(row) + 1 for row in tokens) > exact
+    for judge in yardstick.judges.forward.values():
+        assert judge(text).per_token * statistics.fmean(len(row) + 1 for row in tokens) > exact
 
 
 @pytest.mark.full
@@ -208,17 +226,18 @@ def test_the_scorer_of_the_default_preset_is_within_five_percent_of_the_grammars
     assert 0 < more < 0.05 * language.entropy()
 
 
-def test_sentences_of_nothing_are_measured_too(yardstick: Yardstick, session: Session) -> None:
+def test_sentences_of_nothing_are_measured_too(yardstick: Yardstick, quick: Yardstick) -> None:
     """What a model that was hardly trained gives at T = 0: no word at all, NUM times."""
     row = yardstick.measure(Sentences([""] * 40))
     assert row["num_reverse"] == 0 and "reverse_nll_per_token" not in row
     assert row["distinct_2"] == 0.0 and row["copied"] == 0.0 and row["unique"] == 1 / 40
-    same = Yardstick(yardstick.config, yardstick.data, session).measure(Sentences(["A dog."] * 40))
+    same = quick.measure(Sentences(["A dog."] * 40))
     assert same["self_bleu_2"] == 1.0 and same["unique"] == 1 / 40
 
 
-def test_evaluators_are_trained_once_wherever_the_corpus_lies(yardstick: Yardstick, session: Session) -> None:
-    config, data = yardstick.config, yardstick.data
+def test_evaluators_are_trained_once_wherever_the_corpus_lies(yardstick: Yardstick, config: RunConfig, session: Session,
+                                                              real: Row) -> None:
+    data = yardstick.data
     scorer(config, data, session)
     before = sorted(path.name for path in session.cache.iterdir())
     elsewhere = dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, corpus=("no/such/file.txt",)))
@@ -232,8 +251,8 @@ def test_evaluators_are_trained_once_wherever_the_corpus_lies(yardstick: Yardsti
     assert all({path.name for path in directory.iterdir()} == {"nll.json", "lock"} for directory in reverse)
 
 
-def test_words_start_at_the_counts_of_the_training_split(yardstick: Yardstick, session: Session) -> None:
-    config, data = yardstick.config, yardstick.data
+def test_words_start_at_the_counts_of_the_training_split(yardstick: Yardstick, config: RunConfig, session: Session) -> None:
+    data = yardstick.data
     still = dataclasses.replace(config.model, decoder_learning_rate=0.0, decoder_steps=1)
     at_random, at_counts = (baseline(dataclasses.replace(config, model=dataclasses.replace(still, word_start=start)), data,
                                      session).decoder for start in ("random", "counts"))
@@ -272,23 +291,24 @@ def test_real_outlines_are_held_out_ones_first_and_never_the_references(tiny_run
     assert 0 < data.num_rows("valid") < 80 and np.allclose(drawn, expected[:80], atol=1e-5)
 
 
-def test_as_many_references_as_other_real_sentences(yardstick: Yardstick, session: Session) -> None:
+def test_as_many_references_as_other_real_sentences(config: RunConfig, session: Session) -> None:
     """However unequal the splits are, real text and samples are compared in equal numbers."""
-    config = dataclasses.replace(yardstick.config, corpus=dataclasses.replace(
-        yardstick.config.corpus, valid_fraction=0.02, test_fraction=0.2))
+    config = dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, valid_fraction=0.02, test_fraction=0.2))
     data = open_dataset(config.corpus, None, session.cache, torch.device("cpu"), Ranks(), session.reporter)
-    uneven = Yardstick(config, data, session)
+    uneven = Yardstick(config, data, Judges())
     assert data.num_rows("test") > 5 * data.num_rows("valid")
     assert len(uneven.references) == len(uneven.real_text().text) == data.num_rows("valid")
     assert not set(uneven.references) & set(uneven.real_text().text)
 
 
+def test_runs_of_several_configurations_go_by_their_directories(yardstick: Yardstick, config: RunConfig, session: Session,
+                                                                tmp_path: Path) -> None:
+    model = baseline(config, yardstick.data, session)
 
-def test_runs_of_several_configurations_go_by_their_directories(yardstick: Yardstick, tmp_path: Path) -> None:
-    def run(directory: Path, seed: int, **model: int) -> Run:
-        config = dataclasses.replace(yardstick.config, model=dataclasses.replace(yardstick.config.model, **model), training=(
-            dataclasses.replace(yardstick.config.training, seed=seed)))
-        return Run(directory, config, yardstick.scorer, yardstick.data)
+    def run(directory: Path, seed: int, **changes: int) -> Run:
+        own = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes), training=(
+            dataclasses.replace(config.training, seed=seed)))
+        return Run(directory, own, model, yardstick.data)
 
     for name in ("small", "wide"):
         (tmp_path / name).mkdir()
@@ -299,5 +319,5 @@ def test_runs_of_several_configurations_go_by_their_directories(yardstick: Yards
     assert list(label_runs(small + wide).values()) == ["small", "small", "wide", "wide"]
     apart = [run(tmp_path / "a" / "run", 1), run(tmp_path / "b" / "run", 1, hidden_dim=99)]
     assert list(label_runs(apart).values()) == [str(tmp_path / "a" / "run"), str(tmp_path / "b" / "run")]
-    with pytest.raises(OutlinesError, match="the same configuration and seed"):
+    with pytest.raises(OutlinesError, match="has the same configuration and seed"):
         label_runs([*small, run(tmp_path / "again", 2)])

@@ -1,0 +1,191 @@
+"""Training of the judges and of the LM baseline. Each model is kept in the cache under the hash of its inputs.
+
+scorer    learns the real training text with its own seed and scores samples: forward NLL
+baseline  the decoder's architecture without a vector, trained for as many steps; what a generator has to beat
+reverse   learns samples and scores real held-out text: reverse NLL
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from outlines.decoding.scoring import nll_of_rows
+from outlines.errors import OutlinesError
+from outlines.metrics.ngram import NgramModel
+from outlines.models.base import TextModel
+from outlines.models.lm import LanguageModel
+from outlines.models.registry import load_model
+from train.config import CorpusConfig, RunConfig, TrainingConfig
+from train.data import Dataset
+from train.evaluation.judges import Judge, Judges, Nll, judge, tokens_of
+from train.method import find_method
+from train.runtime.progress import Reporter
+from train.runtime.ranks import Ranks
+from train.runtime.run_directory import locked, read_json, write_json
+from train.session import Session, begin_run, train_run
+
+SCORER_SEED = 1001
+REVERSE_SEED = 2001
+REVERSE_BATCH_SIZE = 128
+MOST_FRESH = 1_000_000
+"""Largest number of sentences of the embedded corpus that a scorer learns."""
+FRESH_EMBED_DIM = 128
+"""Largest embedding width of such a scorer. With embeddings initialised from counts, a wider one is slower, not better."""
+
+
+def quick_judges(config: RunConfig, data: Dataset, session: Session) -> Judges:
+    """Train or load the judges of the report that ends a training."""
+    return Judges({"forward": neural_judge(scorer(config, data, session), data)})
+
+
+def full_judges(config: RunConfig, data: Dataset, session: Session, reverse_steps: int) -> Judges:
+    """Train or load the judges of a full evaluation. reverse_steps: optimiser steps of the language model of samples."""
+    training = data.corpus.tokens["train"]
+
+    def reverse_ngram(samples: Sequence[str], held_out: Sequence[str]) -> Nll:
+        return ngram_judge(tokens_of(samples, data), data)(held_out)
+
+    return Judges(
+        forward={"forward": neural_judge(scorer(config, data, session), data),
+                 "forward_ngram": ngram_judge(training.rows(range(len(training))), data)},
+        reverse={"reverse": functools.partial(reverse_nll, config=config, data=data, session=session, steps=reverse_steps),
+                 "reverse_ngram": reverse_ngram})
+
+
+def neural_judge(model: TextModel, data: Dataset) -> Judge:
+    """Return the judge that scores with a language model."""
+    return judge(functools.partial(nll_of_rows, model.decoder), data)
+
+
+def ngram_judge(rows: Sequence[np.ndarray], data: Dataset) -> Judge:
+    """Return the judge that scores with an n-gram model of these token ids."""
+    return judge(NgramModel(rows, data.tokenizer.vocab_size).nll_of_rows, data)
+
+
+def scorer(config: RunConfig, data: Dataset, session: Session) -> TextModel:
+    """Train or load the language model that scores samples of this corpus."""
+    # Runs of all seeds share one scorer. Its seed differs from the run's, or it would favour its twin's samples.
+    seed = SCORER_SEED + (config.training.seed == SCORER_SEED)
+    steps = config.training.evaluator_steps
+    corpus = config.corpus
+    if data.embedded:
+        # The grammar can generate more sentences, so the scorer sees each only once. The held-out ones stay held out,
+        # because the split depends on the sentence's hash.
+        share = 1 - corpus.valid_fraction - corpus.test_fraction
+        fresh = min(math.ceil(steps * config.model.decoder_batch_size / share), MOST_FRESH)
+        corpus = dataclasses.replace(corpus, num_sentences=max(fresh, corpus.num_sentences))
+    return _language_model(config, data, session, seed, steps, "language model that scores samples", corpus)
+
+
+def baseline(config: RunConfig, data: Dataset, session: Session) -> TextModel:
+    """Train or load the language model with the run's seed, size and number of decoder steps."""
+    return _language_model(config, data, session, config.training.seed, config.model.decoder_steps, "LM baseline",
+                           config.corpus)
+
+
+def _language_model(config: RunConfig, data: Dataset, session: Session, seed: int, steps: int, name: str,
+                    corpus: CorpusConfig) -> TextModel:
+    """Train or load a language model of the corpus in `data`, or of a larger embedded one, with the run's tokenizer."""
+    larger = corpus.num_sentences > config.corpus.num_sentences
+    changes: dict[str, Any] = {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 4)}
+    if larger:
+        changes |= {"dropout": 0.0, "word_start": "counts", "embed_dim": min(config.model.embed_dim, FRESH_EMBED_DIM)}
+    run = _configuration(config, corpus, seed, changes)
+    more = [corpus.num_sentences] if larger else []
+    directory = session.cache / f"lm-{_key(_content(run), data.corpus.fingerprint, *more)}"
+    if larger and not (directory / "model").exists():
+        run = dataclasses.replace(run, corpus=dataclasses.replace(
+            corpus, tokenizer=_save_tokenizer(data, directory), vocab_size=0, lowercase=False))
+    return _trained(directory, run, data, session, name)
+
+
+def _configuration(config: RunConfig, corpus: CorpusConfig, seed: int, changes: dict[str, Any]) -> RunConfig:
+    """Return the configuration of a language model with the shape of a run's decoder."""
+    method = find_method(LanguageModel.family)
+    model = method.config_class(**{field.name: getattr(config.model, field.name)
+                                   for field in dataclasses.fields(method.config_class)} | changes)
+    training = dataclasses.replace(TrainingConfig(), seed=seed, device=config.training.device,
+                                   precision=config.training.precision, warmup_steps=config.training.warmup_steps)
+    return RunConfig(LanguageModel.family, corpus, training, model)
+
+
+def _content(run: RunConfig) -> dict[str, Any]:
+    """Return what identifies a language model besides the fingerprint of its corpus, wherever its files are."""
+    return dataclasses.replace(run, corpus=CorpusConfig()).to_json()
+
+
+def _save_tokenizer(data: Dataset, directory: Path) -> str:
+    directory.mkdir(parents=True, exist_ok=True)
+    data.tokenizer.save(directory / "given.model")
+    return str(directory / "given.model")
+
+
+def _trained(directory: Path, run: RunConfig, data: Dataset, session: Session, name: str) -> TextModel:
+    """Train the run in this directory, or load its model."""
+    if (directory / "model").exists():  # Read-only: several processes may share it.
+        return load_model(directory / "model").to(data.device)
+    session.reporter.line(f"train the {name}")
+    alone = dataclasses.replace(session, ranks=Ranks())
+    directory.mkdir(parents=True, exist_ok=True)
+    # A second process on the same corpus waits here and then finds the model.
+    with locked(directory, session.reporter.line):
+        if not (directory / "model").exists():
+            # Written again after an interruption, because the corpus may have moved.
+            begin_run(run, directory, alone, {"preset": [], "command": name})
+        return train_run(directory, alone)[0]
+
+
+def reverse_nll(samples: Sequence[str], held_out: Sequence[str], config: RunConfig, data: Dataset, session: Session,
+                steps: int) -> Nll:
+    """Score real held-out text with a language model trained only on samples.
+
+    Its weights are selected on real validation text, eight times in `steps`. The score rises if samples lack variety or
+    quality, and falls with their number: compare equal numbers.
+    Source: Zhao et al., Adversarially Regularized Autoencoders (2018), reverse perplexity. Deviation: the vocabulary of the
+    samples is not appended, and the text that selects weights is not the text that is scored.
+    """
+    options = {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 8),
+               "decoder_batch_size": REVERSE_BATCH_SIZE}
+    key = _key(_content(_configuration(config, config.corpus, REVERSE_SEED, options)), data.corpus.fingerprint,
+               list(samples), list(held_out))
+    directory = session.cache / f"reverse-{key}"
+    result = directory / "nll.json"
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory, session.reporter.line):
+        if not result.exists():
+            write_json(result, _learn_and_score(samples, held_out, config, options, data, session, directory)._asdict())
+        for entry in directory.iterdir():  # Only the score is kept: an evaluation trains dozens of these models.
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name not in (result.name, "lock"):
+                entry.unlink()
+    try:
+        return Nll(**read_json(result))
+    except TypeError as error:
+        raise OutlinesError(f"{result} is damaged. Delete it to measure it again.") from error
+
+
+def _learn_and_score(samples: Sequence[str], held_out: Sequence[str], config: RunConfig, options: dict[str, Any],
+                     data: Dataset, session: Session, directory: Path) -> Nll:
+    """Train a language model on samples in this directory and score held-out text with it."""
+    files = {"train": samples, "valid": data.text("valid", data.sample_rows("valid", len(held_out))), "test": held_out}
+    for split, sentences in files.items():
+        (directory / f"{split}.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
+    corpus = CorpusConfig(corpus=(str(directory / "train.txt"),), valid=(str(directory / "valid.txt"),),
+                          test=(str(directory / "test.txt"),), tokenizer=_save_tokenizer(data, directory),
+                          max_len=data.corpus.meta["max_len"])
+    inside = dataclasses.replace(session, cache=directory / "cache", reporter=Reporter(quiet=True))
+    run = _configuration(config, corpus, REVERSE_SEED, options)
+    return neural_judge(_trained(directory / "run", run, data, inside, "language model of samples"), data)(held_out)
+
+
+def _key(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,131 @@
+"""Quality against diversity over temperature: curves of forward and reverse NLL, the gaps between them, their picture."""
+
+import io
+import math
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from outlines.checkpoint import atomic_write
+from outlines.metrics.curves import interpolated_gap
+from train.evaluation.sampling import REAL_TEXT
+from train.evaluation.tables import Figures, Line, num_seeds
+from train.runtime.log import write_hparams
+
+JUDGES = {"": "the GRU language model", "_ngram": "the 5-gram model"}
+"""The judges that score in both directions, by the suffix of their figures' keys."""
+
+
+def curves(lines: Sequence[Line], seed: int | None = None, judge: str = "") -> dict[str, list[tuple[float, float]]]:
+    """Return each label's points (reverse nll, forward nll), one per temperature: of one seed, or of the means."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for line in lines:
+        both = [line.figures.get(f"{name}{judge}_nll_per_token") for name in ("reverse", "forward")]
+        if line.temperature is not None and both[0] and both[1]:
+            if seed is None:
+                point = (both[0].mean, both[1].mean)
+            elif seed < min(len(both[0].values), len(both[1].values)):
+                point = (both[0].values[seed], both[1].values[seed])
+            else:
+                continue
+            found.setdefault(line.label, []).append(point)
+    return found
+
+
+def gaps(lines: Sequence[Line], against: str, judge: str = "") -> dict[str, Figures | None]:
+    """Return by how many nats per token each label's forward nll is below that of `against`, at equal reverse nll.
+
+    Averaged over the reverse nlls that both curves reach: seed by seed, or of the means if the numbers of seeds differ.
+    None: not comparable in at least one seed.
+    """
+    found: dict[str, Figures | None] = {}
+    labels = list(curves(lines, judge=judge))
+    counts = {label: max(len(line.figures["forward_nll_per_token"].values) for line in lines if line.label == label)
+              for label in labels}
+    for label in labels:
+        values = []
+        for seed in range(counts[label]) if counts[label] == counts.get(against) else [None]:
+            both = curves(lines, seed, judge)
+            gap = interpolated_gap(both[label], both[against]) if label in both and against in both else None
+            values.append(None if gap is None else gap.mean)
+        if label != against:
+            known = tuple(value for value in values if value is not None)
+            found[label] = Figures(known) if known and len(known) == len(values) else None
+    return found
+
+
+def render_gaps(found: Mapping[str, Figures | None], against: str, judge: str = "") -> str:
+    """Return the gaps as a Markdown list."""
+    shown = [f"- {label}: " + ("not comparable (the curves do not overlap)" if gap is None else f"{gap:3} nats per token")
+             for label, gap in found.items()]
+    return "\n".join([f"Forward NLL of {against} minus that of the others, at equal reverse NLL (positive: better than "
+                      f"{against}), averaged over the overlap of the curves, by {JUDGES[judge]}:", "", *shown])
+
+
+def picture(lines: Sequence[Line]) -> Figure:
+    """Plot forward against reverse NLL over temperature; the lower left is better.
+
+    Greedy decoding is left out, because the single greedy sentence of a language model would stretch the axes.
+    """
+    lines = [line for line in lines if line.temperature != 0]
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    axes = figure.subplots()
+    for label, points in curves(lines).items():
+        own = [line for line in lines if line.label == label and curves([line])]
+        spreads = [[line.figures[f"{name}_nll_per_token"].deviation or 0.0 for line in own]
+                   for name in ("reverse", "forward")]
+        x, y = zip(*points, strict=True)
+        axes.errorbar(x, y, xerr=spreads[0], yerr=spreads[1], marker="o", markersize=4, linewidth=1.2, capsize=2,
+                      label=label)
+        for line, point in zip(own, points, strict=True):
+            axes.annotate(f"{line.temperature:g}", point, fontsize=7, textcoords="offset points", xytext=(4, 4))
+    for line in lines:
+        if line.label == REAL_TEXT and "reverse_nll_per_token" in line.figures:
+            axes.plot(line.figures["reverse_nll_per_token"].mean, line.figures["forward_nll_per_token"].mean, "k*",
+                      markersize=11, label=REAL_TEXT)
+    axes.set_xlabel("reverse NLL, nats per token (lower = more diverse)")
+    axes.set_ylabel("forward NLL, nats per token (lower = better quality)")
+    axes.set_title(f"Quality against diversity over temperature ({num_seeds(lines)})", fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def write_curves(directory: Path, lines: Sequence[Line], hparams: Mapping[str, dict[str, Any]]) -> None:
+    """Write curve.png, and under tensorboard/ the picture, every figure against 100 · T, and hparams.
+
+    hparams: the options of each label, flat; shown with the label's figures at the temperature nearest to 1.
+    """
+    events = directory / "tensorboard"  # A separate directory, so that only our own events are deleted.
+    shutil.rmtree(events, ignore_errors=True)
+    figure = picture(lines)
+    atomic_write(directory / "curve.png", png(figure))
+    with SummaryWriter(str(events)) as writer:
+        writer.add_figure("evaluation/curve", figure)
+    by_label: dict[str, list[Line]] = {}
+    for line in lines:
+        by_label.setdefault(line.label, []).append(line)
+    for label, own in by_label.items():
+        with SummaryWriter(str(events / re.sub(r"[^\w.]+", "-", label).strip("-."))) as writer:
+            for line in own:
+                step = 100 if line.temperature is None else round(100 * line.temperature)
+                for key, figures in line.figures.items():
+                    writer.add_scalar(f"evaluation/{key}", figures.mean, step)
+            if label in hparams:
+                nearest = min(own, key=lambda line: abs((line.temperature or 0.0) - 1))
+                write_hparams(writer, hparams[label])
+                for key, figures in nearest.figures.items():
+                    if math.isfinite(figures.mean):
+                        writer.add_scalar(f"hparam/{key}", figures.mean)
+
+
+def png(figure: Figure) -> bytes:
+    """Return the picture as a PNG file."""
+    image = io.BytesIO()
+    figure.savefig(image, dpi=120, format="png")
+    return image.getvalue()

@@ -1,0 +1,124 @@
+"""Sentences to be measured: drawn from a source of a run, or reconstructed from held-out sentences."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from outlines.decoding.sample import SamplingConfig, sample
+from outlines.inference.rejection import rejecting
+from outlines.metrics.bleu import reconstruction_bleu
+from outlines.models.base import Draw, TextModel, block_seed
+from train.data import Dataset
+from train.evaluation.figures import held_out, nll_figures
+
+SAMPLING_SEED = 11
+QUICK_DRAWS, FULL_DRAWS = 16, 100
+"""draws of a latent for the nll of held-out sentences"""
+MOST_LEARNT = 20_000
+"""Rows per class for the two-sample classifier. With 2,500 it hardly detects a mixture of 2,000 centres."""
+REAL_TEXT, REAL_OUTLINES, LM = "real text", "real outlines", "lm"
+
+Row = dict[str, Any]
+"""the figures of one line of a table, by key"""
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Sentences of one source and, if the source has outlines, the raw outlines they were decoded from, [N, D]."""
+
+    text: list[str]
+    outlines: Tensor | None = None
+    further: Tensor | None = None
+    """more raw outlines of the source, for the two-sample classifier to learn from, [M, D]"""
+
+
+class Variant(NamedTuple):
+    """A source of vectors and how they are drawn from it."""
+
+    source: str
+    noise_scale: float = 1.0
+    """as in SamplingConfig; real outlines have no noise"""
+    rejection: float = 1.0
+    """average number of draws per accepted vector (outlines/inference/rejection.py)"""
+    guidance: float = 1.0
+    """as in SamplingConfig"""
+
+    def __str__(self) -> str:
+        changed = (("noise x", self.noise_scale), ("rejection", self.rejection), ("guidance", self.guidance))
+        return ", ".join([self.source, *(f"{name} {value:g}" for name, value in changed if value != 1)])
+
+
+def num_learnt(data: Dataset) -> int:
+    """Return the number of rows per class that the two-sample classifier learns from."""
+    return min(MOST_LEARNT, data.num_rows("train") // 2)
+
+
+def training_outlines(data: Dataset) -> tuple[Tensor, Tensor]:
+    """Return two disjoint samples of raw training outlines, [M, D] each: the real class, and a fake class for real text."""
+    rows = data.sample_rows("train", 2 * num_learnt(data), seed=2)
+    ours, others = (torch.from_numpy(data.stores["train"].rows(rows[start::2])) for start in (0, 1))
+    return ours, others
+
+
+def sources_of(model: TextModel, data: Dataset) -> tuple[str, ...]:
+    """Return the sources of a run: real outlines (the upper bound), its own, and its controls."""
+    return (*((REAL_OUTLINES,) if data.stores else ()), *model.sources)
+
+
+def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, num: int,
+         further: bool = False) -> Sentences:
+    """Draw `num` sentences of a source, or all it has; further: also `num_learnt` outlines that are not decoded.
+
+    Real outlines come from validation rows first, then from training rows. Test rows would teach a reverse judge the
+    references.
+    """
+    sampling = SamplingConfig(temperature=temperature, max_len=data.corpus.meta["max_len"], guidance=variant.guidance)
+    more: Tensor | None = None
+    if variant.source == REAL_OUTLINES:
+        more = training_outlines(data)[1] if further else None
+        vectors = [data.outlines(split, data.sample_rows(split, num, seed=1)) for split in ("valid", "train")]
+        vectors = [torch.cat(vectors)[:num]]
+        ids = [row for block in decode(model, vectors[0], SAMPLING_SEED, sampling) for row in block]
+    else:
+        vectors_of: Draw = lambda count, rng: model.vectors(count, rng, variant.source, variant.noise_scale)  # noqa: E731
+        if variant.rejection != 1:
+            vectors_of = rejecting(model, vectors_of, variant.rejection)
+        blocks = list(model.decode_draws(vectors_of, num, SAMPLING_SEED, sampling))
+        vectors = [part for _, part in blocks if part is not None]
+        if further and vectors and data.scaling is not None:
+            drawn = vectors_of(num_learnt(data), torch.Generator().manual_seed(SAMPLING_SEED))
+            assert drawn is not None
+            more = data.scaling.unscale(drawn).cpu()
+        ids = [row for block, _ in blocks for row in block]
+    text = data.tokenizer.lines(ids)
+    if not vectors or data.scaling is None:
+        return Sentences(text)
+    return Sentences(text, data.scaling.unscale(torch.cat(vectors)).cpu(), more)
+
+
+def decode(model: TextModel, vectors: Tensor, seed: int, sampling: SamplingConfig) -> Iterator[list[list[int]]]:
+    """Yield token ids for the vectors [N, D], in blocks."""
+    for start in range(0, len(vectors), 256):
+        rng = torch.Generator().manual_seed(block_seed(seed, start))
+        block = vectors[start:start + 256]
+        yield sample(model.decoder, block, torch.rand(len(block), sampling.max_len, generator=rng).to(block.device),
+                     sampling)
+
+
+def reconstruction(model: TextModel, data: Dataset, num: int, num_draws: int) -> Row:
+    """Return the nll of held-out sentences and how well they are reconstructed from their vectors (mu of a VAE).
+
+    num_draws: draws of a latent for the nll; more draws give a tighter bound.
+    """
+    tokens, outlines, text = held_out(data, "test", num, seed=1)
+    figures: Row = {"num_sentences": len(text), **nll_figures("test", model, tokens, outlines, num_draws)}
+    if (posterior := model.posterior(tokens, outlines)) is not None:
+        greedy = SamplingConfig(temperature=0, max_len=data.corpus.meta["max_len"])
+        rebuilt = [sentence for ids in decode(model, posterior[0], 0, greedy) for sentence in data.tokenizer.decode(ids)]
+        figures["test/reconstruction_bleu"] = reconstruction_bleu(rebuilt, text)
+        if posterior[1] is not None:
+            figures["num_draws"] = num_draws
+    return figures

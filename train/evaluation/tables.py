@@ -1,0 +1,173 @@
+"""Rows of figures → lines over seeds → tables in Markdown, and report.md with report.json."""
+
+import json
+import statistics
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outlines.checkpoint import atomic_write
+from train.evaluation.columns import CLOSING, RECONSTRUCTION, VECTOR, Column
+from train.evaluation.sampling import REAL_TEXT, Row
+from train.runtime.run_directory import write_json
+
+WIDTH = 120
+"""Characters of a line on a terminal."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One quantity over seeds."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """The sample standard deviation; None for one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def __format__(self, decimals: str) -> str:
+        mean = f"{self.mean:.{decimals}f}"
+        return mean if self.deviation is None else f"{mean} ± {self.deviation:.{decimals}f}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A source of sentences at a temperature (None if it has none), over seeds."""
+
+    label: str
+    temperature: float | None
+    figures: dict[str, Figures]
+    verdicts: tuple[str, ...] = ()
+    """one per seed"""
+
+    def cell(self, key: str, decimals: int) -> str:
+        """Return a figure or the verdicts as text; empty if there is none."""
+        if key == "verdict":
+            return counted(self.verdicts)
+        return f"{self.figures[key]:{decimals}}" if key in self.figures else ""
+
+
+def counted(verdicts: Sequence[str]) -> str:
+    """Return one verdict, or the number of seeds with each verdict."""
+    return ", ".join(verdict if len(verdicts) == 1 else f"{num} × {verdict}"
+                     for verdict, num in Counter(verdicts).most_common())
+
+
+def over_seeds(rows: Iterable[tuple[str, Row]]) -> list[Line]:
+    """Group labelled rows of all seeds into one line per (label, temperature), in order of first appearance.
+
+    A figure is kept only if every seed has it.
+    """
+    grouped: dict[tuple[str, float | None], list[Row]] = {}
+    for label, row in rows:
+        grouped.setdefault((label, row.get("temperature")), []).append(row)
+    lines = []
+    for (label, temperature), members in grouped.items():
+        keys = [key for key, value in members[0].items() if key != "temperature" and isinstance(value, (int, float))
+                and all(key in row for row in members)]
+        lines.append(Line(label, temperature, {key: Figures(tuple(float(row[key]) for row in members)) for key in keys},
+                          tuple(row["verdict"] for row in members if "verdict" in row)))
+    return lines
+
+
+def table(lines: Sequence[Line], columns: Sequence[Column], width: int | None = None, with_legend: bool = True) -> str:
+    """Return a Markdown table with a legend. Columns without figures are left out, and so are the last ones beyond `width`.
+
+    The table is readable on a terminal too.
+    """
+    used = [column for column in columns if any(line.cell(column.key, 0) for line in lines)]
+    grid = [["source"], *([line.label] for line in lines)]
+    if any(line.temperature is not None for line in lines):
+        for row, cell in zip(grid, ["T", *map(_temperature, lines)], strict=True):
+            row.append(cell)
+    shown: list[Column] = []
+    for column in used:
+        cells = [column.title, *(line.cell(column.key, column.decimals) for line in lines)]
+        wider = [[*row, cell] for row, cell in zip(grid, cells, strict=True)]
+        if width is not None and shown and sum(_widths(wider)) + 3 * len(wider[0]) + 1 > width:
+            break
+        grid = wider
+        shown.append(column)
+    rendered = ["| " + " | ".join(cell.ljust(size) for cell, size in zip(row, _widths(grid), strict=True)) + " |"
+                for row in grid]
+    rule = "|" + "|".join("-" * (size + 2) for size in _widths(grid)) + "|"
+    legend = "; ".join(f"{column.title}: {column.legend}" for column in shown if column.legend and with_legend)
+    text = "\n".join([rendered[0], rule, *rendered[1:]])
+    return f"{text}\n\n{wrap(legend[0].upper() + legend[1:] + '.', width)}" if legend else text
+
+
+def _temperature(line: Line) -> str:
+    return "" if line.temperature is None else "greedy" if line.temperature == 0 else f"{line.temperature:g}"
+
+
+def _widths(grid: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*grid, strict=True)]
+
+
+def wrap(text: str, width: int | None) -> str:
+    """Break a paragraph into lines of at most `width` characters; None: leave it."""
+    return text if width is None else textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def reconstruction_section(rebuilt: Sequence[tuple[str, Row]], width: int | None = None) -> str:
+    """Return the tables of held-out sentences: their nll, their reconstruction, and the use of the vector.
+
+    rebuilt: labelled rows of every seed. A label with one seed also has its verdict in words.
+    width: shorten it to one table without details, for a terminal of this width.
+    """
+    lines = over_seeds(rebuilt)
+    with_vector = [line for line in lines if line.verdicts]
+    if width is not None:
+        parts = [table(lines, CLOSING, width, with_legend=False)]
+    else:
+        parts = ["Held-out sentences", table(lines, RECONSTRUCTION)]
+        if with_vector:
+            parts += ["Is the vector used? (docs/posterior-collapse.md)", table(with_vector, VECTOR)]
+    for line in with_vector:
+        rows = [row for label, row in rebuilt if label == line.label]
+        if len(rows) == 1:
+            parts.append(wrap(f"{line.label}: {rows[0]['words']}", width))
+            if width is None:
+                parts.append("\n".join(f"- {detail}" for detail in rows[0].get("details", [])))
+    return "\n\n".join(parts)
+
+
+def num_seeds(lines: Sequence[Line]) -> str:
+    """Return the number of seeds behind the lines, in words."""
+    counts = {len(figures.values) for line in lines if line.label != REAL_TEXT for figures in line.figures.values()}
+    most = max(counts, default=1)
+    if most == 1:
+        return "one seed"
+    fewer = "" if len(counts) == 1 else ", fewer in some rows, one in rows without a deviation"
+    return f"mean ± standard deviation over {most} seeds{fewer}"
+
+
+def to_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Return the lines as JSON data: the values of every seed, mean and deviation."""
+    return [{"source": line.label, "temperature": line.temperature, **({"verdicts": line.verdicts} if line.verdicts else {}),
+             "figures": {key: {"mean": figures.mean, "deviation": figures.deviation, "values": list(figures.values)}
+                         for key, figures in line.figures.items()}} for line in lines]
+
+
+def write_report(directory: Path, text: str, data: dict[str, Any]) -> None:
+    """Write the same figures to report.md for people and to report.json for programs."""
+    directory.mkdir(parents=True, exist_ok=True)
+    atomic_write(directory / "report.md", (text + "\n").encode())
+    write_json(directory / "report.json", data)
+
+
+def flat_options(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration in the form of TensorBoard's hparams: one level, words and numbers."""
+    flat: dict[str, Any] = {"family": config["family"]}
+    for section in ("corpus", "training", "model"):
+        for key, value in config[section].items():
+            flat[key] = value if isinstance(value, (int, float, str, bool)) else json.dumps(value)
+    return flat
