@@ -1,4 +1,4 @@
-"""Where tensors live."""
+"""Choice of device, precision and threads."""
 
 from pathlib import Path
 
@@ -12,23 +12,23 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of that name; `auto` takes cuda, then mps, then cpu. local_rank: which of a machine's GPUs.
+    """Return the device with that name; `auto` prefers cuda, then mps, then cpu. local_rank: number of the GPU.
 
-    Raises OutlinesError where there is none of the name.
+    Raises OutlinesError if this machine has no such device.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(device for device, there in available.items() if there)
+        name = next(device for device in available if available[device])
     if not available[name]:
-        raise OutlinesError(f"--device {name}: none on this machine, or this torch does not support it: use --device cpu")
+        raise OutlinesError(f"--device {name} is not available on this machine or in this torch. Use --device cpu.")
     return torch.device("cuda", local_rank) if name == "cuda" else torch.device(name)
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """float32 or bfloat16, what a decoder's matrix products are computed in; `auto` takes what is faster on the device.
+    """Return float32 or bfloat16, the precision of a decoder's matrix products; `auto` is the faster one on the device.
 
-    Of CPUs with AVX-512 BF16 those by AMD train a decoder nearly twice as fast with bfloat16, and those by Intel slower
-    unless they have AMX too (measured: benchmarks/decoder_speed.py).
+    Among CPUs with AVX-512 BF16, AMD's train a decoder nearly twice as fast in bfloat16; Intel's are slower in it unless
+    they also have AMX (measured with benchmarks/decoder_speed.py).
     """
     if name != "auto":
         return name
@@ -44,10 +44,10 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def sampling_workers(device: torch.device) -> int:
-    """How many threads are to decode a batch each; on a CPU, torch itself is left one from now on.
+    """Return how many threads should decode one batch each. On a CPU, this limits torch to one thread from now on.
 
-    There, threads that share a batch would meet at every small operation. On a GPU, one draws its noise while it waits for
-    another's steps.
+    On a CPU, threads that share a batch would synchronise at every small operation. On a GPU, one thread draws its noise
+    while another waits for its steps.
     """
     if device.type != "cpu":
         return GPU_WORKERS

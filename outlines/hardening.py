@@ -145,8 +145,10 @@ def read_tokenizer(path: Path) -> bytes:
         if path.stat().st_size > MAX_TOKENIZER_BYTES:
             raise TokenizerError(f"not a SentencePiece model: larger than {MAX_TOKENIZER_BYTES:,} bytes.")
         return path.read_bytes()
+    except FileNotFoundError as error:
+        raise TokenizerError("missing.") from error
     except OSError as error:
-        raise TokenizerError(f"{error.strerror}.") from error
+        raise TokenizerError(f"cannot be read ({error.strerror}).") from error
 
 
 def try_tokenizer(model: bytes) -> None:

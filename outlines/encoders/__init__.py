@@ -1,11 +1,10 @@
-"""The frozen sentence encoders: sentences → outlines.
+"""Frozen sentence encoders: sentences → outlines.
 
-Both stages rest on these: an outline is what a frozen encoder makes of a sentence, and everything after it
-(the decoder, the GAN, the metrics) sees only the vectors. An encoder is named by a short spec:
+The decoder, the GAN and the metrics only see an encoder's vectors. An encoder is selected by a short name:
 
-    minilm          all-MiniLM-L6-v2 through sentence-transformers (the extra `minilm`)
+    minilm          all-MiniLM-L6-v2 through sentence-transformers (needs the extra `minilm`)
     st:NAME         any other sentence-transformers model: a name on the hub, or a directory
-    recurrent:PATH  a frozen bidirectional GRU that `python -m train encoder` made; it needs no extra
+    recurrent:PATH  a frozen bidirectional GRU from `python -m train encoder`; needs no extra
 """
 
 from pathlib import Path
@@ -21,9 +20,9 @@ from outlines.errors import OutlinesError
 class SentenceEncoder(Protocol):
     """A frozen map from sentences to outlines.
 
-    name: the spec that loads it again.
+    name: the argument of `load_encoder` that loads it again.
     dim: D, the width of its outlines.
-    fingerprint: a hash of everything that decides its outlines: weights, vocabulary, settings.
+    fingerprint: a hash of everything that determines its outlines: weights, vocabulary, settings.
     normalized: every outline has unit norm.
     """
 
@@ -33,24 +32,23 @@ class SentenceEncoder(Protocol):
     normalized: bool
 
     def encode(self, sentences: list[str]) -> np.ndarray:
-        """The outlines of N sentences: [N, D] float32, in the order given.
+        """Return the outlines of N sentences: [N, D] float32, in the same order.
 
         A sentence's outline does not depend on the other sentences of the call, up to float16 rounding.
         """
         ...
 
 
-def load_encoder(spec: str, device: str = "cpu") -> SentenceEncoder:
-    """The encoder that `spec` names (see the top of this module), frozen, on `device`.
+def load_encoder(name: str, device: str = "cpu") -> SentenceEncoder:
+    """Return the frozen encoder with this name (see the module's docstring) on `device`.
 
-    Raises OutlinesError where the spec is unknown, an extra is missing, or the model is damaged or unsafe to
-    load.
+    Raises OutlinesError if the name is unknown, an extra is missing, or the model is damaged or unsafe to load.
     """
-    kind, _, argument = spec.partition(":")
-    if spec == "minilm":
+    kind, _, argument = name.partition(":")
+    if name == "minilm":
         return load_minilm(device)
     if kind == "st" and argument:
         return load_sentence_transformer(argument, device)
     if kind == "recurrent" and argument:
         return FrozenRecurrentEncoder(Path(argument), device)
-    raise OutlinesError(f"unknown encoder {spec!r}: say minilm, st:NAME_OR_DIRECTORY or recurrent:DIRECTORY")
+    raise OutlinesError(f"Unknown encoder {name!r}. Use minilm, st:NAME_OR_DIRECTORY or recurrent:DIRECTORY.")

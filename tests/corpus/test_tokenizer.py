@@ -145,7 +145,7 @@ def test_load_gives_the_same_tokenizer_and_refuses_others(tokenizer: Tokenizer, 
         path.write_bytes(damaged)
         with pytest.raises(OutlinesError, match=re.escape(f"{path}: not a SentencePiece model")):
             Tokenizer.load(path)
-    with pytest.raises(OutlinesError, match="No such file"):
+    with pytest.raises(OutlinesError, match="missing"):
         Tokenizer.load(tmp_path / "none.model")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES), model_prefix=str(tmp_path / "b"), vocab_size=60, model_type="bpe",

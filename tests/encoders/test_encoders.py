@@ -38,7 +38,7 @@ def list_modules(directory: Path, kinds: list[str], last_path: str = "1_Pooling"
 
 def test_unknown_specs_are_refused_with_the_known_ones() -> None:
     for spec in ("bert", "st:", "recurrent", "recurrent:", "minilm:x", ""):
-        with pytest.raises(OutlinesError, match="say minilm, st:NAME_OR_DIRECTORY or recurrent:DIRECTORY"):
+        with pytest.raises(OutlinesError, match="Use minilm, st:NAME_OR_DIRECTORY or recurrent:DIRECTORY"):
             load_encoder(spec)
 
 

@@ -28,6 +28,7 @@ import torch
 
 from outlines import hardening, load
 from outlines.checkpoint import MANIFEST, read_state, sha256_file, verify, write_state
+from outlines.corpus import tokenizer as tokenizing
 from outlines.corpus.formats import MAX_LINE_BYTES, CorpusError
 from outlines.corpus.prepared import PreparedCorpus
 from outlines.corpus.reading import ReadingReport
@@ -403,6 +404,21 @@ def test_a_model_that_kills_its_trial_is_one_line(recurrent_encoder: Path, monke
     monkeypatch.setattr(hardening, "TRIAL_SEC", 5 if "sleep" not in trial else 0.5)
     with pytest.raises(TokenizerError, match=message):
         Tokenizer.load(recurrent_encoder / "tokenizer.model")
+
+
+def test_only_a_tokenizer_without_a_recorded_hash_is_tried(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr(tokenizing, "try_tokenizer", lambda model: tried.append(len(model)))
+    file = places / "encoder" / "tokenizer.model"
+    Tokenizer.load(file, sha256_file(file))
+    load(places / "run", "cpu")
+    PreparedCorpus(next((places / "cache").glob("corpus-*")))
+    load_encoder(f"recurrent:{places / 'encoder'}")
+    assert not tried
+    Tokenizer.load(file)
+    assert tried == [file.stat().st_size]
+    with pytest.raises(TokenizerError, match="not the recorded one"):
+        Tokenizer.load(file, "0" * 64)
 
 
 def test_what_is_no_file_or_too_large_is_no_tokenizer(tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     (["--num-samples", "5"], "--num-samples must be at least 20"),
     (["--num-samples", "many"], "invalid int value"),
     (["--encoder", "recurrent:nowhere"], "nowhere"),
-    (["--encoder", "nothing"], "unknown encoder 'nothing'"),
+    (["--encoder", "nothing"], "Unknown encoder 'nothing'"),
 ])
 def test_bad_options_are_refused_in_one_line(arguments: list[str], message: str, lm_run: Path,
                                              capsys: pytest.CaptureFixture[str]) -> None:
