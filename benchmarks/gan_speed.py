@@ -36,7 +36,7 @@ def main(run: Path) -> None:
         batch = data.batch(order.batch(number), Ranks())
         for share, method in methods.items():
             started = time.perf_counter()
-            method.step(method.stages[1], batch, Update(Ranks(), 1.0))
+            method.stages[1].step(number, batch, Update(Ranks(), 1.0))
             best[share] = min(best[share], time.perf_counter() - started)
     print(f"{config.model.gan_batch_size} outlines a step, {data.device}, {torch.get_num_threads()} threads, "
           f"torch {torch.__version__}")

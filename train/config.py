@@ -8,12 +8,12 @@ import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from outlines.corpus.reading import CorpusFiles
 from outlines.devices import DEVICES, PRECISIONS
 from outlines.errors import OutlinesError
-from outlines.options import option, unknown_name
+from outlines.options import choices_of, option, unknown_name
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,35 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class ModelOptions:
+    """The options that every family has: those of its decoder (methods/decoder_stage.py sets their defaults)."""
+
+    embed_dim: int
+    decoder_steps: int
+    decoder_batch_size: int
+    num_validation: int
+
+    learns_pairs: ClassVar[bool] = False
+    """whether the family learns from pairs of sentences, so that the corpus must define them"""
+
+    def encoding(self) -> tuple[str, bool] | None:
+        """Return the frozen encoder and whether its outlines are whitened, or None for a family without outlines."""
+        return None
+
+    def without_effect(self) -> dict[str, str]:
+        """Return the options that have no effect given the values of the others, and why; setting one is an error."""
+        return {}
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run."""
 
     family: str
     corpus: CorpusConfig
     training: TrainingConfig
-    model: Any
-    """the family's own dataclass, from its file in train/methods"""
+    model: ModelOptions
+    """the family's own options, from its file in train/methods"""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -110,7 +131,7 @@ def known_fields(model_config: type) -> dict[str, dataclasses.Field[Any]]:
 def coerce(field: dataclasses.Field[Any], value: Any, where: str) -> Any:
     """A value from a file or a flag as the field's type; raises OutlinesError."""
     kind = field.type
-    choices = field.metadata["choices"]
+    choices = choices_of(field)
     fits: bool
     if kind is bool:
         fits = isinstance(value, bool)

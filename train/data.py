@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,10 +36,10 @@ EMBEDDED_VOCAB_SIZE = 3000
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's rows of a global batch, with what a loss must be divided by.
+    """This rank's rows of a global batch.
 
-    read_tokens: makes the sentences. outlines: [B, D] in scaled units, or None. num_rows, num_targets: of the *global*
-    batch.
+    read_tokens: returns the sentences. outlines: [B, D] in scaled units, or None. num_rows, num_targets: sentences and
+    targets of the *global* batch, by which a loss must be divided.
     """
 
     read_tokens: Callable[[], TokenBatch]
@@ -49,8 +50,19 @@ class Batch:
 
     @cached_property
     def tokens(self) -> TokenBatch:
-        """The sentences; a step that never asks for them, as a GAN's, does not wait for them to be put together."""
+        """Return the sentences; they are collated only if a step asks for them, which a GAN's step does not."""
         return self.read_tokens()
+
+    def own(self, values: Any) -> Any:
+        """Return this rank's rows of values for the global batch: a tensor, array, range or noise.
+
+        Random numbers are drawn for the global batch and then sliced, so that they do not depend on the number of ranks.
+        """
+        return self.ranks.own(values)
+
+    def share(self, constant: float) -> Tensor:
+        """Return a constant as this rank's share of a global mean, for the log."""
+        return torch.tensor(constant / self.ranks.world)
 
 
 MAX_FITTED_ROWS = 200_000
@@ -107,19 +119,20 @@ class Dataset:
     def batch(self, rows: np.ndarray, ranks: Ranks) -> Batch:
         """The training batch of these global rows, as this rank sees it."""
         tokens = self.corpus.tokens["train"]
-        own = rows[ranks.rank::ranks.world]
+        own = ranks.own(rows)
         outlines = self.outlines("train", own) if self.stores else None
         return Batch(lambda: collate(tokens.rows(own)).to(self.device), outlines, len(rows),
                      int(tokens.lengths[rows].sum()) + len(rows), ranks)
 
 
-def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device: torch.device, ranks: Ranks,
-                 reporter: Reporter, whiten: bool = False) -> Dataset:
-    """Prepare or find the corpus, and encode or find the outlines of its splits (encoder None: no outlines).
+def open_dataset(config: CorpusConfig, encoding: tuple[str, bool] | None, cache: Path, device: torch.device, ranks: Ranks,
+                 reporter: Reporter) -> Dataset:
+    """Prepare the corpus and encode its splits, or load both from the cache.
 
-    Both are keyed by the hashes of what they were made from, so a second run finds them ready. Rank 0 prepares;
-    the shards of the outlines are divided over the ranks.
+    encoding: the encoder and whether outlines are whitened, see ModelOptions; None for no outlines.
+    Both are stored under hashes of their inputs. The first rank prepares the corpus; all ranks encode.
     """
+    encoder, whiten = encoding or (None, False)
     directory = ranks.agree(str(_prepare(config, cache, reporter)) if ranks.first else "")
     corpus = PreparedCorpus(Path(directory))
     stores: dict[str, OutlineStore] = {}

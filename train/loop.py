@@ -1,8 +1,8 @@
-"""The one training loop. It knows Method and nothing of families.
+"""The training loop, shared by all methods.
 
-What a step does is decided by (seed, stage, step) and the weights alone: batches come from BatchOrder, and torch's
-generator is seeded anew before each step. So there is no hidden state to lose: a checkpoint is weights, optimisers and
-a position, and a resumed run on the same CPU and number of threads goes on bit for bit.
+A step depends only on the weights and on (seed, stage, step): batches come from BatchOrder, and torch's generator is
+seeded before each step. A checkpoint is therefore weights, optimiser states and a position, and a resumed run on the
+same CPU with the same number of threads equals an uninterrupted one bit for bit.
 """
 
 import math
@@ -37,13 +37,13 @@ EVALUATION_SAMPLES = 8
 
 
 def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, smallest: float) -> float:
-    """Share of the peak learning rate at a step: linear warm-up from 0, then a cosine to `smallest` at the end."""
+    """Return the fraction of the peak learning rate at a step: linear warm-up from 0, then cosine decay to `smallest`."""
     warm = min(1.0, (step + 1) / max(1, min(warmup_steps, num_steps // 4)))
     return warm * (smallest + (1 - smallest) * (1 + math.cos(math.pi * step / max(1, num_steps))) / 2)
 
 
 class Loop:
-    """Runs a method's stages to their end, from the start or from the newest checkpoint."""
+    """Runs the stages of a method, from the start or from the newest checkpoint."""
 
     def __init__(self, method: Method, data: Dataset, config: TrainingConfig, directory: Path, ranks: Ranks,
                  reporter: Reporter, signals: StopSignals):
@@ -51,7 +51,7 @@ class Loop:
         self.ranks, self.reporter, self.signals = ranks, reporter, signals
         self.update = Update(ranks, config.clip_norm)
         self.stage_index = self.step = self.examples = 0
-        self.begun = False  # whether the stage has been
+        self.begun = False  # whether the stage's `begin` has run
         self.stale = 0  # validations since the best one
         self.bad_steps = self.bad_in_a_row = 0
         self.saved: tuple[int, int, bool] | None = None
@@ -61,25 +61,25 @@ class Loop:
             log_offset = self._restore()
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise OutlinesError(f"{directory}: its checkpoint is not one of this run ({reason})") from error
-        ranks.barrier()  # One that came later would take up what the first saves from here on, and be ahead of it.
+            raise OutlinesError(f"{directory}: the checkpoint does not fit this run ({reason}). Start a new run.") from error
+        ranks.barrier()  # A slower rank must not restore a checkpoint that the first rank saves later.
         self.log = RunLog(directory if ranks.first else None, log_offset, self.examples)
         self.log.layout(method.layout)
 
     def run(self) -> None:
-        """Train to the end. Raises Stopped after a signal, having saved, and NotFinite."""
+        """Train to the end. Raises Stopped after a signal, once the state is saved, and NotFinite."""
         self.signals.deferred = True
         try:
             while self.stage_index < len(self.method.stages):
                 stage = self.method.stages[self.stage_index]
                 if not self.begun:
                     self.best_criterion, self.best, self.stale = math.inf, {}, 0
-                    self._heed_signals()
+                    self._check_signals()
                     self._seed_step()
-                    # It can take minutes and leaves nothing half done: a signal need not wait for its end.
+                    # A signal may interrupt `begin` at once: it can take minutes, and it leaves nothing half done.
                     self.signals.deferred = False
                     with self.reporter.bar(f"begin {stage.name}", "iterations") as progress:
-                        self.method.begin(stage, progress)
+                        stage.begin(progress)
                     self.signals.deferred = True
                     self.begun = True
                     self._save()
@@ -89,35 +89,38 @@ class Loop:
         finally:
             self.signals.deferred = False
             self.log.close()
-        self._heed_signals()  # One may have come after the last step.
+        self._check_signals()  # A signal may have come after the last step.
 
-    def _heed_signals(self) -> None:
+    def _check_signals(self) -> None:
         if signal_number := self.ranks.largest(self.signals.received):
             self._save()
             raise Stopped(signal_number)
 
     def _run_stage(self, stage: Stage) -> None:
         order = self.data.order(stage.batch_size, stage.like_length, self.config.seed)
-        before = Snapshot(self.method, stage)
+        # A step with one update checks its loss and gradient before any weight changes.
+        before = Snapshot(self.method, stage) if stage.several_updates else None
         sums: dict[str, Tensor] = {}
         num_summed = num_targets = 0
         since = time.monotonic()
         with self.reporter.bar(f"train {stage.name}", "steps") as progress:
             while self.step < stage.num_steps and not (stage.patience and self.stale >= stage.patience):
-                self._heed_signals()
+                self._check_signals()
                 factor = learning_rate_factor(self.step, stage.num_steps, self.config.warmup_steps,
                                               self.config.min_learning_rate)
-                for name in stage.optimizers:
-                    for group in self.method.optimizers[name].param_groups:
+                for optimizer in stage.optimizers.values():
+                    for group in optimizer.param_groups:
                         group["lr"] = group["initial_lr"] * factor
                 rows = order.batch(self.step)
                 batch = self.data.batch(rows, self.ranks)
                 self._seed_step()
-                before.take()
+                if before:
+                    before.copy()
                 try:
-                    terms = self.method.step(stage, batch, self.update)
+                    terms = stage.step(self.step, batch, self.update)
                 except NotFinite as error:
-                    before.put_back()
+                    if before:
+                        before.restore()
                     self._skip(stage, error)
                 else:
                     self.bad_in_a_row = 0
@@ -136,63 +139,64 @@ class Loop:
                     since = time.monotonic()
                 if self.step % self.config.checkpoint_every == 0:
                     self._save()
-        if self.best:  # Empty where no validation gave a number.
-            load_modules({name: self.method.modules[name] for name in stage.modules}, self.best, "best")
+        if self.best:  # It is empty if no validation returned a number.
+            load_modules(stage.modules, self.best, "best")
 
     def _skip(self, stage: Stage, error: NotFinite) -> None:
-        """Pass over a step that was taken back; too many of them in a row are no accident."""
+        """Count a failed step; raise NotFinite after too many in a row."""
         self.bad_steps += 1
         self.bad_in_a_row += 1
         where, limit = f"stage {stage.name}, step {self.step}", self.config.max_bad_steps
         if self.bad_in_a_row >= limit:
-            raise NotFinite(f"{where}: {error}, as in {limit} steps in a row; the last good checkpoint is kept: "
-                            "try a lower learning rate") from error
-        self.reporter.line(f"{where}: {error}: the step is skipped")
+            raise NotFinite(f"{where}: {error}, in {limit} consecutive steps. The last good checkpoint is kept. "
+                            "Lower the learning rate.") from error
+        self.reporter.line(f"{where}: {error}; step skipped")
 
     def _seed_step(self) -> None:
         torch.manual_seed(block_seed(block_seed(self.config.seed, self.stage_index), self.step))
 
     def _log_terms(self, stage: Stage, sums: dict[str, Tensor], num_summed: int, num_targets: int,
                    seconds: float) -> None:
-        """Means since the last line. Norms and scores of several ranks are summed shares, as the losses are."""
-        stacked = torch.stack([value.float() for value in sums.values()]) / num_summed
+        """Log means since the last line. Every term is summed over ranks, as the losses are."""
+        stacked = torch.stack([value.float().to(self.data.device) for value in sums.values()]) / num_summed
         self.ranks.sum_([stacked])
         values = dict(zip(sums, stacked.tolist(), strict=True))
         for key in values:
-            if key.startswith("norm/"):  # Every rank has the whole norm already.
+            if key.startswith("norm/"):  # Every rank already has the whole norm.
                 values[key] /= self.ranks.world
-        speed = "speed/tokens_per_sec" if stage.like_length else "speed/steps_per_sec"
-        values |= {f"learning_rate/{name}": float(self.method.optimizers[name].param_groups[0]["lr"])
-                   for name in stage.optimizers}
+        values |= {f"learning_rate/{name}": float(optimizer.param_groups[0]["lr"])
+                   for name, optimizer in stage.optimizers.items()}
         if self.bad_steps:
             values["train/bad_steps"] = self.bad_steps
-        values |= {speed: (num_targets if stage.like_length else num_summed) / max(seconds, 1e-9)}
+        speed, done = ("tokens", num_targets) if stage.like_length else ("steps", num_summed)
+        values[f"speed/{speed}_per_sec"] = done / max(seconds, 1e-9)
         self.log.scalars(values, stage.name, self.step, self.examples)
 
     def _validate(self, stage: Stage) -> None:
-        """Rank 0 validates; the weights of the best validation so far are kept, and put back as the stage ends."""
-        values: dict[str, float] = {}
+        """Validate on the first rank, and keep a copy of the weights if they are the best so far."""
+        criterion = 0.0
         if self.ranks.first:
             self.method.model.eval()
-            values, views = self.method.validate(stage), self.method.views(stage)
+            found = stage.validate()
             self.method.model.train()
-            self.log.scalars({**values, **views.levels}, stage.name, self.step, self.examples)
-            for key, distribution in views.histograms.items():
+            criterion = found.criterion
+            self.log.scalars({**found.figures, **found.levels}, stage.name, self.step, self.examples)
+            for key, distribution in found.histograms.items():
                 self.log.histogram(key, distribution, self.examples)
-            for key, picture in views.pictures.items():
+            for key, picture in found.pictures.items():
                 self.log.picture(key, picture, self.examples)
-            shown = ", ".join(f"{key} {value:.3f}" for key, value in values.items() if f"{key}_per_token" not in values)
+            shown = ", ".join(f"{key} {value:.3f}" for key, value in found.figures.items()
+                              if f"{key}_per_token" not in found.figures)
             self.reporter.line(f"{stage.name} step {self.step:,}: {shown}")
             self._log_samples()
-        criterion = self.ranks.agree(values)[stage.criterion]
+        criterion = self.ranks.agree(criterion)
         self.stale += 1
         if criterion < self.best_criterion:
             self.best_criterion, self.stale = criterion, 0
-            kept = module_tensors({name: self.method.modules[name] for name in stage.modules}, "best")
-            self.best = {name: tensor.detach().clone() for name, tensor in kept.items()}
+            self.best = {name: tensor.detach().clone() for name, tensor in module_tensors(stage.modules, "best").items()}
 
     def _log_samples(self) -> None:
-        """The same noise at every validation, so that samples can be compared."""
+        """Log sentences made from the same noise at every validation."""
         if not self.method.model.sources:
             return
         model = self.method.model.eval()
@@ -202,7 +206,7 @@ class Loop:
         self.log.text("samples", "\n".join(f"- {sentence}" for sentence in sentences), self.examples)
 
     def _save(self) -> None:
-        """Write a checkpoint, unless this position has one; raises NotFinite where it would not be worth keeping."""
+        """Write a checkpoint unless this position has one; raises NotFinite if a value is not finite."""
         position = (self.stage_index, self.step, self.begun)
         if self.ranks.first and position != self.saved:
             self._write_checkpoint()
@@ -217,8 +221,8 @@ class Loop:
             tensors |= state
         for name, tensor in tensors.items():
             if not bool(tensor.isfinite().all()):
-                raise NotFinite(f"stage {self.stage_index + 1}, step {self.step}: {name} is not finite any more; the last "
-                                "good checkpoint is kept: try a lower learning rate")
+                raise NotFinite(f"stage {self.stage_index + 1}, step {self.step}: {name} is no longer finite. The last good "
+                                "checkpoint is kept. Lower the learning rate.")
         path = checkpoint_path(self.directory, self.stage_index, self.step)
         try:
             meta = {"stage": self.stage_index, "step": self.step, "begun": self.begun, "examples": self.examples,
@@ -229,21 +233,21 @@ class Loop:
             write_state(path, tensors, meta)
             prune(self.directory, self.config.keep_checkpoints, path)
         except OSError as error:
-            raise OutlinesError(f"{path}: cannot be saved: {error.strerror or error}; the checkpoints before it are whole: "
-                                f"make room, then go on with --resume {self.directory}") from error
+            raise OutlinesError(f"{path}: cannot save: {error.strerror or error}. Earlier checkpoints are intact. "
+                                f"Free some disk space, then continue with --resume {self.directory}") from error
 
     def _restore(self) -> int:
-        """Take up the newest whole checkpoint, if there is one; returns the length of its log in bytes."""
+        """Load the newest intact checkpoint, if any, and return the length of its log in bytes."""
         found = newest_checkpoint(self.directory)
         if found is None:
             return 0
         tensors, meta, damaged = found
         for problem in damaged:
-            self.reporter.warning(f"passed over: {problem}")
+            self.reporter.warning(f"skipped: {problem}")
         then, now = meta["versions"] | meta["machine"], VERSIONS | machine(self.data.device, self.ranks)
         changes = [f"{name} {then.get(name)} → {value}" for name, value in now.items() if then.get(name) != value]
         if changes:
-            self.reporter.warning(f"note: saved under others, so not bit for bit the same run: {', '.join(changes)}")
+            self.reporter.warning(f"the environment has changed, so the last bits may differ: {', '.join(changes)}")
         load_modules(self.method.modules, tensors, "module")
         for name, optimizer in self.method.optimizers.items():
             optimizer.load_state_dict(unflatten_optimizer(tensors, meta["optimizers"][name], f"optimizer.{name}"))
@@ -253,5 +257,5 @@ class Loop:
         self.bad_steps, self.bad_in_a_row = meta["bad_steps"], meta["bad_in_a_row"]
         self.best_criterion = math.inf if meta["best_criterion"] is None else meta["best_criterion"]
         self.best = {name: tensor.to(self.data.device) for name, tensor in tensors.items() if name.startswith("best.")}
-        self.reporter.line(f"going on from stage {self.stage_index + 1}, step {self.step:,}")
+        self.reporter.line(f"resuming at stage {self.stage_index + 1}, step {self.step:,}")
         return int(meta["log_offset"])

@@ -1,15 +1,14 @@
-"""The seam: what the loop knows of a family.
+"""What the loop knows of training: a Method is a model and a list of stages.
 
-A Method owns its modules, its optimisers, its stages and what a step of each is. The loop owns batches, schedules,
-logging, evaluation and checkpoints, and never asks which method it has.
+A Stage owns its modules, optimisers and schedule, and says what a step and a validation are. The loop owns batches,
+learning rates, logging, validation and checkpoints. It never asks which method or stage it runs.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from matplotlib.figure import Figure
@@ -19,59 +18,30 @@ from torch.optim import Optimizer
 from outlines.errors import OutlinesError
 from outlines.models.base import TextModel
 from outlines.models.registry import discover, save_model
+from outlines.options import unknown_name
 from train import methods
-from train.config import RunConfig, unknown_name
+from train.config import ModelOptions, RunConfig
 from train.data import Batch, Dataset
 from train.runtime.progress import Progress, Reporter
 from train.runtime.ranks import Ranks
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A stretch of training with its own batches and schedule; stages follow one another.
-
-    optimizers: the names of those it steps. modules: the names of those it trains; at its end the loop puts back
-    their weights from the validation with the lowest `criterion`. like_length: batches of like length, or uniform.
-    patience: validations without a new best after which the stage ends early; 0 never.
-    """
-
-    name: str
-    num_steps: int
-    batch_size: int
-    like_length: bool
-    validate_every: int
-    criterion: str
-    optimizers: tuple[str, ...]
-    modules: tuple[str, ...]
-    patience: int = 0
-
-
-class Views(NamedTuple):
-    """What a validation has to show beside its figures, by key.
-
-    levels: figures that stay, such as a control's: lines for the eye, which no progress line repeats.
-    """
-
-    histograms: Mapping[str, Tensor] = MappingProxyType({})
-    pictures: Mapping[str, Figure] = MappingProxyType({})
-    levels: Mapping[str, float] = MappingProxyType({})
-
-
 class NotFinite(OutlinesError):
-    """A loss or gradient is NaN or infinite, or weights are. No weight has changed by it."""
+    """A loss, gradient or weight is NaN or infinite."""
 
 
 class Update:
-    """One optimiser step on a loss: finite or refused, summed over ranks, clipped."""
+    """One optimiser step on a loss, with the gradient summed over ranks and clipped."""
 
     def __init__(self, ranks: Ranks, clip_norm: float):
         self.ranks = ranks
         self.clip_norm = clip_norm
 
     def __call__(self, name: str, optimizer: Optimizer, loss: Tensor) -> Tensor:
-        """Step `optimizer` on a scalar loss, this rank's share of the global one; returns the gradient norm.
+        """Step `optimizer` and return the gradient norm.
 
-        Raises NotFinite, before any weight has changed, naming the term.
+        name: of the loss, for errors. loss: a scalar, this rank's share of the global loss.
+        Raises NotFinite before any weight changes.
         """
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -80,7 +50,7 @@ class Update:
         value = loss.detach().clone()
         self.ranks.sum_([*gradients, value])
         norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        # One look at both numbers: on a GPU each look waits for the device.
+        # Both numbers are read together because each read waits for the GPU.
         loss_is_finite, norm_is_finite = torch.isfinite(torch.stack([value.float(), norm.float()])).tolist()
         if not loss_is_finite:
             raise NotFinite(f"{name}: the loss is {float(value)}")
@@ -90,16 +60,77 @@ class Update:
         return norm
 
 
-class Snapshot:
-    """What a step of a stage may change, so that a step which turns out bad half-way can be taken back whole.
+@dataclass(frozen=True)
+class Validation:
+    """The results of a validation.
 
-    That is the weights the stage trains, their optimisers' states, and every buffer. The copies stay where they are
-    from step to step, so taking one is a copy within memory.
+    figures: by log key. criterion: the stage keeps the weights with the lowest criterion. levels: figures of fixed
+    baselines, which the progress line does not repeat. histograms, pictures: for TensorBoard, by key.
+    """
+
+    figures: Mapping[str, float]
+    criterion: float
+    levels: Mapping[str, float] = field(default_factory=dict)
+    histograms: Mapping[str, Tensor] = field(default_factory=dict)
+    pictures: Mapping[str, Figure] = field(default_factory=dict)
+
+
+class Stage(ABC):
+    """A part of training with its own batches and schedule. Stages run one after another.
+
+    Attributes that a subclass must set:
+        name: shown in the log.
+        num_steps, batch_size, validate_every: optimiser steps; sentences of a global batch; steps.
+        modules: the trained modules, by name. The loop restores their best weights at the end of the stage.
+        optimizers: by name; the loop scales their learning rates.
+    """
+
+    name: str
+    num_steps: int
+    batch_size: int
+    validate_every: int
+    modules: dict[str, nn.Module]
+    optimizers: dict[str, Optimizer]
+    like_length = False
+    """whether batches hold sentences of similar length; uniform samples otherwise"""
+    patience = 0
+    """validations without improvement after which the stage ends early; 0 never ends it early"""
+    several_updates = False
+    """whether a step makes several updates, so that a failed step must be undone from a copy of the weights"""
+
+    def begin(self, progress: Progress) -> None:
+        """Prepare the stage before its first step. A run that resumes inside the stage does not call it again.
+
+        A signal may interrupt it at any point and a later process repeats it, so it must not write files.
+        progress: call with (done, total) if this takes long.
+        """
+        return
+
+    @abstractmethod
+    def step(self, step: int, batch: Batch, update: Update) -> dict[str, Tensor]:
+        """Make the updates of one step and return scalars by log key, this rank's shares of the global means."""
+
+    @abstractmethod
+    def validate(self) -> Validation:
+        """Evaluate on the validation split. Deterministic; changes no weight."""
+
+    def finish(self, directory: Path) -> None:
+        """Complete the model when all stages have ended, on the first rank only.
+
+        directory: of the run; files for later commands may be written there.
+        """
+        return
+
+
+class Snapshot:
+    """A copy of everything that a step may change, to undo a step that fails between two updates.
+
+    It holds the stage's weights and optimiser states and every buffer of the method. The memory of the copies is reused.
     """
 
     def __init__(self, method: "Method", stage: Stage):
-        self._optimizers = [method.optimizers[name] for name in stage.optimizers]
-        weights = [parameter for name in stage.modules for parameter in method.modules[name].parameters()]
+        self._optimizers = list(stage.optimizers.values())
+        weights = [parameter for module in stage.modules.values() for parameter in module.parameters()]
         weights += [parameter for optimizer in self._optimizers for group in optimizer.param_groups
                     for parameter in group["params"]]
         buffers = [buffer for module in method.modules.values() for buffer in module.buffers()]
@@ -108,7 +139,7 @@ class Snapshot:
         self._copies: list[Tensor] = []
 
     @torch.no_grad()
-    def take(self) -> None:
+    def copy(self) -> None:
         states = [value for optimizer in self._optimizers for state in optimizer.state.values()
                   for value in state.values() if isinstance(value, Tensor)]
         self._with_state = [set(optimizer.state) for optimizer in self._optimizers]
@@ -119,7 +150,7 @@ class Snapshot:
             self._copies = [tensor.detach().clone() for tensor in self._copied]
 
     @torch.no_grad()
-    def put_back(self) -> None:
+    def restore(self) -> None:
         torch._foreach_copy_(self._copied, self._copies)
         for optimizer, with_state in zip(self._optimizers, self._with_state, strict=True):
             for parameter in set(optimizer.state) - with_state:
@@ -128,71 +159,56 @@ class Snapshot:
 
 
 class Method(ABC):
-    """One family in training. A subclass in train/methods is found by its `family`."""
+    """Trains one family. A subclass in train/methods is found by its `family`."""
 
     family: ClassVar[str]
-    config_class: ClassVar[type]
+    config_class: ClassVar[type[ModelOptions]]
     presets: ClassVar[dict[str, dict[str, Any]]]
-    uses_outlines: ClassVar[bool] = False
     own_title: ClassVar[str] = ""
     own_columns: ClassVar[dict[str, tuple[str, int]]] = {}
-    """of the table that this family alone has in its report: title and decimals, by the keys of `own_rows`"""
+    """title and decimals of the columns of `own_rows`, by key"""
     layout: ClassVar[dict[str, dict[str, list[Any]]]] = {}
-    """charts of TensorBoard's custom scalars: categories → charts → kind and tags, as patterns that match the whole tag"""
+    """charts of TensorBoard's custom scalars: category → chart → kind and tag patterns, which match a whole tag"""
 
     model: TextModel
     stages: tuple[Stage, ...]
     modules: dict[str, nn.Module]
-    """everything with weights that a checkpoint must hold, by name"""
-    optimizers: dict[str, Optimizer]
+    """everything that a checkpoint must hold, by name: trained and fixed modules, and buffers that are not the step"""
 
     @abstractmethod
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
-        """Build modules and optimisers; weights depend on the seed alone."""
+        """Build the model and the stages. The weights depend only on the seed."""
 
-    def begin(self, stage: Stage, progress: Progress) -> None:
-        """Called once, before a stage's first step; not again when a run is resumed inside the stage.
-
-        It may be stopped anywhere and called anew by a later process, so it writes no files. progress: what to call with
-        (done, total) where it takes long.
-        """
-        return
-
-    @abstractmethod
-    def step(self, stage: Stage, batch: Batch, update: Update) -> dict[str, Tensor]:
-        """Take one step of a stage; returns named terms as scalars, this rank's share of the global mean."""
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """Return the optimisers of all stages, by name."""
+        return {name: optimizer for stage in self.stages for name, optimizer in stage.optimizers.items()}
 
     def finish(self, directory: Path) -> None:
-        """Write the finished model to the run's directory; the model itself last, for its presence says finished."""
-        save_model(directory / "model", self.model)
+        """Complete the model and write it to the run's directory.
 
-    @abstractmethod
-    def validate(self, stage: Stage) -> dict[str, float]:
-        """Figures on the validation split, the stage's criterion among them; deterministic, no weight changed.
-
-        What the next validation compares itself with may be kept in a buffer of `modules`.
+        The model is written last because its presence marks the run as finished.
         """
+        for stage in self.stages:
+            stage.finish(directory)
+        save_model(directory / "model", self.model)
 
     @classmethod
     def own_rows(cls, config: RunConfig, model: TextModel, data: Dataset, reporter: Reporter) -> list[dict[str, Any]]:
-        """The rows of the family's own table, on the test split; each with its `source`. By default there is none."""
+        """Return the rows of the family's own table in the report, measured on the test split; each has a `source`."""
         return []
 
-    def views(self, stage: Stage) -> Views:
-        """What the validation just made has to show beside its figures; by default nothing."""
-        return Views()
 
-
-def adamw(modules: Iterable[nn.Module], learning_rate: float, betas: tuple[float, float],
-          weight_decay: float) -> Optimizer:
-    """AdamW over the trainable parameters of modules; `initial_lr` is what the loop's schedule scales."""
+def adamw(modules: Iterable[nn.Module], learning_rate: float, betas: tuple[float, float] = (0.9, 0.99),
+          weight_decay: float = 0.01) -> Optimizer:
+    """Return AdamW over the trainable parameters of modules. The loop's schedule scales `initial_lr`."""
     parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
     return torch.optim.AdamW([{"params": parameters, "initial_lr": learning_rate}], lr=learning_rate, betas=betas,
                              weight_decay=weight_decay, fused=parameters[0].device.type != "mps")
 
 
 def find_method(family: str) -> type[Method]:
-    """The method that trains a family; raises OutlinesError with the nearest name."""
+    """Return the method that trains a family; raises OutlinesError with the nearest name."""
     known = all_methods()
     if family not in known:
         raise unknown_name("family", family, known)
@@ -200,5 +216,5 @@ def find_method(family: str) -> type[Method]:
 
 
 def all_methods() -> dict[str, type[Method]]:
-    """Every method in train/methods, by family."""
+    """Return every method by family."""
     return discover(Method, methods)

@@ -14,7 +14,6 @@ from outlines.devices import choose_device, choose_precision
 from outlines.errors import OutlinesError
 from outlines.models.base import TextModel
 from outlines.models.registry import load_model
-from outlines.networks.embedding_init import MAX_COUNTED_ROWS, start_words
 from train.config import RunConfig, from_json
 from train.data import Dataset, open_dataset
 from train.loop import Loop
@@ -65,8 +64,7 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
     config = run_config(directory)
     method_class = find_method(config.family)
     device = choose_device(config.training.device, session.ranks.local_rank)
-    encoder, whiten = (config.model.encoder, config.model.whiten) if method_class.uses_outlines else (None, False)
-    data = open_dataset(config.corpus, encoder, session.cache, device, session.ranks, session.reporter, whiten)
+    data = open_dataset(config.corpus, config.model.encoding(), session.cache, device, session.ranks, session.reporter)
     if session.ranks.first:
         _check_and_note_hashes(directory, data)
     if session.ranks.first:
@@ -75,9 +73,6 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
         return load_model(directory / "model").to(device), data
     torch.manual_seed(config.training.seed)
     method = method_class(config, data, config.training.precision == "bfloat16")
-    if config.model.word_start == "counts":  # A run that goes on puts its own weights over them.
-        rows = data.corpus.tokens["train"].rows(data.sample_rows("train", MAX_COUNTED_ROWS))
-        start_words(method.model.decoder, rows, config.training.seed)
     Loop(method, data, config.training, directory, session.ranks, session.reporter, session.signals).run()
     if session.ranks.first:
         method.finish(directory)

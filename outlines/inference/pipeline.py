@@ -250,7 +250,7 @@ class Pipeline:
         if not isinstance(model, Conditional):
             raise OutlinesError(f"'{model.family}' models do not accept conditions. Use a run of the family 'conditional'.")
         name, start = model.check_source(source), 0
-        draw: Draw = lambda count, rng: model.generator.draw(count, rng, sampling.noise_scale)  # noqa: E731
+        draw: Draw = lambda count, rng: model.generator.draw(count, rng) * sampling.noise_scale  # noqa: E731
         repeated = (condition for condition in conditions for _ in range(num))
         while chunk := list(islice(repeated, batch_size or BATCH)):
             places = {condition: row for row, condition in enumerate(dict.fromkeys(chunk))}

@@ -89,7 +89,7 @@ class ARAE(TextModel):
 
     def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor:
         if source == "gaussian":
-            return self.from_encoder(self.gaussian(self.gaussian.draw(num, rng, noise_scale)))
+            return self.from_encoder(self.gaussian(self.gaussian.draw(num, rng) * noise_scale))
         noise = noise_scale * torch.randn(num, self.generator_config.noise_dim, generator=rng)
         return self.scaled(self.generate_codes(noise.to(next(self.parameters()).device)))
 

@@ -1,4 +1,4 @@
-"""What the families share that write from a frozen encoder's outlines."""
+"""The base of families that decode outlines of a frozen encoder."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ from outlines.networks.scaling import Scaling
 
 
 class OutlineDecoding(TextModel):
-    """What a family that writes from a frozen encoder's outlines has: the decoder, and the outlines' scaling and norm."""
+    """A decoder of outlines, with the outlines' scaling and norm."""
 
     def __init__(self, decoder: DecoderConfig, normalized: bool, encoder: dict[str, str], whitened: bool = False):
-        """normalized: the encoder's outlines have unit norm. encoder: its name and fingerprint.
+        """normalized: whether the encoder's outlines have unit norm. encoder: its name and fingerprint.
 
-        whitened: outlines are whitened instead of scaled by one number.
+        whitened: whether outlines are whitened instead of scaled by one number.
         """
         super().__init__()
         self.normalized = normalized
@@ -29,7 +29,7 @@ class OutlineDecoding(TextModel):
         self.scaling = Scaling(torch.zeros(width), torch.ones(()), torch.eye(width) if whitened else None)
 
     def normalise(self, scaled: Tensor) -> Tensor:
-        """Outlines [B, D] in scaled units, brought to the norm that the encoder's have."""
+        """Return outlines [B, D] in scaled units with the norm of the encoder's outlines."""
         if not self.normalized:
             return scaled
         return self.scaling.scale(functional.normalize(self.scaling.unscale(scaled), dim=1))
@@ -44,5 +44,5 @@ class OutlineDecoding(TextModel):
         return self.normalise(self.scaling.scale(vectors))
 
     def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> tuple[Tensor, None]:
-        assert outlines is not None, "an outline model's sentences come with their outlines"
+        assert outlines is not None, "this family needs outlines"
         return outlines, None

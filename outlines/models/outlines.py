@@ -1,10 +1,11 @@
-"""Neural outlines, whole: noise → generator → outline → decoder → sentence.
+"""Neural outlines: noise → generator → outline → decoder → sentence.
 
-The generator's two controls live beside it, so that what the adversary brought can always be sampled next to what it
-started from: `mixture` (the start itself, never trained) and `gaussian` (one Gaussian fitted to the outlines).
+Two baselines are stored with the generator, so that a run can sample from both: `mixture` (the density at which training
+starts) and `gaussian` (one Gaussian fitted to the outlines).
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,55 +15,64 @@ from outlines.models.base import CannotReject
 from outlines.models.outline_decoding import OutlineDecoding
 from outlines.networks.decoder import DecoderConfig
 from outlines.networks.gan import Critic, Generator, GeneratorConfig
+from outlines.networks.generator import OutlineGenerator, build_generator, generator_shape
 
 
 class OutlineModel(OutlineDecoding):
-    """The decoder, the generator (its moving average), the critic it was trained against and the untrained controls."""
+    """Decoder, generator, critic (None for a generator that was trained without one) and the two baselines."""
 
     family = "outlines"
     sources = ("generator", "mixture", "gaussian")
-    has_critic = True
-    generator: Generator
+    generator: OutlineGenerator
     mixture: Generator
     gaussian: Generator
-    critic: Critic
+    critic: Critic | None
     score_slope: Tensor
-    """nats of log density ratio, real over generated, a unit of the critic's score; 0 where the score tells nothing"""
+    """log density ratio, real over generated, in nats per unit of the critic's score; 0 if scores carry no information"""
 
-    def __init__(self, decoder: DecoderConfig, generator: GeneratorConfig, mixture: GeneratorConfig,
-                 normalized: bool, encoder: dict[str, str], whitened: bool = False):
-        """normalized, encoder, whitened: see OutlineDecoding."""
+    def __init__(self, decoder: DecoderConfig, generator: Mapping[str, Any], mixture: GeneratorConfig,
+                 critic: Mapping[str, int] | None, normalized: bool, encoder: dict[str, str], whitened: bool = False):
+        """generator: its shape, see `build_generator`. critic: hidden_dim and num_layers, or None.
+
+        normalized, encoder, whitened: see OutlineDecoding.
+        """
         super().__init__(decoder, normalized, encoder, whitened)
-        self.generator = Generator(generator)
+        self.generator = build_generator(generator)
         self.mixture = Generator(mixture)
         self.gaussian = Generator(dataclasses.replace(mixture, num_centres=1, num_offsets=0))
-        self.critic = Critic(decoder.vector_dim, generator.hidden_dim, generator.num_layers)
+        self.critic_shape = dict(critic) if critic else None
+        self.critic = Critic(decoder.vector_dim, **critic) if critic else None
         self.register_buffer("score_slope", torch.zeros(()))
-        for control in (self.mixture, self.gaussian):
-            control.requires_grad_(False)
+        for baseline in (self.mixture, self.gaussian):
+            baseline.requires_grad_(False)
+
+    @property
+    def has_critic(self) -> bool:  # type: ignore[override]
+        return self.critic is not None
 
     def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor:
-        generator: Generator = getattr(self, source)
-        return self.normalise(generator(generator.draw(num, rng, noise_scale)))
+        generator: OutlineGenerator = getattr(self, source)
+        return self.normalise(generator(generator.draw(num, rng) * noise_scale))
 
-    def critic_scores(self, vectors: Tensor) -> Tensor:
-        return self.critic(vectors)
+    def critic_scores(self, vectors: Tensor) -> Tensor | None:
+        return None if self.critic is None else self.critic(vectors)
 
     def log_density_ratio(self, vectors: Tensor) -> Tensor:
+        if self.critic is None:
+            return super().log_density_ratio(vectors)
         slope = float(self.score_slope)
         if slope <= 0:
-            raise CannotReject("the critic of this run does not tell real outlines from generated ones: "
-                               "rejection has nothing to go by")
+            raise CannotReject("This run's critic does not separate real from generated outlines. "
+                               "Sample without rejection.")
         return slope * self.critic(vectors)
 
     def shape(self) -> dict[str, Any]:
-        return {"decoder": dataclasses.asdict(self.decoder.config),
-                "generator": dataclasses.asdict(self.generator.config),
-                "mixture": dataclasses.asdict(self.mixture.config),
+        return {"decoder": dataclasses.asdict(self.decoder.config), "generator": generator_shape(self.generator),
+                "mixture": dataclasses.asdict(self.mixture.config), "critic": self.critic_shape,
                 "normalized": self.normalized, "encoder": self.encoder, "whitened": self.whitened}
 
     @classmethod
     def from_shape(cls, shape: dict[str, Any]) -> "OutlineModel":
         encoder = {name: str(shape["encoder"][name]) for name in ("name", "fingerprint")}
-        return cls(DecoderConfig(**shape["decoder"]), GeneratorConfig(**shape["generator"]),
-                   GeneratorConfig(**shape["mixture"]), shape["normalized"], encoder, shape["whitened"])
+        return cls(DecoderConfig(**shape["decoder"]), shape["generator"], GeneratorConfig(**shape["mixture"]),
+                   shape["critic"], shape["normalized"], encoder, shape["whitened"])

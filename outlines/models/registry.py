@@ -1,6 +1,6 @@
-"""Which families there are, and a family's model on disk.
+"""The families, and their models on disk.
 
-A family is found, not listed: a file in this folder that subclasses TextModel is all it takes.
+Families are discovered: a new one is a file in this folder with a subclass of TextModel.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from outlines.models.base import TextModel
 
 
 def discover(base: type, package: ModuleType) -> dict[str, Any]:
-    """The subclasses of `base` that name a `family`, by that name, once every file of `package` has been imported."""
+    """Import every file of `package` and return the subclasses of `base` with a `family`, by that name."""
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
     found: dict[str, Any] = {}
@@ -31,19 +31,19 @@ def discover(base: type, package: ModuleType) -> dict[str, Any]:
 
 
 def families() -> dict[str, type[TextModel]]:
-    """Every family this package has, by name."""
+    """Return every family by name."""
     return discover(TextModel, models)
 
 
 def save_model(directory: Path, model: TextModel) -> None:
-    """Write a model as one atomic, verified directory."""
+    """Write a model atomically, as a directory with checksums."""
     write_state(directory, module_tensors({"model": model}, "model"), {"family": model.family, "shape": model.shape()})
 
 
 def load_model(directory: Path) -> TextModel:
-    """Read what `save_model` wrote, in evaluation mode, on the CPU; raises OutlinesError.
+    """Return a model that `save_model` wrote, in evaluation mode, on the CPU; raises OutlinesError.
 
-    The file names a family of this package and gives its shape; nothing in it can name code.
+    The file holds the name of a known family, its shape and tensors, and no code.
     """
     tensors, meta = read_state(directory)
     known, family, shape = families(), meta.get("family"), meta.get("shape")

@@ -1,6 +1,7 @@
 """Walks, the generator backwards, and the measure of smoothness, against known answers."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from outlines.inference.interpolation import folded, gradient, linear, nll_along
 from outlines.inference.inversion import invert
 from outlines.models.outlines import OutlineModel
 from outlines.networks.decoder import Decoder, DecoderConfig
-from outlines.networks.gan import GeneratorConfig, Mixture
+from outlines.networks.gan import GeneratorConfig
+from outlines.networks.mixture import Mixture
 from outlines.networks.scaling import Scaling
 
 E1, E2 = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
@@ -93,8 +95,9 @@ def test_a_gradient_walk_says_why_it_ended() -> None:
 def outline_model(num_centres: int, normalized: bool = True, width: int = 8, num_offsets: int = 0) -> OutlineModel:
     """A generator that bends its mixture a little, as training does."""
     torch.manual_seed(1)
-    model = OutlineModel(DecoderConfig(12, width), GeneratorConfig(width, num_centres, num_offsets, hidden_dim=32),
-                         GeneratorConfig(width, max(1, num_centres)), normalized, {}).eval().requires_grad_(False)
+    generator = {"kind": "gan", **asdict(GeneratorConfig(width, num_centres, num_offsets, hidden_dim=32))}
+    model = OutlineModel(DecoderConfig(12, width), generator, GeneratorConfig(width, max(1, num_centres)), None, normalized,
+                         {}).eval().requires_grad_(False)
     model.scaling = Scaling(torch.zeros(width), 1 / math.sqrt(width))
     if num_centres:
         factor = 0.3 * torch.diag(torch.logspace(0, -1, width))

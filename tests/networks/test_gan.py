@@ -6,12 +6,10 @@ from outlines.networks.gan import (
     Critic,
     Generator,
     GeneratorConfig,
-    Noise,
-    fit_mixture,
-    moment_map,
-    nearest_centre,
+    MixtureNoise,
     update_ema,
 )
+from outlines.networks.mixture import fit_mixture, moment_map, nearest_centre
 
 
 def clusters(num: int = 600) -> torch.Tensor:
@@ -154,9 +152,11 @@ def test_critic_never_mixes_examples() -> None:
 
 
 def test_noise_slices_keep_rows_together() -> None:
-    noise = Noise(torch.arange(6.0)[:, None], torch.arange(6), torch.arange(6))
+    noise = MixtureNoise(torch.arange(6.0)[:, None], torch.arange(6), torch.arange(6))
     half = noise[slice(1, None, 2)]
     assert half.normal[:, 0].tolist() == half.centre.tolist() == half.offset.tolist() == [1, 3, 5]
+    scaled = noise * 0.5
+    assert scaled.normal[:, 0].tolist() == [0, 0.5, 1, 1.5, 2, 2.5] and torch.equal(scaled.centre, noise.centre)
 
 
 def test_ema_by_hand() -> None:
@@ -165,5 +165,5 @@ def test_ema_by_hand() -> None:
     torch.nn.init.constant_(current.weight, 3.0)
     update_ema(average, current, decay=0.75)
     assert average.weight.item() == pytest.approx(1.5)
-    with pytest.raises(OutlinesError, match="decay"):
+    with pytest.raises(OutlinesError, match="decay of the moving average is 1"):
         update_ema(average, current, decay=1.0)

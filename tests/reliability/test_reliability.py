@@ -86,7 +86,7 @@ class Bench:
         self._data: dict[str, Dataset] = {}
 
     def flags(self, family: str) -> dict[str, Any]:
-        own = {"encoder": self.encoder} if all_methods()[family].uses_outlines else {}
+        own = {"encoder": self.encoder} if hasattr(all_methods()[family].config_class, "encoder") else {}
         if all_methods()[family].config_class.learns_pairs:
             own |= {"group_lines": 5}
         return {"corpus": (str(self.corpus),), "num_evaluation": 20, **own}
@@ -103,9 +103,8 @@ class Bench:
 
     def data(self, config: RunConfig) -> Dataset:
         if config.family not in self._data:
-            encoder = self.encoder if all_methods()[config.family].uses_outlines else None
-            self._data[config.family] = open_dataset(config.corpus, encoder, self.cache, torch.device("cpu"), Ranks(),
-                                                     Reporter(quiet=True))
+            self._data[config.family] = open_dataset(config.corpus, config.model.encoding(), self.cache,
+                                                     torch.device("cpu"), Ranks(), Reporter(quiet=True))
         return self._data[config.family]
 
     def method(self, config: RunConfig) -> Method:
@@ -167,7 +166,7 @@ def _train(arguments: list[str], threads: int, said: Path, largest_file: int = 0
     if largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     running: list[Loop] = []
-    heed, handle = Loop._heed_signals, StopSignals._handle
+    heed, handle = Loop._check_signals, StopSignals._handle
 
     def note_loop(self: Loop) -> None:
         running[:] = [self]
@@ -179,7 +178,7 @@ def _train(arguments: list[str], threads: int, said: Path, largest_file: int = 0
             said.with_suffix(".position").write_text(f"{running[0].stage_index} {running[0].step}")
         handle(self, number, frame)
 
-    Loop._heed_signals, StopSignals._handle = note_loop, note_position  # type: ignore[method-assign]
+    Loop._check_signals, StopSignals._handle = note_loop, note_position  # type: ignore[method-assign]
     sys.exit(main(arguments))
 
 
@@ -330,7 +329,7 @@ def test_a_stage_that_had_begun_does_not_begin_again(bench: Bench, tmp_path: Pat
     begun = []
     for look in (1, 0, 5, 1000):
         loop = bench.loop(tmp_path, config, StopsAt(look))
-        loop.method.begin = lambda stage, progress: begun.append(stage)  # type: ignore[method-assign]
+        loop.method.stages[0].begin = begun.append  # type: ignore[method-assign]
         with contextlib.suppress(Stopped):
             loop.run()
     assert len(begun) == 1
@@ -571,7 +570,7 @@ def test_a_run_goes_on_from_the_newest_good_one(bench: Bench, tmp_path: Path, ca
     newest = checkpoints(tmp_path / "run")[-1]
     spoil(newest / "tensors.safetensors", random.Random(0), "flip")
     resumed = bench.loop(tmp_path / "run", config)
-    assert resumed.step == 20 and f"passed over: {newest}" in capsys.readouterr().err
+    assert resumed.step == 20 and f"skipped: {newest}" in capsys.readouterr().err
     resumed.run()
     assert outcome(resumed) == outcome(whole)
 
@@ -631,12 +630,11 @@ def test_a_signal_while_a_stage_begins_is_heeded_at_once(bench: Bench, tmp_path:
     with StopSignals() as signals:
         loop = bench.loop(tmp_path / "run", config, signals)
 
-        def begin(stage: Stage, progress: Progress) -> None:
-            if stage.name == "gan":
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(60)  # k-means of many outlines
+        def begin(progress: Progress) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)  # k-means of many outlines
 
-        loop.method.begin = begin  # type: ignore[method-assign]
+        loop.method.stages[1].begin = begin  # type: ignore[method-assign]
         with pytest.raises(Stopped) as stopped:
             loop.run()
     assert stopped.value.exit_status == 130
@@ -705,30 +703,32 @@ def test_a_bad_step_changes_nothing(thorough: bool, family: str, preset: str, be
     method, data = bench.method(config), bench.data(config)
     num_injected = 0
     for stage in method.stages:
-        method.begin(stage, lambda *_: None)
+        stage.begin(lambda *_: None)
         order = data.order(stage.batch_size, stage.like_length, 1)
         before = Snapshot(method, stage)
 
         def step(number: int, update: Update) -> None:
             torch.manual_seed(number)
-            method.step(stage, data.batch(order.batch(number), Ranks()), update)  # noqa: B023 - called at once
+            stage.step(number, data.batch(order.batch(number), Ranks()), update)  # noqa: B023 - called at once
 
         for number in range(2):  # Before an optimiser has a state, and after.
             untouched = state(method)
-            before.take()
+            before.copy()
             good = Spoiled()
             step(number, good)
             after = state(method)
-            before.put_back()
+            before.restore()
             assert state(method) == untouched, "a good step cannot be taken back"
             for call, (name, with_gradient) in enumerate(good.calls):
                 assert with_gradient, name
                 for value in (float("nan"), float("inf"), -float("inf")):
                     for parameter in (None, *(with_gradient if thorough else with_gradient[-1:])):
-                        before.take()
+                        if stage.several_updates:
+                            before.copy()
                         with pytest.raises(NotFinite, match=name):
                             step(number, Spoiled(call, parameter, value))
-                        before.put_back()
+                        if stage.several_updates:
+                            before.restore()
                         assert state(method) == untouched, f"{stage.name}, {name}: {value} got through"
                         num_injected += 1
             step(number, Spoiled())
@@ -743,19 +743,21 @@ def test_bad_steps_are_skipped_counted_and_stop_a_run(thorough: bool, family: st
 
     def loop(directory: Path, signals: StopSignals | None = None) -> Loop:
         made = bench.loop(directory, config, signals)
-        real, first = made.method.step, len(made.method.stages) - 1
+        last = made.method.stages[-1]
+        real = last.step
 
-        def step(stage: Any, batch: Any, update: Update) -> Any:
+        def step(number: int, batch: Any, update: Update) -> Any:
             """Steps 2, 3 and 5 of the last stage are bad after their last update; from 9 on all are."""
-            if made.stage_index == first and (made.step in (2, 3, 5) or made.step >= 9):
-                real(stage, batch, update)
-                optimizer = made.method.optimizers[stage.optimizers[-1]]
+            if number in (2, 3, 5) or number >= 9:
+                if last.several_updates:
+                    real(number, batch, update)
+                optimizer = list(last.optimizers.values())[-1]
                 update("spoiled", optimizer, float("nan") * optimizer.param_groups[0]["params"][0].sum())
-            return real(stage, batch, update)
-        made.method.step = step  # type: ignore[method-assign]
+            return real(number, batch, update)
+        last.step = step  # type: ignore[method-assign]
         return made
 
-    with pytest.raises(NotFinite, match=r"step 11: spoiled: the loss is nan, as in 3 steps in a row"):
+    with pytest.raises(NotFinite, match=r"step 11: spoiled: the loss is nan, in 3 consecutive steps"):
         loop(tmp_path / "whole").run()
     for path in checkpoints(tmp_path / "whole"):
         tensors, meta = read_state(path)
@@ -781,7 +783,7 @@ def test_weights_that_are_not_finite_are_never_saved(bench: Bench, tmp_path: Pat
     loop._save()
     next(iter(loop.method.model.parameters())).data[0] = float("inf")
     loop.step += 1
-    with pytest.raises(NotFinite, match="not finite any more"):
+    with pytest.raises(NotFinite, match="no longer finite"):
         loop._save()
     found = newest_checkpoint(tmp_path)
     assert found is not None and found[1]["step"] == 0
@@ -866,7 +868,7 @@ def test_what_decides_the_bits_is_recorded_and_a_change_is_told(family: str, ben
     finally:
         torch.set_num_threads(1)
     said = capsys.readouterr().err
-    assert said == "note: saved under others, so not bit for bit the same run: threads 1 → 2\n"
+    assert said == "the environment has changed, so the last bits may differ: threads 1 → 2\n"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

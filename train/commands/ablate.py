@@ -31,6 +31,7 @@ from train.evaluation.sampling import REAL_OUTLINES, Row, Variant, draw
 from train.evaluation.tables import over_seeds, table, write_report
 from train.evaluation.yardstick import Yardstick
 from train.method import NotFinite, find_method
+from train.methods.outlines import OutlineOptions
 from train.runtime.run_directory import GROUP, locked, read_json, read_lines, write_json
 from train.runtime.signals import StopSignals
 from train.session import Session, begin_run, run_config, train_run
@@ -145,6 +146,7 @@ def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[di
     for combination in itertools.product(*axes.values()):
         settings = dict(zip(axes, combination, strict=True))
         training = dataclasses.replace(base.training, seed=settings.get("seed", base.training.seed))
+        assert isinstance(base.model, OutlineOptions)
         model = dataclasses.replace(base.model, decoder_from=str(run),
                                     **{name: value for name, value in settings.items() if name != "seed"})
         yield settings, dataclasses.replace(base, training=training, model=model)
@@ -189,7 +191,7 @@ def _row(directory: Path, config: RunConfig, rejection: float, yardstick: Yardst
         begin_run(config, directory, session, {"preset": "", "command": command})
     with locked(directory):
         model, data = train_run(directory, session)
-    assert isinstance(model, OutlineModel)
+    assert isinstance(model, OutlineModel) and isinstance(config.model, OutlineOptions)
     row = measured(model, data, yardstick, model.sources[0], rejection)
     compared = [*(rows[source] for source in CONTROLS), row]
     found = diagnose_gan(model, data, config.model.num_validation, config.model.start, compared)

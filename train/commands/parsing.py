@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from outlines.errors import OutlinesError
-from outlines.options import unknown_name
+from outlines.options import choices_of, unknown_name
 from train.config import known_fields
 from train.method import Method
 
@@ -39,8 +39,8 @@ def add_options(parser: argparse._ActionsContainer, method: type[Method]) -> Non
         if kind is bool:
             parser.add_argument(flag, action="store_true", default=None, help=text.replace("%", "%%"))
         elif kind in (int, float, str):
-            parser.add_argument(flag, type=kind, choices=field.metadata["choices"] or None, metavar=kind.__name__.upper()
-                                if not field.metadata["choices"] else None, help=text.replace("%", "%%"))
+            parser.add_argument(flag, type=kind, choices=choices_of(field) or None, metavar=kind.__name__.upper()
+                                if not choices_of(field) else None, help=text.replace("%", "%%"))
         else:
             parser.add_argument(flag, nargs="+", metavar="FILE", help=text.replace("%", "%%"))
 

@@ -123,6 +123,7 @@ def critic_scores(model: OutlineModel, data: Dataset, split: str, num: int) -> t
     training, real = (held_out(data, name, num)[1] for name in ("train", split))
     assert training is not None and real is not None
     fake = model.vectors(len(real), torch.Generator().manual_seed(DRAW_SEED), model.sources[0])
+    assert model.critic is not None
     return model.critic(training), model.critic(real), model.critic(fake)
 
 

@@ -1,9 +1,8 @@
 """The recurrent encoder, trained as a denoising autoencoder: rebuild a sentence from the outline of a noisy copy.
 
-The finished run holds `encoder/`, to be used as `--encoder recurrent:RUN/encoder`.
+A finished run holds `encoder/`, for use as `--encoder recurrent:RUN/encoder`.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,19 +15,35 @@ from outlines.models.autoencoder import Autoencoder
 from outlines.options import option
 from train.config import RunConfig
 from train.data import Batch, Dataset
-from train.evaluation.figures import held_out, nll_figures
-from train.method import Method, Stage, Update, adamw
-from train.methods.lm import DecoderOptions, LanguageModelMethod, decoder_config, decoder_stage, decoder_step
+from train.method import Method
+from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config
+from train.methods.lm import LanguageModelMethod
 
 
 @dataclass(frozen=True)
 class EncoderOptions(DecoderOptions):
-    """The decoder's options, which teach, and the encoder's."""
+    """Options of the encoder and of the decoder that teaches it."""
 
     encoder_hidden_dim: int = option(384, "width of each direction of the encoder's GRU", low=1)
     outline_dim: int = option(384, "width of the outlines", low=1)
-    drop: float = option(0.1, "share of an input's tokens that are dropped, 0 to 1", low=0, high=0.9)
-    shuffle_distance: int = option(3, "tokens that an input's token may move from its place", low=0)
+    drop: float = option(0.1, "probability of dropping an input token, 0 to 1", low=0, high=0.9)
+    shuffle_distance: int = option(3, "maximum distance that an input token moves, in tokens", low=0)
+
+
+class EncoderStage(DecoderStage):
+    term = "reconstruction_nll"
+    model: Autoencoder
+
+    def __init__(self, options: EncoderOptions, *args: Any):
+        super().__init__(options, *args)
+        self.drop, self.distance = options.drop, options.shuffle_distance
+
+    def vector(self, batch: Batch) -> Tensor:
+        noise = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        return self.model.encode(*corrupt(batch.tokens.inputs, batch.tokens.lengths, self.drop, self.distance, noise))
+
+    def finish(self, directory: Path) -> None:
+        save_recurrent_encoder(directory / "encoder", self.model.encoder, directory / "tokenizer.model")
 
 
 class EncoderMethod(Method):
@@ -42,30 +57,10 @@ class EncoderMethod(Method):
     model: Autoencoder
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
-        options: EncoderOptions = config.model
-        self.data, self.bfloat16, self.options = data, bfloat16, options
+        options = config.model
+        assert isinstance(options, EncoderOptions)
         encoder = RecurrentEncoderConfig(data.tokenizer.vocab_size, options.embed_dim, options.encoder_hidden_dim,
                                          options.outline_dim, options.dropout)
         self.model = Autoencoder(encoder, decoder_config(options, data, options.outline_dim)).to(data.device)
         self.modules = {"encoder": self.model.encoder, "decoder": self.model.decoder}
-        self.optimizers = {"decoder": adamw([self.model], options.decoder_learning_rate, (0.9, 0.99), 0.01)}
-        self.stages = (dataclasses.replace(decoder_stage(options, "valid/reconstruction_nll_per_token"),
-                                           modules=("encoder", "decoder")),)
-
-    def step(self, stage: Stage, batch: Batch, update: Update) -> dict[str, Tensor]:
-        noise = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        noisy, lengths = corrupt(batch.tokens.inputs, batch.tokens.lengths, self.options.drop,
-                                 self.options.shuffle_distance, noise)
-        vector = self.model.encode(noisy, lengths)
-        per_token, per_sentence = decoder_step(self.model.decoder, vector, batch, self.bfloat16)
-        norm = update("nll", self.optimizers["decoder"], per_token)
-        return {"train/reconstruction_nll_per_token": per_token.detach(), "train/reconstruction_nll": per_sentence,
-                "norm/decoder": norm}
-
-    def validate(self, stage: Stage) -> dict[str, float]:
-        tokens, outlines, _ = held_out(self.data, "valid", self.options.num_validation)
-        return nll_figures("valid", self.model, tokens, outlines, num_draws=0)
-
-    def finish(self, directory: Path) -> None:
-        save_recurrent_encoder(directory / "encoder", self.model.encoder, directory / "tokenizer.model")
-        super().finish(directory)
+        self.stages = (EncoderStage(options, data, self.model, self.modules, bfloat16, config.training.seed),)

@@ -44,6 +44,10 @@ class Ranks:
         """Whether this is the rank that writes."""
         return self.rank == 0
 
+    def own(self, values: Any) -> Any:
+        """Return this rank's rows of a global batch: every `world`-th one of a tensor, array, range or noise."""
+        return values[self.rank::self.world]
+
     def barrier(self) -> None:
         if self.world > 1:
             with _together():

@@ -109,10 +109,10 @@ def test_with_the_adversary_off_it_is_a_plain_autoencoder(optimizer: str, data: 
     plain.model.load_state_dict({f"{part}.{name}": tensor for part in ("encoder", "decoder")
                                  for name, tensor in getattr(arae.model, part).state_dict().items()})
     if optimizer == "sgd":
-        plain.optimizers["decoder"] = torch.optim.SGD(plain.model.parameters(), lr=3e-3)
+        plain.stages[0].optimizers["decoder"] = torch.optim.SGD(plain.model.parameters(), lr=3e-3)
     losses = []
     for step in range(2):
-        terms = [own.step(own.stages[0], batch(data, step), Update(Ranks(), 1.0)) for own in (arae, plain)]
+        terms = [own.stages[0].step(step, batch(data, step), Update(Ranks(), 1.0)) for own in (arae, plain)]
         losses.append([float(one["train/reconstruction_nll_per_token"]) for one in terms])
     assert all(first == pytest.approx(second) for first, second in losses)
     for name, tensor in plain.model.state_dict().items():
@@ -121,11 +121,11 @@ def test_with_the_adversary_off_it_is_a_plain_autoencoder(optimizer: str, data: 
 
 def test_a_tenth_of_the_critics_gradient_reaches_the_encoder_and_none_the_decoder(data: Dataset, tiny_corpus: Path) -> None:
     arae, off = method(data, tiny_corpus), method(data, tiny_corpus, encoder_share=0.0)
-    off.critic.load_state_dict(arae.critic.state_dict())
-    assert arae.options.encoder_share == 0.1
+    off.stages[0].critic.load_state_dict(arae.stages[0].critic.state_dict())
+    assert arae.stages[0].options.encoder_share == 0.1
     one = batch(data)
-    losses = [own._autoencoder_loss(one, 0.05, rng())[0] for own in (arae, off)]
-    scores = arae.critic(arae.model.encode(one.tokens.inputs, one.tokens.lengths)).mean()
+    losses = [own.stages[0].autoencoder_loss(one, 0.05, rng())[0] for own in (arae, off)]
+    scores = arae.stages[0].critic(arae.model.encode(one.tokens.inputs, one.tokens.lengths)).mean()
     own, without, of_scores = (gradients(loss, module.model.encoder) for loss, module in
                                zip([*losses, scores], [arae, off, arae], strict=True))
     assert max(float(gradient.abs().max()) for gradient in of_scores) > 1e-4
@@ -140,29 +140,30 @@ def test_encoder_and_generator_move_the_scores_towards_each_other(data: Dataset,
     """The critic widens the gap between real and generated scores; the two others narrow it."""
     arae = method(data, tiny_corpus, encoder_share=1e3, gan_learning_rate=1e-2)
     update, one = Update(Ranks(), 1.0), batch(data)
-    fixed = arae._noise(200, 16, Ranks(), rng(5))
+    fixed = arae.stages[0]._noise(200, 16, one, rng(5))
 
     def scores() -> tuple[float, float]:
         with torch.no_grad():
             codes = arae.model.encode(one.tokens.inputs, one.tokens.lengths)
-            return float(arae.critic(codes).mean()), float(arae.critic(arae.model.generate_codes(fixed)).mean())
+            generated = arae.model.generate_codes(fixed)
+            return float(arae.stages[0].critic(codes).mean()), float(arae.stages[0].critic(generated).mean())
 
     real, fake = scores()
     for step in range(10):
-        codes, num_rows = arae._real_codes(step, Ranks())[0]
-        arae._critic_step(codes, num_rows, Ranks(), rng(step), update)
+        codes, num_rows = arae.stages[0].real_codes(step, batch(data))[0]
+        arae.stages[0].critic_step(codes, num_rows, batch(data), rng(step), update)
     widened = scores()
     assert widened[0] - widened[1] > real - fake
-    arae._generator_step(one, rng(), update)
+    arae.stages[0].generator_step(one, rng(), update)
     assert scores()[1] > widened[1] and scores()[0] == widened[0]
-    arae._autoencoder_step(one, 0.0, rng(), update)
+    arae.stages[0].autoencoder_step(one, 0.0, rng(), update)
     assert scores()[0] < widened[0]
 
 
 def test_each_phase_moves_its_own_networks_alone(data: Dataset, tiny_corpus: Path) -> None:
     arae, update, one = method(data, tiny_corpus), Update(Ranks(), 1.0), batch(data)
     parts = {"encoder": arae.model.encoder, "decoder": arae.model.decoder, "generator": arae.model.generator,
-             "critic": arae.critic}
+             "critic": arae.stages[0].critic}
 
     def moves(phase: Any) -> set[str]:
         before = {name: copied(part) for name, part in parts.items()}
@@ -171,33 +172,33 @@ def test_each_phase_moves_its_own_networks_alone(data: Dataset, tiny_corpus: Pat
         phase()
         return {name for name, part in parts.items() if moved(before[name], part)}
 
-    codes, num_rows = arae._real_codes(0, Ranks())[0]
+    codes, num_rows = arae.stages[0].real_codes(0, batch(data))[0]
     assert not codes.requires_grad
-    assert moves(lambda: arae._critic_step(codes, num_rows, Ranks(), rng(), update)) == {"critic"}
+    assert moves(lambda: arae.stages[0].critic_step(codes, num_rows, batch(data), rng(), update)) == {"critic"}
     assert all(parameter.grad is None for parameter in arae.model.parameters())
-    assert moves(lambda: arae._generator_step(one, rng(), update)) == {"generator"}
-    assert moves(lambda: arae._autoencoder_step(one, 0.05, rng(), update)) == {"encoder", "decoder"}
-    arae.critic.zero_grad(set_to_none=True)
-    assert moves(lambda: arae.step(arae.stages[0], one, update)) == set(parts)
+    assert moves(lambda: arae.stages[0].generator_step(one, rng(), update)) == {"generator"}
+    assert moves(lambda: arae.stages[0].autoencoder_step(one, 0.05, rng(), update)) == {"encoder", "decoder"}
+    arae.stages[0].critic.zero_grad(set_to_none=True)
+    assert moves(lambda: arae.stages[0].step(0, one, update)) == set(parts)
     assert all(parameter.requires_grad for part in parts.values() for parameter in part.parameters())
 
 
 def test_the_critic_sees_new_sentences_of_every_length_in_every_round(data: Dataset, tiny_corpus: Path) -> None:
     arae = method(data, tiny_corpus)
-    assert arae.options.critic_steps == 5
+    assert arae.stages[0].options.critic_steps == 5
     tokens = data.corpus.tokens["train"]
-    seen = [arae.order.batch(index) for index in range(10)]
+    seen = [arae.stages[0].order.batch(index) for index in range(10)]
     assert len(np.unique(np.concatenate(seen))) == sum(map(len, seen)) > 150
     for step in range(2):
-        for (codes, num_rows), rows in zip(arae._real_codes(step, Ranks()), seen[5 * step:], strict=False):
+        for (codes, num_rows), rows in zip(arae.stages[0].real_codes(step, batch(data)), seen[5 * step:], strict=False):
             assert num_rows == len(rows) and torch.allclose(codes, arae.model.codes(tokens.rows(rows)), atol=1e-6)
             assert len(np.unique(tokens.lengths[rows])) > 3
 
 
 def test_the_penalty_is_wgan_gps(data: Dataset, tiny_corpus: Path) -> None:
     arae = method(data, tiny_corpus, penalty_weight=3.0)
-    codes, num_rows = arae._real_codes(0, Ranks())[0]
-    critic, noise = copy.deepcopy(arae.critic), rng()
+    codes, num_rows = arae.stages[0].real_codes(0, batch(data))[0]
+    critic, noise = copy.deepcopy(arae.stages[0].critic), rng()
     losses: list[Tensor] = []
 
     class Kept(Update):
@@ -205,7 +206,7 @@ def test_the_penalty_is_wgan_gps(data: Dataset, tiny_corpus: Path) -> None:
             losses.append(loss)
             return loss
 
-    terms = arae._critic_step(codes, num_rows, Ranks(), noise, Kept(Ranks(), 1.0))
+    terms = arae.stages[0].critic_step(codes, num_rows, batch(data), noise, Kept(Ranks(), 1.0))
     again = rng()
     fake = arae.model.generate_codes(torch.randn(num_rows, 16, generator=again)).detach()
     share = torch.rand(num_rows, 1, generator=again)
@@ -223,13 +224,12 @@ def test_the_noise_anneals_every_hundred_steps(data: Dataset, tiny_corpus: Path,
     assert [options.noise_radius_at(step) for step in (0, 99, 100, 250)] == [
         0.05, 0.05, 0.05 * 0.9995, pytest.approx(0.05 * 0.9995**2)]
     arae, seen = method(data, tiny_corpus, noise_anneal=0.5, noise_radius=2.0), []
-    arae.progress.step.fill_(199)
     read = arae.model.decoder.read
     monkeypatch.setattr(arae.model.decoder, "read", lambda tokens, vector: (seen.append(vector), read(tokens, vector))[1])
     for step in range(2):
         one = batch(data, step)
         codes = arae.model.encode(one.tokens.inputs, one.tokens.lengths).detach()
-        terms = arae.step(arae.stages[0], one, Update(Ranks(), 1.0))
+        terms = arae.stages[0].step(199 + step, one, Update(Ranks(), 1.0))
         noise = (arae.model.to_encoder(seen[-1].detach()) - codes)
         assert float(terms["train/noise_radius"]) == (1.0, 0.5)[step]
         assert float(noise.std()) == pytest.approx((1.0, 0.5)[step], rel=0.15), "on a code of unit norm, a dimension"
@@ -240,10 +240,11 @@ def test_the_noise_anneals_every_hundred_steps(data: Dataset, tiny_corpus: Path,
 def test_two_ranks_shares_are_one_batch(data: Dataset, tiny_corpus: Path) -> None:
     arae, results = method(data, tiny_corpus), []
     for rank, world in ((0, 1), (0, 2), (1, 2)):
-        ranks = Ranks(rank, world)
-        loss, *_ = arae._autoencoder_loss(batch(data, ranks=ranks), 0.05, rng())
-        codes, num_rows = arae._real_codes(0, ranks)[1]
-        terms = arae._critic_step(codes, num_rows, ranks, rng(), lambda *given: torch.zeros(()))  # type: ignore[arg-type]
+        one = batch(data, ranks=Ranks(rank, world))
+        loss, *_ = arae.stages[0].autoencoder_loss(one, 0.05, rng())
+        codes, num_rows = arae.stages[0].real_codes(0, one)[1]
+        no_update: Any = lambda *given: torch.zeros(())  # noqa: E731
+        terms = arae.stages[0].critic_step(codes, num_rows, one, rng(), no_update)
         results.append([*gradients(loss, arae.model.encoder), terms["train/critic_loss"], terms["train/gradient_penalty"]])
     for whole, first, second in zip(*results, strict=True):
         assert torch.allclose(whole, first + second, atol=1e-6)
@@ -253,16 +254,17 @@ def test_validation_is_deterministic_and_selects_by_validation_text(data: Datase
     arae = method(data, tiny_corpus)
     arae.model.eval()
     before, state = copied(arae.model), torch.get_rng_state()
-    figures = arae.validate(arae.stages[0])
-    assert figures == arae.validate(arae.stages[0])
+    found = arae.stages[0].validate()
+    figures = found.figures
+    assert figures == arae.stages[0].validate().figures
     assert not moved(before, arae.model) and torch.equal(state, torch.get_rng_state())
-    assert arae.stages[0].criterion in figures
+    assert found.criterion == figures["valid/reverse_ngram_nll_per_token"]
     assert {"valid/reconstruction_nll_per_token", "valid/latent_gap_per_token", "valid/precision", "valid/recall",
             "scores/held_out", "scores/generated"} <= set(figures)
     tokens = data.corpus.tokens
     rows = list(tokens["valid"].rows(range(len(tokens["valid"]))))
     real = [row.tolist() for row in tokens["train"].rows(range(len(rows)))]
-    assert arae._reverse_nll(real, rows) < arae._reverse_nll([real[0]] * len(real), rows)
+    assert arae.stages[0]._reverse_nll(real, rows) < arae.stages[0]._reverse_nll([real[0]] * len(real), rows)
 
 
 # The command line

@@ -20,20 +20,21 @@ from outlines.errors import OutlinesError
 from outlines.inference.loading import load_pipeline
 from outlines.inference.pipeline import Condition, Pipeline
 from outlines.metrics.outlines import energy_score
-from outlines.models.conditional import (
+from outlines.models.lm import LanguageModel
+from outlines.networks.conditional import (
     ConditionalGenerator,
     ConditionalGeneratorConfig,
     ProjectionCritic,
     fit_linear_gaussian,
 )
-from outlines.models.lm import LanguageModel
 from outlines.networks.decoder import DecoderConfig
 from tests.conftest import Command
 from tests.train.test_training import weights
 from train.config import RunConfig, resolve
 from train.data import Dataset, open_dataset
+from train.evaluation.conditions import Comparison, PairRows, conditions_of, held_out_pairs
 from train.method import Update, find_method
-from train.methods.conditional import Comparison, ConditionalMethod, PairBatch, PairRows, conditions_of, held_out_pairs
+from train.methods.conditional import ConditionalMethod, PairBatch
 from train.runtime.progress import Reporter
 from train.runtime.ranks import Ranks
 
@@ -226,7 +227,7 @@ def run(arguments: list[str], run_module: Command, tmp_path_factory: pytest.Temp
     runs = tmp_path_factory.mktemp("conditional")
     done = run_module("train", *arguments, "--runs", runs, "--out", runs / "run", "--quiet")
     assert done.returncode == 0, done.stderr
-    assert "Written for conditions" in done.stdout
+    assert "Texts written for conditions" in done.stdout
     return runs / "run"
 
 
@@ -287,7 +288,7 @@ def test_a_sentence_depends_on_seed_number_and_condition_alone(loaded: Pipeline)
 
 @pytest.mark.parametrize(("content", "flags", "message"), [  # X
     ("not json\n", [], 'condition 1: expected {"condition"'),
-    ('{"condition": "A dog.", "label": "verse"}\n', [], "label 'verse': this run needs none"),
+    ('{"condition": "A dog.", "label": "verse"}\n', [], "Label 'verse' has no effect: this run was trained without labels"),
     ('{"condition": "A dog."}\n', ["--unique"], "no effect with --condition"),
     ('{"condition": "A dog."}\n', ["--source", "mixture"], "choose from generator, linear"),
     ('{"condition": "A dog."}\n', ["--num", "0"], "--num must be at least 1"),
@@ -330,7 +331,7 @@ def labelled(recurrent_encoder: Path, tmp_path_factory: pytest.TempPathFactory) 
         {"condition": sentences[3 * number], "label": label, "text": sentences[3 * number + place]}
         for number in range(150) for place, label in ((1, "first"), (2, "second"))])
     config = configured("conditional", corpus=(path,), label_column="label", encoder=f"recurrent:{recurrent_encoder}")
-    return config, open_dataset(config.corpus, config.model.encoder, directory / "cache", torch.device("cpu"), Ranks(),
+    return config, open_dataset(config.corpus, config.model.encoding(), directory / "cache", torch.device("cpu"), Ranks(),
                                 Reporter(quiet=True))
 
 
@@ -338,7 +339,7 @@ def test_labels_reach_generator_and_critic(labelled: tuple[RunConfig, Dataset]) 
     config, data = labelled
     torch.manual_seed(0)
     method = ConditionalMethod(config, data, bfloat16=False)
-    method.begin(method.stages[1], lambda *_: None)
+    method.stages[1].begin(lambda *_: None)
     model = method.model
     assert data.pairing is not None and set(model.labels) == {"first", "second"} == set(data.pairing.labels)
     pairs = data.pairing.splits["train"]
@@ -349,7 +350,7 @@ def test_labels_reach_generator_and_critic(labelled: tuple[RunConfig, Dataset]) 
     noise = torch.zeros(6, 16)
     assert not torch.allclose(model.given(conditions, noise), model.given(conditions[:, [*range(16), 17, 16]], noise))
     assert model.number_of(model.labels[1]) == 1
-    for label, message in (("third", "needs one of first, second"), (None, "without a label")):
+    for label, message in (("third", "Use one of first, second"), (None, "without a label.*Use one of first, second")):
         with pytest.raises(OutlinesError, match=message):
             model.number_of(label)
 
@@ -358,20 +359,22 @@ def test_a_step_trains_on_pairs_and_leaves_the_control_alone(labelled: tuple[Run
     config, data = labelled
     torch.manual_seed(0)
     method = ConditionalMethod(config, data, bfloat16=False)
-    method.begin(method.stages[1], lambda *_: None)
+    method.stages[1].begin(lambda *_: None)
     linear = {name: tensor.clone() for name, tensor in method.model.linear.state_dict().items()}
     assert data.pairing is not None
-    batch = method._paired(data.batch(np.arange(32), Ranks()))
+    batch = method.stages[1].game.real(data.batch(np.arange(32), Ranks()))
     assert isinstance(batch, PairBatch) and batch.outlines is not None and batch.conditions.shape == (32, 18)
     texts = {tuple(row) for row in data.outlines("train", data.pairing.splits["train"].targets).tolist()}
     assert {tuple(row) for row in batch.outlines.tolist()} <= texts, "only texts are written, no conditions"
-    before = [parameter.clone() for parameter in method.generator.parameters()]
+    before = [parameter.clone() for parameter in method.stages[1].generator.parameters()]
     for step in range(2):
-        terms = method.step(method.stages[1], data.batch(np.arange(32) + step, Ranks()), Update(Ranks(), 1.0))
+        terms = method.stages[1].step(step, data.batch(np.arange(32) + step, Ranks()), Update(Ranks(), 1.0))
     assert all(bool(term.isfinite()) for term in terms.values())
-    assert any(not torch.equal(old, new) for old, new in zip(before, method.generator.parameters(), strict=True))
+    assert any(not torch.equal(old, new) for old, new in zip(before, method.stages[1].generator.parameters(), strict=True))
     assert all(torch.equal(tensor, linear[name]) for name, tensor in method.model.linear.state_dict().items())
-    figures = method.validate(method.stages[1])
+    found = method.stages[1].validate()
+    figures = found.figures
+    assert found.criterion == figures["valid/conditional_shortfall"]
     assert figures["valid/conditional_shortfall"] >= figures["valid/outline_shortfall"]
 
 
@@ -379,7 +382,7 @@ def test_a_condition_with_one_text_of_a_label_has_it_as_its_reference(labelled: 
     config, data = labelled
     torch.manual_seed(0)
     method = ConditionalMethod(config, data, bfloat16=False)
-    method.begin(method.stages[1], lambda *_: None)
+    method.stages[1].begin(lambda *_: None)
     comparison = Comparison(config, method.model.eval(), data)
     assert comparison.texts == [[target] for target in comparison.found.targets]
     rows = {row["source"]: row for row in comparison.rows(Reporter(quiet=True))}

@@ -17,6 +17,7 @@ from train.config import RunConfig, resolve
 from train.data import Dataset, open_dataset
 from train.evaluation.figures import decoded_nll, held_out
 from train.method import Update, all_methods, find_method
+from train.methods.gan_stage import GanStage
 from train.methods.outlines import NOISE_SEED, OutlinesMethod
 from train.runtime.progress import Reporter
 from train.runtime.ranks import Ranks
@@ -24,7 +25,8 @@ from train.runtime.ranks import Ranks
 
 @pytest.fixture(scope="module")
 def data(tiny_corpus: Path, recurrent_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return open_dataset(config(tiny_corpus, {}).corpus, f"recurrent:{recurrent_encoder}", tmp_path_factory.mktemp("cache"),
+    cache, encoding = tmp_path_factory.mktemp("cache"), (f"recurrent:{recurrent_encoder}", False)
+    return open_dataset(config(tiny_corpus, {}).corpus, encoding, cache,
                         torch.device("cpu"), Ranks(), Reporter(quiet=True))
 
 
@@ -33,11 +35,16 @@ def config(corpus: Path, flags: dict[str, object], family: str = "outlines") -> 
     return resolve(family, method.config_class, method.presets, "tiny", None, {"corpus": (str(corpus),), **flags})
 
 
-def gan(data: Dataset, corpus: Path, **flags: object) -> OutlinesMethod:
+def method_of(data: Dataset, corpus: Path, **flags: object) -> OutlinesMethod:
     torch.manual_seed(0)
     method = OutlinesMethod(config(corpus, flags), data, bfloat16=False)
-    method.begin(method.stages[1], lambda *_: None)
+    method.stages[1].begin(lambda *_: None)
     return method
+
+
+def gan(method: OutlinesMethod) -> GanStage:
+    assert isinstance(method.stages[1], GanStage)
+    return method.stages[1]
 
 
 def values(module: nn.Module) -> list[torch.Tensor]:
@@ -53,16 +60,16 @@ def batch(data: Dataset, step: int = 0):  # type: ignore[no-untyped-def]
 
 
 def test_each_phase_moves_its_own_network_alone(data: Dataset, tiny_corpus: Path) -> None:
-    method = gan(data, tiny_corpus)
+    method = gan(method_of(data, tiny_corpus))
     update = Update(Ranks(), 1.0)
     generator, critic = values(method.generator), values(method.critic)
-    method._critic_step(batch(data), update)
+    method.critic_step(batch(data), update)
     assert same(generator, method.generator) and not same(critic, method.critic)
     assert all(parameter.grad is None for parameter in method.generator.parameters())
     critic = values(method.critic)
     for parameter in method.critic.parameters():
         parameter.grad = None
-    method._generator_step(batch(data), update)
+    method.generator_step(batch(data), update)
     assert same(critic, method.critic) and not same(generator, method.generator)
     assert all(parameter.grad is None for parameter in method.critic.parameters())
     assert all(parameter.requires_grad for parameter in method.critic.parameters())
@@ -71,32 +78,33 @@ def test_each_phase_moves_its_own_network_alone(data: Dataset, tiny_corpus: Path
 @pytest.mark.parametrize("start", ["mixture", "gaussian", "noise"])
 @pytest.mark.parametrize("objective", ["r3", "wgan-gp"])
 def test_every_objective_from_every_start(data: Dataset, tiny_corpus: Path, start: str, objective: str) -> None:
-    method = gan(data, tiny_corpus, start=start, objective=objective, critic_steps=2)
+    method = method_of(data, tiny_corpus, start=start, objective=objective, critic_steps=2)
     controls = [values(method.model.mixture), values(method.model.gaussian), values(method.model.decoder)]
     for step in range(3):
-        terms = method.step(method.stages[1], batch(data, step), Update(Ranks(), 1.0))
+        terms = method.stages[1].step(step, batch(data, step), Update(Ranks(), 1.0))
         assert all(bool(term.isfinite()) for term in terms.values())
     for before, module in zip(controls, (method.model.mixture, method.model.gaussian, method.model.decoder), strict=True):
         assert same(before, module), "the GAN's stage moved what it must not"
     method.model.eval()
-    figures = method.validate(method.stages[1])
+    found = method.stages[1].validate()
+    figures = found.figures
     precision, recall = figures["valid/precision"], figures["valid/recall"]
     harmonic = 2 / (1 / precision + 1 / recall) if precision and recall else 0.0
-    assert figures["valid/outline_shortfall"] == pytest.approx(1 - harmonic)
+    assert found.criterion == figures["valid/outline_shortfall"] == pytest.approx(1 - harmonic)
 
 
 @pytest.mark.parametrize("objective", ["r3", "wgan-gp"])
 def test_the_penalty_of_a_share_is_that_of_the_first_rows(data: Dataset, tiny_corpus: Path, objective: str) -> None:
     penalties = {}
     for share in (1.0, 0.3):
-        method = gan(data, tiny_corpus, objective=objective, penalty_share=share)
+        method = gan(method_of(data, tiny_corpus, objective=objective, penalty_share=share))
         real = batch(data)
         torch.manual_seed(5)
-        penalties[share] = method._critic_step(real, Update(Ranks(), 1.0))["train/gradient_penalty"]
-    method = gan(data, tiny_corpus, objective=objective)
+        penalties[share] = method.critic_step(real, Update(Ranks(), 1.0))["train/gradient_penalty"]
+    method = gan(method_of(data, tiny_corpus, objective=objective))
     first = math.ceil(0.3 * len(real.outlines))
     torch.manual_seed(5)
-    fake = method._fake(real)
+    fake = method.fake(real)
     if objective == "r3":
         parts = [zero_centred_penalty(score_gradients(method.critic, points[:first])[1]) for points in (real.outlines, fake)]
         expected = parts[0] + parts[1]
@@ -109,14 +117,14 @@ def test_the_penalty_of_a_share_is_that_of_the_first_rows(data: Dataset, tiny_co
 
 def test_the_generator_starts_as_the_control_it_was_started_at(data: Dataset, tiny_corpus: Path) -> None:
     for start in ("mixture", "gaussian"):
-        model = gan(data, tiny_corpus, start=start, num_offsets=6).model
+        model = method_of(data, tiny_corpus, start=start, num_offsets=6).model
         assert model.gaussian.config.num_offsets == 0 and model.mixture.config.num_offsets == 6
         outlines = [model.vectors(50, torch.Generator().manual_seed(1), source) for source in ("generator", start)]
         assert torch.allclose(outlines[0], outlines[1], atol=1e-5)
 
 
 def test_scaled_noise_draws_outlines_towards_their_centres(data: Dataset, tiny_corpus: Path) -> None:
-    model = gan(data, tiny_corpus).model
+    model = method_of(data, tiny_corpus).model
     noise = model.mixture.draw(50, torch.Generator().manual_seed(1))
     centres = model.mixture.centres[noise.centre]
     whole = centres + noise.normal @ model.mixture.factor.T
@@ -125,7 +133,7 @@ def test_scaled_noise_draws_outlines_towards_their_centres(data: Dataset, tiny_c
 
 
 def test_generated_outlines_have_the_encoders_norm(data: Dataset, tiny_corpus: Path) -> None:
-    model = gan(data, tiny_corpus).model
+    model = method_of(data, tiny_corpus).model
     for source in model.sources:
         raw = model.scaling.unscale(model.vectors(20, torch.Generator().manual_seed(0), source))
         assert torch.allclose(raw.norm(dim=1), torch.ones(20), atol=1e-5)
@@ -138,12 +146,12 @@ def test_the_embedded_grammar_and_files_share_no_marking(data: Dataset) -> None:
 def test_a_finished_generator_has_the_moments_of_training_outlines(data: Dataset, tiny_corpus: Path, tmp_path: Path) -> None:
     distances = {}
     for free in (False, True):
-        method = gan(data, tiny_corpus, free_moments=free)
+        method = method_of(data, tiny_corpus, free_moments=free)
         width = method.model.decoder.config.vector_dim
         method.model.generator.compose_affine(torch.diag(torch.linspace(0.7, 1.3, width)), torch.full((width,), 0.1))
         method.finish(tmp_path / str(free))
         fake = load_model(tmp_path / str(free) / "model").vectors(2000, torch.Generator().manual_seed(1), "generator")
-        distances[free] = frechet_distance(method._training_outlines(20_000), fake.detach())
+        distances[free] = frechet_distance(data.outlines("train", data.sample_rows("train", 20_000)), fake.detach())
     assert distances[False] < 0.2 * distances[True]
 
 
@@ -162,26 +170,26 @@ def test_a_saved_model_is_the_same_model(family: str, data: Dataset, tiny_corpus
 
 
 def test_the_kept_generator_is_a_moving_average(data: Dataset, tiny_corpus: Path) -> None:
-    method = gan(data, tiny_corpus, ema_decay=0.5)
+    method = method_of(data, tiny_corpus, ema_decay=0.5)
     before = copy.deepcopy(method.model.generator)
-    method.step(method.stages[1], batch(data), Update(Ranks(), 1.0))
-    expected = (before.centres + method.generator.centres) / 2
+    method.stages[1].step(0, batch(data), Update(Ranks(), 1.0))
+    expected = (before.centres + gan(method).generator.centres) / 2
     assert torch.allclose(method.model.generator.centres, expected, atol=1e-6)
     assert isinstance(method.model, OutlineModel)
 
 
 def test_levels_are_the_controls_own(data: Dataset, tiny_corpus: Path) -> None:
-    method = gan(data, tiny_corpus)
+    method = method_of(data, tiny_corpus)
     method.model.eval()
-    levels, real = method.views(method.stages[1]).levels, held_out(data, "valid", 20)[1]
-    assert real is not None and not method.views(method.stages[0]).levels
+    levels, real = method.stages[1].validate().levels, held_out(data, "valid", 20)[1]
+    assert real is not None and not method.stages[0].validate().levels
     near = knn_precision_recall(real, method.model.vectors(len(real), torch.Generator().manual_seed(NOISE_SEED), "mixture"))
     assert (levels["valid/precision_mixture"], levels["valid/recall_mixture"]) == near
     assert levels["valid/decoded_nll_per_token_real"] == decoded_nll(method.model, real)
 
 
 def test_a_decoder_that_knows_nothing_is_as_unsure_as_can_be(data: Dataset, tiny_corpus: Path) -> None:
-    model = gan(data, tiny_corpus).model.eval()
+    model = method_of(data, tiny_corpus).model.eval()
     for parameter in model.decoder.parameters():
         nn.init.zeros_(parameter)
     unsure = decoded_nll(model, torch.zeros(50, model.generator.config.outline_dim))
@@ -189,16 +197,16 @@ def test_a_decoder_that_knows_nothing_is_as_unsure_as_can_be(data: Dataset, tiny
 
 
 def test_the_decoder_misses_the_same_outlines_on_every_rank(data: Dataset, tiny_corpus: Path) -> None:
-    method, rows = gan(data, tiny_corpus, outline_dropout=0.3), data.order(64, False, 1).batch(0)
+    method, rows = method_of(data, tiny_corpus, outline_dropout=0.3), data.order(64, False, 1).batch(0)
 
     def seen(ranks: Ranks) -> torch.Tensor:
         torch.manual_seed(5)
-        return method._not_all(data.batch(rows, ranks))
+        return method.stages[0].vector(data.batch(rows, ranks))
 
     whole = seen(Ranks())
     gone = (whole == 0).all(dim=1)
     assert 8 < int(gone.sum()) < 32 and torch.equal(whole[~gone], data.outlines("train", rows)[~gone])
     for rank in (0, 1):
         assert torch.equal(seen(Ranks(rank, 2)), whole[rank::2])
-    all_of_them = gan(data, tiny_corpus, outline_dropout=0.0)._not_all(data.batch(rows, Ranks()))
+    all_of_them = method_of(data, tiny_corpus, outline_dropout=0.0).stages[0].vector(data.batch(rows, Ranks()))
     assert torch.equal(all_of_them, data.outlines("train", rows))

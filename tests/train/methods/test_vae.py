@@ -24,7 +24,7 @@ from train.data import Batch, Dataset, open_dataset
 from train.evaluation.figures import read_probes
 from train.loop import Loop
 from train.method import Update
-from train.methods.lm import decoder_step
+from train.methods.decoder_stage import decoder_step
 from train.methods.vae import VAEMethod
 from train.runtime.progress import Reporter
 from train.runtime.ranks import Ranks
@@ -68,7 +68,7 @@ def trained(method: VAEMethod, data: Dataset, num_steps: int = 3) -> dict[str, T
     """The model's weights after some steps."""
     for step in range(num_steps):
         torch.manual_seed(step)
-        method.step(method.stages[0], batch(data, step), Update(Ranks(), 1.0))
+        method.stages[0].step(step, batch(data, step), Update(Ranks(), 1.0))
     return method.model.state_dict()
 
 
@@ -203,11 +203,11 @@ def test_word_dropout_reaches_the_decoder_alone(data: Dataset, tiny_corpus: Path
     monkeypatch.setattr(vae.model, "encode", encoding)
     monkeypatch.setattr(vae.model.decoder, "read", decoding)
     one = batch(data)
-    vae.step(vae.stages[0], one, Update(Ranks(), 1.0))
+    vae.stages[0].step(0, one, Update(Ranks(), 1.0))
     assert torch.equal(seen["encoder"], one.tokens.inputs)
     assert set(seen["decoder"].unique().tolist()) <= {UNK, BOS, PAD}
     vae.model.eval()
-    vae.validate(vae.stages[0])
+    vae.stages[0].validate()
     assert len(seen["decoder"].unique()) > 10, "validation reads whole sentences"
 
 
@@ -257,7 +257,7 @@ def test_two_ranks_shares_are_one_batch(flags: dict[str, object], data: Dataset,
             totals.extend(tensors) if self.world == 1 else tensors[0].copy_(totals[0])
 
     for rank, world in ((0, 1), (0, 2), (1, 2)):
-        terms = vae._terms(batch(data, ranks=Recorded(rank, world)), seed=1)
+        terms = vae.stages[0].terms(0, batch(data, ranks=Recorded(rank, world)), seed=1)
         gradients = torch.autograd.grad(terms.loss, list(vae.model.parameters()))
         results.append([*gradients, terms.nll, terms.kl])
     for whole, first, second in zip(*results, strict=True):
@@ -269,29 +269,29 @@ def test_two_ranks_shares_are_one_batch(flags: dict[str, object], data: Dataset,
 def test_aggressive_training_moves_one_half_at_a_time(data: Dataset, tiny_corpus: Path) -> None:
     vae, update = method(data, tiny_corpus, aggressive_steps=5, aggressive_checks=1), Update(Ranks(), 1.0)
     encoder, decoder = copied(vae.model.encoder), copied(vae.model.decoder)
-    assert vae._train_encoder(Ranks(), update) == 5
+    assert vae.stages[0].train_encoder(0, Ranks(), update) == 5
     assert equal(decoder, vae.model.decoder.state_dict()) and not equal(encoder, vae.model.encoder.state_dict())
     encoder = copied(vae.model.encoder)
-    vae._train_encoder = lambda ranks, update: 0  # type: ignore[method-assign]
-    vae.step(vae.stages[0], batch(data), update)
+    vae.stages[0].train_encoder = lambda step, ranks, update: 0  # type: ignore[method-assign]
+    vae.stages[0].step(0, batch(data), update)
     assert equal(encoder, vae.model.encoder.state_dict()) and not equal(decoder, vae.model.decoder.state_dict())
     assert all(parameter.requires_grad for parameter in vae.model.parameters())
-    vae.progress.aggressive.fill_(False)
-    vae.step(vae.stages[0], batch(data), update)
+    vae.stages[0].progress.aggressive.fill_(False)
+    vae.stages[0].step(0, batch(data), update)
     assert not equal(encoder, vae.model.encoder.state_dict())
 
 
 def test_the_inner_loop_ends_where_its_loss_no_longer_falls(data: Dataset, tiny_corpus: Path,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     vae, terms = method(data, tiny_corpus, aggressive_steps=100), []
-    original = vae._terms
+    original = vae.stages[0].terms
 
-    def rising_after_30(one: Batch, seed: int) -> Any:
-        terms.append(original(one, seed))
+    def rising_after_30(step: int, one: Batch, seed: int) -> Any:
+        terms.append(original(step, one, seed))
         return vae_method.dataclasses.replace(terms[-1], loss=terms[-1].loss * 0 + abs(30 - len(terms)))
 
-    monkeypatch.setattr(vae, "_terms", rising_after_30)
-    assert vae._train_encoder(Ranks(), Update(Ranks(), 1.0)) == 40  # sums of ten: 245, 145, 45, 55
+    monkeypatch.setattr(vae.stages[0], "terms", rising_after_30)
+    assert vae.stages[0].train_encoder(0, Ranks(), Update(Ranks(), 1.0)) == 40  # sums of ten: 245, 145, 45, 55
     assert len(terms) == 40
 
 
@@ -301,8 +301,8 @@ def test_aggressive_training_ends_where_mutual_information_no_longer_climbs(
     values = iter([0.5, 0.7, 0.6])
     monkeypatch.setattr(vae_method, "mutual_information", lambda *arguments: MutualInformation(next(values), 0, 9, 0))
     for step in range(12):
-        terms = vae.step(vae.stages[0], batch(data, step), Update(Ranks(), 1.0))
-        seen.append(bool(vae.progress.aggressive))
+        terms = vae.stages[0].step(step, batch(data, step), Update(Ranks(), 1.0))
+        seen.append(bool(vae.stages[0].progress.aggressive))
         assert terms["train/encoder_steps"] == 1
     assert seen == [True] * 8 + [False] * 4  # 30 steps, 10 looks: after steps 3, 6 and 9; the third has fallen
 
@@ -311,10 +311,11 @@ def test_validation_is_deterministic_and_names_what_it_measures(data: Dataset, t
     vae = method(data, tiny_corpus)
     vae.model.eval()
     before, state = copied(vae.model), torch.get_rng_state()
-    figures = vae.validate(vae.stages[0])
-    assert figures | {"valid/drift": 0.0} == vae.validate(vae.stages[0]), "only the second can be compared with a first"
+    found = vae.stages[0].validate()
+    figures = dict(found.figures)
+    assert figures | {"valid/drift": 0.0} == vae.stages[0].validate().figures, "only the second can be compared with a first"
     assert equal(before, vae.model.state_dict()) and torch.equal(state, torch.get_rng_state())
-    assert vae.stages[0].criterion in figures
+    assert found.criterion == figures["valid/negative_elbo_per_token"]
     assert figures["valid/nll_per_token"] < figures["valid/negative_elbo_per_token"]
     parts = figures["valid/reconstruction_nll"] + figures["valid/kl"]
     assert figures["valid/negative_elbo"] == pytest.approx(parts)
@@ -322,7 +323,7 @@ def test_validation_is_deterministic_and_names_what_it_measures(data: Dataset, t
     assert figures["valid/active_units"] == 0 and abs(figures["valid/latent_gap_per_token"]) < 0.05
     nn.init.normal_(vae.model.encoder.project.weight, std=3.0)
     nn.init.normal_(vae.model.decoder.every_readout.weight, std=3.0)
-    told = vae.validate(vae.stages[0])
+    told = vae.stages[0].validate().figures
     assert told["valid/active_units"] == 8 and told["valid/latent_gap_per_token"] > 0.1 and told["valid/drift"] > 0
     assert told["valid/mutual_information"] > 1
 
@@ -330,12 +331,12 @@ def test_validation_is_deterministic_and_names_what_it_measures(data: Dataset, t
 def test_the_drift_is_that_of_the_last_two_validations(data: Dataset, tiny_corpus: Path, tmp_path: Path) -> None:
     vae = method(data, tiny_corpus)
     vae.model.eval()
-    rows, posteriors = vae._validation_rows(), []
+    rows, posteriors = vae.stages[0]._validation_rows(), []
     for _ in range(3):
         nn.init.normal_(vae.model.encoder.project.weight, generator=rng(len(posteriors)))
         posteriors.append(vae.model.posterior(rows))
-        figures = vae.validate(vae.stages[0])
-    assert len(rows) == vae.progress.probe_mu.shape[1] == 20
+        figures = vae.stages[0].validate().figures
+    assert len(rows) == vae.stages[0].progress.probe_mu.shape[1] == 20
     assert figures["valid/drift"] == pytest.approx(float(drift(posteriors[1:]).mu.median()))
     vae.finish(tmp_path)
     for (mu, logvar), (kept_mu, kept_logvar) in zip(posteriors[1:], read_probes(tmp_path), strict=True):
@@ -345,8 +346,7 @@ def test_the_drift_is_that_of_the_last_two_validations(data: Dataset, tiny_corpu
 def test_a_validation_shows_mu_sigma_and_every_dimension(data: Dataset, tiny_corpus: Path) -> None:
     vae = method(data, tiny_corpus)
     vae.model.eval()
-    vae.validate(vae.stages[0])
-    views = vae.views(vae.stages[0])
+    views = vae.stages[0].validate()
     assert views.histograms["posterior/mu"].shape == views.histograms["posterior/sigma"].shape == (20, 8)
     lines = views.pictures["posterior/signal_noise"].axes[0].lines
     assert [len(line.get_ydata()) for line in lines] == [8, 8]  # type: ignore[arg-type]
@@ -389,7 +389,6 @@ def test_every_remedy_killed_and_resumed_equals_uninterrupted(preset: str, data:
     with pytest.raises(Killed):
         run(tmp_path / "killed", kill_at=8)
     resumed = run(tmp_path / "killed")
-    assert int(resumed.progress.step) == 12
     for name, module in whole.modules.items():
         assert equal(module.state_dict(), resumed.modules[name].state_dict()), name
     optimizers = [vae.optimizers["decoder"].state_dict()["state"] for vae in (whole, resumed)]

@@ -1,0 +1,116 @@
+"""The conditional generator of outlines, its start and its critic.
+
+As the unconditional generator starts at a mixture, this one starts at a linear-Gaussian p(outline | condition), which is
+fitted to pairs in closed form:
+
+    outline = A · condition + b + factor · noise + mlp(noise, condition)
+
+The MLP's last layer is zero at the start. The condition is another sentence's outline and, if pairs have labels, a label.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from outlines.networks.gan import mlp
+
+
+class LinearGaussian(NamedTuple):
+    """outline ~ N(weight · condition + bias, factor · factorᵀ); weight [D, P], bias [D], factor [D, D]."""
+
+    weight: Tensor
+    bias: Tensor
+    factor: Tensor
+
+
+def fit_linear_gaussian(conditions: Tensor, outlines: Tensor, chunk: int = 8192) -> LinearGaussian:
+    """Return the linear regression of outlines [N, D] on conditions [N, P], and a factor of the residual covariance.
+
+    Least squares, with the smallest norm if conditions are linearly dependent, as one-hot labels are. The covariance is
+    divided by N - rank - 1. Moments are summed in float64 over chunks of rows, without a copy of the rows.
+    """
+    num, width = conditions.shape
+    size = width + outlines.shape[1]
+    means = [rows.double().mean(dim=0) for rows in (conditions, outlines)]
+    moments = torch.zeros(size, size, dtype=torch.float64, device=outlines.device)
+    for pair in zip(conditions.split(chunk), outlines.split(chunk), strict=True):
+        rows = torch.cat([part - mean.to(part.dtype) for part, mean in zip(pair, means, strict=True)], dim=1)
+        moments += rows.T @ rows
+    gram, cross, total = moments[:width, :width], moments[:width, width:], moments[width:, width:]
+    variances, axes = torch.linalg.eigh(gram)
+    kept = variances > 1e-6 * variances.max()
+    axes, variances = axes[:, kept], variances[kept]
+    weight = (axes @ ((axes.T @ cross) / variances[:, None])).T
+    values, directions = torch.linalg.eigh((total - weight @ cross) / max(1, num - len(variances) - 1))
+    factor = directions * values.clamp(min=0).sqrt()
+    bias = means[1] - weight @ means[0]
+    return LinearGaussian(weight.to(outlines.dtype), bias.to(outlines.dtype), factor.to(outlines.dtype))
+
+
+@dataclass(frozen=True)
+class ConditionalGeneratorConfig:
+    """Shape of a ConditionalGenerator."""
+
+    outline_dim: int
+    condition_dim: int
+    """P: the outline's width plus the number of labels"""
+    hidden_dim: int = 512
+    num_layers: int = 3
+
+
+class ConditionalGenerator(nn.Module):
+    """Maps noise and a condition to outlines in scaled units."""
+
+    def __init__(self, config: ConditionalGeneratorConfig):
+        super().__init__()
+        self.config = config
+        self.linear = nn.Linear(config.condition_dim, config.outline_dim)
+        self.factor = nn.Parameter(torch.eye(config.outline_dim))
+        self.mlp = mlp(config.outline_dim + config.condition_dim, config.hidden_dim, config.num_layers, config.outline_dim)
+        last = self.mlp[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    @torch.no_grad()
+    def start_at(self, start: LinearGaussian) -> None:
+        """Copy a linear-Gaussian. While the MLP's last layer is zero, the generator is that density."""
+        self.linear.weight.copy_(start.weight)
+        self.linear.bias.copy_(start.bias)
+        self.factor.copy_(start.factor)
+
+    def draw(self, num: int, rng: torch.Generator) -> Tensor:
+        """Return normal noise [num, D]."""
+        normal = torch.randn(num, self.config.outline_dim, generator=rng, device=rng.device)
+        return normal.to(self.factor.device)
+
+    def forward(self, noise: Tensor, condition: Tensor) -> Tensor:
+        """Return outlines [B, D], before normalisation, for noise [B, D] and conditions [B, P]."""
+        return self.linear(condition) + noise @ self.factor.T + self.mlp(torch.cat([noise, condition], dim=1))
+
+
+class ProjectionCritic(nn.Module):
+    """Maps outlines [B, D] and conditions [B, P] to unbounded scores [B]. It never mixes examples.
+
+    score = psi · phi(outline) + e(condition) · phi(outline) / sqrt(H): how real the outline is, plus how well it matches
+    the condition. Source: Miyato and Koyama, cGANs with Projection Discriminator (2018), eq. 3. Deviations: the embedding
+    e is a perceptron with one hidden layer, because the condition is a vector; the product is divided by the root of its
+    width H, so that both terms start at the same size.
+    """
+
+    def __init__(self, outline_dim: int, condition_dim: int, hidden_dim: int = 512, num_layers: int = 3):
+        super().__init__()
+        self.features = mlp(outline_dim, hidden_dim, num_layers, hidden_dim)
+        self.embedding = mlp(condition_dim, hidden_dim, 1, hidden_dim)
+        self.realness = nn.Linear(hidden_dim, 1)
+
+    def score(self, outlines: Tensor, embedding: Tensor) -> Tensor:
+        """Return scores [B] given embedded conditions [B, H]; linear in the embedding."""
+        features = functional.leaky_relu(self.features(outlines), 0.2)
+        return self.realness(features)[:, 0] + (features * embedding).sum(dim=1) / features.shape[1] ** 0.5
+
+    def forward(self, outlines: Tensor, condition: Tensor) -> Tensor:
+        return self.score(outlines, self.embedding(condition))

@@ -1,0 +1,99 @@
+"""Generators of outlines, noise → outlines: the interface of every kind, their capabilities and their registry.
+
+A new kind is one file with an OutlineGenerator, and one call of `register`. train/methods/outlines.py decides how a kind
+is trained.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from outlines.networks.mixture import Mixture
+from outlines.options import unknown_name
+
+
+class Noise(Protocol):
+    """The input of a generator, one row per outline. A tensor [B, D] is one."""
+
+    def __getitem__(self, rows: slice) -> Self: ...
+
+    def __mul__(self, scale: float) -> Self:
+        """Scale the normal values; discrete values stay."""
+
+
+class OutlineGenerator(nn.Module, ABC):
+    """Maps noise to outlines in scaled units (networks/scaling.py)."""
+
+    config_class: ClassVar[type[Any]]
+    """a frozen dataclass of JSON values"""
+    config: Any
+
+    @classmethod
+    @abstractmethod
+    def configure(cls, outline_dim: int, num_rows: int, options: Mapping[str, Any]) -> Any:
+        """Return the config for a run's options and a corpus with `num_rows` outlines to fit to."""
+
+    @abstractmethod
+    def draw(self, num: int, rng: torch.Generator) -> Any:
+        """Return the Noise of `num` outlines on the module's device, drawn on the device of `rng`."""
+
+    @abstractmethod
+    def forward(self, noise: Any) -> Tensor:
+        """Return outlines [B, D] in scaled units, before normalisation."""
+
+
+@runtime_checkable
+class FitsOutlines(Protocol):
+    """A generator that is fitted to training outlines [N, D] before training."""
+
+    def fit(self, outlines: Tensor, seed: int) -> None: ...
+
+
+@runtime_checkable
+class StartsAtMixture(Protocol):
+    """A generator that can start training as a given mixture."""
+
+    def start_at(self, mixture: Mixture) -> None: ...
+
+
+@runtime_checkable
+class ComposesAffine(Protocol):
+    """A generator that can absorb an affine map of its outlines into its parameters."""
+
+    def compose_affine(self, matrix: Tensor, shift: Tensor) -> None: ...
+
+
+_registry: dict[str, type[OutlineGenerator]] = {}
+
+
+def register(kind: str, generator: type[OutlineGenerator]) -> None:
+    """Make a generator class available under a name."""
+    _registry[kind] = generator
+
+
+def generator_kinds() -> dict[str, type[OutlineGenerator]]:
+    """Return all registered generator classes by kind."""
+    return _registry
+
+
+def find_generator(kind: str) -> type[OutlineGenerator]:
+    """Return the generator class of a kind; raises OutlinesError with the nearest name."""
+    if kind not in _registry:
+        raise unknown_name("generator", kind, _registry)
+    return _registry[kind]
+
+
+def build_generator(shape: Mapping[str, Any]) -> Any:
+    """Return an untrained OutlineGenerator for what `generator_shape` returned of another one."""
+    kind: Any = find_generator(str(shape["kind"]))
+    return kind(kind.config_class(**{name: value for name, value in shape.items() if name != "kind"}))
+
+
+def generator_shape(generator: OutlineGenerator) -> dict[str, Any]:
+    """Return the kind and the config of a generator as JSON data."""
+    kind = next(name for name, known in _registry.items() if type(generator) is known)
+    return {"kind": kind, **dataclasses.asdict(generator.config)}

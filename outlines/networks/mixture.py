@@ -1,0 +1,107 @@
+"""A mixture of Gaussians fitted to outlines without an adversary, and the matching of means and covariances."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from outlines.errors import OutlinesError
+
+K_MEANS_ITERATIONS = 15
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of Gaussians with one covariance, factor · factorᵀ, in scaled units.
+
+    centres: [K, D]. shares: [K] weights. factor: [D, D]. With offsets [J, D] and their shares [J], each offset may be
+    added to any centre, which makes K × J Gaussians.
+    """
+
+    centres: Tensor
+    shares: Tensor
+    factor: Tensor
+    offsets: Tensor | None = None
+    offset_shares: Tensor | None = None
+
+
+def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_offsets: int = 0,
+                progress: Callable[[int, int], None] | None = None) -> Mixture:
+    """Fit centres by Lloyd's k-means, and a factor of the residuals' covariance.
+
+    outlines: [N, D] in scaled units. One centre gives the maximum-likelihood Gaussian. num_offsets: centres of a second
+    k-means on the residuals of the first (multiple stage vector quantisation: Juang and Gray 1982). The covariance is
+    divided by N - K - J. progress: called with (iterations done, total).
+    Memory: N × D for the outlines and a chunk of N × K distances. Raises OutlinesError if there are too few outlines.
+    """
+    num_rows = len(outlines)
+    if not 0 < num_centres + num_offsets < num_rows:
+        raise OutlinesError(f"A mixture of {num_centres + num_offsets} centres needs more than {num_rows} outlines. "
+                            "Lower --num-centres or use a larger corpus.")
+    done, total = 0, K_MEANS_ITERATIONS * (2 if num_offsets else 1)
+
+    def iterated() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total)
+
+    centres, shares, residual = _k_means(outlines, num_centres, seed, iterated)
+    offsets = offset_shares = None
+    if num_offsets:
+        # The row of a cluster with one row has no residual, which says nothing about distances from centres.
+        left = residual[residual.abs().sum(dim=1) > 0]
+        if len(left) <= num_offsets:
+            raise OutlinesError(f"{num_offsets} offsets need more than {len(left)} outlines away from their centres. "
+                                "Lower num_offsets or use a larger corpus.")
+        offsets, offset_shares, residual = _k_means(left, num_offsets, seed, iterated)
+    covariance = residual.T @ residual / max(1, num_rows - num_centres - num_offsets)
+    values, directions = torch.linalg.eigh(covariance.double())
+    factor = (directions * values.clamp(min=0).sqrt()).to(outlines.dtype)
+    return Mixture(centres, shares, factor, offsets, offset_shares)
+
+
+def _k_means(rows: Tensor, num_centres: int, seed: int, iterated: Callable[[], None]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return centres [K, D], their shares of the rows [K] and the residuals [N, D]; call `iterated` after each iteration."""
+    rng = torch.Generator().manual_seed(seed)
+    centres = rows[torch.randperm(len(rows), generator=rng)[:num_centres]].clone()
+    for _ in range(K_MEANS_ITERATIONS):
+        nearest = nearest_centre(rows, centres)
+        counts = torch.bincount(nearest, minlength=num_centres)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, rows)
+        # A centre without rows keeps its place; its share will be zero.
+        centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
+        iterated()
+        if num_centres == 1:
+            break
+    nearest = nearest_centre(rows, centres)
+    shares = torch.bincount(nearest, minlength=num_centres).double() / len(rows)
+    return centres, shares.to(rows.dtype), rows - centres[nearest]
+
+
+def nearest_centre(outlines: Tensor, centres: Tensor, chunk: int = 8192) -> Tensor:
+    """Return the index [N] of the nearest centre [K, D] of each outline [N, D], by Euclidean distance."""
+    half_norms = centres.square().sum(dim=1) / 2
+    return torch.cat([(rows @ centres.T - half_norms).argmax(dim=1) for rows in outlines.split(chunk)])
+
+
+def moment_map(outlines: Tensor, like: Tensor, most: float = 2.0) -> tuple[Tensor, Tensor]:
+    """Return the affine map that moves outlines [N, D] to the mean and covariance of `like` [M, D].
+
+    Returns matrix [D, D], symmetric and positive definite, and shift [D], both float64. Of all such maps it moves the
+    outlines least (optimal transport between Gaussians: Olkin and Pukelsheim, The Distance between Two Random Vectors
+    with Given Dispersion Matrices, 1982). It stretches no direction by more than `most`, so that a direction without
+    variance is not made from rounding noise.
+    """
+    def root(covariance: Tensor, power: float) -> Tensor:
+        values, directions = torch.linalg.eigh(covariance)
+        floor = values.mean() * 1e-9
+        return (directions * values.clamp(min=floor).pow(power)) @ directions.T
+
+    mean, wanted_mean = outlines.double().mean(dim=0), like.double().mean(dim=0)
+    covariance, wanted = torch.cov(outlines.double().T), torch.cov(like.double().T)
+    half, inverse = root(covariance, 0.5), root(covariance, -0.5)
+    values, directions = torch.linalg.eigh(inverse @ root(half @ wanted @ half, 0.5) @ inverse)
+    matrix = (directions * values.clamp(max=most)) @ directions.T
+    return matrix, wanted_mean - matrix @ mean

@@ -1,0 +1,185 @@
+"""Adversarial training of a generator against a critic: R3 or WGAN-GP."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from outlines.errors import OutlinesError
+from outlines.networks.gan import update_ema
+from outlines.networks.losses import (
+    one_centred_penalty,
+    relativistic_critic_loss,
+    relativistic_generator_loss,
+    score_gradients,
+    wasserstein_critic_loss,
+    wasserstein_generator_loss,
+    zero_centred_penalty,
+)
+from outlines.options import option
+from train.data import Batch
+from train.method import Stage, Update, Validation, adamw
+from train.runtime.progress import Progress
+
+
+@dataclass(frozen=True)
+class GanOptions:
+    """Options of the generator, the critic and their training."""
+
+    objective: str = option("r3", "adversarial loss", ("r3", "wgan-gp"))
+    gan_hidden_dim: int = option(512, "width of the hidden layers of generator and critic", low=1)
+    gan_num_layers: int = option(3, "hidden layers of generator and critic", low=1)
+    gan_steps: int = option(1000, "generator updates", low=1)
+    gan_batch_size: int = option(512, "outlines per generator update", low=2)
+    gan_learning_rate: float = option(1e-3, "peak learning rate of Adam for generator and critic", low=0)
+    gan_beta2: float = option(0.99, "second beta of Adam for generator and critic; the first is 0", low=0, high=0.9999)
+    critic_steps: int = option(1, "critic updates per generator update (new noise, same real batch)", low=1)
+    penalty_weight: float = option(2.0, "weight of the gradient penalty: gamma of r3, lambda of wgan-gp", low=0)
+    penalty_share: float = option(1.0, "fraction of a batch, above 0 to 1, at which the gradient penalty is computed",
+                                  low=1e-3, high=1)
+    ema_decay: float = option(0.995, "EMA decay per step; the EMA generator is the one that is saved", low=0, high=0.99999)
+    gan_patience: int = option(10, "early stopping: validations without improvement; 0 never stops early", low=0)
+    gan_validate_every: int = option(200, "generator updates between two validations", low=1)
+
+
+class Game(Protocol):
+    """What a GanStage trains: how fakes are drawn and scored, and which outlines of a batch are real."""
+
+    device: torch.device
+
+    @property
+    def generator(self) -> nn.Module:
+        """The saved generator. The stage makes it the moving average of the trained one."""
+
+    @property
+    def critic(self) -> nn.Module | None: ...
+
+    def begin(self, progress: Progress) -> None:
+        """Fit the baselines and the generator's start."""
+
+    def real(self, batch: Batch) -> Batch:
+        """Return a batch, as large as `batch`, whose outlines are the real ones of this step."""
+
+    def fake(self, generator: Any, batch: Batch, rng: torch.Generator) -> Tensor:
+        """Return this rank's generated outlines [B, D]. The noise is drawn for the global batch."""
+
+    def scorer(self, batch: Batch, rows: slice = slice(None)) -> Callable[[Tensor], Tensor]:
+        """Return a function from outlines [B, D] to scores [B], as the counterparts of these rows of a batch."""
+
+    def validate(self) -> Validation: ...
+
+    def finish(self, directory: Path) -> None:
+        """Complete the model when training has ended."""
+
+
+class FitStage(Stage):
+    """Only fits what the game's `begin` fits: for generators without trained parameters."""
+
+    name, num_steps, batch_size, validate_every = "fit", 1, 1, 1
+
+    def __init__(self, options: GanOptions, game: Game):
+        self.game = game
+        self.modules, self.optimizers = {"ema": game.generator}, {}
+
+    def begin(self, progress: Progress) -> None:
+        self.game.begin(progress)
+
+    def step(self, step: int, batch: Batch, update: Update) -> dict[str, Tensor]:
+        return {}
+
+    def validate(self) -> Validation:
+        return self.game.validate()
+
+    def finish(self, directory: Path) -> None:
+        self.game.finish(directory)
+
+
+class GanStage(FitStage):
+    """Trains generator and critic in turn, and keeps a moving average of the generator."""
+
+    name = "gan"
+    several_updates = True
+
+    def __init__(self, options: GanOptions, game: Game):
+        super().__init__(options, game)
+        if game.critic is None:
+            raise OutlinesError("Adversarial training needs a critic, and this model has none.")
+        self.options, self.critic = options, game.critic
+        self.generator = copy.deepcopy(game.generator)
+        self.modules = {"generator": self.generator, "ema": game.generator, "critic": self.critic}
+        self.num_steps, self.batch_size = options.gan_steps, options.gan_batch_size
+        self.validate_every, self.patience = options.gan_validate_every, options.gan_patience
+        self.optimizers = {name: adamw([module], options.gan_learning_rate, (0.0, options.gan_beta2), 0.0)
+                           for name, module in (("generator", self.generator), ("critic", self.critic))}
+
+    def begin(self, progress: Progress) -> None:
+        super().begin(progress)
+        self.generator.load_state_dict(self.game.generator.state_dict())
+
+    def step(self, step: int, batch: Batch, update: Update) -> dict[str, Tensor]:
+        batch = self.game.real(batch)
+        terms: dict[str, Tensor] = {}
+        for _ in range(self.options.critic_steps):
+            terms |= self.critic_step(batch, update)
+        terms |= self.generator_step(batch, update)
+        update_ema(self.game.generator, self.generator, self.options.ema_decay)
+        return terms
+
+    def fake(self, batch: Batch) -> Tensor:
+        """Return this rank's generated outlines [B, D], with noise seeded by torch's generator."""
+        # On a GPU the noise is drawn there: a CPU needs as long for it as the GPU for the whole step.
+        device = self.game.device if self.game.device.type == "cuda" else "cpu"
+        return self.game.fake(self.generator, batch, torch.Generator(device).manual_seed(int(torch.randint(2**62, ()))))
+
+    def critic_step(self, batch: Batch, update: Update) -> dict[str, Tensor]:
+        """Update the critic; generated outlines are constants."""
+        assert batch.outlines is not None
+        real, options = batch.outlines, self.options
+        with torch.no_grad():
+            fake = self.fake(batch)
+        # The penalty is computed at the first rows of the global batch, so that it does not depend on the number of ranks.
+        num_penalised = math.ceil(options.penalty_share * batch.num_rows)
+        own = len(batch.own(range(num_penalised)))
+        penalised, others = (self.game.scorer(batch, rows) for rows in (slice(own), slice(own, None)))
+        if options.objective == "r3":
+            real_scores, real_gradients = score_gradients(penalised, real[:own])
+            fake_scores, fake_gradients = score_gradients(penalised, fake[:own])
+            if own < len(real):
+                real_scores = torch.cat([real_scores, others(real[own:])])
+                fake_scores = torch.cat([fake_scores, others(fake[own:])])
+            adversarial = relativistic_critic_loss(real_scores, fake_scores)
+            penalties = zero_centred_penalty(real_gradients) + zero_centred_penalty(fake_gradients)
+        else:
+            critic = self.game.scorer(batch)
+            real_scores, fake_scores = critic(real), critic(fake)
+            adversarial = wasserstein_critic_loss(real_scores, fake_scores)
+            share = batch.own(torch.rand(batch.num_rows, 1)).to(real.device)
+            penalties = one_centred_penalty(score_gradients(penalised, torch.lerp(fake, real, share)[:own])[1])
+        penalty = penalties.sum() / num_penalised
+        means = {"train/critic_loss": adversarial.sum() / batch.num_rows, "train/gradient_penalty": penalty,
+                 "scores/real": real_scores.sum() / batch.num_rows, "scores/fake": fake_scores.sum() / batch.num_rows}
+        loss = means["train/critic_loss"] + options.penalty_weight * penalty
+        norm = update("critic loss", self.optimizers["critic"], loss)
+        return {key: value.detach() for key, value in means.items()} | {"norm/critic": norm}
+
+    def generator_step(self, batch: Batch, update: Update) -> dict[str, Tensor]:
+        """Update the generator; the critic passes gradients on and stores none."""
+        assert batch.outlines is not None
+        self.critic.requires_grad_(False)
+        try:
+            critic = self.game.scorer(batch)
+            fake_scores = critic(self.fake(batch))
+            if self.options.objective == "r3":
+                adversarial = relativistic_generator_loss(critic(batch.outlines), fake_scores)
+            else:
+                adversarial = wasserstein_generator_loss(fake_scores, fake_scores)
+            loss = adversarial.sum() / batch.num_rows
+            norm = update("generator loss", self.optimizers["generator"], loss)
+        finally:
+            self.critic.requires_grad_(True)
+        return {"train/generator_loss": loss.detach(), "norm/generator": norm}
