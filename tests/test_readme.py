@@ -1,4 +1,4 @@
-"""The README, held to its word: its commands in miniature, its files, its links."""
+"""The README and the docs: their commands parse or run in miniature, their links exist, the README fits its limits."""
 
 import configparser
 import json
@@ -15,23 +15,52 @@ from train.commands.train import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-TABLE_COMMANDS = re.findall(r"`(python -m [^`]+|torchrun [^`]+)`", README)
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def bash_lines(text: str) -> list[str]:
+    """Return the command lines of the bash blocks: continued lines joined, comments removed, $VARIABLES expanded."""
+    lines: list[str] = []
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        variables = dict(re.findall(r"^(\w+)=(\S*|\".*\")$", block, re.MULTILINE))
+        for line in re.sub(r"\\\n\s*", "", block).splitlines():
+            for name, value in variables.items():
+                line = line.replace(f"${name}", value.strip('"'))
+            lines.append(re.sub(r"\s+# .*", "", line).strip())
+    return lines
+
+
+def training_commands() -> list[str]:
+    """Return every `python -m train` command of the README and the docs, in text, tables and bash blocks."""
+    commands: list[str] = []
+    for document in DOCUMENTS:
+        text = document.read_text()
+        parts = [part for line in bash_lines(text) for part in re.split(r" && |; ", line)]
+        commands += re.findall(r"`(python -m [^`]+|torchrun [^`]+)`", text) + parts
+    files = "--corpus train.txt --valid val.txt --test test.txt"
+    commands = [re.sub(r"\$F\b", files, command) for command in commands]
+    return sorted({command for command in commands if re.search(r"(python|torchrun).* -m train\b", command)})
+
+
+def test_the_readme_fits_its_limits() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert max(map(len, lines)) <= 160
 
 
 def test_the_two_commands_install_what_setup_cfg_offers() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     extras = set(setup["options.extras_require"])
-    installs = [part for block in BLOCKS[:2] for part in block.strip().split(" && ") if " install " in part]
+    first, = (line for line in bash_lines(README) if line.endswith(" && .venv/bin/python -m train"))
+    tests, = (line for line in bash_lines(README) if line.endswith(" && .venv/bin/python -m pytest"))
+    installs = [part for line in (first, tests) for part in line.split(" && ") if " install " in part]
     assert len(installs) == 2
     for command in installs:
         words = shlex.split(command)
         assert (ROOT / words[words.index("-c") + 1]).is_file()
         named = re.fullmatch(r"\.\[([a-z,]+)\]", words[-1])
         assert named and set(named[1].split(",")) <= extras
-    assert BLOCKS[0].strip().endswith(" && .venv/bin/python -m train")
-    assert BLOCKS[1].strip().endswith(" && .venv/bin/python -m pytest")
 
 
 def test_constraints_pin_every_requirement() -> None:
@@ -45,9 +74,9 @@ def test_constraints_pin_every_requirement() -> None:
     assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
 
 
-@pytest.mark.parametrize("command", [command for command in TABLE_COMMANDS if " -m train" in command])
-def test_every_training_command_is_understood(command: str) -> None:
-    words = shlex.split(command)
+@pytest.mark.parametrize("command", training_commands())
+def test_every_training_command_parses(command: str) -> None:
+    words = shlex.split(command.replace("$K", "2000"))
     if "--help" in words:
         with pytest.raises(SystemExit, match="0"):
             parse(words[words.index("train") + 1:])
@@ -58,7 +87,7 @@ def test_every_training_command_is_understood(command: str) -> None:
             assert verb.parser().parse_args(arguments[1:])
             return
     options = parse(arguments)
-    assert options.resume == "RUN" or plan_of(options).runs
+    assert options.resume or plan_of(options).runs
 
 
 def test_the_main_job_in_miniature(tiny_arguments: list[str], run_module: Command, tmp_path: Path) -> None:
@@ -84,6 +113,12 @@ def test_the_embedded_corpus_needs_no_file(recurrent_encoder: Path, run_module: 
     assert "going on" not in done.stderr and (tmp_path / "runs" / "001-outlines-tiny" / "report.md").is_file()
 
 
+def test_the_python_example_runs(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example, = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(example.replace("runs/001-outlines-default", str(tiny_run)), {})
+    assert len(capsys.readouterr().out.splitlines()) >= 3
+
+
 def test_an_encoder_of_ones_own(tiny_corpus: Path, run_module: Command, tmp_path: Path) -> None:
     done = run_module("train", "encoder", "--preset", "tiny", "--corpus", tiny_corpus, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -95,11 +130,17 @@ def test_an_encoder_of_ones_own(tiny_corpus: Path, run_module: Command, tmp_path
     assert refused.returncode == 2 and "no source of new ones" in refused.stderr
 
 
+def headings(text: str) -> set[str]:
+    """Return the anchors that GitHub makes from a document's headings."""
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+
+
 def test_files_and_links_exist() -> None:
-    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    assert len(documents) > 1
-    for document in documents:
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+    assert len(DOCUMENTS) > 1
+    for document in DOCUMENTS:
+        for name, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", document.read_text()):
+            target = document.parent / name if name else document
+            assert target.exists(), f"{document.name}: {name}"
+            assert not anchor or anchor in headings(target.read_text()), f"{document.name}: {name}#{anchor}"
     for name in re.findall(r"`((?:outlines|train|generate|docs|benchmarks)/[\w/.]*)`", README):
         assert (ROOT / name).exists(), name
