@@ -133,7 +133,8 @@ def test_an_encoder_of_ones_own(tiny_corpus: Path, run_module: Command, tmp_path
 
 def headings(text: str) -> set[str]:
     """Return the anchors that GitHub makes from a document's headings."""
-    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
 def test_files_and_links_exist() -> None:
