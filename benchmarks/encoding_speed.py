@@ -1,25 +1,21 @@
-"""Sentences/s of the default encoder on the embedded corpus: `python -m benchmarks.encoding_speed`."""
-
-import time
+"""Sentences/s of the default encoder on the built-in corpus: `python -m benchmarks.encoding_speed`."""
 
 import torch
 
+from benchmarks.rounds import shortest
 from outlines.corpus.grammar import sentences
 from outlines.encoders import load_encoder
 
+NUM, ROUNDS = 2048, 5
+
 
 def main() -> None:
-    corpus = list(sentences(4096, seed=1))
+    corpus = list(sentences(NUM, seed=1))
     encoder = load_encoder("minilm")
     encoder.encode(corpus[:256])
-    rates = []
-    for _ in range(3):
-        started = time.perf_counter()
-        encoder.encode(corpus)
-        rates.append(len(corpus) / (time.perf_counter() - started))
-    words = sum(len(sentence.split()) for sentence in corpus) / len(corpus)
-    print(f"minilm, {torch.get_num_threads()} threads, sentences of {words:.1f} words: {max(rates):,.0f} sentences/s, "
-          f"best of {len(rates)} ({min(rates):,.0f} to {max(rates):,.0f})")
+    seconds = shortest({"minilm": lambda: encoder.encode(corpus)}, ROUNDS, num_warmup=0)["minilm"]
+    words = sum(len(sentence.split()) for sentence in corpus) / NUM
+    print(f"minilm, {torch.get_num_threads()} threads, sentences of {words:.1f} words: {NUM / seconds:,.0f} sentences/s")
 
 
 if __name__ == "__main__":

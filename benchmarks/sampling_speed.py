@@ -1,63 +1,56 @@
-"""Sentences/s of sampling, and the time to the first sentence: `python -m benchmarks.sampling_speed RUN [cpu|cuda]`.
+"""Sampling speed, and the time to the first sentence: `python -m benchmarks.sampling_speed RUN [cpu|cuda]`.
 
-A trained run and no random weights: how fast sentences come depends on how soon they end. New sentences as text at
-T = 0.7, by batch size, and the largest batches in float32 and in bfloat16; rounds of all these alternate, and the best round
-of each counts, for other processes only ever slow one down. A cold start is a new process, `python -m generate RUN --num 1`,
-from its start to its end.
+RUN is a trained run, because the speed depends on the lengths of its sentences. Measures new sentences as text at
+temperature 0.7, by batch size, and the largest batches in both precisions (on a CPU without bfloat16: in float32 only).
+A cold start is a new process, `python -m generate RUN --num 1`, from its start to its end.
 """
 
 import subprocess
 import sys
-import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 import outlines
+from benchmarks.rounds import has_bfloat16, shortest
 from outlines.decoding.sample import SamplingConfig
 from outlines.devices import sampling_workers
-from outlines.inference.pipeline import TEMPERATURE
+from outlines.inference.pipeline import TEMPERATURE, Pipeline
 
-BATCH_SIZES, NUM = (64, 256, 1024, 4096), 1 << 14
+BATCH_SIZES, NUM = (64, 256, 1024, 4096), 1 << 13
 GPU_BATCH_SIZES, GPU_NUM = (4096, 16_384, 65_536), 1 << 18
-ROUNDS, STARTS = 5, 5
-HEAVY = ("tensorboard", "sentence_transformers", "transformers")
+ROUNDS, STARTS = 5, 3
+HEAVY = ("tensorboard", "sentence_transformers", "transformers", "sacrebleu")
 
 
 def main(run: Path, device: str = "auto") -> None:
-    pipeline = outlines.load(run, device)
-    sampling = SamplingConfig(temperature=TEMPERATURE)
-    sizes, num = (BATCH_SIZES, NUM) if pipeline.device.type == "cpu" else (GPU_BATCH_SIZES, GPU_NUM)
-    tokens = [row for rows, _ in pipeline.model.generate(NUM, 1, sampling) for row in rows]  # and a first time, uncounted
-    parameters = sum(parameter.numel() for parameter in pipeline.model.decoder.parameters())
-    print(f"decoder of {parameters / 1e6:.2f} M parameters, {sum(map(len, tokens)) / NUM:.1f} tokens a sentence, "
+    pipeline, sampling = outlines.load(run, device), SamplingConfig(temperature=TEMPERATURE)
+    on_cpu = pipeline.device.type == "cpu"
+    sizes, num = (BATCH_SIZES, NUM) if on_cpu else (GPU_BATCH_SIZES, GPU_NUM)
+    tokens = [row for rows, _ in pipeline.model.generate(NUM, 1, sampling) for row in rows]
+    num_parameters = sum(parameter.numel() for parameter in pipeline.model.decoder.parameters())
+    print(f"decoder of {num_parameters / 1e6:.2f} M parameters, {sum(map(len, tokens)) / NUM:.1f} tokens per sentence, "
           f"{pipeline.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     workers = sampling_workers(pipeline.device)
-    other = outlines.load(run, pipeline.device.type, "float32" if pipeline.precision == "bfloat16" else "bfloat16")
-    best = dict.fromkeys([*((pipeline, size) for size in sizes), (other, sizes[-1])], 0.0)
-    for _ in range(ROUNDS):
-        for loaded, size in best:
-            started = time.perf_counter()
-            for _ in loaded.sentences(num, 1, sampling, batch_size=size, workers=workers):
-                pass
-            best[loaded, size] = max(best[loaded, size], num / (time.perf_counter() - started))
-    for (loaded, size), speed in best.items():
-        print(f"{loaded.precision:8}, batches of {size:6,} {speed:9,.0f} sentences/s")
-    spelt = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        pipeline.tokenizer.lines(tokens)
-        spelt.append((time.perf_counter() - started) / NUM)
-    print(f"of which text from tokens, by one thread at a time: {min(spelt) * 1e6:.1f} microseconds a sentence")
+
+    def arm(loaded: Pipeline, size: int) -> Callable[[], object]:
+        return lambda: deque(loaded.sentences(num, 1, sampling, batch_size=size, workers=workers), maxlen=0)
+
+    arms = {(pipeline.precision, size): arm(pipeline, size) for size in sizes}
+    if not on_cpu or has_bfloat16():
+        other = outlines.load(run, pipeline.device.type, "float32" if pipeline.precision == "bfloat16" else "bfloat16")
+        arms[other.precision, sizes[-1]] = arm(other, sizes[-1])
+    for (precision, size), seconds in shortest(arms, ROUNDS, num_warmup=0).items():
+        print(f"{precision:8}, batches of {size:6,} {num / seconds:9,.0f} sentences/s")
+    spelling = shortest({"spelling": lambda: pipeline.tokenizer.lines(tokens)}, ROUNDS)["spelling"]
+    print(f"of this, text from tokens takes {spelling / NUM * 1e6:.1f} microseconds per sentence, by one thread at a time")
     command = [sys.executable, "-m", "generate", str(run), "--num", "1", "--device", pipeline.device.type]
-    times = []
-    for _ in range(STARTS):
-        started = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        times.append(time.perf_counter() - started)
+    start = shortest({"start": lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)}, STARTS, 0)["start"]
     imports = subprocess.run([sys.executable, "-X", "importtime", *command[1:]], check=True, capture_output=True, text=True)
     heavy = [name for name in HEAVY if f" {name}\n" in imports.stderr]
-    print(f"cold start to the first sentence {min(times):.2f} s; imports {', '.join(heavy) or 'none'} of {', '.join(HEAVY)}")
+    print(f"cold start to the first sentence {start:.2f} s; imports {', '.join(heavy) or 'none'} of {', '.join(HEAVY)}")
 
 
 if __name__ == "__main__":

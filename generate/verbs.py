@@ -122,7 +122,8 @@ def reconstruct(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Lin
 
 def interpolate(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
     judge = load_pipeline(options.lm, pipeline.device) if options.lm else None
-    for kind in pipeline.walks if options.walk == "all" else (options.walk,):
+    # A run without walks raises its error at the first one.
+    for kind in (pipeline.walks or ("spherical",)) if options.walk == "all" else (options.walk,):
         walk = pipeline.interpolate(options.a, options.b, kind, options.num, sampling_of(options))
         for point in walk.points:
             steps = _span([point.step, point.step + len(point.nll_start) - 1], "d")

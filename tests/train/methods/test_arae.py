@@ -321,7 +321,7 @@ def test_every_verb_works_or_says_what_is_missing(run: Path, tmp_path: Path, cap
         assert len(capsys.readouterr().out.splitlines()) == num, arguments
     lacking: list[tuple[list[object], str]] = [
         (["nearest", run, one], "outlines"),
-        (["interpolate", run, one, other, "--walk", "noise"], "choose from linear, spherical, gradient")]
+        (["interpolate", run, one, other, "--walk", "noise"], "Choose from linear, spherical, gradient")]
     for arguments, lack in lacking:
         assert generate([*map(str, arguments), "--device", "cpu"]) == 2
         errors = capsys.readouterr().err

@@ -287,11 +287,11 @@ def test_a_sentence_depends_on_seed_number_and_condition_alone(loaded: Pipeline)
 
 
 @pytest.mark.parametrize(("content", "flags", "message"), [  # X
-    ("not json\n", [], 'condition 1: expected {"condition"'),
+    ("not json\n", [], 'condition 1 is not valid. Write {"condition"'),
     ('{"condition": "A dog.", "label": "verse"}\n', [], "Label 'verse' has no effect: this run was trained without labels"),
     ('{"condition": "A dog."}\n', ["--unique"], "no effect with --condition"),
     ('{"condition": "A dog."}\n', ["--source", "mixture"], "choose from generator, linear"),
-    ('{"condition": "A dog."}\n', ["--num", "0"], "--num must be at least 1"),
+    ('{"condition": "A dog."}\n', ["--num", "0"], "--num: must be a whole number of at least 1"),
 ], ids=range(5))
 def test_bad_conditions_are_one_line_and_status_2(content: str, flags: list[str], message: str, run: Path,
                                                   tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -304,7 +304,7 @@ def test_bad_conditions_are_one_line_and_status_2(content: str, flags: list[str]
 
 def test_another_family_takes_no_condition(loaded: Pipeline) -> None:
     model = LanguageModel(DecoderConfig(9, 0, embed_dim=4, hidden_dim=4))
-    with pytest.raises(OutlinesError, match="family lm takes no condition"):
+    with pytest.raises(OutlinesError, match="'lm' models do not accept conditions"):
         list(Pipeline(loaded.run, loaded.description, model, loaded.tokenizer).given([]))
 
 

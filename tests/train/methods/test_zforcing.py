@@ -414,4 +414,4 @@ def test_a_run_generates_and_says_in_one_line_what_it_cannot(comparison: Path, c
     assert [line[:5] for line in written("complete", run, "A dog", "--num", "2")] == ["A dog"] * 2
     for arguments in (["interpolate", run, "A dog runs.", "A man sits.", "--walk", "all"], ["vary", run, "A dog runs."]):
         assert generate(arguments) == 2
-        assert re.fullmatch("error: .* a latent for every step, and no one vector .*\n", capsys.readouterr().err)
+        assert re.fullmatch("error: .* a latent per step, not one vector .*\n", capsys.readouterr().err)
