@@ -4,14 +4,13 @@ It needs no download, and a language model trained on it can be compared with th
 
 A `Grammar` is a finite table of rules without recursion. It has two representations:
 
-- the rules: sampling, and the entropy and number of derivations, by recursion. The entropy of a rule is that of its
-  choice plus the expected entropy of its parts (Grenander, Syntax-Controlled Probabilities, 1967);
-- an acyclic automaton over words, compiled from the rules: log-probabilities and membership, summed over all paths
-  that spell a sentence, so they are exact for ambiguous grammars too.
+- the rules: sampling and entropy, by recursion. The entropy of a rule is that of its choice plus the expected entropy
+  of its parts (Grenander, Syntax-Controlled Probabilities, 1967);
+- an acyclic automaton over words, compiled from the rules: log-probabilities, summed over all paths that spell a
+  sentence, so they are exact for ambiguous grammars too.
 
-The entropy of derivations is the entropy of sentences if no sentence has two derivations. This is checked: the rules
-count derivations, the determinised automaton counts distinct sentences, both as integers. Every sentence has at
-least one derivation, so each has exactly one if and only if the counts are equal.
+The entropy of derivations is the entropy of sentences if no sentence has two derivations. A test proves this for the
+scenes: the rules have as many derivations as the determinised automaton has distinct sentences.
 """
 
 import functools
@@ -19,10 +18,9 @@ import math
 import random
 import re
 from bisect import bisect
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from outlines.corpus.scenes import SCENES, scene_rules
 from outlines.errors import OutlinesError
@@ -86,32 +84,15 @@ class Grammar:
         return isinstance(sentence, str) and self.log_prob(sentence) > -math.inf
 
     def entropy(self) -> float:
-        """Return the exact entropy in nats per sentence. Raises OutlinesError if the grammar is ambiguous."""
-        if not self.is_unambiguous():
-            raise OutlinesError("The entropy of an ambiguous grammar is unknown. Derive each sentence only once.")
-
-        def of_rule(rule: _Rule, parts: list[list[float]]) -> float:
-            return sum(p * (sum(entropies) - math.log(p)) for p, entropies in zip(rule.probs, parts, strict=True))
-
-        return self._fold(0.0, of_rule)
-
-    @functools.cached_property
-    def num_derivations(self) -> int:
-        """The number of derivations."""
-        return self._fold(1, lambda rule, parts: sum(map(math.prod, parts)))
-
-    def is_unambiguous(self) -> bool:
-        """Return whether every sentence has exactly one derivation. Exact: see the module's docstring."""
-        return self.num_derivations == self.num_sentences
-
-    def _fold(self, word: Any, of_rule: Callable[[_Rule, list[list[Any]]], Any]) -> Any:
-        """Return the value of the start rule. `word`: value of a word; `of_rule`: of a rule, from those of its parts."""
+        """Return the exact entropy of derivations in nats per sentence."""
         @functools.cache
-        def value(symbol: str) -> Any:
-            rule = self._rules.get(symbol)
-            return word if rule is None else of_rule(rule, [list(map(value, expansion)) for expansion in rule.expansions])
+        def entropy_of(symbol: str) -> float:
+            if symbol not in self._rules:
+                return 0.0
+            probs, _, expansions = self._rules[symbol]
+            return sum(p * (sum(map(entropy_of, parts)) - math.log(p)) for p, parts in zip(probs, expansions, strict=True))
 
-        return value(self._start)
+        return entropy_of(self._start)
 
     def _define(self, name: str, rules: Mapping[str, str], above: tuple[str, ...]) -> None:
         """Parse the rule `name` and all rules below it into self._rules. `above`: the rules that led here."""
@@ -179,22 +160,6 @@ class Grammar:
             for p, target in arcs[state]:
                 after[target] = after.get(target, 0.0) + weights[state] * p
         return after
-
-    @functools.cached_property
-    def num_sentences(self) -> int:
-        """The number of distinct sentences, counted on the determinised automaton."""
-        first, arcs = self._automaton
-
-        @functools.cache
-        def count(states: frozenset[int]) -> int:
-            """Return the number of distinct continuations of a state of the determinised automaton."""
-            targets: dict[str, set[int]] = defaultdict(set)
-            for state in states:
-                for word, _, target in arcs[state]:
-                    targets[word].add(target)
-            return sum(1 if word == _END else count(frozenset(after)) for word, after in targets.items())
-
-        return count(frozenset([first]))
 
 
 @functools.cache

@@ -16,7 +16,7 @@ Sentences, token rows and outlines share their numbers: row i is always sentence
 
 import contextlib
 import json
-from collections import Counter
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
@@ -33,7 +33,6 @@ from outlines.hardening import map_numbers, map_offsets, one_line, read_json
 
 MAX_LEN = 64
 CHUNK_SENTENCES = 4096
-CHUNK_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
@@ -62,28 +61,21 @@ def write_sentences(directory: Path, pairs: Iterable[tuple[str, str]]) -> dict[s
 
     Raises CorpusError if a split is empty.
     """
-    counts = Counter(dict.fromkeys(SPLITS, 0))
+    offsets = {split: array("q", [0]) for split in SPLITS}
     with contextlib.ExitStack() as stack:
         texts = {split: stack.enter_context(open(directory / f"{split}.txt", "wb")) for split in SPLITS}
         for split, sentence in pairs:
             if "\n" in sentence:
                 raise ValueError(f"sentence contains a newline: {sentence[:80]!r}")
-            texts[split].write(sentence.encode() + b"\n")
-            counts[split] += 1
+            offsets[split].append(offsets[split][-1] + texts[split].write(sentence.encode() + b"\n"))
+    counts = {split: len(offsets[split]) - 1 for split in SPLITS}
     for split in SPLITS:
         if not counts[split]:
             found = ", ".join(f"{name} {count:,}" for name, count in counts.items())
             advice = "" if split == "train" else f", raise {split}_fraction or pass {split} files"
             raise CorpusError(f"The {split} split is empty ({found}). Add sentences{advice}.")
-        with (open(directory / f"{split}.txt", "rb") as text,
-              _growing_array(directory / f"{split}.offsets.npy", "<i8") as extend):
-            extend([0])
-            position = 0
-            while chunk := text.read(CHUNK_BYTES):
-                line_ends = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n"))
-                extend(position + line_ends + 1)
-                position += len(chunk)
-    return dict(counts)
+        np.save(directory / f"{split}.offsets.npy", np.array(offsets[split]))
+    return counts
 
 
 class Sentences:
@@ -127,23 +119,19 @@ def write_tokens(sentences: Sentences, tokenizer: Tokenizer, directory: Path, ma
     """
     if max_len < 1:
         raise CorpusError(f"max_len is {max_len}. It must be at least 1.")
-    done = num_cut = position = 0
+    num_cut = 0
+    offsets = array("q", [0])
     stream = iter(sentences)
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<i4"
-    with (_growing_array(directory / f"{sentences.split}.ids.npy", dtype) as extend_ids,
-          _growing_array(directory / f"{sentences.split}.token_offsets.npy", "<i8") as extend_offsets):
-        extend_offsets([0])
+    with _growing_array(directory / f"{sentences.split}.ids.npy", dtype) as extend:
         while chunk := list(islice(stream, CHUNK_SENTENCES)):
-            rows = tokenizer.encode(chunk)
-            num_cut += sum(len(row) > max_len for row in rows)
-            rows = [row[:max_len] for row in rows]
-            extend_ids([token for row in rows for token in row])
-            ends = position + np.cumsum([len(row) for row in rows])
-            extend_offsets(ends)
-            position = int(ends[-1])
-            done += len(chunk)
+            for row in tokenizer.encode(chunk):
+                num_cut += len(row) > max_len
+                extend(row[:max_len])
+                offsets.append(offsets[-1] + min(len(row), max_len))
             if progress is not None:
-                progress(done)
+                progress(len(offsets) - 1)
+    np.save(directory / f"{sentences.split}.token_offsets.npy", np.array(offsets))
     return num_cut
 
 
@@ -208,8 +196,8 @@ def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source:
 
     meta.json has source, max_len, vocab_size (of the tokenizer), lowercase (None with a given tokenizer) and, under
     splits, each split's sentences, tokens, truncated rows and fingerprint. An earlier prepared corpus is replaced;
-    another file or a non-empty directory raises CorpusError. Memory does not grow with the corpus, except for the
-    sample that trains the tokenizer.
+    another file or a non-empty directory raises CorpusError. Memory: 8 bytes per sentence, and the sample that trains
+    the tokenizer.
     """
     if tokenizer is not None and (vocab_size is not None or lowercase):
         raise CorpusError("vocab_size and lowercase have no effect on a given tokenizer. Remove these options.")

@@ -10,7 +10,7 @@ encoding again.
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -180,25 +180,18 @@ def _encode_chunk(sentences: Sentences, encoder: SentenceEncoder, first: int, la
 
 
 def _moments(directory: Path, sums: list[str], dim: int) -> tuple[np.ndarray, float]:
-    """Return mean [D] and scale of the stored values in float64, reading and verifying one shard at a time.
+    """Return mean [D] and scale of the stored values in float64, with one verified shard in memory at a time."""
+    def shards() -> Iterator[np.ndarray]:
+        for shard, expected in enumerate(sums):
+            file = _shard_file(directory, shard)
+            data = file.read_bytes() if file.is_file() else b""
+            if hashlib.sha256(data).hexdigest() != expected:
+                raise _damaged(file)
+            yield np.frombuffer(data, dtype=DTYPE).reshape(-1, dim).astype(np.float64)
 
-    Source: Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances (1979).
-    """
-    mean, deviations, count = np.zeros(dim), np.zeros(dim), 0
-    for shard, expected in enumerate(sums):
-        file = _shard_file(directory, shard)
-        data = file.read_bytes() if file.is_file() else b""
-        if hashlib.sha256(data).hexdigest() != expected:
-            raise _damaged(file)
-        values = np.frombuffer(data, dtype=DTYPE).reshape(-1, dim).astype(np.float64)
-        shard_mean = values.mean(axis=0)
-        values -= shard_mean
-        both = count + len(values)
-        deviations += np.square(values, out=values).sum(axis=0)
-        deviations += np.square(shard_mean - mean) * (count * len(values) / both)
-        mean += (shard_mean - mean) * (len(values) / both)
-        count = both
-    return mean, math.sqrt(deviations.mean() / count)
+    total = np.sum([(len(values), *values.sum(axis=0)) for values in shards()], axis=0)
+    mean = total[1:] / total[0]
+    return mean, math.sqrt(sum(np.square(values - mean).sum() for values in shards()) / total[0] / dim)
 
 
 def _shard_file(directory: Path, shard: int) -> Path:
