@@ -1,7 +1,6 @@
-"""What the adversary brought: a generator beside its untrained controls, in one verdict and in words.
+"""The verdict on a generator compared with untrained controls (the mixture, one Gaussian) and with real outlines.
 
-The controls are the mixture and the one Gaussian (outline_model.py); real outlines, of sentences that are not those
-compared with, say what can be reached. All are measured alike: as many outlines, against the same held-out ones.
+All are measured alike: equally many outlines, compared with the same held-out ones. Real outlines show what can be reached.
 """
 
 import math
@@ -12,14 +11,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 MARGIN = 0.02
-"""By which a harmonic mean of precision and recall must be higher: two standard errors of the difference between two
-shares near 0.9, each of 2,000 outlines."""
+"""Difference of F1 that counts: two standard errors of the difference between shares near 0.9, each of 2,000 outlines."""
 MAX_RECALL_LOSS = 0.1
-"""Recall below that of real outlines, and of the mixture, by which modes are missing and not only thinned out."""
+"""Recall below both real outlines and the mixture from which on modes are missing."""
 LEFT_OF_START = 0.5
-"""Share of the start's harmonic mean below which a training has wrecked what it started from."""
+"""Share of the start's F1 below which training has destroyed what it started from."""
 MAX_MEMORISED = 0.5
-"""Share of what the critic tells apart that it has learnt by heart, above which it judges training outlines alone."""
+"""Memorised share of the critic's margin above which the critic only judges training outlines."""
 
 
 class GanVerdict(StrEnum):
@@ -33,30 +31,73 @@ class GanVerdict(StrEnum):
     CRITIC_OVERFITTED = "critic overfitted"
 
 
+MEANINGS = {GanVerdict.BETTER_THAN_MIXTURE: "is better than the mixture",
+            GanVerdict.BETTER_THAN_GAUSSIAN: "is better than the Gaussian, but not than the mixture",
+            GanVerdict.NO_BETTER: "is no better than the Gaussian",
+            GanVerdict.MODE_DROPPING: "drops modes",
+            GanVerdict.DIVERGED: "has diverged",
+            GanVerdict.CRITIC_OVERFITTED: "is not better than the mixture, and its critic is overfitted"}
+
+
 class Quality(NamedTuple):
-    """Of one source's outlines: k-NN precision and recall, and nats per token of what is decoded from them, if known."""
+    """Figures of one source's outlines: k-NN precision and recall, nats per token of the decoded sentences if known."""
 
     precision: float
     recall: float
     decoded_nll: float | None = None
 
     @property
-    def harmonic(self) -> float:
-        """The harmonic mean of precision and recall, so that neither can be bought with the other."""
+    def f1(self) -> float:
+        """The harmonic mean of precision and recall."""
         return 2 * self.precision * self.recall / max(self.precision + self.recall, 1e-9)
 
-    def better_than(self, other: "Quality") -> bool:
-        """By MARGIN in the harmonic mean and, where both are known, with likelier sentences."""
-        likelier = self.decoded_nll is None or other.decoded_nll is None or self.decoded_nll < other.decoded_nll
-        return self.harmonic >= other.harmonic + MARGIN and likelier
+    def compare(self, other: "Quality", name: str) -> tuple[bool, str]:
+        """Return whether it is better than `other` (F1 by MARGIN, and a lower decoded NLL), and the figure that decided."""
+        f1 = f"Its F1 of precision and recall is {self.f1:.3f}, the {name}'s {other.f1:.3f}"
+        if not self.f1 >= other.f1 + MARGIN:
+            return False, f"{f1} (margin {MARGIN})."
+        if self.decoded_nll is None or other.decoded_nll is None:
+            return True, f"{f1} (margin {MARGIN})."
+        likelier = self.decoded_nll < other.decoded_nll
+        nll = f"its sentences have an NLL of {self.decoded_nll:.3f} nats per token, the {name}'s {other.decoded_nll:.3f}"
+        return likelier, f"{f1}, {'and' if likelier else 'but'} {nll}."
+
+
+@dataclass(frozen=True)
+class GanDiagnosis:
+    """A verdict and its figures."""
+
+    verdict: GanVerdict
+    reason: str
+    """the figure that decided, with its threshold; one sentence"""
+    generator: Quality
+    mixture: Quality
+    gaussian: Quality
+    real: Quality
+    memorised: float
+
+    def in_words(self) -> str:
+        """Return the verdict in two sentences."""
+        return f"The generator {MEANINGS[self.verdict]}. {self.reason}"
+
+    def details(self) -> list[str]:
+        """Return all figures, one per entry."""
+        sources = {"generator": self.generator, "mixture": self.mixture, "Gaussian": self.gaussian, "real": self.real}
+
+        def row(title: str, field: str) -> str:
+            values = {name: getattr(quality, field) for name, quality in sources.items()}
+            return f"{title}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items() if value is not None)
+
+        nll = [row("NLL of the decoded sentences, nats per token", "decoded_nll")] if self.generator.decoded_nll else []
+        return [row("Precision", "precision"), row("Recall", "recall"), *nll, f"Critic memorisation: {self.memorised:.0%}"]
 
 
 def memorised_share(training: Tensor, held_out: Tensor, generated: Tensor) -> float:
-    """Of the distance between training and generated outlines' mean scores, the share that held-out ones fall short.
+    """Return the share of the critic's margin (training minus generated mean score) by which held-out outlines fall short.
 
-    0: held-out outlines score as training ones do. 1: as generated ones: the critic has learnt its training outlines by
-    heart. Scores: [N], [M], [K]. A shortfall within three standard errors, or a critic that scores generated outlines no
-    lower than training ones, counts as 0.
+    0: held-out outlines score like training ones. 1: like generated ones, so the critic has memorised its training
+    outlines. 0 also if the shortfall is within three standard errors or the margin is not positive.
+    training, held_out, generated: scores [N], [M], [K].
     """
     short = float(training.mean() - held_out.mean())
     error = math.sqrt(float(training.var()) / len(training) + float(held_out.var()) / len(held_out))
@@ -65,72 +106,37 @@ def memorised_share(training: Tensor, held_out: Tensor, generated: Tensor) -> fl
 
 
 def judge_generator(generator: Quality, mixture: Quality, gaussian: Quality, real: Quality, start: Quality | None,
-                    memorised: float) -> GanVerdict:
-    """The verdict, the first of these that holds.
+                    memorised: float) -> GanDiagnosis:
+    """Return the verdict with its figures. start: the control that the generator started from; None for noise.
 
+    The first of these that holds:
     diverged                   a figure is not finite
-    mode-dropping              recall lies MAX_RECALL_LOSS below both the real outlines' and the mixture's, with a precision
-                               above the Gaussian's (else nothing says that what is there is right)
-    diverged                   less than LEFT_OF_START of the start's harmonic mean is left
-    better than the mixture    `Quality.better_than` it
-    critic overfitted          the critic has learnt more than MAX_MEMORISED by heart, which may be why it is no better
-    better than the Gaussian   `Quality.better_than` it
+    mode-dropping              recall is MAX_RECALL_LOSS below both real outlines and the mixture, and the precision is
+                               above the Gaussian's (otherwise nothing shows that the remaining modes are right)
+    diverged                   F1 is below LEFT_OF_START of the start's
+    better than the mixture    `Quality.compare`
+    critic overfitted          the memorised share exceeds MAX_MEMORISED
+    better than the Gaussian   `Quality.compare`
     no better                  otherwise
-
-    start: what the generator started at, a control; None for noise.
     """
-    figures = [memorised, *(value for value in generator if value is not None)]
-    if not all(map(math.isfinite, figures)):
-        return GanVerdict.DIVERGED
-    if (generator.recall < min(real.recall, mixture.recall) - MAX_RECALL_LOSS
-            and generator.precision >= gaussian.precision + MARGIN):
-        return GanVerdict.MODE_DROPPING
-    if start is not None and generator.harmonic < LEFT_OF_START * start.harmonic:
-        return GanVerdict.DIVERGED
-    if generator.better_than(mixture):
-        return GanVerdict.BETTER_THAN_MIXTURE
-    if memorised > MAX_MEMORISED:
-        return GanVerdict.CRITIC_OVERFITTED
-    return GanVerdict.BETTER_THAN_GAUSSIAN if generator.better_than(gaussian) else GanVerdict.NO_BETTER
+    def decide() -> tuple[GanVerdict, str]:
+        figures = [memorised, *(value for value in generator if value is not None)]
+        if not all(map(math.isfinite, figures)):
+            return GanVerdict.DIVERGED, "One of its figures is not finite."
+        recall = min(real.recall, mixture.recall)
+        if generator.recall < recall - MAX_RECALL_LOSS and generator.precision >= gaussian.precision + MARGIN:
+            return GanVerdict.MODE_DROPPING, (f"Its recall is {generator.recall:.3f}, more than {MAX_RECALL_LOSS} below "
+                                              f"{recall:.3f}, the lower one of mixture and real outlines.")
+        if start is not None and generator.f1 < LEFT_OF_START * start.f1:
+            return GanVerdict.DIVERGED, (f"Its F1 of precision and recall is {generator.f1:.3f}, less than {LEFT_OF_START} "
+                                         f"of the start's {start.f1:.3f}.")
+        better, reason = generator.compare(mixture, "mixture")
+        if better:
+            return GanVerdict.BETTER_THAN_MIXTURE, reason
+        if memorised > MAX_MEMORISED:
+            return GanVerdict.CRITIC_OVERFITTED, (f"The critic has memorised {memorised:.0%} of its margin, more than "
+                                                  f"{MAX_MEMORISED:.0%}.")
+        better, less = generator.compare(gaussian, "Gaussian")
+        return (GanVerdict.BETTER_THAN_GAUSSIAN, reason) if better else (GanVerdict.NO_BETTER, less)
 
-
-@dataclass(frozen=True)
-class GanDiagnosis:
-    """A verdict and the figures that it rests on."""
-
-    verdict: GanVerdict
-    generator: Quality
-    mixture: Quality
-    gaussian: Quality
-    real: Quality
-    memorised: float
-
-    def in_words(self) -> str:
-        """Two or three sentences, figures included."""
-        names = {"mixture": self.mixture, "Gaussian": self.gaussian, "real outlines": self.real}
-
-        def beside(field: str, decimals: int) -> str:
-            others = ", ".join(f"{name} {getattr(quality, field):.{decimals}f}" for name, quality in names.items())
-            return f"{getattr(self.generator, field):.{decimals}f} ({others})"
-
-        parts = [f"The generator is {MEANINGS[self.verdict]}: precision {beside('precision', 3)}, "
-                 f"recall {beside('recall', 3)}."]
-        if all(quality.decoded_nll is not None for quality in (self.generator, *names.values())):
-            parts.append(f"What is decoded from it has {beside('decoded_nll', 3)} nats per token.")
-        parts.append(f"Of what the critic tells apart, {self.memorised:.0%} is training outlines learnt by heart.")
-        return " ".join(parts)
-
-
-MEANINGS = {GanVerdict.BETTER_THAN_MIXTURE: "better than the mixture",
-            GanVerdict.BETTER_THAN_GAUSSIAN: "better than the Gaussian, not than the mixture",
-            GanVerdict.NO_BETTER: "no better than the Gaussian",
-            GanVerdict.MODE_DROPPING: "dropping modes",
-            GanVerdict.DIVERGED: "diverged",
-            GanVerdict.CRITIC_OVERFITTED: "not better than the mixture, and its critic is overfitted"}
-
-
-def diagnose_generator(generator: Quality, mixture: Quality, gaussian: Quality, real: Quality, start: Quality | None,
-                       memorised: float) -> GanDiagnosis:
-    """`judge_generator` with its figures."""
-    return GanDiagnosis(judge_generator(generator, mixture, gaussian, real, start, memorised), generator, mixture, gaussian,
-                        real, memorised)
+    return GanDiagnosis(*decide(), generator, mixture, gaussian, real, memorised)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from outlines.metrics.verdicts import GanVerdict, Quality, diagnose_generator, judge_generator, memorised_share
+from outlines.metrics.verdicts import GanVerdict, Quality, judge_generator, memorised_share
 
 MIXTURE, GAUSSIAN, REAL = Quality(0.80, 0.96, 3.6), Quality(0.10, 0.90, 3.8), Quality(0.92, 0.93, 3.3)
 
@@ -27,20 +27,35 @@ MIXTURE, GAUSSIAN, REAL = Quality(0.80, 0.96, 3.6), Quality(0.10, 0.90, 3.8), Qu
     (Quality(0.93, 0.92, 3.5), MIXTURE, 0.8, "better than the mixture"),  # whatever its critic knows by heart
 ])
 def test_verdicts(generator: Quality, start: Quality | None, memorised: float, expected: str) -> None:
-    assert judge_generator(generator, MIXTURE, GAUSSIAN, REAL, start, memorised) == expected
+    assert judge_generator(generator, MIXTURE, GAUSSIAN, REAL, start, memorised).verdict == expected
 
 
 def test_recall_above_the_real_outlines_is_not_owed() -> None:
     real = Quality(0.95, 0.70)  # so small a set that real outlines reach no more
-    assert judge_generator(Quality(0.9, 0.65), Quality(0.5, 0.9), GAUSSIAN, real, None, 0.0) != GanVerdict.MODE_DROPPING
+    assert judge_generator(Quality(0.9, 0.65), Quality(0.5, 0.9), GAUSSIAN, real, None, 0.0).verdict != GanVerdict.MODE_DROPPING
 
 
-def test_words_hold_every_figure() -> None:
-    words = diagnose_generator(Quality(0.931, 0.922, 3.456), MIXTURE, GAUSSIAN, REAL, MIXTURE, 0.03).in_words()
-    assert words.startswith("The generator is better than the mixture: ")
+def test_details_hold_every_figure() -> None:
+    found = judge_generator(Quality(0.931, 0.922, 3.456), MIXTURE, GAUSSIAN, REAL, MIXTURE, 0.03)
+    details = "\n".join(found.details())
     for figure in ("0.931", "0.922", "3.456", "0.800", "0.960", "3.600", "0.100", "0.920", "3.300", "3%"):
-        assert figure in words
-    assert "nats" not in diagnose_generator(Quality(0.9, 0.9), MIXTURE, GAUSSIAN, REAL, MIXTURE, 0.0).in_words()
+        assert figure in details
+    assert "nats" not in " ".join(judge_generator(Quality(0.9, 0.9), MIXTURE, GAUSSIAN, REAL, MIXTURE, 0.0).details())
+
+
+@pytest.mark.parametrize(("generator", "start", "memorised", "reason"), [
+    (Quality(0.93, 0.92, 3.5), MIXTURE, 0.0, "Its F1 of precision and recall is 0.925, the mixture's 0.873, and its sentences "
+     "have an NLL of 3.500 nats per token, the mixture's 3.600."),
+    (Quality(0.93, 0.92, 3.7), MIXTURE, 0.0, "Its F1 of precision and recall is 0.925, the mixture's 0.873, but its sentences "
+     "have an NLL of 3.700 nats per token, the mixture's 3.600."),
+    (Quality(0.10, 0.90, 3.8), GAUSSIAN, 0.0, "Its F1 of precision and recall is 0.180, the Gaussian's 0.180 (margin 0.02)."),
+    (Quality(0.95, 0.60, 3.2), MIXTURE, 0.0, "Its recall is 0.600, more than 0.1 below 0.930, the lower one of mixture and "
+     "real outlines."),
+    (Quality(0.05, 0.20, 4.5), MIXTURE, 0.0, "Its F1 of precision and recall is 0.080, less than 0.5 of the start's 0.873."),
+    (Quality(0.81, 0.96, 3.5), MIXTURE, 0.8, "The critic has memorised 80% of its margin, more than 50%.")])
+def test_words_name_the_figure_that_decided(generator: Quality, start: Quality, memorised: float, reason: str) -> None:
+    found = judge_generator(generator, MIXTURE, GAUSSIAN, REAL, start, memorised)
+    assert found.reason == reason and found.in_words().startswith("The generator ") and found.in_words().endswith(reason)
 
 
 @pytest.mark.parametrize(("held_out", "expected"), [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0), (1.2, 0.0)])

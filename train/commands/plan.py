@@ -1,4 +1,4 @@
-"""What a command line asks for, resolved: which runs with which configuration, and the directories that hold several."""
+"""From a parsed command line to a plan: which runs with which configurations, and which directories group them."""
 
 import argparse
 import dataclasses
@@ -14,26 +14,26 @@ from train.runtime.run_directory import GROUP, begin_group, read_run, runs_of
 from train.session import Session, begin_run, command_line, default_cache
 
 OWN_OPTIONS = ("preset", "config", "remedy", "families", "runs", "out", "seeds")
-"""What decides a run beside the fields of its configuration."""
+"""Options other than configuration fields that decide a run."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train: runs to begin, or none where they are there already."""
+    """What to train: new runs, or none if existing runs are resumed."""
 
     directory: Path | None
-    """the run's directory, or that of several; None makes a new one under `root`"""
+    """of the run or of the group; None: a new one under `root`"""
     root: Path
     cache: Path
     name: str = ""
-    """what a new directory is called"""
+    """of a new directory"""
     runs: dict[str, tuple[str, RunConfig]] = field(default_factory=dict)
-    """preset and configuration of each run, by its path within the directory; "." is the directory itself"""
+    """preset and configuration of each run, by its path in the directory; "." is the directory itself"""
     groups: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
-    """kind and members of each directory that holds several, the innermost first"""
+    """kind and members of each group, the innermost first"""
 
     def begin(self, directory: Path, session: Session) -> None:
-        """Write run.json of every run, then what holds them together."""
+        """Write run.json of every run, then runs.json of every group."""
         for path, (preset, config) in self.runs.items():
             begin_run(config, directory / path, session, {"preset": preset, "command": command_line()})
         if session.ranks.first:
@@ -43,18 +43,17 @@ class Plan:
 
 
 def plan_of(options: argparse.Namespace) -> Plan:
-    """What the arguments ask for."""
+    """Return the plan of the parsed arguments. Raises OutlinesError."""
     own = {"family", "resume", "quiet", *OWN_OPTIONS}
     flags = {name: value for name, value in vars(options).items() if name not in own and value is not None}
     if options.resume:
         given = [*flags, *(name for name in OWN_OPTIONS if getattr(options, name))]
         if given:
-            raise OutlinesError(f"--{given[0].replace('_', '-')} has no effect with --resume: "
-                                "a run goes on with the options it began with")
+            raise OutlinesError(f"--{given[0].replace('_', '-')} has no effect with --resume: a run keeps its options")
         resumed = Path(options.resume)
         return Plan(resumed, resumed.parent, Path(str(read_run(runs_of(resumed)[0]).get("cache", ""))))
     if options.seeds is not None and "seed" in flags:
-        raise OutlinesError("--seed has no effect with --seeds: leave it out")
+        raise OutlinesError("--seed has no effect with --seeds. Leave it out.")
     preset, root = " ".join(options.preset or ["default"]), Path(options.runs or "runs")
     comparing = options.family == COMPARE
     members = compared(preset, options.remedy, options.families) if comparing else {".": (options.family, preset)}
@@ -72,14 +71,14 @@ def plan_of(options: argparse.Namespace) -> Plan:
         groups["."] = (COMPARE, list(members))
     directory = Path(options.out) if options.out else None
     if directory and any((directory / name).exists() for name in ("run.json", GROUP)):
-        raise OutlinesError(f"{directory}: a run is here already: go on with --resume {directory}, "
-                            "or choose another directory")
+        raise OutlinesError(f"{directory} already contains a run. Continue with --resume {directory}, or choose another "
+                            "directory.")
     name = "-".join([options.family, *preset.split()]) + ("-seeds" if options.seeds is not None else "")
     return Plan(directory, root, default_cache(root), name, runs, groups)
 
 
 def _configuration(family: str, preset: str, file: str | None, flags: dict[str, Any], strict: bool) -> RunConfig:
-    """One family's configuration; where not strict, it takes of the flags those that it knows."""
+    """Return one family's configuration. strict: refuse flags that the family does not have; else ignore them."""
     method = find_method(family)
     fields = known_fields(method.config_class)
     own = {name: coerce(fields[name], value, "command line") for name, value in flags.items() if strict or name in fields}
@@ -87,16 +86,16 @@ def _configuration(family: str, preset: str, file: str | None, flags: dict[str, 
 
 
 def _check_comparable(runs: dict[str, tuple[str, RunConfig]], flags: dict[str, Any]) -> None:
-    """Refuse runs on different corpora, and options that none of the runs knows."""
+    """Raise OutlinesError for runs on different corpora and for options that no run has."""
     first, *others = runs
     for name in others:
         if runs[name][1].corpus != runs[first][1].corpus:
-            raise OutlinesError(f"{name}: its preset asks for another corpus or tokenizer than {first}: "
-                                "only runs on one corpus can be compared")
+            raise OutlinesError(f"{name}: its preset has another corpus or tokenizer than {first}. "
+                                "Compare runs on one corpus.")
     known = {field for _, config in runs.values() for field in known_fields(type(config.model))}
     for flag in flags:
         if flag not in known:
-            raise OutlinesError(f"--{flag.replace('_', '-')} has no effect on {', '.join(runs)}: leave it out")
+            raise OutlinesError(f"--{flag.replace('_', '-')} has no effect on {', '.join(runs)}. Leave it out.")
 
 
 def _seeds(text: str) -> list[int]:

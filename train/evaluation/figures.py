@@ -13,7 +13,7 @@ from outlines.decoding.sample import SamplingConfig, sample
 from outlines.decoding.scoring import nll_of_rows
 from outlines.metrics.collapse import Posterior, other_rows
 from outlines.metrics.diagnosis import Diagnosis, StepDiagnosis, diagnose, diagnose_steps
-from outlines.metrics.verdicts import GanDiagnosis, Quality, diagnose_generator, memorised_share
+from outlines.metrics.verdicts import GanDiagnosis, Quality, judge_generator, memorised_share
 from outlines.models.base import TextModel
 from outlines.models.outlines import OutlineModel
 from train.data import Dataset
@@ -145,8 +145,8 @@ def diagnose_gan(model: TextModel, data: Dataset, num: int, start: str,
                        sum(row["forward_nll_per_token"] for row in own) / len(own))
 
     generator, mixture, gaussian, real = map(quality, SOURCES)
-    return diagnose_generator(generator, mixture, gaussian, real, {"mixture": mixture, "gaussian": gaussian}.get(start),
-                              memorised_share(*critic_scores(model, data, "test", num)))
+    return judge_generator(generator, mixture, gaussian, real, {"mixture": mixture, "gaussian": gaussian}.get(start),
+                           memorised_share(*critic_scores(model, data, "test", num)))
 
 
 def read_probes(directory: Path) -> list[Posterior]:

@@ -66,7 +66,7 @@ def measure_run(directory: Path, config: RunConfig, model: TextModel, data: Data
     figures = {"family": model.family, "reconstruction": rebuilt, "rows": rows}
     if rows and (adversary := diagnose_gan(model, data, num, getattr(config.model, "start", ""), rows)) is not None:
         figures["generator"] = {"verdict": str(adversary.verdict), "words": adversary.in_words(),
-                                "memorised": adversary.memorised}
+                                "details": adversary.details(), "memorised": adversary.memorised}
     if own := find_method(model.family).own_rows(config, model, data, reporter):
         figures["own"] = own
     _log(directory, config, figures, model, data)
@@ -164,8 +164,10 @@ def _render(figures: Sequence[dict[str, Any]], width: int | None = None) -> str:
     if lines:
         parts.append(table(lines, QUICK, width))
     if found := [own["generator"] for own in figures if "generator" in own]:
-        words = found[0]["words"] if len(found) == 1 else counted([own["verdict"] for own in found])
-        parts.append(wrap(f"Generator against its untrained controls (docs/outline-gan.md): {words}", width))
+        one = len(found) == 1
+        parts += [] if width else ["What does the adversary add to its untrained controls? (docs/outline-gan.md)"]
+        parts.append(wrap(found[0]["words"] if one else f"generator: {counted([own['verdict'] for own in found])}", width))
+        parts += ["\n".join(f"- {detail}" for detail in found[0].get("details", []))] if one and not width else []
     if own := [(row["source"], row) for member in figures for row in member.get("own", [])]:
         method = find_method(figures[0]["family"])
         columns = [Column(key, title, decimals) for key, (title, decimals) in method.own_columns.items()]

@@ -280,7 +280,7 @@ def test_families_to_compare_are_named() -> None:
     ("lm,mixture", [], "mixture is a control of outlines. Name that family too."),
     ("lm,area", [], "did you mean 'arae'"), ("encoder,lm", [], "unknown name"),
     ("lm,lm", [], "contains the same name twice"),
-    ("lm,arae-snli", [], "arae-snli: its preset asks for another corpus or tokenizer than lm"),
+    ("lm,arae-snli", [], "arae-snli: its preset has another corpus or tokenizer than lm"),
     ("lm,vae", ["--gan-steps", "3"], "--gan-steps has no effect on lm, vae"),
     ("lm,vae", ["--remedy", "vae-bow"], "--remedy has no effect with --families")])
 def test_families_that_cannot_be_compared_are_named(families: str, arguments: list[str], message: str) -> None:

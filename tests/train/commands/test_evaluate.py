@@ -238,7 +238,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--sources", "lm,gaussian"], "'gaussian' is not a source of these runs: Choose from lm"),
+    (["--sources", "lm,gaussian"], "'gaussian' is not a source of these runs. Choose from lm"),
     (["--temperatures", "0,warm"], "expected numbers with commas between"),
     (["--temperatures", ""], "expected numbers with commas between"),
     (["--temperatures", "-1"], "must be from 0 to 100"),
@@ -256,7 +256,7 @@ def test_bad_options_are_refused_in_one_line(arguments: list[str], message: str,
 
 def test_a_source_must_be_one_of_the_runs(lm_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     errors = refused(["evaluate", str(lm_run), "--quiet", "--sources", "real outlines"], capsys)
-    assert "'real outlines' is not a source of these runs: Choose from lm" in errors
+    assert "'real outlines' is not a source of these runs. Choose from lm" in errors
 
 
 def test_a_report_goes_to_no_runs_directory(lm_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
