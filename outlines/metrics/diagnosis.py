@@ -181,7 +181,7 @@ class Diagnosis:
         alike = [(dim.information, index) for index, dim in enumerate(self.dims) if dim.verdict == self.verdict]
         if alike:
             index = max(alike)[1]
-            found.append(f"The clearest {self.verdict} dimension is {index}. It is {self.dims[index].reason()}.")
+            found.append(f"The clearest dimension with this verdict, {index}, is {self.dims[index].reason()}.")
         else:
             found.append("No single dimension matters: each says little, or several say the same.")
         if self.mutual_information and self.kl is not None:

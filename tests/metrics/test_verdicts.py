@@ -32,7 +32,8 @@ def test_verdicts(generator: Quality, start: Quality | None, memorised: float, e
 
 def test_recall_above_the_real_outlines_is_not_owed() -> None:
     real = Quality(0.95, 0.70)  # so small a set that real outlines reach no more
-    assert judge_generator(Quality(0.9, 0.65), Quality(0.5, 0.9), GAUSSIAN, real, None, 0.0).verdict != GanVerdict.MODE_DROPPING
+    found = judge_generator(Quality(0.9, 0.65), Quality(0.5, 0.9), GAUSSIAN, real, None, 0.0)
+    assert found.verdict != GanVerdict.MODE_DROPPING
 
 
 def test_details_hold_every_figure() -> None:
@@ -44,11 +45,12 @@ def test_details_hold_every_figure() -> None:
 
 
 @pytest.mark.parametrize(("generator", "start", "memorised", "reason"), [
-    (Quality(0.93, 0.92, 3.5), MIXTURE, 0.0, "Its F1 of precision and recall is 0.925, the mixture's 0.873, and its sentences "
-     "have an NLL of 3.500 nats per token, the mixture's 3.600."),
-    (Quality(0.93, 0.92, 3.7), MIXTURE, 0.0, "Its F1 of precision and recall is 0.925, the mixture's 0.873, but its sentences "
-     "have an NLL of 3.700 nats per token, the mixture's 3.600."),
-    (Quality(0.10, 0.90, 3.8), GAUSSIAN, 0.0, "Its F1 of precision and recall is 0.180, the Gaussian's 0.180 (margin 0.02)."),
+    (Quality(0.93, 0.92, 3.5), MIXTURE, 0.0, "Its F1 of precision and recall is 0.925, the mixture's 0.873, and "
+     "its sentences have an NLL of 3.500 nats per token, the mixture's 3.600."),
+    (Quality(0.93, 0.92, 3.7), MIXTURE, 0.0, "Its F1 of precision and recall is 0.925, the mixture's 0.873, but "
+     "its sentences have an NLL of 3.700 nats per token, the mixture's 3.600."),
+    (Quality(0.10, 0.90, 3.8), GAUSSIAN, 0.0, "Its F1 of precision and recall is 0.180, the Gaussian's 0.180 "
+     "(margin 0.02)."),
     (Quality(0.95, 0.60, 3.2), MIXTURE, 0.0, "Its recall is 0.600, more than 0.1 below 0.930, the lower one of mixture and "
      "real outlines."),
     (Quality(0.05, 0.20, 4.5), MIXTURE, 0.0, "Its F1 of precision and recall is 0.080, less than 0.5 of the start's 0.873."),

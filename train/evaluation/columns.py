@@ -86,5 +86,5 @@ VECTOR = select("verdict", "test/kl", "test/mutual_information", "test/mutual_in
 CLOSING = select("verdict", "test/latent_gap_per_token", "test/nll_per_token", "test/reconstruction_nll_per_token",
                  "test/reconstruction_bleu", "test/kl", "test/mutual_information")
 """the columns of both tables that a terminal shows"""
-ABLATION = select("outline_precision", "outline_recall", "outline_frechet", "outline_two_sample", "forward_nll_0.7",
-                  "forward_nll_1", "memorised", "steps", "seconds") + (Column("verdict", "verdict", 0),)
+ABLATION = (*select("outline_precision", "outline_recall", "outline_frechet", "outline_two_sample", "forward_nll_0.7",
+                    "forward_nll_1", "memorised", "steps", "seconds"), Column("verdict", "verdict", 0))
