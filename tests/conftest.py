@@ -1,8 +1,8 @@
-"""What several tests share: a corpus small enough for seconds, and commands run as a user runs them."""
+"""Fixtures of several tests: a small corpus, an encoder, a finished run, and commands run like a user runs them."""
 
 import os
 
-# Two workers share two cores; torch reads this as it is imported.
+# Two workers share two cores. torch reads this variable when it is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import signal
@@ -17,7 +17,7 @@ import pytest
 from outlines import load
 from outlines.corpus import grammar
 
-# A shell that starts the tests in the background has Ctrl-C ignored, and every process would inherit that.
+# A shell that starts the tests in the background ignores Ctrl-C, and all processes would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
@@ -28,21 +28,21 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """600 sentences of the embedded grammar in a text file."""
+    """Return a text file with 600 sentences of the embedded grammar."""
     path = tmp_path_factory.mktemp("corpus") / "scenes.txt"
     path.write_text("\n".join(grammar.sentences(600, seed=5)) + "\n")
     return path
 
 
 def environment(threads: int = 1) -> dict[str, str]:
-    """This process's environment, with few threads and this checkout's packages."""
+    """Return this process's environment, with few threads and this checkout's packages."""
     root = str(Path(__file__).resolve().parents[1])
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="session")
 def run_module() -> Command:
-    """Run `python -m MODULE ARGUMENTS` and return what it printed and its status."""
+    """Return a function that runs `python -m MODULE ARGUMENTS` and returns its output and status."""
     def run(module: str, *arguments: object, cwd: Path | None = None, timeout: float = 240,
             threads: int = 1) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True,
@@ -52,7 +52,7 @@ def run_module() -> Command:
 
 @pytest.fixture(scope="session")
 def recurrent_encoder(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained frozen encoder of 16 dimensions: enough for tests of everything after it, and no extra needed."""
+    """Return an untrained frozen encoder with 16 dimensions, which needs no extra."""
     import torch
 
     from outlines.corpus.tokenizer import train_tokenizer
@@ -69,13 +69,13 @@ def recurrent_encoder(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def tiny_arguments(tiny_corpus: Path, recurrent_encoder: Path) -> list[str]:
-    """Arguments of a run that trains every part of the outline model in seconds."""
+    """Return the arguments of a run that trains every part of the outline model in seconds."""
     return ["outlines", "--preset", "tiny", "--corpus", str(tiny_corpus), "--encoder", f"recurrent:{recurrent_encoder}"]
 
 
 @pytest.fixture(scope="session")
 def tiny_run(run_module: Command, tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of neural outlines."""
+    """Return a finished run of neural outlines."""
     runs = tmp_path_factory.mktemp("runs")
     done = run_module("train", *tiny_arguments, "--runs", runs, "--out", runs / "run", "--quiet")
     assert done.returncode == 0, done.stderr
@@ -84,5 +84,5 @@ def tiny_run(run_module: Command, tiny_arguments: list[str], tmp_path_factory: p
 
 @pytest.fixture(scope="session")
 def pipeline(tiny_run: Path) -> "Pipeline":
-    """That run, loaded."""
+    """Return that run, loaded."""
     return load(tiny_run, "cpu")

@@ -47,7 +47,7 @@ def test_every_flipped_bit_and_truncation_is_detected(state: Path) -> None:
             bad = bad[:position]
         file.write_bytes(bytes(bad))
         if file.name == MANIFEST and _same_table(good, bytes(bad)):
-            pass  # A flipped blank of the manifest changes nothing that it says.
+            pass  # A flipped white space does not change the content of the manifest.
         else:
             with pytest.raises(CheckpointError):
                 verify(state)
@@ -76,7 +76,7 @@ def test_a_link_is_no_checkpoint_file(state: Path, tmp_path: Path) -> None:
         verify(state)
 
 
-def test_a_failing_write_leaves_the_old_and_no_stray_file(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_checkpoint_and_leaves_no_file(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
     for call in ("fsync", "replace"):
@@ -90,7 +90,7 @@ def test_a_failing_write_leaves_the_old_and_no_stray_file(state: Path, monkeypat
         assert read_state(state)[1] == {"step": 7}
 
 
-def test_sweep_removes_what_a_killed_write_left(tmp_path: Path) -> None:
+def test_sweep_deletes_what_a_killed_write_left(tmp_path: Path) -> None:
     (tmp_path / ".staging-x").mkdir()
     (tmp_path / ".staging-x" / "half").write_text("half")
     (tmp_path / ".staging-y").write_text("half")
@@ -99,14 +99,14 @@ def test_sweep_removes_what_a_killed_write_left(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
-def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_directory_appears_complete_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), atomic_directory(tmp_path / "new") as staging:
         (staging / "file").write_text("x")
         raise RuntimeError
     assert not list(tmp_path.iterdir())
 
 
-def test_an_optimizer_survives_being_taken_apart() -> None:
+def test_an_optimizer_can_be_flattened_and_restored() -> None:
     def steps(parameter: torch.Tensor, optimizer: torch.optim.Optimizer, num: int) -> None:
         for _ in range(num):
             optimizer.zero_grad()

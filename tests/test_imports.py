@@ -1,4 +1,4 @@
-"""train → outlines ← generate: who may import whom, and what no file may do."""
+"""The one-way imports train → outlines ← generate, and the ban on code that unpickles."""
 
 import ast
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_no_family_imports_another() -> None:
 
 
 BANNED = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "pandas", "yaml"}
-"""Modules that unpickle what they read, or can be told to."""
+"""Modules that unpickle files, or can be told to."""
 LOADERS = {"torch.load", "torch.jit.load", "torch.hub.load", "numpy.fromstring", "eval", "exec", "__import__", "os.system"}
 
 
@@ -48,7 +48,7 @@ def test_nothing_is_loaded_that_could_run_code() -> None:
 
 
 def code_run_by(source: str) -> list[str]:
-    """What in a file could run code out of data, under whatever name it was imported."""
+    """Return the calls and imports in a file that could run code from data, under any name."""
     tree, aliases, found = ast.parse(source), {"np": "numpy"}, []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -61,7 +61,7 @@ def code_run_by(source: str) -> list[str]:
         if isinstance(node, (ast.Name, ast.Attribute)):
             first, _, rest = ast.unparse(node).partition(".")
             name = ".".join(part for part in (aliases.get(first, first), rest) if part)
-            # `model.eval()` is another thing: only the whole name counts.
+            # Only full names count, so `model.eval()` is allowed.
             found += [name] if name in LOADERS else []
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("np.load", "numpy.load"):
             found += [] if "allow_pickle" in [keyword.arg for keyword in node.keywords] else ["np.load"]
@@ -75,6 +75,6 @@ def code_run_by(source: str) -> list[str]:
     "import torch\ntorch.load(f)", "import torch as t\nt.load(f)", "from torch import load as read\nread(f)", "np.load(f)",
     "np.load(f, allow_pickle=True)",
     "f(trust_remote_code=x)", "eval(text)", "subprocess.run(c, shell=True)"])
-def test_the_ban_sees_each_way_round_it(source: str) -> None:
+def test_the_ban_detects_every_import_style(source: str) -> None:
     assert code_run_by(source)
     assert not code_run_by("model.eval()\nnp.load(f, allow_pickle=False)\nfrom safetensors.torch import load\nload(b)")

@@ -18,7 +18,7 @@ def test_a_permutation_has_every_row_once(num_rows: int, seed: int) -> None:
     assert (permutation(num_rows, seed) == whole).all()
 
 
-def test_a_permutation_spreads_every_row_over_every_place() -> None:
+def test_a_permutation_is_uniform() -> None:
     counts = np.zeros((10, 10))
     for key in range(4000):
         counts[np.arange(10), permutation(10, key)] += 1
@@ -58,7 +58,7 @@ def test_every_epoch_covers_every_row_once(lengths: np.ndarray | None) -> None:
 def test_a_batch_depends_on_seed_and_step_and_not_on_history(lengths: np.ndarray | None) -> None:
     order = BatchOrder(1003, 16, seed=5, lengths=lengths, pool_batches=8)
     in_order = [order.batch(step) for step in range(130)]
-    in_order[3][:] = -1  # what a caller does to its batch is its own affair
+    in_order[3][:] = -1  # changing a batch must not change later ones
     in_order[3] = order.batch(3)
     for step in (129, 0, 64, 3, 62, 63):
         fresh = BatchOrder(1003, 16, seed=5, lengths=lengths, pool_batches=8).batch(step)
@@ -76,7 +76,7 @@ def test_lengths_within_a_batch_are_close_and_batches_are_shuffled() -> None:
     spans = [np.ptp(lengths[order.batch(step)]) for step in range(640)]
     assert 60 < np.mean(spans) < 120
     assert np.mean([np.ptp(lengths[uniform.batch(step)]) for step in range(640)]) > 4500
-    # Short batches first, long ones last would be a curriculum: means must go up about as often as down.
+    # Batches sorted by length would be a curriculum, so means must rise about as often as they fall.
     means = [lengths[order.batch(step)].mean() for step in range(64)]
     assert 20 <= sum(first < second for first, second in pairwise(means)) <= 43
 
@@ -88,7 +88,7 @@ def test_fewer_rows_than_a_batch() -> None:
     assert BatchOrder(1, 8, seed=0).batch(100).tolist() == [0]
 
 
-def test_what_cannot_be_ordered_is_refused() -> None:
+def test_invalid_sizes_are_refused() -> None:
     for num_rows, batch_size, pool_batches in ((0, 8, 1), (8, 0, 1), (8, 8, 0)):
         with pytest.raises(ValueError, match="at least 1"):
             BatchOrder(num_rows, batch_size, seed=0, pool_batches=pool_batches)

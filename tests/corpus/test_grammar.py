@@ -1,4 +1,4 @@
-"""The embedded corpus: hand-computed values on tiny grammars, exact identities and good English on the scenes."""
+"""The embedded corpus: hand-computed values of tiny grammars, exact identities, and correct English in the scenes."""
 
 import functools
 import math
@@ -103,7 +103,7 @@ def test_tiny_grammar_against_hand_computed_values() -> None:
 
 
 def small_grammars() -> list[Grammar]:
-    """TINY, and parts of the scenes small enough to list."""
+    """Return TINY, and parts of the scenes that are small enough to enumerate."""
     rules = scene_rules(TYPES)
     starts = ("SUBJECT.park.0.he", "HERE.kitchen.2.it", "PAST.farm.aside.1", "TIME.snow", "NEW.beach.2.all")
     return [Grammar(TINY), *(Grammar(rules, start) for start in starts)]
@@ -131,7 +131,7 @@ def test_samples_have_the_stated_probabilities() -> None:
     assert chi_square < 27.88  # 9 degrees of freedom, p = 0.001
 
 
-def test_an_ambiguous_grammar_is_found_out_and_its_derivations_summed() -> None:
+def test_an_ambiguous_grammar_is_detected_and_its_derivations_are_summed() -> None:
     grammar = Grammar(AMBIGUOUS)
     assert (num_derivations(grammar), num_sentences(grammar)) == (4, 3)
     assert not is_unambiguous(grammar)
@@ -198,7 +198,7 @@ def test_the_scenes_are_unambiguous_and_many() -> None:
     assert is_unambiguous(scenes())
     assert num_sentences(scenes()) > 10**17
     assert len(TYPES) == 12
-    # The types share no sentence, for otherwise the union would have fewer than all of them together.
+    # The types share no sentence; otherwise the union would have fewer sentences than the sum.
     assert num_sentences(scenes()) == sum(num_sentences(Grammar(scene_rules((name,)))) for name in TYPES)
 
 
@@ -212,7 +212,7 @@ def test_entropy_is_the_mean_of_the_negative_log_probability(samples: list[str])
     assert sum(words) / len(words) == pytest.approx(expected_words(scenes()), abs=0.1)
 
 
-def test_samples_are_members_and_damaged_ones_hardly_ever(samples: list[str]) -> None:
+def test_samples_are_members_and_altered_samples_rarely(samples: list[str]) -> None:
     rng, num = random.Random(2), 1000
     vocabulary = sorted({word for text in samples[:2000] for word in text[:-1].lower().split()})
     dropped = swapped = replaced = 0
@@ -223,7 +223,7 @@ def test_samples_are_members_and_damaged_ones_hardly_ever(samples: list[str]) ->
         dropped += " ".join(words[:i] + words[i + 1 :]) in scenes()
         swapped += " ".join([*words[:i], words[i + 1], words[i], *words[i + 2 :]]) in scenes()
         replaced += " ".join([*words[:i], rng.choice(vocabulary), *words[i + 1 :]]) in scenes()
-    # An adjective may be dropped, and a colour replaced by another.
+    # Dropping an adjective or replacing a colour can give another valid sentence.
     assert dropped < 0.25 * num and swapped < 0.01 * num and replaced < 0.05 * num
 
 
@@ -262,14 +262,14 @@ def test_samples_are_sentences_of_ordinary_length_and_rarely_repeat(samples: lis
     assert len(set(samples)) > 0.999 * len(samples)  # measured: 9 repeats in 30,000
 
 
-def test_sentences_depend_on_the_seed_alone(samples: list[str]) -> None:
+def test_sentences_depend_only_on_the_seed(samples: list[str]) -> None:
     assert list(sentences(50, seed=1)) == samples[:50]
     assert list(sentences(50, seed=2)) != samples[:50]
     assert list(sentences(0, seed=1)) == []
     assert next(sentences(10**12, seed=1)) == samples[0]  # lazy
 
 
-def test_sampling_uses_random_as_the_same_on_every_machine() -> None:
+def test_samples_are_the_same_on_every_machine() -> None:
     # random() < 1/4 is the first alternative: Random(0) draws 0.844, 0.758, 0.421, 0.259, 0.511, 0.405.
     grammar = Grammar({"S": "a | 3: b X", "X": "c | d"})
     rng = random.Random(0)
@@ -307,8 +307,8 @@ def test_indefinite() -> None:
     assert list(map(indefinite, phrases.split())) == expected.split()
 
 
-def test_every_scene_uses_its_own_words() -> None:
-    """A thing that no frame names would be a line without effect."""
+def test_every_thing_is_used() -> None:
+    """A thing that no frame uses would have no effect."""
     rules = scene_rules(TYPES)
     used = {symbol for text in rules.values() for symbol in text.split()}
     things = {rule.split(".")[1] for rule in rules if rule.startswith("ONE.")}

@@ -33,7 +33,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return train_tokenizer(SENTENCES, tmp_path_factory.mktemp("tokenizer") / "a.model")
 
 
-def test_sentences_come_back_by_number_and_in_order(tmp_path: Path) -> None:
+def test_sentences_are_read_by_number_and_in_order(tmp_path: Path) -> None:
     counts = write_sentences(tmp_path, PAIRS)
     for split in ("train", "valid", "test"):
         sentences, expected = Sentences(tmp_path, split), of_split(split)
@@ -53,7 +53,7 @@ def test_offsets_by_hand(tmp_path: Path) -> None:
     assert (tmp_path / "train.txt").read_bytes() == "ab\né\n".encode()
 
 
-def test_fingerprint_tells_where_sentences_end(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_where_sentences_end(tmp_path: Path) -> None:
     prints = []
     for name, train in (("one", ["ab", "c"]), ("two", ["a", "bc"]), ("three", ["ab", "c"])):
         (tmp_path / name).mkdir()
@@ -63,7 +63,7 @@ def test_fingerprint_tells_where_sentences_end(tmp_path: Path) -> None:
     assert prints[0] == prints[2] != prints[1]
 
 
-def test_an_empty_split_says_what_to_do(tmp_path: Path) -> None:
+def test_an_empty_split_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"valid split is empty \(train 1, valid 0, test 1\).*fraction"):
         write_sentences(tmp_path, [("train", "a"), ("test", "b")])
     with pytest.raises(CorpusError, match="train split is empty"):
@@ -72,7 +72,7 @@ def test_an_empty_split_says_what_to_do(tmp_path: Path) -> None:
         write_sentences(tmp_path, [("train", "a\nb")])
 
 
-def test_tokens_are_the_tokenizers_and_cut_rows_are_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_tokens_are_encoded_and_truncated_rows_are_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
     texts = ["\u0301", "dog " * 30, "The big dog runs.", "dog " * 31]
     write_sentences(tmp_path, [*(("train", text) for text in texts), ("valid", "v"), ("test", "t")])
     sentences = Sentences(tmp_path, "train")
@@ -115,7 +115,7 @@ def test_prepared_corpus(tmp_path: Path) -> None:
     assert seen[-1] == (len(PAIRS), len(PAIRS)) and len(seen) == 3
 
 
-def test_tokenizer_sees_the_training_split_alone(tmp_path: Path) -> None:
+def test_tokenizer_is_trained_only_on_the_training_split(tmp_path: Path) -> None:
     pairs = [("train", "aaa bbb"), ("valid", "ccc"), ("test", "ddd")]
     tokenizer = prepare_corpus(pairs, tmp_path / "corpus", source="").tokenizer
     assert all(token < 4 + 256 for token in tokenizer.encode(["c"])[0][1:])  # spelt in bytes
@@ -132,7 +132,7 @@ def test_preparing_twice_gives_the_same_bytes(tmp_path: Path, tokenizer: Tokeniz
         prepare_corpus(PAIRS, tmp_path / "one", source="s", tokenizer=tokenizer, lowercase=True)
 
 
-def test_an_interrupted_preparation_leaves_what_was_there(tmp_path: Path) -> None:
+def test_an_interrupted_preparation_changes_nothing(tmp_path: Path) -> None:
     target = tmp_path / "corpus"
 
     def interrupted() -> Iterator[tuple[str, str]]:
@@ -149,7 +149,7 @@ def test_an_interrupted_preparation_leaves_what_was_there(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_what_is_no_prepared_corpus_is_left_alone(tmp_path: Path) -> None:
+def test_other_files_are_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(CorpusError, match="no prepared corpus"):
         prepare_corpus(PAIRS, tmp_path, source="s")
@@ -159,7 +159,7 @@ def test_what_is_no_prepared_corpus_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["train.txt", "train.ids.npy", "test.offsets.npy", "tokenizer.model"])
-def test_a_flipped_bit_is_found(tmp_path: Path, tokenizer: Tokenizer, name: str) -> None:
+def test_a_flipped_bit_is_detected(tmp_path: Path, tokenizer: Tokenizer, name: str) -> None:
     directory = prepare_corpus(PAIRS, tmp_path / "corpus", source="s", tokenizer=tokenizer).directory
     data = bytearray((directory / name).read_bytes())
     data[len(data) // 2] ^= 1

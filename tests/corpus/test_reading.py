@@ -34,14 +34,14 @@ def lines_of(report: ReadingReport) -> list[tuple[int, str]]:
     return [(int(place.rsplit(":", 1)[1]), reason) for place, reason in places]
 
 
-def test_white_space_is_folded_and_line_ends_go(tmp_path: Path) -> None:
+def test_white_space_is_normalised(tmp_path: Path) -> None:
     data = "\ufeff  A dog\t runs. \r\nTwo\u2028cats\u00a0 \u3000sleep\nlast".encode()
     sentences, report = read(tmp_path / "a.txt", data)
     assert sentences == ["A dog runs.", "Two cats sleep", "last"]
     assert not report.rejected
 
 
-def test_every_bad_line_is_named_with_its_reason(tmp_path: Path) -> None:
+def test_every_bad_line_is_reported_with_its_reason(tmp_path: Path) -> None:
     data = b"good\n\xff\xfeoops\n   \t\nnul\0here\n" + b"x" * 11 + b"\n\xe2\x80\x8b\nfine\n"
     sentences, report = read(tmp_path / "a.txt", data, max_chars=10)
     assert sentences == ["good", "fine"]
@@ -52,7 +52,7 @@ def test_every_bad_line_is_named_with_its_reason(tmp_path: Path) -> None:
     assert "rejected lines: 5" in report.summary()
 
 
-def test_examples_are_few_and_the_rest_is_counted(tmp_path: Path) -> None:
+def test_examples_are_limited_and_the_rest_is_counted(tmp_path: Path) -> None:
     _, report = read(tmp_path / "a.txt", b"ok\n" + b"\n" * 8)
     assert len(report.examples) == 5
     assert report.rejected == {"empty": 8}
@@ -75,14 +75,14 @@ def test_json_lines(tmp_path: Path) -> None:
                                "column not a string": 1, "lone surrogate": 1, "empty": 1}
 
 
-def test_json_column_that_no_line_has(tmp_path: Path) -> None:
+def test_a_column_that_no_json_line_has_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"no column 'text'.*'caption', 'id'"):
         read(tmp_path / "a.jsonl", b'{"caption": "a", "id": 1}\n\n{"caption": "b"}\n')
     sentences, _ = read(tmp_path / "a.jsonl", b'{"caption": "a"}\n', text_column="caption")
     assert sentences == ["a"]
 
 
-def test_csv_is_read_as_it_is_written(tmp_path: Path) -> None:
+def test_csv_is_read_as_written(tmp_path: Path) -> None:
     texts = ["plain", 'with "quotes", and a comma', "two\nlines", "after"]
     with open(tmp_path / "a.csv", "w", newline="") as file:
         csv.writer(file).writerows([["id", "text"], *enumerate(texts)])
@@ -127,7 +127,7 @@ def test_a_huge_line_is_never_held(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
-def test_gz_reads_as_the_plain_file(tmp_path: Path, name: str) -> None:
+def test_gz_is_read_like_the_plain_file(tmp_path: Path, name: str) -> None:
     data = b'text\n"one"\n{"text": "two"}\n'
     plain, plain_report = read(tmp_path / name, data)
     packed, packed_report = read(tmp_path / (name + ".gz"), gzip.compress(data))
@@ -182,7 +182,7 @@ def test_any_bytes_give_sentences_or_a_corpus_error(tmp_path: Path, suffix: str,
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(max_size=12) | st.text('a",\n\r\0', max_size=12), max_size=8))
-def test_what_is_written_is_what_is_read(tmp_path: Path, texts: list[str]) -> None:
+def test_written_texts_are_read_back(tmp_path: Path, texts: list[str]) -> None:
     texts = ["first", *texts]
     folded = [" ".join(text.split()) for text in texts]
     expected = [text for text in folded
@@ -217,7 +217,7 @@ def corpus(tmp_path: Path, **options: object) -> CorpusFiles:
                        **options)  # type: ignore[arg-type]
 
 
-def test_given_held_out_files_replace_fractions(tmp_path: Path) -> None:
+def test_held_out_files_replace_fractions(tmp_path: Path) -> None:
     report = ReadingReport()
     pairs = list(read_corpus(corpus(tmp_path), report))
     assert len(pairs) == 500
@@ -238,7 +238,7 @@ def test_given_held_out_files_replace_fractions(tmp_path: Path) -> None:
     assert report.summary() == "sentences: train 500, valid 3, test 2; no line rejected"
 
 
-def test_fingerprint_sees_bytes_and_options_but_not_places(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_bytes_and_options_but_not_on_paths(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     first, second = corpus(tmp_path / "one"), corpus(tmp_path / "two")
@@ -254,7 +254,7 @@ def test_fingerprint_sees_bytes_and_options_but_not_places(tmp_path: Path) -> No
 @pytest.mark.parametrize("options", [
     {"train": ()}, {"max_chars": 0}, {"max_chars": 10**6}, {"valid_fraction": -0.1}, {"test_fraction": 0.99},
     {"valid_fraction": float("nan")}, {"text_column": "caption"}, {"train": ("a.pdf",)}])
-def test_options_that_cannot_be_are_refused(options: dict[str, object]) -> None:
+def test_invalid_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(CorpusError):
         CorpusFiles(**{"train": ("a.txt",), **options})  # type: ignore[arg-type]
 

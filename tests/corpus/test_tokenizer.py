@@ -30,7 +30,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return train_tokenizer(SENTENCES, tmp_path_factory.mktemp("tokenizer") / "a.model")
 
 
-# Strings that look like the model's own signs, beside whatever Unicode holds.
+# Strings that look like the model's special pieces, mixed with arbitrary Unicode.
 TRICKY = st.sampled_from(
     ["<0x41>", "<s>", "</s>", "<unk>", "<pad>", "▁", " ", "\u2047", "ﬁ", "e\u0301", "\ufeff"])
 
@@ -68,15 +68,15 @@ def test_decode_ignores_bos_eos_pad_and_marks_broken_bytes(tokenizer: Tokenizer)
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 10**6), max_size=12), max_size=4))
-def test_a_line_is_what_sentencepiece_decodes_its_white_space_folded(tokenizer: Tokenizer, drawn: list[list[int]]) -> None:
+def test_lines_equal_decoding_with_normalised_white_space(tokenizer: Tokenizer, drawn: list[list[int]]) -> None:
     rows = [[number % tokenizer.vocab_size for number in row] for row in drawn]
-    # Most rows by pieces of words alone, as samples are; the others hold bytes and specials too.
+    # `words` has only pieces of words, as most samples do; `rows` has bytes and special ids too.
     words = [[NUM_SPECIALS + piece % (tokenizer.vocab_size - NUM_SPECIALS) for piece in row] for row in rows]
     for chosen in (rows, words):
         assert tokenizer.lines(chosen) == [" ".join(text.split()) for text in tokenizer.decode(chosen)]
 
 
-def test_case_is_kept_or_folded(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_case_is_kept_or_lowered(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert tokenizer.normalize("Two Children") == "Two Children"
     folded = train_tokenizer(SENTENCES, tmp_path / "a.model", lowercase=True)
     assert folded.decode(folded.encode(["Two CHILDREN in ZÜRICH"])) == ["two children in zürich"]
@@ -91,7 +91,7 @@ def test_vocabulary_rule_by_hand() -> None:
     assert vocabulary_size(["a B b"], lowercase=True)[1] == 263
 
 
-def test_vocab_size_is_met_or_explained(tmp_path: Path) -> None:
+def test_vocab_size_is_reached_or_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.model"
     assert train_tokenizer(SENTENCES, path, vocab_size=320).vocab_size == 320
     filled = train_tokenizer(SENTENCES, path, vocab_size=30_000).vocab_size
@@ -112,12 +112,12 @@ def test_training_is_deterministic_also_when_it_samples(tmp_path: Path) -> None:
     assert train_tokenizer(many, tmp_path / "three").fingerprint != first.fingerprint
 
 
-def test_training_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_training_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     train_tokenizer(SENTENCES, tmp_path / "a.model")
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_the_sentences_raise_is_what_training_raises(tmp_path: Path) -> None:
+def test_training_raises_what_the_sentences_raise(tmp_path: Path) -> None:
     class Failing:
         passes = 0
 
@@ -134,7 +134,7 @@ def test_what_the_sentences_raise_is_what_training_raises(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_load_gives_the_same_tokenizer_and_refuses_others(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_load_returns_the_same_tokenizer_and_refuses_others(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "a.model"
     tokenizer.save(path)
     loaded = Tokenizer.load(path)

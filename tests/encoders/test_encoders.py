@@ -1,4 +1,4 @@
-"""Encoders by name: what is loaded, what is refused, and that a sentence's outline is its own."""
+"""Loading encoders by name, refusing unsafe models, and outlines that do not depend on the batch."""
 
 import hashlib
 import importlib.util
@@ -23,7 +23,7 @@ SENTENCES = ["A dog runs over the grass.", "Two men stand on a bridge in the rai
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """The files of a model as far as they are judged before it is loaded."""
+    """Return the files of a model that are checked before it is loaded."""
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     list_modules(tmp_path, [f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling")])
@@ -36,7 +36,7 @@ def list_modules(directory: Path, kinds: list[str], last_path: str = "1_Pooling"
     (directory / "modules.json").write_text(json.dumps(modules))
 
 
-def test_unknown_specs_are_refused_with_the_known_ones() -> None:
+def test_unknown_names_are_refused_with_the_known_ones() -> None:
     for spec in ("bert", "st:", "recurrent", "recurrent:", "minilm:x", ""):
         with pytest.raises(OutlinesError, match="Use minilm, st:NAME_OR_DIRECTORY or recurrent:DIRECTORY"):
             load_encoder(spec)
@@ -51,13 +51,13 @@ def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -
         assert "\n" not in str(caught.value)
 
 
-def test_a_model_of_data_alone_passes(model: Path) -> None:
+def test_a_model_with_only_data_is_accepted(model: Path) -> None:
     assert check_sentence_transformer(model) == [model, model / "1_Pooling"]
 
 
 @pytest.mark.parametrize("kind", [
     "custom_code.Pooling", "os.system", "sentence_transformers_evil.Pooling", "Pooling",
-    # In the library's own name space, but none of its modules: one of them imports each of these.
+    # In the library's namespace, but not its modules: names that one of them imports.
     "sentence_transformers.base.model.pickle", "sentence_transformers.base.modules.module.torch",
 ])
 def test_a_module_type_that_is_not_the_librarys_own_is_refused(model: Path, kind: str) -> None:
@@ -78,14 +78,14 @@ def test_a_module_type_that_is_not_the_librarys_own_is_refused(model: Path, kind
     (lambda directory: (directory / "adapter_config.json").write_text("{}"), "adapter"),
     (lambda directory: (directory / "model.safetensors").unlink(), r"no model\.safetensors"),
 ])
-def test_a_model_that_is_unsafe_or_torn_is_refused(model: Path, damage: Callable[[Path], object],
+def test_an_unsafe_or_incomplete_model_is_refused(model: Path, damage: Callable[[Path], object],
                                                    message: str) -> None:
     damage(model)
     with pytest.raises(OutlinesError, match=message):
         check_sentence_transformer(model)
 
 
-def test_pickles_may_lie_beside_safetensors(model: Path) -> None:
+def test_pickles_beside_safetensors_are_ignored(model: Path) -> None:
     (model / "pytorch_model.bin").write_bytes(b"x")
     check_sentence_transformer(model)
 
@@ -132,18 +132,18 @@ def test_minilm_loads_without_network_output_or_running_its_package(
     assert not set(sentence_transformer.MINILM_PACKAGES) & set(sys.modules)
 
 
-def test_minilm_outlines_are_the_sentences_own_whatever_the_batch(minilm: SentenceEncoder) -> None:
+def test_minilm_outlines_do_not_depend_on_the_batch(minilm: SentenceEncoder) -> None:
     assert (minilm.name, minilm.dim, minilm.normalized) == ("minilm", 384, True)
     many = minilm.encode(SENTENCES * 15)  # two batches, by length
     assert many.shape == (90, 384) and many.dtype == np.float32
     one_by_one = np.concatenate([minilm.encode([sentence]) for sentence in SENTENCES])
-    # Well within the float16 that outlines are stored in: its spacing is 6e-5 at 0.1.
+    # Far below the resolution of float16, in which outlines are stored: 6e-5 at 0.1.
     np.testing.assert_allclose(many, np.tile(one_by_one, (15, 1)), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(many, axis=1), 1.0, atol=1e-5)
     assert minilm.encode([]).shape == (0, 384)
 
 
-def test_minilm_puts_like_sentences_together(minilm: SentenceEncoder) -> None:
+def test_minilm_gives_similar_sentences_similar_outlines(minilm: SentenceEncoder) -> None:
     outlines = minilm.encode(["A dog runs on a beach.", "A puppy is running by the sea.", "Rates rose."])
     likeness = outlines @ outlines.T
     assert likeness[0, 1] > 0.5 > 0.2 > likeness[0, 2]
@@ -178,7 +178,7 @@ def test_a_directory_loads_as_the_same_model_and_its_settings_are_in_the_fingerp
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_directory_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+def test_a_missing_directory_is_not_searched_on_the_hub(tmp_path: Path) -> None:
     if importlib.util.find_spec("sentence_transformers") is None:
         pytest.skip("needs sentence-transformers")
     for path in (str(tmp_path / "nowhere"), "./nowhere", "some/where/else"):
@@ -186,7 +186,7 @@ def test_a_missing_directory_is_not_looked_for_on_the_hub(tmp_path: Path) -> Non
             load_encoder(f"st:{path}")
 
 
-def test_a_model_neither_cached_nor_reachable_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_model_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = pytest.importorskip("huggingface_hub")
     pytest.importorskip("sentence_transformers")
     asked = []

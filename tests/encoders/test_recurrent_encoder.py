@@ -1,4 +1,4 @@
-"""The project's own encoder: its outlines, the noise it learns from, and its directory on disk."""
+"""The recurrent encoder: its outlines, the noise of its training, and its directory on disk."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_outlines_have_unit_norm_and_padding_cannot_change_them() -> None:
     module = RecurrentEncoder(CONFIG).double().eval()
     row = torch.tensor([[BOS, 10, 20, 30]])
     alone = module(row, torch.tensor([4]))
-    # Neither the kind of padding, nor how much of it, nor the other rows may matter.
+    # Outlines must not depend on the padding's ids or length, or on the other rows.
     padded = torch.tensor([[BOS, 10, 20, 30, 47, PAD, 48, PAD, PAD], [BOS, *range(4, 12)]])
     together = module(padded, torch.tensor([4, 9]))
     assert together.shape == (2, 6)
@@ -38,7 +38,7 @@ def test_outlines_have_unit_norm_and_padding_cannot_change_them() -> None:
     assert not torch.allclose(together[0], together[1])
 
 
-def test_both_directions_are_those_of_a_packed_bidirectional_gru() -> None:
+def test_both_directions_equal_a_packed_bidirectional_gru() -> None:
     torch.manual_seed(0)
     encoder = RecurrentEncoder(RecurrentEncoderConfig(vocab_size=30, embed_dim=6, hidden_dim=7, outline_dim=28)).eval()
     encoder.project = torch.nn.Identity()
@@ -85,7 +85,7 @@ def test_corrupt_keeps_its_promises(data: st.DataObject, drop: float, distance: 
         assert all(abs(place - ranked.index(token)) <= distance for place, token in enumerate(kept))
 
 
-def test_corrupt_without_noise_is_the_identity_and_with_all_of_it_leaves_one_token() -> None:
+def test_corrupt_without_noise_is_the_identity_and_with_full_noise_leaves_one_token() -> None:
     inputs = torch.tensor([[BOS, 7, 8, 9], [BOS, 5, PAD, PAD], [BOS, PAD, PAD, PAD]])
     lengths = torch.tensor([4, 2, 1])
     same, same_lengths = corrupt(inputs, lengths, 0.0, 0, torch.Generator())
@@ -94,7 +94,7 @@ def test_corrupt_without_noise_is_the_identity_and_with_all_of_it_leaves_one_tok
     assert least_lengths.tolist() == [2, 2, 1] and least[1].tolist() == [BOS, 5]
 
 
-def test_corrupt_drops_at_the_rate_and_shuffles_as_far_as_it_is_told() -> None:
+def test_corrupt_drops_at_the_given_rate_and_shuffles_within_the_distance() -> None:
     inputs = torch.arange(10, 110).repeat(200, 1)
     lengths = torch.full((200,), 100)
     _, new_lengths = corrupt(inputs, lengths, 0.3, 0, torch.Generator().manual_seed(1))
@@ -116,7 +116,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "saved"
 
 
-def test_frozen_encoder_returns_rows_in_order_whatever_the_batch(saved: Path) -> None:
+def test_frozen_encoder_returns_rows_in_order_for_every_batch_size(saved: Path) -> None:
     encoder = load_encoder(f"recurrent:{saved}")
     assert (encoder.name, encoder.dim, encoder.normalized) == (f"recurrent:{saved}", 6, True)
     many = encoder.encode(SENTENCES * 30)  # three batches

@@ -1,4 +1,4 @@
-"""The outline store: resumed, torn, shared between ranks; its statistics."""
+"""The outline store: resuming, damage, several ranks, and its moments."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ SHARD_ROWS = 10
 
 
 class HashEncoder:
-    """Outlines drawn from the hash of the sentence; it notes what it encodes and may break after so many."""
+    """Outlines sampled from the hash of the sentence. Records what it encodes; may stop after `breaks_after` sentences."""
 
     name, dim, fingerprint, normalized = "hash", DIM, "f" * 64, False
 
@@ -45,7 +45,7 @@ def files(directory: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in directory.iterdir()}
 
 
-def test_rows_are_what_the_encoder_gave_in_the_order_asked(tmp_path: Path,
+def test_rows_equal_the_encoders_output_in_the_requested_order(tmp_path: Path,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outline_store, "MAX_MAPPED_SHARDS", 3)
     encode(tmp_path, HashEncoder())
@@ -64,7 +64,7 @@ def test_rows_are_what_the_encoder_gave_in_the_order_asked(tmp_path: Path,
             store.rows(np.array([0, outside]))
 
 
-def test_mean_and_scale_are_those_of_all_rows(tmp_path: Path) -> None:
+def test_mean_and_scale_cover_all_rows(tmp_path: Path) -> None:
     encode(tmp_path, HashEncoder())
     store = OutlineStore(tmp_path)
     rows = HashEncoder().encode(SENTENCES).astype(np.float16).astype(np.float64)
@@ -72,7 +72,7 @@ def test_mean_and_scale_are_those_of_all_rows(tmp_path: Path) -> None:
     assert store.scale == pytest.approx(np.sqrt(rows.var(axis=0).mean()), rel=1e-13)
 
 
-def test_interrupted_encoding_goes_on_where_it_stopped(tmp_path: Path,
+def test_interrupted_encoding_continues(tmp_path: Path,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outline_store, "CHUNK_SENTENCES", 4)
     with pytest.raises(KeyboardInterrupt):
@@ -130,7 +130,7 @@ def test_finish_refuses_a_shard_that_does_not_match_its_label(tmp_path: Path) ->
     assert not (tmp_path / "meta.json").exists()
 
 
-def test_two_ranks_write_the_bytes_of_one(tmp_path: Path) -> None:
+def test_two_ranks_write_the_same_bytes_as_one(tmp_path: Path) -> None:
     encode(tmp_path / "one", HashEncoder())
     encoders = [HashEncoder(), HashEncoder()]
     for rank, encoder in enumerate(encoders):
@@ -146,7 +146,7 @@ def test_two_ranks_write_the_bytes_of_one(tmp_path: Path) -> None:
     ({"corpus_fingerprint": "d"}, "corpus"),
     ({"shard_rows": 20}, "shard size"),
 ])
-def test_another_corpus_does_not_mix_in(tmp_path: Path, change: dict[str, object], what: str) -> None:
+def test_another_corpus_is_refused(tmp_path: Path, change: dict[str, object], what: str) -> None:
     encode(tmp_path, HashEncoder())
     whole = files(tmp_path)
     with pytest.raises(OutlinesError, match=f"outlines of another {what}\\."):
@@ -154,7 +154,7 @@ def test_another_corpus_does_not_mix_in(tmp_path: Path, change: dict[str, object
     assert files(tmp_path) == whole
 
 
-def test_another_encoder_does_not_mix_in(tmp_path: Path) -> None:
+def test_another_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         encode(tmp_path, HashEncoder(breaks_after=30))
     (tmp_path / "shard-00000.f16").unlink()
@@ -165,7 +165,7 @@ def test_another_encoder_does_not_mix_in(tmp_path: Path) -> None:
     assert other.seen == []
 
 
-def test_outlines_that_are_not_finite_or_too_narrow_are_named(tmp_path: Path,
+def test_outlines_that_are_not_finite_or_too_narrow_are_reported(tmp_path: Path,
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outline_store, "CHUNK_SENTENCES", 4)
 
@@ -192,7 +192,7 @@ def test_outlines_that_are_not_finite_or_too_narrow_are_named(tmp_path: Path,
         encode_shards([], HashEncoder(), tmp_path / "empty", corpus_fingerprint="c")
 
 
-def test_damaged_metadata_is_named(tmp_path: Path) -> None:
+def test_damaged_metadata_is_reported(tmp_path: Path) -> None:
     encode(tmp_path, HashEncoder())
     meta = tmp_path / "meta.json"
     content = json.loads(meta.read_text())
@@ -203,7 +203,7 @@ def test_damaged_metadata_is_named(tmp_path: Path) -> None:
             OutlineStore(tmp_path)
 
 
-def test_scaling_by_a_store_is_scaling_by_its_rows(tmp_path: Path) -> None:
+def test_scaling_with_a_stores_moments_equals_scaling_with_its_rows(tmp_path: Path) -> None:
     store = encode(tmp_path, HashEncoder())
     fitted = Scaling.fit(torch.from_numpy(store.rows(np.arange(len(store)))))
     scaling = Scaling(torch.from_numpy(store.mean).float(), store.scale)

@@ -1,4 +1,4 @@
-"""Files that lie: pickles, fuzzed tokenizers, configurations that name code or other places, and text of every bad kind.
+"""Hostile files: pickles, fuzzed tokenizers, configurations that name code or other paths, and malformed text.
 
 Each count of the table in docs/reliability.md is here, a share of it on every commit and the whole behind `-m full`.
 """
@@ -48,7 +48,7 @@ from train.runtime.run_directory import newest_checkpoint, read_group, read_json
 
 
 class Payload:
-    """What runs a statement when it is unpickled."""
+    """Runs a statement when it is unpickled."""
 
     def __init__(self, call: Callable[..., Any], *arguments: Any):
         self.call, self.arguments = call, arguments
@@ -58,7 +58,7 @@ class Payload:
 
 
 def payloads(ran: Path) -> dict[str, bytes]:
-    """Ten files that make the file `ran` when they are unpickled, each as some loader of tensors would want it."""
+    """Return ten files that create the file `ran` when unpickled, in the formats of several tensor loaders."""
     touch = f"open({str(ran)!r}, 'w').close()"
     execute, system = Payload(exec, touch), Payload(os.system, f"touch {ran}")
 
@@ -86,14 +86,14 @@ def payloads(ran: Path) -> dict[str, bytes]:
 
 
 def sign(directory: Path) -> None:
-    """Bring a manifest up to date, as whoever writes a hostile file would."""
+    """Update a manifest, as the author of a hostile file would."""
     if (directory / MANIFEST).exists():
         names = [file.name for file in directory.iterdir() if file.name != MANIFEST]
         (directory / MANIFEST).write_text(json.dumps({name: sha256_file(directory / name) for name in names}))
 
 
 def note_tokenizer(run: Path) -> None:
-    """The same for the sum of the tokenizer that run.json holds."""
+    """Update the hash of the tokenizer in run.json."""
     if (run / "tokenizer.model").is_file():
         data = json.loads((run / "run.json").read_text())
         data["hashes"]["tokenizer"] = sha256_file(run / "tokenizer.model")
@@ -102,7 +102,7 @@ def note_tokenizer(run: Path) -> None:
 
 @pytest.fixture(scope="module")
 def places(tiny_run: Path, recurrent_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of everything that is ever loaded: a run, its checkpoints, its cache, an encoder."""
+    """Return a copy of everything that can be loaded: a run, its checkpoints, its cache, an encoder."""
     root = tmp_path_factory.mktemp("places")
     cache = Path(json.loads((tiny_run / "run.json").read_text())["cache"])
     shutil.copytree(tiny_run, root / "run")
@@ -115,7 +115,7 @@ Load = Callable[[Path], object]
 
 
 def load_paths(root: Path) -> list[tuple[Path, Load]]:
-    """Every file that something reads, with what reads it."""
+    """Return every file that is ever read, with the function that reads it."""
     run, cache, encoder = root / "run", root / "cache", root / "encoder"
     paths: list[tuple[Path, Load]] = []
 
@@ -141,7 +141,7 @@ def load_paths(root: Path) -> list[tuple[Path, Load]]:
 
 
 def st_model(directory: Path) -> None:
-    """The files of a sentence-transformers model, as far as they are judged before it is loaded."""
+    """Write the files of a sentence-transformers model that are checked before it is loaded."""
     (directory / "1_Pooling").mkdir(parents=True)
     (directory / "model.safetensors").write_bytes(b"weights")
     (directory / "modules.json").write_text(json.dumps([
@@ -151,7 +151,7 @@ def st_model(directory: Path) -> None:
 
 
 def try_payload(data: bytes, file: Path, read: Load, ran: Path) -> bool:
-    """Put a payload in a file's place and read it; True if it was refused by name, False if it was not looked at."""
+    """Replace a file by a payload and read it; return True if it was refused, False if it was not examined."""
     good, run = file.read_bytes(), file.parent / "run.json"
     signed = {path: path.read_bytes() for path in (file.parent / MANIFEST, run) if path.exists()}
     try:
@@ -190,14 +190,14 @@ def payload_cases(places: Path, ran: Path) -> list[tuple[bytes, Path, Load, Path
     return [(data, file, read, ran) for data in payloads(ran).values() for file, read in load_paths(places)]
 
 
-def test_pickles_are_refused_wherever_they_are_put(places: Path, tmp_path: Path) -> None:
+def test_pickles_are_refused_in_every_place(places: Path, tmp_path: Path) -> None:
     cases = payload_cases(places, tmp_path / "ran")
-    of_tokenizers = [case for case in cases if case[1].name == "tokenizer.model"]  # a process each
+    of_tokenizers = [case for case in cases if case[1].name == "tokenizer.model"]  # each starts a process
     for case in [case for case in cases if case not in of_tokenizers][::17] + of_tokenizers[::15]:
         refused = try_payload(*case)
         assert refused or case[1].suffix in (".txt",), case[1]
     for file, read in load_paths(places)[::3]:
-        read(file)  # what was put back is whole: a case would prove nothing on a broken copy
+        read(file)  # the restored copy is valid, so the cases above tested the payloads
 
 
 @pytest.mark.full
@@ -279,7 +279,7 @@ HOSTILE_SHAPES: list[Callable[[dict[str, Any]], object]] = [
 
 
 @pytest.mark.parametrize("number", range(len(HOSTILE_SHAPES)))
-def test_a_model_can_name_no_code_and_be_no_larger_than_its_tensors(places: Path, number: int) -> None:
+def test_a_model_cannot_name_code_or_be_larger_than_its_tensors(places: Path, number: int) -> None:
     file = next((places / "cache").glob("lm-*")) / "model" / "meta.json"
     kept = {path: path.read_bytes() for path in (file, file.parent / MANIFEST)}
     meta = json.loads(kept[file])
@@ -294,7 +294,7 @@ def test_a_model_can_name_no_code_and_be_no_larger_than_its_tensors(places: Path
             path.write_bytes(content)
 
 
-def test_json_without_end_is_an_error(places: Path, tmp_path: Path) -> None:
+def test_endlessly_nested_json_is_an_error(places: Path, tmp_path: Path) -> None:
     deep = b'{"a":' * 100_000
     for file, read in load_paths(places):
         if file.suffix == ".json":
@@ -311,7 +311,7 @@ def test_json_without_end_is_an_error(places: Path, tmp_path: Path) -> None:
     ("valid.offsets.npy", lambda offsets: offsets[::-1]), ("valid.offsets.npy", lambda offsets: offsets + 10**12),
     ("valid.offsets.npy", lambda offsets: offsets[:0]), ("test.token_offsets.npy", lambda offsets: offsets[1:]),
     ("test.token_offsets.npy", lambda offsets: -offsets)])
-def test_a_prepared_corpus_whose_numbers_lead_nowhere_is_refused(places: Path, tmp_path: Path, name: str,
+def test_a_prepared_corpus_with_inconsistent_numbers_is_refused(places: Path, tmp_path: Path, name: str,
                                                                  change: Callable[[np.ndarray], np.ndarray]) -> None:
     shutil.copytree(next((places / "cache").glob("corpus-*")), tmp_path / "corpus")
     file = tmp_path / "corpus" / name
@@ -334,7 +334,7 @@ good = path.read_bytes()
 counts = {}
 for case in range(start, stop):
     rng, model = random.Random(case), bytearray(good)
-    # Half the damage falls among the pieces and the trainer's settings, which the large table would hide.
+    # Half the damage is among the pieces and the trainer's settings, which are small beside the table.
     table = good.find(b"nmt_nfkc")
     for _ in range(rng.choice([1, 1, 2, 8, 64])):
         place = rng.randrange(len(model)) if case % 2 else rng.choice(
@@ -375,7 +375,7 @@ print(json.dumps(counts))
 
 
 def fuzz(recurrent_encoder: Path, tmp_path: Path, count: int) -> Counter[int]:
-    """How so many damaged tokenizers end, each in a process of its own: 1 refused, 0 loaded and used."""
+    """Return how `count` damaged tokenizers end, each in its own process: 1 refused, 0 loaded and used."""
     shutil.copy(recurrent_encoder / "tokenizer.model", tmp_path / "a.model")
     done = subprocess.run([sys.executable, "-c", FUZZ, str(tmp_path / "a.model"), "0", str(count)], capture_output=True,
                           text=True, env=environment(), cwd=Path(__file__).parents[2])
@@ -398,8 +398,8 @@ def test_eight_hundred_fuzzed_tokenizers(recurrent_encoder: Path, tmp_path: Path
 @pytest.mark.parametrize(("trial", "message"), [
     ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashed with signal 11"),
     ("raise SystemExit(1)", "not a SentencePiece model"), ("import time; time.sleep(60)", "did not finish")])
-def test_a_model_that_kills_its_trial_is_one_line(recurrent_encoder: Path, monkeypatch: pytest.MonkeyPatch, trial: str,
-                                                  message: str) -> None:
+def test_a_tokenizer_that_crashes_its_trial_is_a_one_line_error(
+        recurrent_encoder: Path, monkeypatch: pytest.MonkeyPatch, trial: str, message: str) -> None:
     monkeypatch.setattr(hardening, "TRIAL", trial)
     monkeypatch.setattr(hardening, "TRIAL_SEC", 5 if "sleep" not in trial else 0.5)
     with pytest.raises(TokenizerError, match=message):
@@ -421,7 +421,7 @@ def test_only_a_tokenizer_without_a_recorded_hash_is_tried(places: Path, monkeyp
         Tokenizer.load(file, "0" * 64)
 
 
-def test_what_is_no_file_or_too_large_is_no_tokenizer(tmp_path: Path) -> None:
+def test_a_tokenizer_must_be_a_plain_file_of_limited_size(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(TokenizerError, match="not a plain file"):
@@ -444,7 +444,7 @@ def link(target: str) -> Callable[[Path], object]:
 
 
 def named(name: str) -> Callable[[Path], object]:
-    """A manifest that names this beside what is there, with a true sum where there is one."""
+    """Add a name to the manifest, with the correct hash if the file exists."""
     def change(state: Path) -> None:
         manifest = json.loads((state / MANIFEST).read_text())
         sum_ = sha256_file(state / name) if "\0" not in name and len(name) < 200 and (state / name).is_file() else "0" * 64
@@ -461,7 +461,7 @@ def linked_manifest(state: Path) -> None:
     *map(named, ["../outside", "/etc/passwd", "..", ".", "", "folder/file", "./meta.json", "folder/../meta.json", "a\0b",
                  "x" * 5000, "folder"]),
     link("../elsewhere"), link("nowhere"), link("."), link("/dev/zero"), linked_manifest])
-def test_a_manifest_leads_nowhere_else(tmp_path: Path, change: Callable[[Path], object]) -> None:
+def test_a_manifest_cannot_lead_outside_its_directory(tmp_path: Path, change: Callable[[Path], object]) -> None:
     state = tmp_path / "state"
     write_state(state, {"a": torch.arange(3.0)}, {"step": 7})
     (state / "folder").mkdir()
@@ -475,7 +475,7 @@ def test_a_manifest_leads_nowhere_else(tmp_path: Path, change: Callable[[Path], 
 
 
 @pytest.mark.parametrize("path", ["..", "../elsewhere", "/etc", "1_Pooling/../..", "linked", "linked/folder"])
-def test_a_module_of_a_model_lies_within_it(tmp_path: Path, path: str) -> None:
+def test_a_module_of_a_model_must_be_inside_it(tmp_path: Path, path: str) -> None:
     st_model(tmp_path / "model")
     (tmp_path / "elsewhere" / "folder").mkdir(parents=True)
     (tmp_path / "model" / "linked").symlink_to("../elsewhere")
@@ -486,9 +486,9 @@ def test_a_module_of_a_model_lies_within_it(tmp_path: Path, path: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["..", "../other", "/etc", "seed-1/..", "", ".", "linked", 7, "a\n"])
-def test_a_group_of_runs_lies_within_its_directory(tmp_path: Path, name: Any) -> None:
+def test_a_group_of_runs_must_be_inside_its_directory(tmp_path: Path, name: Any) -> None:
     (tmp_path / "group").mkdir()
-    (tmp_path / "group" / "linked").symlink_to(".")  # which would lead round for ever
+    (tmp_path / "group" / "linked").symlink_to(".")  # an endless recursion
     (tmp_path / "group" / "runs.json").write_text(json.dumps({"format": 1, "kind": "seeds", "runs": [name]}))
     with pytest.raises(OutlinesError):
         runs_of(tmp_path / "group")
@@ -496,7 +496,7 @@ def test_a_group_of_runs_lies_within_its_directory(tmp_path: Path, name: Any) ->
         read_group(tmp_path / "group")
 
 
-def test_a_checkpoint_that_is_a_link_to_another_is_not_taken(tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_a_link_is_skipped(tmp_path: Path) -> None:
     write_state(tmp_path / "checkpoints" / "0-00000007", {"a": torch.zeros(1)}, {"stage": 0, "step": 7})
     (tmp_path / "checkpoints" / "0-00000009").symlink_to("0-00000007")
     found = newest_checkpoint(tmp_path)
@@ -517,15 +517,15 @@ HEADS = {".txt": [b"", b"\xef\xbb\xbf"], ".jsonl": [b"", b'{"text": "first"}\n']
 
 
 def hostile_text(rng: random.Random, kind: str) -> bytes:
-    """A file of this kind, put together of what each parser minds most."""
-    some = [*rng.sample(PIECES, rng.randrange(1, 8)), b"\n", GOOD[kind]]  # all at once would spoil every line
+    """Return a file of this kind, composed of pieces that are difficult for parsers."""
+    some = [*rng.sample(PIECES, rng.randrange(1, 8)), b"\n", GOOD[kind]]  # with all pieces, no line would be valid
     body = b"".join(rng.choice(some) if rng.random() < 0.97 else rng.randbytes(rng.randrange(20))
                     for _ in range(rng.randrange(60)))
     return rng.choice(HEADS[kind]) + body
 
 
 def hold_to_promise(path: Path, data: bytes) -> str:
-    """Read a file both ways; every line is a sentence, a counted skip, or there is one typed error that names the file."""
+    """Read a file with and without strict: every line is a sentence or a counted skip, or one typed error names the file."""
     path.write_bytes(data)
     report = ReadingReport(max_examples=10**9)
     try:
@@ -551,7 +551,7 @@ def hold_to_promise(path: Path, data: bytes) -> str:
 
 
 def generated_cases(tmp_path: Path, count: int) -> Counter[str]:
-    """So many generated files of each kind, every tenth once more packed and the packing damaged."""
+    """Read `count` generated files of each kind, every tenth one also as a valid and as a damaged .gz."""
     outcomes: Counter[str] = Counter()
     for kind in HEADS:
         for case in range(count):
@@ -564,7 +564,7 @@ def generated_cases(tmp_path: Path, count: int) -> Counter[str]:
                 packed[rng.randrange(len(packed))] ^= 1 << rng.randrange(8)
                 try:
                     hold_to_promise(tmp_path / f"a{kind}.gz", bytes(packed[:rng.randrange(len(packed))]))
-                except (OSError, EOFError):  # of the test's own look at the packed text
+                except (OSError, EOFError):  # raised by the test's own gzip.decompress
                     pytest.fail("damage that only the test saw")
     return outcomes
 
@@ -604,7 +604,7 @@ def test_the_named_cases_of_hostile_text(tmp_path: Path, kind: str, packed: bool
                 list(read_sentences([str(path)]))
 
 
-def test_a_bomb_stops_at_the_cap_and_takes_no_memory(tmp_path: Path) -> None:
+def test_a_gzip_bomb_stops_at_the_limit_without_using_memory(tmp_path: Path) -> None:
     path = tmp_path / "bomb.txt.gz"
     with gzip.open(path, "wb") as file:
         for _ in range(64):
@@ -619,7 +619,7 @@ def test_a_bomb_stops_at_the_cap_and_takes_no_memory(tmp_path: Path) -> None:
     assert peak < 8 * MAX_LINE_BYTES
 
 
-def test_what_a_command_line_holds_that_is_not_text_is_one_line(recurrent_encoder: Path) -> None:
+def test_an_argument_that_is_not_text_is_a_one_line_error(recurrent_encoder: Path) -> None:
     with pytest.raises(TokenizerError, match="half a character"):
         Tokenizer.load(recurrent_encoder / "tokenizer.model").encode([os.fsdecode(b"A \xff dog")])
 
@@ -628,7 +628,7 @@ def test_what_a_command_line_holds_that_is_not_text_is_one_line(recurrent_encode
 
 
 def random_value(rng: random.Random, field: dataclasses.Field[Any]) -> Any:
-    """A value that the field allows."""
+    """Return a random value that the field allows."""
     kind, low, high = field.type, field.metadata["low"], field.metadata["high"]
     if field.metadata["choices"]:
         return rng.choice(field.metadata["choices"])
@@ -654,7 +654,7 @@ PAIRING = ("group_lines", "condition_column", "label_column")
 
 
 def random_round_trip(rng: random.Random, file: Path) -> str:
-    """Random options of a random family → TOML → configuration → run.json → the same; returns the family."""
+    """Check random options → TOML → configuration → run.json → configuration; return the family."""
     family = rng.choice(sorted(all_methods()))
     method = find_method(family)
     fields = known_fields(method.config_class)
@@ -667,7 +667,7 @@ def random_round_trip(rng: random.Random, file: Path) -> str:
         try:
             config = resolve(family, method.config_class, method.presets, rng.choice(sorted(method.presets)), str(file), {})
             break
-        except OutlinesError as error:  # an option that these others leave no room for: without it, then
+        except OutlinesError as error:  # an option that conflicts with the others: remove it
             assert str(error).startswith("--"), error
             del values[str(error).split()[0].removeprefix("--").replace("-", "_")]
     sections = {**config.to_json()}
@@ -709,7 +709,7 @@ def test_every_misspelt_option_is_refused_with_the_nearest_name(tmp_path: Path, 
     whole = resolve(family, method.config_class, method.presets, "tiny", None, needed).to_json()
     for name in fields:
         wrong = misspelt(rng, name)
-        if wrong in fields or wrong == "seeds":  # which is a name itself
+        if wrong in fields or wrong == "seeds":  # a valid name
             continue
         file.write_text(f"{wrong} = 1\n")
         section = next(key for key in (*SECTIONS, "model") if name in whole[key])

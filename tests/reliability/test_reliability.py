@@ -1,4 +1,4 @@
-"""What docs/reliability.md promises: a small share of each count on every commit, the full one by `-m full`.
+"""The promises of docs/reliability.md: a sample of each count on every commit, the full counts with `-m full`.
 
 Families are found, not listed, so a new one is held to the same. Processes are forked from one that has imported
 everything, so that a kill costs what the training costs.
@@ -62,14 +62,14 @@ REMEDIES = [(family, f"tiny {preset}") for family, method in sorted(all_methods(
             for preset in sorted(method.presets) if preset not in (*SIZES, family)]
 VARIANTS = [(family, "tiny") for family in FAMILIES] + [
     pytest.param(*variant, marks=pytest.mark.full) for variant in REMEDIES]
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # Two threads on busy cores would spend their time spinning.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # Otherwise two threads on busy cores waste time spinning.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["train.__main__", "tests.reliability.test_reliability"])
 full = pytest.mark.full
 
 
 def counts(few: int, many: int) -> pytest.MarkDecorator:
-    """The share of a count that every commit sees, and the count itself."""
+    """Parametrise with the count of every commit and the full count."""
     return pytest.mark.parametrize("num", [few, pytest.param(many, marks=full)])
 
 
@@ -77,7 +77,7 @@ def counts(few: int, many: int) -> pytest.MarkDecorator:
 
 
 class Bench:
-    """Tiny runs of every family on one small corpus: 15 batches an epoch, so that stages end inside an epoch."""
+    """Tiny runs of every family on one small corpus. An epoch has 15 batches, so stages end inside an epoch."""
 
     def __init__(self, folder: Path, encoder: Path):
         self.folder, self.cache, self.encoder = folder, folder / "runs-cache", f"recurrent:{encoder}"
@@ -113,7 +113,7 @@ class Bench:
         return all_methods()[config.family](config, data, False)
 
     def loop(self, directory: Path, config: RunConfig, signals: StopSignals | None = None) -> Loop:
-        """As train_run makes it."""
+        """Return the loop that train_run would create."""
         directory.mkdir(parents=True, exist_ok=True)
         return Loop(self.method(config), self.data(config), config.training, directory, Ranks(), Reporter(quiet=True),
                     signals or StopSignals())
@@ -128,7 +128,7 @@ def bench(recurrent_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def state(method: Method) -> str:
-    """SHA-256 of all weights, buffers and optimisers."""
+    """Return the SHA-256 of all weights, buffers and optimisers."""
     tensors = module_tensors(method.modules, "module")
     for name, optimizer in method.optimizers.items():
         tensors |= flatten_optimizer(optimizer.state_dict(), name)[0]
@@ -139,7 +139,7 @@ def state(method: Method) -> str:
 
 
 def next_batches(data: Dataset, stages: tuple[Stage, ...], seed: int, stage: int, step: int, num: int = 100) -> str:
-    """SHA-256 of the ids in the next batches from a position."""
+    """Return the SHA-256 of the ids in the next batches from a position."""
     own = stages[min(stage, len(stages) - 1)]
     order = data.order(own.batch_size, own.like_length, seed)
     digest = hashlib.sha256()
@@ -158,7 +158,7 @@ def leftovers(directory: Path) -> list[str]:
 
 
 def _train(arguments: list[str], threads: int, said: Path, largest_file: int = 0) -> None:
-    """What a forked process does: train, its stderr in a file; beside it, where the loop stood at the first signal."""
+    """Train in a forked process, with stderr in the file `said` and the position at the first signal beside it."""
     with open(said, "ab") as file:
         os.dup2(file.fileno(), 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -173,7 +173,7 @@ def _train(arguments: list[str], threads: int, said: Path, largest_file: int = 0
         heed(self)
 
     def note_position(self: StopSignals, number: int, frame: Any) -> None:
-        # Not in the loop of the language model that scores the samples.
+        # Only in this run's loop, not in that of the language model that scores samples.
         if self.deferred and running and str(running[0].directory) in arguments and not self.received:
             said.with_suffix(".position").write_text(f"{running[0].stage_index} {running[0].step}")
         handle(self, number, frame)
@@ -198,7 +198,7 @@ def wait_for(condition: Callable[[], Any], process: Any, said: Path, pause: floa
 
 
 def next_batches_of(run: Path, stages: tuple[Stage, ...], stage: int, step: int) -> str:
-    """The same of a run, from its own files."""
+    """Return the same for a run, from its files."""
     config, cache = run_config(run), Path(read_run(run)["cache"])
     data = open_dataset(config.corpus, None, cache, torch.device("cpu"), Ranks(), Reporter(quiet=True))
     return next_batches(data, stages, config.training.seed, stage, step)
@@ -208,7 +208,7 @@ def next_batches_of(run: Path, stages: tuple[Stage, ...], stage: int, step: int)
 
 
 def train_to_the_end(arguments: list[str], run: Path, threads: int) -> float:
-    """Until the model is there, without waiting for the report; returns the seconds from the first checkpoint on."""
+    """Train until the model exists, without the report; return the seconds since the first checkpoint."""
     said = run.with_suffix(".txt")
     process = start(arguments, said, threads)
     wait_for(lambda: checkpoints(run), process, said)
@@ -221,7 +221,7 @@ def train_to_the_end(arguments: list[str], run: Path, threads: int) -> float:
 
 
 def kill(arguments: list[str], run: Path, threads: int, delay: float, in_save: bool) -> bool:
-    """Kill -9 a run so many seconds after its first checkpoint, or as it then writes one; whether it was at that."""
+    """Kill -9 a run `delay` s after its first checkpoint, or during the next save; return whether it was in a save."""
     said = run.with_suffix(".txt")
     process = start(arguments, said, threads)
     wait_for(lambda: checkpoints(run), process, said)
@@ -239,7 +239,7 @@ def kill(arguments: list[str], run: Path, threads: int, delay: float, in_save: b
 @pytest.mark.parametrize(("family", "num"), [
     *((family, 1) for family in ("outlines", "vae")), *(pytest.param(family, 30, marks=full) for family in FAMILIES)])
 def test_killed_and_resumed_equals_uninterrupted(num: int, family: str, bench: Bench, tmp_path: Path) -> None:
-    """Every third is killed inside a save, as what that leaves on the disk proves; every third trains on two threads."""
+    """Every third run is killed inside a save, proved by its leftovers; every third trains with two threads."""
     rng = random.Random(f"{family} {num}")
     stages = bench.method(bench.config(family)).stages
     whole: dict[int, tuple[str, float]] = {}
@@ -273,8 +273,10 @@ def test_killed_and_resumed_equals_uninterrupted(num: int, family: str, bench: B
 
 
 class StopsAt(StopSignals):
-    """A SIGTERM that is there when the loop looks for the `look`-th time, counted from 0: before each stage begins and
-    each step, and after the last."""
+    """A SIGTERM that arrives at the loop's `look`-th check, counted from 0.
+
+    The loop checks before a stage begins, before each step, and after the last one.
+    """
 
     def __init__(self, look: int):
         super().__init__()
@@ -289,7 +291,7 @@ class StopsAt(StopSignals):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=full)])
-def test_a_save_anywhere_gives_the_same_run(thorough: bool, family: str, bench: Bench, tmp_path: Path) -> None:
+def test_a_save_at_any_position_gives_the_same_run(thorough: bool, family: str, bench: Bench, tmp_path: Path) -> None:
     config = bench.config(family, checkpoint_every=7)
     whole = bench.loop(tmp_path / "whole", config)
     whole.run()
@@ -323,8 +325,8 @@ def test_a_save_anywhere_gives_the_same_run(thorough: bool, family: str, bench: 
     assert outcome(finished) == expected, "after the finish"
 
 
-def test_a_stage_that_had_begun_does_not_begin_again(bench: Bench, tmp_path: Path) -> None:
-    """Whatever a family's begin draws or adds up, it does once."""
+def test_a_stage_begins_only_once(bench: Bench, tmp_path: Path) -> None:
+    """A resumed run must not repeat the work of `begin`."""
     config = bench.config("lm")
     begun = []
     for look in (1, 0, 5, 1000):
@@ -349,7 +351,7 @@ class Faults:
         save_file = checkpoint.save_file
 
         def half(tensors: Any, path: Path) -> None:
-            """As the library fails: some of the file is there, and the error is one of its own."""
+            """Fail like the library: half of the file is written, and the error is its own class."""
             if self._due():
                 path.write_bytes(b"half")
                 raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
@@ -371,7 +373,7 @@ class Faults:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-def test_a_fault_at_any_write_of_a_save_costs_nothing(number: int, family: str, bench: Bench, tmp_path: Path) -> None:
+def test_a_fault_at_any_write_of_a_save_loses_nothing(number: int, family: str, bench: Bench, tmp_path: Path) -> None:
     config = bench.config(family)
     loop = bench.loop(tmp_path, config, StopsAt(12))
     with pytest.raises(Stopped):
@@ -380,7 +382,7 @@ def test_a_fault_at_any_write_of_a_save_costs_nothing(number: int, family: str, 
         whole = newest_checkpoint(tmp_path)
         assert whole is not None and not whole[2]
         loop = bench.loop(tmp_path, config)
-        loop.step += 1  # So that there is something to save.
+        loop.step += 1  # a new position to save
         with pytest.MonkeyPatch.context() as patch:
             faults = Faults(patch, at, number)
             try:
@@ -418,8 +420,8 @@ def test_a_full_disk_is_one_line_and_status_2(bench: Bench, tmp_path: Path, caps
 
 
 @counts(1, 8)
-def test_a_disk_that_takes_no_more_is_survived(num: int, bench: Bench, tmp_path: Path) -> None:
-    """The kernel's own refusal, which the library that writes tensors meets too: no file may grow beyond a limit."""
+def test_a_limit_of_the_file_size_is_survived(num: int, bench: Bench, tmp_path: Path) -> None:
+    """The kernel refuses to grow a file beyond a limit, also for the library that writes tensors."""
     rng = random.Random(num)
     run = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -441,8 +443,8 @@ def session(bench: Bench, signals: StopSignals | None = None) -> Session:
     return Session(bench.cache, Ranks(), Reporter(quiet=True), signals or StopSignals())
 
 
-def test_a_directory_that_was_stepping_aside_comes_back(tmp_path: Path) -> None:
-    """The process dies after the old one has left its place and before the new one has taken it."""
+def test_a_directory_that_was_moved_aside_is_restored(tmp_path: Path) -> None:
+    """The process dies between the two renames."""
     write_state(tmp_path / "state", {"a": torch.zeros(2)}, {"step": 1})
 
     class Died(BaseException):
@@ -480,7 +482,7 @@ def spoil(file: Path, rng: random.Random, kind: str) -> None:
 
 @pytest.fixture(scope="module")
 def finished(bench: Bench) -> Path:
-    """A finished run of the language model, made in this process, without a report."""
+    """Return a finished run of the language model without a report."""
     run = bench.folder / "finished"
     begin_run(bench.config("lm"), run, session(bench), {})
     train_run(run, session(bench))
@@ -489,9 +491,9 @@ def finished(bench: Bench) -> Path:
 
 @counts(20, 400)
 @pytest.mark.parametrize("what", ["checkpoints", "outlines", "tokenizer"])
-def test_damage_is_detected_and_the_newest_good_one_is_used(what: str, num: int, finished: Path, bench: Bench,
+def test_damage_is_detected_and_the_newest_valid_checkpoint_is_used(what: str, num: int, finished: Path, bench: Bench,
                                                             tmp_path: Path) -> None:
-    """Three kinds of files by 400: 1,080 flipped bits, 108 truncations and 12 missing files in full."""
+    """Full count: 400 cases for each of three kinds of files (1,080 flipped bits, 108 truncations, 12 missing files)."""
     rng = random.Random(f"{what} {num}")
     if what == "checkpoints":
         shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
@@ -531,7 +533,7 @@ def test_a_file_of_another_step_is_detected(finished: Path, tmp_path: Path) -> N
         run = tmp_path / str(name)
         shutil.copytree(finished / "checkpoints", run / "checkpoints")
         oldest, second, newest = checkpoints(run)
-        if name is None:  # The whole of it, manifest and all.
+        if name is None:  # the whole checkpoint with its manifest
             shutil.rmtree(newest)
             shutil.copytree(oldest, newest)
         else:
@@ -561,7 +563,8 @@ def test_a_label_is_sealed(tmp_path: Path) -> None:
         OutlineStore(tmp_path)
 
 
-def test_a_run_goes_on_from_the_newest_good_one(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_continues_from_the_newest_valid_checkpoint(bench: Bench, tmp_path: Path,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
     config = bench.config("lm")
     whole = bench.loop(tmp_path / "whole", config)
     whole.run()
@@ -575,8 +578,8 @@ def test_a_run_goes_on_from_the_newest_good_one(bench: Bench, tmp_path: Path, ca
     assert outcome(resumed) == outcome(whole)
 
 
-def test_a_good_save_is_not_pruned_for_damaged_later_ones(bench: Bench, tmp_path: Path) -> None:
-    """A run that went back behind damaged checkpoints saves before them, and keeps what it saves."""
+def test_a_valid_checkpoint_is_not_deleted_for_damaged_later_ones(bench: Bench, tmp_path: Path) -> None:
+    """A run that resumed from before damaged checkpoints keeps what it saves."""
     config = bench.config("lm", keep_checkpoints=1, checkpoint_every=5)
     with pytest.raises(Stopped):
         bench.loop(tmp_path, config, StopsAt(1 + 5)).run()
@@ -603,7 +606,7 @@ def test_a_signal_saves_within_a_step(num: int, bench: Bench, tmp_path: Path) ->
         run, said = tmp_path / f"run-{index}", tmp_path / f"run-{index}.txt"
         process = start(bench.arguments("outlines", run), said)
         wait_for(lambda: checkpoints(run), process, said)  # noqa: B023 - called at once
-        # One in each part of a run: of moments drawn from all of it, two may both come after the training.
+        # One signal in each part of the run, so that not all come after training.
         time.sleep((index + rng.random()) / num * seconds * 0.8)
         os.kill(process.pid, number)
         process.join(60)
@@ -622,8 +625,8 @@ def test_a_signal_saves_within_a_step(num: int, bench: Bench, tmp_path: Path) ->
     assert in_training
 
 
-def test_a_signal_while_a_stage_begins_is_heeded_at_once(bench: Bench, tmp_path: Path) -> None:
-    """To fit a mixture takes minutes; what was trained before is saved, and the stage begins anew."""
+def test_a_signal_at_the_start_of_a_stage_stops_at_once(bench: Bench, tmp_path: Path) -> None:
+    """Fitting a mixture can take minutes. Earlier stages are saved, and the stage starts again."""
     config = bench.config("outlines")
     whole = bench.loop(tmp_path / "whole", config)
     whole.run()
@@ -661,7 +664,7 @@ def test_a_second_signal_stops_at_once() -> None:
         assert signals.received == signal.SIGINT
         with pytest.raises(Stopped) as stopped:
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(60)  # a step that takes long
+            time.sleep(60)  # a long step
     assert stopped.value.exit_status == 130
 
 
@@ -669,7 +672,7 @@ def test_a_second_signal_stops_at_once() -> None:
 
 
 class Spoiled(Update):
-    """Makes one call's loss, or the gradient of one parameter in it, not finite; notes the calls."""
+    """Makes the loss of one call, or the gradient of one parameter in it, non-finite; records the calls."""
 
     def __init__(self, call: int = -1, parameter: int | None = None, value: float = float("nan"), times: int = 1):
         super().__init__(Ranks(), 1.0)
@@ -698,7 +701,7 @@ class Spoiled(Update):
 @pytest.mark.parametrize(("family", "preset"), VARIANTS)
 @pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=full)])
 def test_a_bad_step_changes_nothing(thorough: bool, family: str, preset: str, bench: Bench) -> None:
-    """NaN and Inf in every loss, and in gradients: in full of every weight, else of one for each loss."""
+    """NaN and Inf in every loss, and in gradients: of one weight per loss, or of every weight in the full count."""
     config = bench.config(family, preset)
     method, data = bench.method(config), bench.data(config)
     num_injected = 0
@@ -711,7 +714,7 @@ def test_a_bad_step_changes_nothing(thorough: bool, family: str, preset: str, be
             torch.manual_seed(number)
             stage.step(number, data.batch(order.batch(number), Ranks()), update)  # noqa: B023 - called at once
 
-        for number in range(2):  # Before an optimiser has a state, and after.
+        for number in range(2):  # before and after the optimiser has a state
             untouched = state(method)
             before.copy()
             good = Spoiled()
@@ -747,7 +750,7 @@ def test_bad_steps_are_skipped_counted_and_stop_a_run(thorough: bool, family: st
         real = last.step
 
         def step(number: int, batch: Any, update: Update) -> Any:
-            """Steps 2, 3 and 5 of the last stage are bad after their last update; from 9 on all are."""
+            """Make steps 2, 3 and 5 of the last stage bad after their last update, and all steps from 9."""
             if number in (2, 3, 5) or number >= 9:
                 if last.several_updates:
                     real(number, batch, update)
@@ -765,7 +768,7 @@ def test_bad_steps_are_skipped_counted_and_stop_a_run(thorough: bool, family: st
     assert (meta["bad_steps"], meta["bad_in_a_row"]) == (5, 2)
     lines = [line for line in read_lines(tmp_path / "whole" / "metrics.jsonl") if "train/bad_steps" in line]
     assert [line["train/bad_steps"] for line in lines] == [2, 3, 3, 3]
-    # Stopped between bad steps and gone on with, it stops at the same step, with the same weights.
+    # Stopped and resumed between bad steps, it fails at the same step with the same weights.
     stages = loop(tmp_path / "look").method.stages
     earlier = sum(stage.num_steps for stage in stages[:-1]) + len(stages)
     for look in (earlier + 3, earlier + 7) if thorough else (earlier + 3,):
@@ -799,7 +802,7 @@ def _hold(directory: Path) -> None:
         time.sleep(600)
 
 
-def test_a_dead_trainers_lock_is_taken_over(tmp_path: Path) -> None:
+def test_the_lock_of_a_dead_trainer_is_replaced(tmp_path: Path) -> None:
     holder = PROCESSES.Process(target=_hold, args=(tmp_path,))
     holder.start()
     wait_for((tmp_path / "held").exists, holder, tmp_path / "held")
@@ -813,7 +816,7 @@ def test_a_dead_trainers_lock_is_taken_over(tmp_path: Path) -> None:
 
 
 def _read(directory: Path, last: int) -> None:
-    """Read the newest checkpoint, and one that is replaced in its place, until the last step is there."""
+    """Read the newest checkpoint and one that is replaced in place, until the last step exists."""
     step = -1
     while step < last:
         if (found := newest_checkpoint(directory)) is not None:
@@ -847,7 +850,7 @@ def test_no_reader_sees_half_a_save(num_saves: int, num_readers: int, tmp_path: 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_decides_the_bits_is_recorded_and_a_change_is_told(family: str, bench: Bench, tmp_path: Path,
+def test_versions_and_hardware_are_recorded_and_changes_are_reported(family: str, bench: Bench, tmp_path: Path,
                                                                 capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     config = bench.config(family)
@@ -891,7 +894,7 @@ def _train_rank(arguments: list[str], said: Path, rank: int, port: int) -> None:
     _train(arguments, 1, said)
 
 
-def test_a_rank_whose_fellow_is_killed_says_so(bench: Bench, tmp_path: Path) -> None:
+def test_a_rank_reports_that_another_was_killed(bench: Bench, tmp_path: Path) -> None:
     run, said = tmp_path / "run", tmp_path / "said.txt"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -940,7 +943,7 @@ def test_a_killed_rank_ends_the_job(bench: Bench, tmp_path: Path) -> None:
 # Directories
 
 
-def test_leftovers_are_swept_as_a_run_starts(bench: Bench, tmp_path: Path) -> None:
+def test_leftovers_are_deleted_when_a_run_starts(bench: Bench, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "checkpoints"):
         folder.mkdir(exist_ok=True)
         (folder / f"{STAGING_PREFIX}x").mkdir()
@@ -960,9 +963,9 @@ def test_the_last_checkpoints_are_kept_and_the_best_weights_in_each(bench: Bench
         assert best.keys() <= tensors.keys() and meta["best_criterion"] is not None
 
 
-def test_all_ranks_have_read_where_to_go_on_before_one_writes(bench: Bench, tmp_path: Path,
+def test_all_ranks_read_the_checkpoint_before_one_writes(bench: Bench, tmp_path: Path,
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a slow one finds what the first has just saved, takes the stage for begun, and both wait for ever."""
+    """Otherwise a slow rank loads what the first has just saved, assumes the stage has begun, and both deadlock."""
     done: list[str] = []
     restore = Loop._restore
     monkeypatch.setattr(Loop, "_restore", lambda loop: done.append("read") or restore(loop))  # type: ignore[func-returns-value]
@@ -982,7 +985,7 @@ def test_only_the_first_rank_writes(bench: Bench, tmp_path: Path, monkeypatch: p
     assert not list(tmp_path.iterdir())
 
 
-def test_a_staging_directory_stands_beside_its_target_and_all_is_flushed(tmp_path: Path,
+def test_a_staging_directory_is_beside_its_target_and_everything_is_flushed(tmp_path: Path,
                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[str] = []
     real = os.fsync
