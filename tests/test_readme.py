@@ -1,4 +1,4 @@
-"""The README and the docs: their commands parse or run in miniature, their links exist, the README fits its limits."""
+"""The README and the docs: their commands parse or run in miniature, the README fits its limits."""
 
 import configparser
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from generate.options import parse as parse_generation
 from tests.conftest import Command
 from train.commands import ablate, evaluate
 from train.commands.plan import plan_of
@@ -30,17 +31,18 @@ def bash_lines(text: str) -> list[str]:
     return lines
 
 
-def training_commands() -> list[str]:
-    """Return every `python -m train` command of the README and the docs, in text, tables and bash blocks."""
-    commands: list[str] = []
+def commands(module: str) -> list[str]:
+    """Return every complete `python -m MODULE` command of the README and the docs, in text, tables and bash blocks."""
+    found: list[str] = []
     for document in DOCUMENTS:
         text = document.read_text()
-        parts = [part for line in bash_lines(text) for part in re.split(r" && |; ", line)]
-        commands += re.findall(r"`(python -m [^`]+|torchrun [^`]+)`", text) + parts
+        found += re.findall(r"`(python -m [^`]+|torchrun [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+        found += [part for line in bash_lines(text) for part in re.split(r" && | \| |; ", line)]
     files = "--corpus train.txt --valid val.txt --test test.txt"
-    commands = [re.sub(r"\$F\b", files, command) for command in commands]
-    complete = [command for command in commands if not re.search(r"…|FAMILY|-m train (evaluate|ablate)$", command)]
-    return sorted({command for command in complete if re.search(r"(python|torchrun).* -m train\b", command)})
+    found = [re.sub(r"\$F\b", files, command) for command in found]
+    incomplete = r"…|FAMILY|-m (train|generate) (evaluate|ablate|nearest|serve)$"
+    return sorted({command for command in found
+                   if re.search(rf"(python|torchrun).* -m {module}\b", command) and not re.search(incomplete, command)})
 
 
 def test_the_readme_fits_its_limits() -> None:
@@ -75,7 +77,7 @@ def test_constraints_pin_every_requirement() -> None:
     assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
 
 
-@pytest.mark.parametrize("command", training_commands())
+@pytest.mark.parametrize("command", commands("train"))
 def test_every_training_command_parses(command: str) -> None:
     words = shlex.split(command.replace("$K", "2000"))
     if "--help" in words:
@@ -89,6 +91,12 @@ def test_every_training_command_parses(command: str) -> None:
             return
     options = parse(arguments)
     assert options.resume or plan_of(options).runs
+
+
+@pytest.mark.parametrize("command", commands("generate"))
+def test_every_generation_command_parses(command: str) -> None:
+    words = shlex.split(command.split(" | ")[0])
+    assert parse_generation(words[words.index("generate") + 1:]).run
 
 
 def test_the_main_job_in_miniature(tiny_arguments: list[str], run_module: Command, tmp_path: Path) -> None:
@@ -120,7 +128,7 @@ def test_the_python_example_runs(tiny_run: Path, capsys: pytest.CaptureFixture[s
     assert len(capsys.readouterr().out.splitlines()) >= 3
 
 
-def test_an_encoder_of_ones_own(tiny_corpus: Path, run_module: Command, tmp_path: Path) -> None:
+def test_the_encoder_you_train_can_be_used(tiny_corpus: Path, run_module: Command, tmp_path: Path) -> None:
     done = run_module("train", "encoder", "--preset", "tiny", "--corpus", tiny_corpus, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     following = shlex.split(done.stdout.split("next:\n")[1])
@@ -129,20 +137,3 @@ def test_an_encoder_of_ones_own(tiny_corpus: Path, run_module: Command, tmp_path
     assert again.returncode == 0, again.stderr
     refused = run_module("generate", tmp_path / "runs" / "001-encoder-tiny")
     assert refused.returncode == 2 and "no source of new ones" in refused.stderr
-
-
-def headings(text: str) -> set[str]:
-    """Return the anchors that GitHub makes from a document's headings."""
-    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
-
-
-def test_files_and_links_exist() -> None:
-    assert len(DOCUMENTS) > 1
-    for document in DOCUMENTS:
-        for name, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", document.read_text()):
-            target = document.parent / name if name else document
-            assert target.exists(), f"{document.name}: {name}"
-            assert not anchor or anchor in headings(target.read_text()), f"{document.name}: {name}#{anchor}"
-    for name in re.findall(r"`((?:outlines|train|generate|docs|benchmarks)/[\w/.]*)`", README):
-        assert (ROOT / name).exists(), name
