@@ -121,7 +121,7 @@ class Dataset:
         tokens = self.corpus.tokens["train"]
         own = ranks.own(rows)
         outlines = self.outlines("train", own) if self.stores else None
-        return Batch(lambda: collate(tokens.rows(own)).to(self.device), outlines, len(rows),
+        return Batch(lambda: collate(tokens.rows(own), self.tokenizer.special).to(self.device), outlines, len(rows),
                      int(tokens.lengths[rows].sum()) + len(rows), ranks)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outlines.corpus.tokenizer import BOS, EOS, PAD
+from outlines.corpus.tokenizer import SpecialIds
 
 
 def permutation(num_rows: int, *key: int | str) -> np.ndarray:
@@ -78,8 +78,8 @@ class BatchOrder:
 class TokenBatch:
     """A padded batch for teacher forcing: `targets` are `inputs` one step on.
 
-    inputs: int64 [B, T], BOS and the tokens. targets: int64 [B, T], the tokens and EOS. Both end in PAD.
-    mask: bool [B, T], True at a real target. lengths: int64 [B], real targets a row (its tokens and EOS).
+    inputs: int64 [B, T], bos and the tokens. targets: int64 [B, T], the tokens and eos. Both end in pad.
+    mask: bool [B, T], True at a real target. lengths: int64 [B], real targets a row (its tokens and eos).
     """
 
     inputs: Tensor
@@ -93,17 +93,17 @@ class TokenBatch:
                             for tensor in (self.inputs, self.targets, self.mask, self.lengths)))
 
 
-def collate(rows: Sequence[np.ndarray]) -> TokenBatch:
-    """Pad rows of token ids, each [its length] without BOS and EOS, to a batch of T = the longest row + 1."""
+def collate(rows: Sequence[np.ndarray], special: SpecialIds) -> TokenBatch:
+    """Pad rows of token ids, each [its length] without bos and eos, to a batch of T = the longest row + 1."""
     if not rows:
         raise ValueError("a batch needs at least one row")
     lengths = torch.tensor([len(row) + 1 for row in rows])
     steps = int(lengths.max())
-    tokens = np.full((len(rows), steps + 1), PAD, dtype=np.int64)
-    tokens[:, 0] = BOS
+    tokens = np.full((len(rows), steps + 1), special.pad_id, dtype=np.int64)
+    tokens[:, 0] = special.bos_id
     for padded, row in zip(tokens, rows, strict=True):
         padded[1:len(row) + 1] = row
     inputs = torch.from_numpy(tokens[:, :-1].copy())
-    tokens[np.arange(len(rows)), lengths.numpy()] = EOS
+    tokens[np.arange(len(rows)), lengths.numpy()] = special.eos_id
     mask = torch.arange(steps) < lengths[:, None]
     return TokenBatch(inputs, torch.from_numpy(tokens[:, 1:].copy()), mask, lengths)

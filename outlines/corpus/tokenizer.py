@@ -10,6 +10,7 @@ import io
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,23 @@ from outlines.checkpoint import atomic_write
 from outlines.errors import TokenizerError
 from outlines.hardening import read_tokenizer, try_tokenizer
 
-UNK, BOS, EOS, PAD = 0, 1, 2, 3
-SILENT = frozenset((BOS, EOS, PAD))
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialIds:
+    """The ids of the tokens that are not text; the defaults are those of the tokenizers that this project trains."""
+
+    unk_id: int = 0
+    bos_id: int = 1
+    eos_id: int = 2
+    pad_id: int = 3
+
+    @property
+    def never_written(self) -> list[int]:
+        """The ids that no sentence contains: all but eos, which ends one."""
+        return [self.unk_id, self.bos_id, self.pad_id]
+
+
+SPECIAL = SpecialIds()
 NUM_SPECIALS = 4 + 256  # the four above and one piece a byte
 
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 500, 32_000
@@ -79,7 +95,7 @@ def train_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int | N
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_noting(sentences, failures), model_writer=model, model_type="bpe",
             vocab_size=vocab_size or suited, hard_vocab_limit=False, byte_fallback=True,
-            character_coverage=1.0, unk_id=UNK, bos_id=BOS, eos_id=EOS, pad_id=PAD,
+            character_coverage=1.0, **asdict(SPECIAL),
             normalization_rule_name=_rule(lowercase), max_sentence_length=MAX_SENTENCE_BYTES,
             input_sentence_size=max_sentences, shuffle_input_sentence=True,
             num_threads=1,  # written into the model, so it must not depend on the machine
@@ -112,15 +128,18 @@ class Tokenizer:
             raise TokenizerError("not a SentencePiece model: empty")
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-            specials = (processor.unk_id(), processor.bos_id(), processor.eos_id(), processor.pad_id())
+            special = SpecialIds(unk_id=processor.unk_id(), bos_id=processor.bos_id(), eos_id=processor.eos_id(),
+                                 pad_id=processor.pad_id())
             pieces = range(processor.get_piece_size())
             num_bytes = sum(processor.is_byte(piece) for piece in pieces)
             processor.id_to_piece(list(pieces))  # fails where a piece is not UTF-8
         except (RuntimeError, ValueError) as error:
             raise TokenizerError("not a SentencePiece model, or a damaged one") from error
-        if specials != (UNK, BOS, EOS, PAD) or num_bytes != 256:
+        if special != SPECIAL or num_bytes != 256:
             raise TokenizerError("a SentencePiece model of another kind: this project's have unk 0, bos 1, "
                                  "eos 2, pad 3 and byte fallback")
+        self.special = special
+        self._silent = frozenset((special.bos_id, special.eos_id, special.pad_id))
         self._model = model
         self._processor = processor
         # What pieces of letters and marks add to a sentence; None for the others, which want SentencePiece.
@@ -179,7 +198,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """The sentence of each row of ids; BOS, EOS and PAD say nothing, and broken bytes become U+FFFD."""
-        rows = [row if isinstance(row, list) and SILENT.isdisjoint(row) else [int(i) for i in row if i not in SILENT]
+        silent = self._silent
+        rows = [row if isinstance(row, list) and silent.isdisjoint(row) else [int(i) for i in row if i not in silent]
                 for row in ids]
         return self._processor.decode(rows) if rows else []
 

@@ -1,33 +1,21 @@
-"""From logits to tokens: greedy and ancestral sampling, with temperature, top-k and nucleus, and beam search.
+"""From logits to tokens: the settings of sampling, the choice of one token, and the plain sampler of every decoder.
 
-Randomness comes in as numbers, not as a generator: row i, step t consumes uniforms[i, t] alone. So a sentence depends
-on its own row only, whatever stands beside it in the batch and whichever rows have already ended.
+Random numbers are an argument: row i, step t only uses uniforms[i, t]. So a sentence depends on its own row, not on the
+rest of the batch.
 """
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from outlines.corpus.tokenizer import BOS, EOS, PAD, UNK
 from outlines.errors import OutlinesError
 from outlines.networks.decoder import Decoder
 
 RUN = 64
-"""Probabilities that are summed together where a token is chosen."""
-SLICE = 256
-"""Rows whose logits are computed and chosen from together on a CPU, so that they stay in its cache."""
-GPU_SLICE = 16_384
-"""As many on a GPU, which bounds their memory."""
-PLACES = 512
-"""Sentences that are decoded together on a CPU; others wait, and take the places of those that end."""
-ONES = 8
-"""Columns of ones beside what the output layer reads, the first two for its bias; a GPU reads eight numbers at a time."""
-LEAST_ROWS = 16
-"""Rows of the smallest matrix product: with fewer, MKL rounds otherwise, and a sentence would depend on the batch size."""
+"""Number of probabilities that are summed together when a token is drawn."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +66,10 @@ def choose(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
 
     Order of the filters: temperature, top-k, nucleus (Holtzman et al. 2020). Ties at the k-th logit are all kept.
     """
-    return _draw(functional.pad(logits.float(), (0, -logits.shape[1] % RUN), value=-torch.inf), uniforms, config)
+    return draw(functional.pad(logits.float(), (0, -logits.shape[1] % RUN), value=-torch.inf), uniforms, config)
 
 
-def _draw(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
+def draw(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
     """As `choose`, from float32 logits that it overwrites, V a multiple of RUN."""
     return _invert(logits, weigh(logits, config), uniforms) if config.temperature else logits.argmax(dim=1)
 
@@ -123,276 +111,70 @@ def _invert(weights: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
     return (run * RUN + torch.searchsorted(within, rest, right=True))[:, 0]
 
 
+class Reader:
+    """The sentences that a decoder is writing: their caches, with the prefix read, guidance and impossible tokens."""
+
+    def __init__(self, decoder: Decoder, vector: Tensor | None, num: int, config: SamplingConfig, prefix: Sequence[int]):
+        """vector: [num, D] or None. prefix: tokens that every sentence starts with; `tokens` is the last one read next."""
+        check(decoder, vector, config, prefix)
+        self._decoder, self._guidance = decoder, config.guidance
+        vectors = [vector] if vector is None or config.guidance == 1 else [vector, torch.zeros_like(vector)]
+        self._caches = [decoder.start(each, num) for each in vectors]
+        device = next(decoder.parameters()).device
+        *before, self.tokens = torch.tensor([decoder.config.bos_id, *prefix], device=device)[:, None].expand(-1, num)
+        for tokens in before:
+            self.logits(tokens)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Return the next logits [B, V], float32, after tokens [B]; -inf for tokens that no sentence contains."""
+        given, *blind = (self._decoder.step(tokens, cache).float() for cache in self._caches)
+        logits = torch.lerp(blind[0], given, self._guidance) if blind else given
+        return logits.index_fill(1, logits.new_tensor(self._decoder.config.never_written, dtype=torch.long), -torch.inf)
+
+    def select(self, rows: Tensor) -> None:
+        """Continue with these rows [N]: reordered, dropped or repeated."""
+        self._caches = [cache.select(rows) for cache in self._caches]
+
+
+def check(decoder: Decoder, vector: Tensor | None, config: SamplingConfig, prefix: Sequence[int]) -> None:
+    """Raise OutlinesError if the prefix is too long, or if the decoder cannot be guided."""
+    if len(prefix) >= config.max_len:
+        raise OutlinesError(f"The prefix has {len(prefix)} tokens, which leaves none of max-len {config.max_len}. "
+                            "Use a shorter prefix or a larger max-len.")
+    if config.guidance != 1 and (vector is None or not decoder.config.vector_dropout):
+        raise OutlinesError("This decoder was not trained to write without its vector, so guidance is not available. "
+                            "Train outlines with --outline-dropout above 0.")
+
+
 @torch.no_grad()
-def sample(decoder: "Decoder | Layout", vector: Tensor | None, uniforms: Tensor, config: SamplingConfig,
-           prefix: Sequence[int] = ()) -> list[list[int]]:
-    """Decode one sentence per row: token ids without bos and eos, at most `config.max_len` of them.
+def sample(decoder: Decoder, vector: Tensor | None, uniforms: Tensor, config: SamplingConfig,
+           prefix: Sequence[int] = (), bfloat16: bool = False) -> list[list[int]]:
+    """Return one sentence per row: token ids without bos and eos, at most `config.max_len` of them.
 
-    vector: [B, D] or None for a language model. uniforms: [B, max_len] in [0, 1); ignored by greedy decoding and by beam
-    search. prefix: tokens that every sentence begins with, counted in max_len; step t of what follows consumes
-    uniforms[:, t] as it does without one.
-    A row that has ended gives its place in the batch to one that waits, and leaves it once none does, so long sentences do
-    not make short ones wait, but for what it takes to make the batch a multiple of LEAST_ROWS.
+    vector: [B, D] or None for a language model. uniforms: [B, max_len] in [0, 1); greedy decoding ignores them.
+    prefix: tokens that every sentence starts with; they count towards max_len.
     """
-    num = len(uniforms)
-    if not num:
-        return []
-    if config.beam:
-        return beam_search(decoder, vector, num, config, prefix)
-    device = uniforms.device
-    # Each place of the batch has a row; beyond the first `going` places, whatever fills it up is decoded for nothing.
-    going = min(num, PLACES) if device.type == "cpu" else num
-    entered = going
-    rows = torch.arange(_enough(num), device=device) % num
-    # On the way to the logits the temperature divides fewer numbers than behind it.
-    temperature = config.temperature or 1.0
-    tempered = replace(config, temperature=config.temperature / temperature)
-    reader = _Reader(decoder, None if vector is None else vector[rows], len(rows), prefix, config, temperature)
-    reader.begin(_enough(going))
-    first, rows = reader.tokens[:1], rows[:_enough(going)]
-    positions = torch.full_like(rows, len(prefix))
-    written = torch.full((num, config.max_len + 1), EOS, device=device)
-    written[:, :len(prefix)] = written.new_tensor(prefix)
-    while True:
-        chosen = reader.choose(uniforms[rows, positions], tempered)
-        written[rows[:going], positions[:going]] = chosen[:going]
-        positions += 1
-        goes_on = (chosen[:going] != EOS) & (positions[:going] < config.max_len)
-        positions.clamp_(max=config.max_len - 1)  # for those that fill up
-        left = int(goes_on.sum())
-        entering = min(going - left, num - entered)
-        if entering:
-            places = (~goes_on).nonzero()[:entering, 0]
-            reader.enter(entered, places)
-            rows[places] = torch.arange(entered, entered + entering, device=device)
-            positions[places], chosen[places], goes_on[places] = len(prefix), first, True
-            entered, left = entered + entering, left + entering
-        if not left:
-            return _until_eos(written.cpu())
-        if left < going:
-            # The last rows move into the places of those that ended, so that nothing else has to.
-            places, movers = (~goes_on[:left]).nonzero()[:, 0], goes_on[left:].nonzero()[:, 0] + left
-            for values in (rows, positions, chosen):
-                values[places] = values[movers]
-            reader.move(movers, places, _enough(left))
-            rows, positions, chosen = (values[:_enough(left)] for values in (rows, positions, chosen))
-            going = left
-        reader.tokens = chosen
+    with torch.autocast(uniforms.device.type, torch.bfloat16, enabled=bfloat16 and config.draws):
+        reader = Reader(decoder, vector, len(uniforms), config, prefix)
+        rows, tokens, eos = torch.arange(len(uniforms), device=uniforms.device), reader.tokens, decoder.config.eos_id
+        written = torch.full((len(uniforms), config.max_len + 1), eos, device=uniforms.device)
+        written[:, :len(prefix)] = written.new_tensor(prefix)
+        for step in range(len(prefix), config.max_len):
+            tokens = choose(reader.logits(tokens), uniforms[rows, step], config)
+            written[rows, step] = tokens
+            going = (tokens != eos).nonzero()[:, 0]
+            if not len(going):
+                break
+            if len(going) < len(rows):
+                rows, tokens = rows[going], tokens[going]
+                reader.select(going)
+    return until_eos(written, eos)
 
 
-def _until_eos(written: Tensor) -> list[list[int]]:
-    """Each row's tokens before its first EOS; written: [B, T], on the CPU."""
-    lengths = (written == EOS).to(torch.uint8).argmax(dim=1)
+def until_eos(written: Tensor, eos_id: int) -> list[list[int]]:
+    """Return each row's tokens before its first eos; written: [B, T], with an eos in every row."""
+    written = written.cpu()
+    lengths = (written == eos_id).to(torch.uint8).argmax(dim=1)
     tokens = written[torch.arange(written.shape[1]) < lengths[:, None]].tolist()
     ends = lengths.cumsum(dim=0).tolist()
     return [tokens[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def _enough(num: int) -> int:
-    """The next multiple of LEAST_ROWS."""
-    return num + -num % LEAST_ROWS
-
-
-class Layout:
-    """A decoder laid out for sampling: what is the same for every sentence, of its parameters as they are now.
-
-    `sample` makes one of a decoder it is given; who samples often from parameters that stay makes it once.
-    """
-
-    @torch.no_grad()
-    def __init__(self, decoder: Decoder, bfloat16: bool = False):
-        """bfloat16: tokens are drawn with products of bfloat16 numbers; where the likeliest is taken, it stays float32."""
-        self.decoder = decoder
-        self.bfloat16 = bfloat16
-        self.words = decoder.words()
-        # Transposed for products of few rows, which are half as fast again; the bias, as one more row of weights, costs
-        # hardly anything there. The tokens are those that no sentence holds; more of them fill up the last run.
-        bias = decoder.output_bias.clone()
-        bias[[UNK, BOS, PAD]] = -torch.inf
-        more = -len(bias) % RUN
-        bias = functional.pad(bias, (0, more), value=-torch.inf)
-        self.output = functional.pad(decoder.embedding.weight.T, (0, more, 0, ONES))
-        self.output[-ONES] = bias
-
-
-def _in_bfloat16(output: Tensor) -> Tensor:
-    """An output layer in bfloat16; what is lost of the bias makes a second row, for it would be lost at every step alike."""
-    coarse = output.bfloat16()
-    coarse[-ONES + 1] = (output[-ONES] - coarse[-ONES]).nan_to_num(0.0)  # inf - inf, of tokens that no sentence holds
-    return coarse
-
-
-class _Reading:
-    """Where each of B rows stands, read under a vector of its own."""
-
-    def __init__(self, decoder: Decoder, vector: Tensor | None, num: int):
-        """vector: [B, D], or None for a language model."""
-        # In float32, whatever products are rounded to: what goes on from step to step must not be rounded at each.
-        self._state = decoder.start(vector, num).float()
-        condition = decoder.condition(vector)
-        self._condition = None if condition is None else condition.float()
-        # Memory for what is looked up or computed at every step is asked for once: new pages each time took a tenth of it.
-        self._words: Tensor | None = None
-
-    def next(self, layout: Layout, tokens: Tensor) -> Tensor:
-        """What the output layer sees after each row's token [B], [B, embed_dim]."""
-        if self._words is None or len(self._words) < len(tokens):
-            self._words = layout.words.new_empty(len(tokens), *layout.words.shape[1:])
-        words = torch.index_select(layout.words, 0, tokens, out=self._words[:len(tokens)])
-        hidden, self._state = layout.decoder.advance(words, self._state, self._condition)
-        return hidden
-
-    def begin(self, num: int) -> None:
-        """Go on with the first `num`; the others wait."""
-        self._first_state, self._conditions = self._state, self._condition
-        self._state = self._first_state[:, :num]
-        self._condition = None if self._conditions is None else self._conditions[:num]
-
-    def enter(self, first: int, places: Tensor) -> None:
-        """Put those that wait, from the number `first` on, into the places [N] of others."""
-        waiting = slice(first, first + len(places))
-        self._state[:, places] = self._first_state[:, waiting]
-        if self._condition is not None and self._conditions is not None:
-            self._condition[places] = self._conditions[waiting]
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows [N]."""
-        self._state = self._state[:, rows]
-        self._condition = None if self._condition is None else self._condition[rows]
-
-    def move(self, rows: Tensor, places: Tensor, num: int) -> None:
-        """Put rows [N] into the places of others [N], and go on with the first `num`."""
-        self._state[:, places] = self._state[:, rows]
-        self._state = self._state[:, :num]
-        if self._condition is not None:
-            self._condition[places] = self._condition[rows]
-            self._condition = self._condition[:num]
-
-
-class _Reader:
-    """A decoder that reads one token of each of B rows at a time: where a row stands, and what is the same at every step."""
-
-    def __init__(self, decoder: Decoder | Layout, vector: Tensor | None, num: int, prefix: Sequence[int],
-                 config: SamplingConfig, temperature: float = 1.0):
-        if len(prefix) >= config.max_len:
-            raise OutlinesError(f"the beginning has {len(prefix)} tokens, which leaves none of max-len {config.max_len} "
-                                "to add")
-        self._layout = layout = decoder if isinstance(decoder, Layout) else Layout(decoder)
-        decoder = layout.decoder
-        *before, self.tokens = decoder.output_bias.new_tensor([BOS, *prefix], dtype=torch.long)[:, None].expand(-1, num)
-        """[B], to be read next"""
-        self._bfloat16 = layout.bfloat16 and config.draws
-        self._guidance = config.guidance
-        vectors = [vector]
-        if config.guidance != 1:
-            if vector is None or not decoder.config.vector_dropout:
-                raise OutlinesError("guidance: this decoder has not learnt to write without its vector: "
-                                    "train outlines with --outline-dropout above 0")
-            vectors.append(torch.zeros_like(vector))
-        with self._cast():
-            self._readings = [_Reading(decoder, vector, num) for vector in vectors]
-            for reading, tokens in itertools.product(self._readings, before):
-                reading.next(layout, tokens)
-        # The temperature divides what is the same at every step, and not what each step makes of it.
-        self._output = layout.output if temperature == 1 else layout.output / temperature
-        if self._bfloat16:
-            self._output = _in_bfloat16(self._output)
-        rows = min(num, SLICE if self.tokens.device.type == "cpu" else GPU_SLICE)
-        self._products = self._output.new_empty(rows, self._output.shape[1])
-        self._logits = self._products.float()
-
-    def _cast(self) -> torch.autocast:
-        return torch.autocast(self.tokens.device.type, torch.bfloat16, enabled=self._bfloat16)
-
-    def read(self) -> Tensor:
-        """What the output layer sees after each row's token, [B, embed_dim]."""
-        with self._cast():
-            given, *blind = (reading.next(self._layout, self.tokens) for reading in self._readings)
-        # Logits are linear in it, so they are mixed here, before the widest product.
-        return torch.lerp(blind[0], given, self._guidance) if blind else given
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [N, V] over the temperature of any N rows; of tokens that no sentence holds, -inf."""
-        return torch.mm(self._with_ones(hidden), self._output)[:, :len(self._layout.words)]
-
-    def choose(self, uniforms: Tensor, config: SamplingConfig) -> Tensor:
-        """Read, and choose each row's next token [B]; uniforms: [B]. config's temperature is what is left of it."""
-        hidden, size, chosen = self._with_ones(self.read()), len(self._logits), []
-        for part, numbers in zip(hidden.split(size), uniforms.split(size), strict=True):
-            products, logits = self._products[:len(part)], self._logits[:len(part)]
-            torch.mm(part, self._output, out=products)
-            if self._bfloat16:
-                logits.copy_(products)
-            chosen.append(_draw(logits, numbers, config))
-        return torch.cat(chosen)
-
-    def _with_ones(self, hidden: Tensor) -> Tensor:
-        return functional.pad(hidden.to(self._output), (0, ONES), value=1.0)
-
-    def begin(self, num: int) -> None:
-        """Go on with the first `num` of the rows; the others wait."""
-        for reading in self._readings:
-            reading.begin(num)
-        self.tokens = self.tokens[:num]
-
-    def enter(self, first: int, places: Tensor) -> None:
-        """Put rows that wait, from the number `first` on, into the places [N] of others; their tokens are the caller's."""
-        for reading in self._readings:
-            reading.enter(first, places)
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows [N], any of them more than once."""
-        for reading in self._readings:
-            reading.keep(rows)
-
-    def move(self, rows: Tensor, places: Tensor, num: int) -> None:
-        """Put rows [N] into the places of others [N], and go on with the first `num`."""
-        for reading in self._readings:
-            reading.move(rows, places, num)
-
-
-@torch.no_grad()
-def beam_search(decoder: Decoder | Layout, vector: Tensor | None, num: int, config: SamplingConfig,
-                prefix: Sequence[int] = ()) -> list[list[int]]:
-    """The sentence of each of `num` rows for which the highest log p(sentence, eos | vector) was found.
-
-    The sum is not divided by the length: what is returned is an estimate of the mode, and widening the beam to all
-    prefixes makes it the mode. A sentence that ends leaves its place in the beam to others; a row is done when no prefix
-    in its beam is likelier than its best whole sentence, for no prefix gets likelier by growing. A row of whose beam
-    nothing ended within max_len gives its likeliest prefix.
-
-    Source: Sutskever, Vinyals and Le, Sequence to Sequence Learning with Neural Networks (2014), section 3.2.
-    """
-    reader = _Reader(decoder, vector, num, prefix, config)
-    width, device = config.beam, reader.tokens.device
-    reader.keep(torch.arange(num, device=device).repeat_interleave(width))
-    reader.tokens = reader.tokens.repeat_interleave(width)
-    scores = torch.full((num, width), -torch.inf, device=device)
-    scores[:, 0] = 0.0  # the others would be copies of the first
-    beams = torch.empty(num, width, 0, dtype=torch.long, device=device)
-    rows = torch.arange(num, device=device)
-    best = torch.full((num,), -torch.inf, device=device)
-    sentences: list[list[int]] = [[] for _ in range(num)]
-    for position in range(len(prefix), config.max_len + 1):
-        totals = scores[:, :, None] + reader.logits(reader.read()).log_softmax(dim=1).view(len(rows), width, -1)
-        ended, which = totals[:, :, EOS].max(dim=1)
-        for row in (ended > best).nonzero()[:, 0].tolist():
-            sentences[int(rows[row])] = [*prefix, *beams[row, which[row]].tolist()]
-        best = torch.maximum(best, ended)
-        totals[:, :, EOS] = -torch.inf
-        if position == config.max_len:
-            for row in best.isneginf().nonzero()[:, 0].tolist():
-                sentences[int(rows[row])] = [*prefix, *beams[row, 0].tolist()]
-            break
-        vocab_size = totals.shape[2]
-        scores, flat = totals.flatten(1).topk(width, dim=1)  # in order: the first is the likeliest
-        parent, token = flat // vocab_size, flat % vocab_size
-        beams = torch.cat([beams.gather(1, parent[:, :, None].expand(-1, -1, beams.shape[2])), token[:, :, None]], dim=2)
-        going_on = scores[:, 0] > best
-        if not bool(going_on.any()):
-            break
-        kept = (torch.arange(len(rows), device=device)[:, None] * width + parent)[going_on].flatten()
-        reader.keep(kept)
-        rows, best, scores, beams = rows[going_on], best[going_on], scores[going_on], beams[going_on]
-        reader.tokens = beams[:, :, -1].flatten()
-    return sentences

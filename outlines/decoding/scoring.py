@@ -8,7 +8,6 @@ from torch import Tensor
 
 from outlines.corpus.batching import collate
 from outlines.networks.decoder import Decoder
-from outlines.networks.losses import sequence_nll
 
 
 @torch.no_grad()
@@ -24,9 +23,9 @@ def nll_of_rows(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor | 
     device = next(decoder.parameters()).device
     nll, num_targets = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
     for chosen in in_like_length(rows, batch_size):
-        batch = collate([rows[row] for row in chosen]).to(device)
+        batch = collate([rows[row] for row in chosen], decoder.config).to(device)
         vector = None if vectors is None else vectors[torch.from_numpy(chosen)].to(device)
-        nll[chosen] = sequence_nll(decoder(batch.inputs, vector), batch.targets, batch.mask).double().cpu().numpy()
+        nll[chosen] = decoder.nll(batch, vector).double().cpu().numpy()
         num_targets[chosen] = batch.lengths.cpu().numpy()
     return nll, num_targets
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from outlines.checkpoint import MANIFEST, atomic_write, read_state, sha256_file, write_state
 from outlines.corpus.batching import collate
-from outlines.corpus.tokenizer import BOS, EOS, PAD, Tokenizer
+from outlines.corpus.tokenizer import SpecialIds, Tokenizer
 from outlines.errors import OutlinesError
 from outlines.hardening import build_module
 
@@ -29,7 +29,7 @@ KIND = "recurrent-encoder"
 
 
 @dataclass(frozen=True)
-class RecurrentEncoderConfig:
+class RecurrentEncoderConfig(SpecialIds):
     """The sizes of a `RecurrentEncoder`.
 
     vocab_size: V. embed_dim: of a token. hidden_dim: H, of each direction. outline_dim: D.
@@ -49,7 +49,7 @@ class RecurrentEncoder(nn.Module):
     def __init__(self, config: RecurrentEncoderConfig):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.embed_dim, padding_idx=PAD)
+        self.embedding = nn.Embedding(config.vocab_size, config.embed_dim, padding_idx=config.pad_id)
         self.forward_gru = nn.GRU(config.embed_dim, config.hidden_dim, batch_first=True)
         self.backward_gru = nn.GRU(config.embed_dim, config.hidden_dim, batch_first=True)
         self.dropout = nn.Dropout(config.dropout)
@@ -62,8 +62,8 @@ class RecurrentEncoder(nn.Module):
     def project_sentences(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         """What becomes an outline once its norm is 1: [B, D].
 
-        inputs: [B, T] a batch's inputs: BOS, the tokens, and padding, which cannot change the outline.
-        lengths: [B] real inputs of each row (BOS and its tokens), at least 1.
+        inputs: [B, T] a batch's inputs: bos, the tokens, and padding, which cannot change the outline.
+        lengths: [B] real inputs of each row (bos and its tokens), at least 1.
         """
         embedded = self.dropout(self.embedding(inputs))
         lengths, position = lengths.to(inputs.device)[:, None], torch.arange(inputs.shape[1], device=inputs.device)
@@ -78,11 +78,11 @@ class RecurrentEncoder(nn.Module):
         return self.project(self.dropout(torch.cat([mean, largest], dim=1)))
 
 
-def corrupt(inputs: Tensor, lengths: Tensor, drop: float, shuffle_distance: int,
-            generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def corrupt(inputs: Tensor, lengths: Tensor, drop: float, shuffle_distance: int, generator: torch.Generator,
+            special: SpecialIds) -> tuple[Tensor, Tensor]:
     """A noisy copy of each sentence, tokens dropped and the rest shuffled: ids [B, T'] and lengths [B].
 
-    BOS stays first and EOS last; padding stays padding. A row with tokens besides them keeps one at least.
+    bos stays first and eos last; padding stays padding. A row with tokens besides them keeps one at least.
 
     inputs: [B, T] token ids: the inputs or the targets of a batch. lengths: [B] real tokens of each row.
     drop: probability that a token goes.
@@ -94,16 +94,16 @@ def corrupt(inputs: Tensor, lengths: Tensor, drop: float, shuffle_distance: int,
     draws, shifts = torch.rand((2, *inputs.shape), generator=generator, device=generator.device).to(device)
     position = torch.arange(inputs.shape[1], device=device)
     real = position < lengths.to(device)[:, None]
-    words = real & (inputs != BOS) & (inputs != EOS)
+    words = real & (inputs != special.bos_id) & (inputs != special.eos_id)
     # The largest draw of a row always stays, which only matters where every word would go.
     most = draws.masked_fill(~words, -1.0).amax(dim=1, keepdim=True)
     kept = (words & ((draws >= drop) | (draws == most))) | (real & ~words)
     order = position + torch.where(words, shifts * (shuffle_distance + 1), 0.0)
-    order = order.masked_fill(inputs == EOS, inputs.shape[1] + shuffle_distance + 1)
+    order = order.masked_fill(inputs == special.eos_id, inputs.shape[1] + shuffle_distance + 1)
     order = order.masked_fill(~kept, float("inf")).argsort(dim=1, stable=True)
     new_lengths = kept.sum(dim=1)
     gone = position >= new_lengths[:, None]
-    noisy = inputs.gather(1, order).masked_fill(gone, PAD)
+    noisy = inputs.gather(1, order).masked_fill(gone, special.pad_id)
     return noisy[:, :int(new_lengths.max())], new_lengths.to(lengths)
 
 
@@ -139,7 +139,7 @@ class FrozenRecurrentEncoder:
         by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
         for start in range(0, len(rows), BATCH_SIZE):
             members = by_length[start:start + BATCH_SIZE]
-            batch = collate([rows[row] for row in members])
+            batch = collate([rows[row] for row in members], self._tokenizer.special)
             outlines[members] = self._module(batch.inputs.to(self._device), batch.lengths).cpu().numpy()
         return outlines
 

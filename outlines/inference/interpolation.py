@@ -21,7 +21,6 @@ from outlines.corpus.batching import collate
 from outlines.decoding.scoring import nll_of_rows
 from outlines.inference.inversion import Inverted, InvertibleModel, invert, regenerate
 from outlines.networks.decoder import Decoder
-from outlines.networks.losses import sequence_nll
 
 WALKS = ("linear", "spherical", "noise", "gradient")
 
@@ -110,11 +109,11 @@ def gradient(decoder: Decoder, start: Tensor, row: np.ndarray, own_nll: float, s
     """
     if decoder.training:
         raise ValueError("walk with a decoder in evaluation mode")
-    batch = collate([row]).to(start.device)
+    batch = collate([row], decoder.config).to(start.device)
     vectors, length = [start], step
 
     def nll(vector: Tensor) -> Tensor:
-        return sequence_nll(decoder(batch.inputs, vector[None]), batch.targets, batch.mask)[0]
+        return decoder.nll(batch, vector[None])[0]
 
     # cuDNN's GRU has no backward pass in evaluation mode.
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):

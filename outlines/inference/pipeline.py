@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from outlines.corpus.tokenizer import Tokenizer
-from outlines.decoding.sample import Layout, SamplingConfig, sample
+from outlines.decoding.sample import SamplingConfig
+from outlines.decoding.sampler import Sampler
 from outlines.decoding.scoring import nll_of_rows
 from outlines.devices import choose_precision
 from outlines.encoders import SentenceEncoder, load_encoder
@@ -115,8 +116,8 @@ class Pipeline:
         return TrainingSet.of_run(self.run, self.description)
 
     @cached_property
-    def layout(self) -> Layout:
-        return Layout(self.model.decoder, bfloat16=self.precision == "bfloat16")
+    def sampler(self) -> Sampler:
+        return Sampler(self.model.decoder, bfloat16=self.precision == "bfloat16")
 
     # Text → vectors
 
@@ -176,7 +177,7 @@ class Pipeline:
     def tokens(self, vectors: Tensor | None, uniforms: Tensor, sampling: SamplingConfig,
                prefix: Sequence[int] = ()) -> list[list[int]]:
         """Token ids of one sentence per row; see `outlines.decoding.sample`."""
-        return sample(self.layout, vectors, uniforms, sampling, prefix)
+        return self.sampler(vectors, uniforms, sampling, prefix)
 
     def written(self, ids: list[list[int]], vectors: Tensor | None, scored: bool = False) -> list[Sentence]:
         """Sentences from token ids; scored: with the scores under their vectors [B, D]."""
@@ -189,8 +190,7 @@ class Pipeline:
 
     def decode(self, vectors: Tensor, sampling: SamplingConfig = GREEDY, seed: int = 1) -> list[str]:
         """One sentence per vector [N, D]; greedy decoding by default."""
-        uniforms = torch.rand(len(vectors), sampling.max_len, generator=torch.Generator().manual_seed(seed))
-        return self.tokenizer.lines(self.tokens(vectors.to(self.device), uniforms.to(self.device), sampling))
+        return self.tokenizer.lines(self.model.decode(vectors, seed, sampling, self.sampler))
 
     def sample(self, num: int = 10, seed: int = 1, source: str | None = None, **choice: float) -> list[str]:
         """`num` new sentences. choice: fields of SamplingConfig; the temperature is 0.7 by default."""
@@ -239,7 +239,7 @@ class Pipeline:
     def _sentences(self, draw: Draw, num: int | None, seed: int, sampling: SamplingConfig, prefix: str, scored: bool,
                    batch_size: int | None = None, workers: int = 1) -> Iterator[Sentence]:
         batches = self.model.decode_draws(draw, num, seed, sampling, batch_size, self.prefix_tokens(prefix), workers,
-                                          self.layout)
+                                          self.sampler)
         return (sentence for ids, vectors in batches for sentence in self.written(ids, vectors, scored))
 
     def given(self, conditions: Iterable[Condition], num: int = 1, seed: int = 1,

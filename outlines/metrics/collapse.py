@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outlines.decoding.sample import SamplingConfig, sample
+from outlines.decoding.sample import SamplingConfig
+from outlines.decoding.sampler import Sampler
 from outlines.decoding.scoring import nll_of_rows
 from outlines.errors import OutlinesError
 from outlines.networks.decoder import Decoder
@@ -288,8 +289,8 @@ def output_change(decoder: Decoder, vectors: Tensor, rng: torch.Generator,
     Decoding is greedy, so only the vector can make outputs differ. The distinct share falls with N: compare equal N.
     """
     device = next(decoder.parameters()).device
-    outputs = sample(decoder, vectors.to(device), torch.zeros(len(vectors), max_len, device=device),
-                     SamplingConfig(temperature=0, max_len=max_len))
+    outputs = Sampler(decoder)(vectors.to(device), torch.zeros(len(vectors), max_len, device=device),
+                               SamplingConfig(temperature=0, max_len=max_len))
     others = other_rows(len(vectors), 1, rng)[0].tolist()
     distances = [edit_distance(output, outputs[other]) for output, other in zip(outputs, others, strict=True)]
     return OutputChange(len(set(map(tuple, outputs))) / len(outputs), float(np.mean(distances)), len(outputs))

@@ -19,13 +19,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from outlines.corpus.tokenizer import BOS, EOS, PAD, UNK
+from outlines.corpus.tokenizer import SPECIAL, SpecialIds
 from outlines.errors import OutlinesError
 from outlines.metrics.text import require_sentences
 
 Row = np.ndarray | Sequence[int]
 
-NEVER_PREDICTED = [UNK, BOS, PAD]
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
 
 
@@ -70,10 +69,10 @@ class _Grams:
         return np.where(self.keys[ids] == keys, ids, self.unseen)
 
 
-def _as_contexts(ids: np.ndarray, tokens: np.ndarray, unseen: int) -> np.ndarray:
+def _as_contexts(ids: np.ndarray, tokens: np.ndarray, unseen: int, bos_id: int) -> np.ndarray:
     """For each token, the id of the gram that ends just before it; `unseen` at BOS, which nothing precedes."""
     contexts = np.roll(ids, 1)
-    contexts[tokens == BOS] = unseen
+    contexts[tokens == bos_id] = unseen
     return contexts
 
 
@@ -91,24 +90,25 @@ class NgramModel:
     three values for each order (`discounts`).
     """
 
-    def __init__(self, rows: Iterable[Row], vocab_size: int, order: int = 5) -> None:
+    def __init__(self, rows: Iterable[Row], vocab_size: int, order: int = 5,
+                 special: SpecialIds = SPECIAL) -> None:
         """Count the grams of `rows`: token ids of each sentence, without BOS and EOS.
 
         Nothing is random, and the order of the sentences is without effect. Raises OutlinesError where there are none.
         """
         if order < 1:
             raise OutlinesError(f"n-gram model: order must be 1 or more, not {order}")
-        self.vocab_size = vocab_size
+        self.vocab_size, self._special = vocab_size, special
         rows = list(rows)
         require_sentences("n-gram model", rows)
         tokens, _ = self._joined(rows)
         self._orders: list[_Grams] = []
         # Order by order, `ids` holds the gram that ends at each token, and `contexts` the one that ends before it.
         keys, ids, counts = np.unique(tokens, return_inverse=True, return_counts=True)
-        counts[keys == BOS] = 0  # it has an id, to be a context, but never comes next
+        counts[keys == special.bos_id] = 0  # it has an id, to be a context, but never comes next
         num_contexts = 1
         for _ in range(order - 1):
-            contexts = _as_contexts(ids, tokens, len(keys))
+            contexts = _as_contexts(ids, tokens, len(keys), special.bos_id)
             present = np.flatnonzero(contexts < len(keys))
             longer_keys, first, inverse, longer_counts = np.unique(
                 contexts[present] * vocab_size + tokens[present],
@@ -133,19 +133,19 @@ class NgramModel:
 
     def next_probabilities(self, prefix: Row) -> np.ndarray:
         """p(next token | BOS and `prefix`): [V], 0 for UNK, BOS and PAD; the sum is 1."""
-        continued = np.array([[BOS, *prefix, token] for token in range(self.vocab_size)], dtype=np.int64)
+        continued = np.array([[self._special.bos_id, *prefix, token] for token in range(self.vocab_size)], dtype=np.int64)
         probabilities = self._probabilities(continued.ravel()).reshape(continued.shape)[:, -1]
-        probabilities[NEVER_PREDICTED] = 0
+        probabilities[self._special.never_written] = 0
         return probabilities
 
     def _probabilities(self, tokens: np.ndarray) -> np.ndarray:
         """p of each of `tokens`, sentences end to end, given those before it; without meaning at BOS."""
-        probabilities = np.full(len(tokens), 1 / (self.vocab_size - len(NEVER_PREDICTED)))
+        probabilities = np.full(len(tokens), 1 / (self.vocab_size - len(self._special.never_written)))
         contexts = np.zeros_like(tokens)
         for grams in self._orders:
             ids = grams.find(contexts * self.vocab_size + tokens)
             probabilities = grams.discounted[ids] + grams.backoff[contexts] * probabilities
-            contexts = _as_contexts(ids, tokens, grams.unseen)
+            contexts = _as_contexts(ids, tokens, grams.unseen, self._special.bos_id)
         return probabilities
 
     def _joined(self, rows: Iterable[Row]) -> tuple[np.ndarray, np.ndarray]:
@@ -153,12 +153,13 @@ class NgramModel:
         pieces = [np.asarray(row, dtype=np.int64) for row in rows]
         lengths = np.array([len(piece) + 2 for piece in pieces], dtype=np.int64)
         inner = np.concatenate([*pieces, np.empty(0, dtype=np.int64)])
-        if len(inner) and not (max(UNK, BOS, EOS, PAD) < inner.min() and inner.max() < self.vocab_size):
+        special = self._special
+        if len(inner) and not (max(vars(special).values()) < inner.min() and inner.max() < self.vocab_size):
             raise ValueError(f"n-gram model: a row may hold the ids of pieces alone, below {self.vocab_size}; "
                              f"got {inner.min()} to {inner.max()}")
         ends = lengths.cumsum()
-        tokens = np.full(lengths.sum(), PAD, dtype=np.int64)
-        tokens[ends - lengths] = BOS
-        tokens[ends - 1] = EOS
-        tokens[tokens == PAD] = inner
+        tokens = np.full(lengths.sum(), special.pad_id, dtype=np.int64)
+        tokens[ends - lengths] = special.bos_id
+        tokens[ends - 1] = special.eos_id
+        tokens[tokens == special.pad_id] = inner
         return tokens, ends - lengths

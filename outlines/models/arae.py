@@ -21,7 +21,7 @@ from torch.nn import functional
 from outlines.corpus.batching import collate
 from outlines.encoders.recurrent import RecurrentEncoder, RecurrentEncoderConfig
 from outlines.models.base import TextModel
-from outlines.networks.decoder import Decoder, DecoderConfig
+from outlines.networks.decoder import DecoderConfig, build_decoder
 from outlines.networks.gan import Generator, GeneratorConfig, mlp
 
 
@@ -43,13 +43,12 @@ class ARAE(TextModel):
     family = "arae"
     sources = ("generator", "gaussian")
 
-    def __init__(self, encoder_hidden_dim: int, generator: CodeGeneratorConfig, decoder: DecoderConfig):
+    def __init__(self, encoder: RecurrentEncoderConfig, generator: CodeGeneratorConfig, decoder: DecoderConfig):
+        """encoder: without dropout, so that the critic sees the codes themselves."""
         super().__init__()
         self.code_dim = decoder.vector_dim
-        # No dropout: the critic is to see the codes themselves, and the decoder's noise is of a stated size.
-        self.encoder = RecurrentEncoder(RecurrentEncoderConfig(
-            decoder.vocab_size, decoder.embed_dim, encoder_hidden_dim, self.code_dim, dropout=0.0))
-        self.decoder = Decoder(decoder)
+        self.encoder = RecurrentEncoder(encoder)
+        self.decoder = build_decoder(decoder)
         self.generator_config = generator
         self.generator = mlp(generator.noise_dim, generator.hidden_dim, generator.num_layers, self.code_dim)
         self.gaussian = Generator(GeneratorConfig(self.code_dim, 1, hidden_dim=1, num_layers=1)).requires_grad_(False)
@@ -66,7 +65,7 @@ class ARAE(TextModel):
         by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
         for start in range(0, len(rows), batch_size):
             members = by_length[start:start + batch_size]
-            batch = collate([rows[row] for row in members])
+            batch = collate([rows[row] for row in members], self.decoder.config)
             codes[members] = self.encode(batch.inputs.to(device), batch.lengths)
         return codes
 
@@ -94,10 +93,11 @@ class ARAE(TextModel):
         return self.scaled(self.generate_codes(noise.to(next(self.parameters()).device)))
 
     def shape(self) -> dict[str, Any]:
-        return {"encoder_hidden_dim": self.encoder.config.hidden_dim,
+        return {"encoder": dataclasses.asdict(self.encoder.config),
                 "generator": dataclasses.asdict(self.generator_config),
                 "decoder": dataclasses.asdict(self.decoder.config)}
 
     @classmethod
     def from_shape(cls, shape: dict[str, Any]) -> "ARAE":
-        return cls(shape["encoder_hidden_dim"], CodeGeneratorConfig(**shape["generator"]), DecoderConfig(**shape["decoder"]))
+        return cls(RecurrentEncoderConfig(**shape["encoder"]), CodeGeneratorConfig(**shape["generator"]),
+                   DecoderConfig.from_json(shape["decoder"]))

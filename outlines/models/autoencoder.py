@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from outlines.corpus.batching import collate
 from outlines.encoders.recurrent import RecurrentEncoder, RecurrentEncoderConfig
 from outlines.models.base import TextModel
-from outlines.networks.decoder import Decoder, DecoderConfig
+from outlines.networks.decoder import DecoderConfig, build_decoder
 
 
 class Autoencoder(TextModel):
@@ -27,7 +27,7 @@ class Autoencoder(TextModel):
     def __init__(self, encoder: RecurrentEncoderConfig, decoder: DecoderConfig):
         super().__init__()
         self.encoder = RecurrentEncoder(encoder)
-        self.decoder = Decoder(decoder)
+        self.decoder = build_decoder(decoder)
 
     def encode(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         """Vectors [B, D] of unit variance a dimension, where outlines have unit norm. Arguments as of the encoder."""
@@ -38,7 +38,7 @@ class Autoencoder(TextModel):
         device = next(self.parameters()).device
         parts = []
         for start in range(0, len(rows), 128):
-            batch = collate(rows[start:start + 128])
+            batch = collate(rows[start:start + 128], self.decoder.config)
             parts.append(self.encode(batch.inputs.to(device), batch.lengths))
         return torch.cat(parts), None
 
@@ -53,4 +53,4 @@ class Autoencoder(TextModel):
 
     @classmethod
     def from_shape(cls, shape: dict[str, Any]) -> "Autoencoder":
-        return cls(RecurrentEncoderConfig(**shape["encoder"]), DecoderConfig(**shape["decoder"]))
+        return cls(RecurrentEncoderConfig(**shape["encoder"]), DecoderConfig.from_json(shape["decoder"]))

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from outlines.decoding.sample import Layout, SamplingConfig, sample
+from outlines.decoding.sample import SamplingConfig
+from outlines.decoding.sampler import Sampler
 from outlines.decoding.scoring import nll_of_rows
 from outlines.errors import OutlinesError
 from outlines.metrics.collapse import Steps
@@ -134,16 +135,22 @@ class TextModel(nn.Module, ABC):
 
     def decode_draws(self, draw: Draw, num: int | None, seed: int, sampling: SamplingConfig,
                      batch_size: int | None = None, prefix: Sequence[int] = (),
-                     workers: int = 1, layout: Layout | None = None) -> Iterator[tuple[list[list[int]], Tensor | None]]:
-        """As `generate`, with vectors that `draw` gives. layout: the decoder's, where it is made already."""
-        layout = layout or Layout(self.decoder)
+                     workers: int = 1, sampler: Sampler | None = None) -> Iterator[tuple[list[list[int]], Tensor | None]]:
+        """As `generate`, with vectors that `draw` gives. sampler: the decoder's, if it exists already."""
+        sampler = sampler or Sampler(self.decoder)
 
         def decoded(span: tuple[int, int]) -> tuple[list[list[int]], Tensor | None]:
             vectors, uniforms = self.draw_rows(draw, *span, seed, sampling.max_len)
-            return sample(layout, vectors, uniforms, sampling, prefix), vectors
+            return sampler(vectors, uniforms, sampling, prefix), vectors
 
-        suited = BATCH if layout.words.device.type == "cpu" else GPU_BATCH
+        suited = BATCH if next(self.parameters()).device.type == "cpu" else GPU_BATCH
         return in_order(decoded, spans(num, batch_size or suited), workers)
+
+    def decode(self, vectors: Tensor, seed: int, sampling: SamplingConfig,
+               sampler: Sampler | None = None) -> list[list[int]]:
+        """Return a sentence (token ids) for each of the vectors [N, D]; sentence i depends on (seed, i) and its vector."""
+        _, uniforms = self.draw_rows(lambda count, rng: None, 0, len(vectors), seed, sampling.max_len)
+        return (sampler or Sampler(self.decoder))(vectors.to(uniforms.device), uniforms, sampling)
 
     @torch.no_grad()
     def draw_rows(self, draw: Draw, start: int, stop: int, seed: int, max_len: int) -> tuple[Tensor | None, Tensor]:

@@ -73,5 +73,5 @@ class ConditionalModel(OutlineDecoding):
 
     @classmethod
     def from_shape(cls, shape: dict[str, Any]) -> "ConditionalModel":
-        return cls(DecoderConfig(**shape["decoder"]), ConditionalGeneratorConfig(**shape["generator"]), shape["labels"],
-                   shape["num_conditions"], shape["normalized"], shape["encoder"], shape["whitened"])
+        return cls(DecoderConfig.from_json(shape["decoder"]), ConditionalGeneratorConfig(**shape["generator"]),
+                   shape["labels"], shape["num_conditions"], shape["normalized"], shape["encoder"], shape["whitened"])

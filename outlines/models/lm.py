@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from outlines.models.base import TextModel
-from outlines.networks.decoder import Decoder, DecoderConfig
+from outlines.networks.decoder import DecoderConfig, build_decoder
 
 
 class LanguageModel(TextModel):
@@ -15,11 +15,11 @@ class LanguageModel(TextModel):
 
     def __init__(self, decoder: DecoderConfig):
         super().__init__()
-        self.decoder = Decoder(decoder)
+        self.decoder = build_decoder(decoder)
 
     def shape(self) -> dict[str, Any]:
         return {"decoder": dataclasses.asdict(self.decoder.config)}
 
     @classmethod
     def from_shape(cls, shape: dict[str, Any]) -> "LanguageModel":
-        return cls(DecoderConfig(**shape["decoder"]))
+        return cls(DecoderConfig.from_json(shape["decoder"]))

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from outlines.models.base import TextModel
-from outlines.networks.decoder import Decoder, DecoderConfig
+from outlines.networks.decoder import DecoderConfig, build_decoder
 from outlines.networks.scaling import Scaling
 
 
@@ -23,7 +23,7 @@ class OutlineDecoding(TextModel):
         super().__init__()
         self.normalized = normalized
         self.encoder = encoder
-        self.decoder = Decoder(decoder)
+        self.decoder = build_decoder(decoder)
         width = decoder.vector_dim
         self.whitened = whitened
         self.scaling = Scaling(torch.zeros(width), torch.ones(()), torch.eye(width) if whitened else None)

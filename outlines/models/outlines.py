@@ -74,5 +74,5 @@ class OutlineModel(OutlineDecoding):
     @classmethod
     def from_shape(cls, shape: dict[str, Any]) -> "OutlineModel":
         encoder = {name: str(shape["encoder"][name]) for name in ("name", "fingerprint")}
-        return cls(DecoderConfig(**shape["decoder"]), shape["generator"], GeneratorConfig(**shape["mixture"]),
+        return cls(DecoderConfig.from_json(shape["decoder"]), shape["generator"], GeneratorConfig(**shape["mixture"]),
                    shape["critic"], shape["normalized"], encoder, shape["whitened"])

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from outlines.corpus.batching import collate
-from outlines.corpus.tokenizer import UNK
 from outlines.decoding.scoring import nll_of_rows
 from outlines.encoders.recurrent import RecurrentEncoder, RecurrentEncoderConfig
 from outlines.models.base import TextModel
-from outlines.networks.decoder import Decoder, DecoderConfig
+from outlines.networks.decoder import DecoderConfig, build_decoder
 from outlines.networks.losses import importance_weighted_nll, kl_to_standard_normal
 
 MAX_LOGVAR = 10.0
@@ -57,13 +56,12 @@ class VAE(TextModel):
     family = "vae"
     sources = ("prior",)
 
-    def __init__(self, encoder_hidden_dim: int, decoder: DecoderConfig):
+    def __init__(self, encoder: RecurrentEncoderConfig, decoder: DecoderConfig):
+        """encoder: its outline_dim is 2 Z, for mu and logvar, and it has no dropout, which would add noise to mu."""
         super().__init__()
         self.latent_dim = decoder.vector_dim
-        # No dropout: noise in the encoder would be noise in mu, and the posterior no longer the one that is written down.
-        self.encoder = RecurrentEncoder(RecurrentEncoderConfig(
-            decoder.vocab_size, decoder.embed_dim, encoder_hidden_dim, 2 * self.latent_dim, dropout=0.0))
-        self.decoder = Decoder(decoder)
+        self.encoder = RecurrentEncoder(encoder)
+        self.decoder = build_decoder(decoder)
 
     def encode(self, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """posterior_mu and posterior_logvar, [B, Z] each.
@@ -80,7 +78,7 @@ class VAE(TextModel):
         device = next(self.parameters()).device
         parts = []
         for start in range(0, len(rows), batch_size):
-            batch = collate(rows[start:start + batch_size])
+            batch = collate(rows[start:start + batch_size], self.decoder.config)
             parts.append(self.encode(batch.inputs.to(device), batch.lengths))
         mu, logvar = zip(*parts, strict=True)
         return torch.cat(mu), torch.cat(logvar)
@@ -119,21 +117,21 @@ class VAE(TextModel):
         return self.bounds(rows, num_draws, rng).terms()
 
     def shape(self) -> dict[str, Any]:
-        return {"encoder_hidden_dim": self.encoder.config.hidden_dim, "decoder": dataclasses.asdict(self.decoder.config)}
+        return {"encoder": dataclasses.asdict(self.encoder.config), "decoder": dataclasses.asdict(self.decoder.config)}
 
     @classmethod
     def from_shape(cls, shape: dict[str, Any]) -> "VAE":
-        return cls(shape["encoder_hidden_dim"], DecoderConfig(**shape["decoder"]))
+        return cls(RecurrentEncoderConfig(**shape["encoder"]), DecoderConfig.from_json(shape["decoder"]))
 
 
-def drop_words(inputs: Tensor, lengths: Tensor, share: float, uniforms: Tensor) -> Tensor:
+def drop_words(inputs: Tensor, lengths: Tensor, share: float, uniforms: Tensor, unk_id: int) -> Tensor:
     """The decoder's inputs [B, T] with a share of the words unknown; bos and padding stay.
 
-    UNK stands for them, as in the source: the tokenizer never gives it and sampling never chooses it, so it means nothing
-    else. inputs: [B, T], bos first. lengths: [B] real inputs of each row. uniforms: [B, T] in [0, 1).
+    The unknown token replaces them, as in the source: neither the tokenizer nor sampling ever returns it.
+    inputs: [B, T], bos first. lengths: [B] real inputs of each row. uniforms: [B, T] in [0, 1).
     Source: Bowman et al. (2016), section 3.2; their keep rate is 1 - share.
     """
     position = torch.arange(inputs.shape[1], device=inputs.device)
     words = (position > 0) & (position < lengths.to(inputs.device)[:, None])
-    return inputs.masked_fill(words & (uniforms < share), UNK)
+    return inputs.masked_fill(words & (uniforms < share), unk_id)
 

@@ -19,116 +19,19 @@ of the language model; bounds are smooth.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from outlines.corpus.batching import TokenBatch, collate
 from outlines.decoding.scoring import in_like_length
 from outlines.metrics.collapse import Steps
 from outlines.models.base import TextModel
-from outlines.networks.decoder import Decoder, DecoderConfig
-from outlines.networks.losses import importance_weighted_nll, kl_to_standard_normal, sequence_nll
-
-BOUND = 8.0
-"""Bound of |mu| and |logvar| of every Gaussian: sigma stays within e^-4 and e^4, and no KL can overflow."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StochasticDecoderConfig(DecoderConfig):
-    """The decoder's shape; vector_dim is latent_dim times the steps of the longest sentence."""
-
-    latent_dim: int
-    mlp_dim: int
-    """width of the hidden layer of prior and posterior"""
-
-
-class Gaussian(nn.Module):
-    """mu and logvar, bounded, from an MLP with one hidden layer."""
-
-    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int):
-        super().__init__()
-        self.hidden = nn.Linear(input_dim, hidden_dim)
-        self.output = nn.Linear(hidden_dim, 2 * output_dim)
-
-    def forward(self, inputs: Tensor, beside: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-        """mu and logvar [..., output_dim] of inputs [..., input_dim]. beside [..., hidden_dim] joins the hidden layer."""
-        parameters = self.output(functional.leaky_relu(self.hidden(inputs) + beside)).float()
-        mu, logvar = (BOUND * torch.tanh(parameters / BOUND)).chunk(2, dim=-1)
-        return mu, logvar
-
-
-class StochasticDecoder(Decoder):
-    """p(x | innovations): an LSTM language model that reads z_t beside x_t, z_t drawn from a prior that sees h_{t-1}.
-
-    The state is [1, B, W]: h and c of every layer, and the number of tokens read, which says whose turn it is among the
-    innovations. A sentence longer than any of the corpus meets them again from the first.
-    """
-
-    config: StochasticDecoderConfig
-
-    def __init__(self, config: StochasticDecoderConfig):
-        super().__init__(config)
-
-    def _make_recurrence(self) -> None:
-        config = self.config
-        widths = [config.embed_dim + config.latent_dim, *[config.hidden_dim] * (config.num_layers - 1)]
-        self.cells = nn.ModuleList(nn.LSTMCell(width, config.hidden_dim) for width in widths)
-        self.prior = Gaussian(config.hidden_dim, config.mlp_dim, config.latent_dim)
-
-    def _make_conditioning(self) -> None:
-        """None but the recurrence."""
-
-    def start(self, vector: Tensor | None, num: int) -> Tensor:
-        return self.output_bias.new_zeros(1, num, 2 * self.config.num_layers * self.config.hidden_dim + 1)
-
-    def hidden(self, tokens: Tensor, state: Tensor, vector: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As of the Decoder. vector: the innovations [B, steps · Z]."""
-        assert vector is not None, "this decoder is given the innovations of its latents"
-        innovations = vector.unflatten(1, (-1, self.config.latent_dim))
-        steps = (state[0, :, -1:].long() + torch.arange(tokens.shape[1], device=tokens.device)) % innovations.shape[1]
-        innovations = innovations.gather(1, steps[:, :, None].expand(-1, -1, self.config.latent_dim))
-
-        def draw(step: int, before: Tensor) -> Tensor:
-            mu, logvar = self.prior(before)
-            return mu + (logvar / 2).exp() * innovations[:, step]
-
-        return self.unroll(tokens, state, draw)
-
-    def words(self) -> Tensor:
-        """The tokens themselves, [V]."""
-        return torch.arange(self.config.vocab_size, device=self.output_bias.device)
-
-    def condition(self, vector: Tensor | None) -> Tensor | None:
-        """The innovations themselves."""
-        return vector
-
-    def advance(self, tokens: Tensor, state: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        hidden, state = self.hidden(tokens[:, None], state, condition)
-        return hidden[:, 0], state
-
-    def unroll(self, tokens: Tensor, state: Tensor, draw: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """As `hidden`, with z_t = draw(t, h_{t-1}), [B, Z] for the upper layer's [B, H]."""
-        config = self.config
-        words = self.dropout(self.embedding(tokens) * config.embed_dim ** 0.5)
-        *layers, read = state[0].split([*[config.hidden_dim] * (2 * config.num_layers), 1], dim=1)
-        h, c = list(layers[:config.num_layers]), list(layers[config.num_layers:])
-        outputs = []
-        for step in range(tokens.shape[1]):
-            below = torch.cat([words[:, step], draw(step, h[-1])], dim=1)
-            for index, cell in enumerate(self.cells):
-                if index:
-                    below = functional.dropout(below, config.dropout, self.training)
-                h[index], c[index] = cell(below, (h[index], c[index]))
-                below = h[index]
-            outputs.append(below)
-        hidden = self.readout(self.dropout(torch.stack(outputs, dim=1)))
-        return hidden, torch.cat([*h, *c, read + tokens.shape[1]], dim=1)[None]
+from outlines.networks.losses import importance_weighted_nll, kl_to_standard_normal
+from outlines.networks.stochastic import Gaussian, StochasticDecoder, StochasticDecoderConfig
 
 
 class Path(NamedTuple):
@@ -181,8 +84,7 @@ class ZForcing(TextModel):
         last = batch.lengths.to(batch.targets.device)[:, None] - 1
         position = torch.arange(batch.targets.shape[1], device=batch.targets.device).expand_as(batch.targets)
         turned = torch.where(position <= last, last - position, position)  # its own inverse
-        words = self.decoder.embedding(batch.targets.gather(1, turned)) * self.decoder.config.embed_dim ** 0.5
-        states = self.backward_lstm(words)[0]
+        states = self.backward_lstm(self.decoder.embed(batch.targets.gather(1, turned)))[0]
         return states.gather(1, turned[:, :, None].expand_as(states))
 
     def follow(self, batch: TokenBatch, backward: Tensor, noise: Tensor) -> Path:
@@ -195,7 +97,7 @@ class ZForcing(TextModel):
             kept.append((before, mu, logvar))
             return mu + (logvar / 2).exp() * noise[:, step]
 
-        hidden, _ = self.decoder.unroll(batch.inputs, self.decoder.start(None, len(batch.inputs)), draw)
+        hidden = self.decoder.unroll(batch.inputs, *self.decoder.zeros(len(batch.inputs)), draw)
         states, mu, logvar = (torch.stack(part, dim=1) for part in zip(*kept, strict=True))
         return Path(hidden, states, mu, logvar, *self.decoder.prior(states))
 
@@ -208,13 +110,12 @@ class ZForcing(TextModel):
         device = next(self.parameters()).device
         mu, logvar, nll = torch.zeros_like(noise), torch.zeros_like(noise), torch.zeros(len(rows), dtype=torch.double)
         for chosen in in_like_length(rows, batch_size):
-            batch = collate([rows[row] for row in chosen]).to(device)
+            batch = collate([rows[row] for row in chosen], self.decoder.config).to(device)
             num_steps = batch.inputs.shape[1]
             path = self.follow(batch, self.backward_states(batch), noise[chosen, :num_steps].to(device))
             for whole, part in zip((mu, logvar), path.in_units_of_the_prior(), strict=True):
                 whole[chosen, :num_steps] = (part * batch.mask[:, :, None]).cpu()
-            logits = functional.linear(path.hidden, self.decoder.embedding.weight, self.decoder.output_bias)
-            nll[chosen] = sequence_nll(logits, batch.targets, batch.mask).double().cpu()
+            nll[chosen] = self.decoder.hidden_nll(path.hidden, batch).double().cpu()
         return Steps(mu, logvar, mu + (logvar / 2).exp() * noise, torch.tensor([len(row) + 1 for row in rows])), nll
 
     def _noise(self, num: int, rng: torch.Generator) -> Tensor:

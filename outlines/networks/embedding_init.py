@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outlines.corpus.tokenizer import BOS, EOS
-from outlines.networks.decoder import Decoder
+from outlines.corpus.tokenizer import SpecialIds
+from outlines.errors import OutlinesError
+from outlines.networks.decoder import Decoder, InitialisesWords
 
 REACH = 3
 """Tokens to either side that count as near, each distance and side for itself."""
@@ -22,18 +23,17 @@ MAX_COUNTED_ROWS = 200_000
 ITERATIONS = 4
 
 
-@torch.no_grad()
 def start_words(decoder: Decoder, rows: Sequence[np.ndarray], seed: int) -> None:
-    """Set a decoder's embeddings and output bias by sentences, token ids without bos and eos, of its training split."""
-    weight = decoder.embedding.weight
-    vocab_size, width = weight.shape
-    vectors = word_vectors(rows, vocab_size, width, seed).to(weight)
-    met = vectors.any(dim=1, keepdim=True)
-    weight.copy_(torch.where(met, vectors, weight))
-    decoder.output_bias.copy_(log_shares(rows, vocab_size))
+    """Initialise a decoder's embeddings and output bias from training sentences, token ids without bos and eos."""
+    config = decoder.config
+    if not isinstance(decoder, InitialisesWords):
+        raise OutlinesError(f"Decoder {config.kind!r} has no embeddings to initialise from counts. Use --word-start random.")
+    decoder.initialise_words(word_vectors(rows, config.vocab_size, decoder.word_dim, seed, config),
+                             log_shares(rows, config.vocab_size, config))
 
 
-def word_vectors(rows: Sequence[np.ndarray], vocab_size: int, width: int, seed: int) -> Tensor:
+def word_vectors(rows: Sequence[np.ndarray], vocab_size: int, width: int, seed: int,
+                 special: SpecialIds) -> Tensor:
     """Vectors [V, width] of tokens, by their neighbours in sentences; variance 1 / width, in directions drawn by `seed`.
 
     rows: as above; bos and eos are neighbours too. A token whose neighbours say nothing, or that has none, has zeros.
@@ -41,7 +41,7 @@ def word_vectors(rows: Sequence[np.ndarray], vocab_size: int, width: int, seed: 
     the singular values, no shift. Deviation: each distance and side has columns of its own.
     """
     apart = np.full(REACH, -1)
-    text = np.concatenate([part for row in rows for part in ([BOS], row, [EOS], apart)])
+    text = np.concatenate([part for row in rows for part in ([special.bos_id], row, [special.eos_id], apart)])
     places, counts = [], []
     for distance in range(1, REACH + 1):
         left, right = text[:-distance], text[distance:]
@@ -69,8 +69,8 @@ def word_vectors(rows: Sequence[np.ndarray], vocab_size: int, width: int, seed: 
     return torch.where(told[:, None], vectors / (scale * width ** 0.5), 0.0)
 
 
-def log_shares(rows: Sequence[np.ndarray], vocab_size: int) -> Tensor:
+def log_shares(rows: Sequence[np.ndarray], vocab_size: int, special: SpecialIds) -> Tensor:
     """The log of each token's share [V] of what is to be written, eos included; half a token is added to each."""
     counts = np.bincount(np.concatenate(rows), minlength=vocab_size) + 0.5
-    counts[EOS] += len(rows)
+    counts[special.eos_id] += len(rows)
     return torch.from_numpy(np.log(counts) - math.log(counts.sum())).float()

@@ -4,68 +4,94 @@ Shapes: B batch, T tokens, V vocabulary, D outline width.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
 def sequence_nll(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """-log p(x), nats per sentence [B]: the sum over a sentence's real targets, its eos included.
+    """Return -log p(x), nats per sentence [B]: the sum over the real targets of a sentence, eos included.
 
-    logits: [B, T, V]. targets: [B, T] ids. mask: [B, T], True = a real target; padding adds exactly nothing.
+    logits: [B, T, V]. targets: [B, T] ids. mask: [B, T], True = a real target; padding adds exactly 0.
     """
     nll = functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
     return (nll.view_as(targets) * mask).sum(dim=1)
 
 
-def total_nll(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """The sum of `sequence_nll` over a batch, nats, a scalar, for the logits hidden · weightᵀ + bias.
+def linear_nll(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Return `sequence_nll` [B] of the logits hidden · weightᵀ + bias, without holding all logits in memory.
 
-    The logits are made and used up in pieces that fit a cache, with their gradient in the same pass, and never stand in
-    memory whole: they are the largest numbers of a training step by far.
-    hidden: [B, T, E] what the output layer reads. weight: [V, E]; bias: [V]. targets, mask: [B, T].
+    hidden: [B, T, E], the input of the output layer. weight: [V, E]; bias: [V]. targets, mask: [B, T].
+
+    torch.nn.functional.linear_cross_entropy with one term per token is slower. Forward and backward of 128 x 14 tokens,
+    E = 256, on one thread of an Intel Xeon with AVX-512: 96 ms against 84 ms (V = 4,000, float32), 326 against 195
+    (V = 10,000), in bfloat16 141 against 143 and 389 against 394. Its chunked mode only returns the sum of all terms.
     """
-    total: Tensor = _TotalNll.apply(hidden.flatten(0, 1), weight, bias, targets.flatten(), mask.flatten())
-    return total
+    nll: Tensor = _LinearNll.apply(hidden.flatten(0, 1), weight, bias, targets.flatten(), mask.flatten(),
+                                     torch.is_grad_enabled())
+    return nll.view_as(targets).sum(dim=1)
 
 
-class _TotalNll(torch.autograd.Function):
-    """`total_nll` of N rows. As the loss is a sum, its gradient is known before anything is backpropagated."""
+class _LinearNll(torch.autograd.Function):
+    """The nll [N] of N tokens. The forward pass also computes the gradient of the sum, which is what training needs."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-        # Not one row alone: a matrix times a vector is summed number by number, and of a large vocabulary rounds visibly.
-        rows_at_once = max(8, (2**20 if hidden.device.type == "cpu" else 2**27) // len(bias))
-        output, offset = weight.to(hidden.dtype), bias.to(hidden.dtype)
-        total = torch.zeros((), device=hidden.device)
-        of_hidden, of_weight, of_bias = torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
-        for start in range(0, len(hidden), rows_at_once):
-            piece = slice(start, start + rows_at_once)
-            target, real = targets[piece, None], mask[piece, None].float()
-            logits = functional.linear(hidden[piece], output, offset).float()
-            of_target = logits.gather(1, target)
-            largest = logits.amax(dim=1, keepdim=True)
-            slope = logits.sub_(largest).exp_()  # becomes that of the nll by each logit: softmax, less 1 at the target
-            normaliser = slope.sum(dim=1, keepdim=True)
-            total += ((normaliser.log() + largest - of_target) * real).sum()
-            slope.mul_(real / normaliser).scatter_add_(1, target, -real)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, mask: Tensor,
+                training: bool) -> Tensor:
+        wanted = [needed and training for needed in ctx.needs_input_grad[:3]]
+        nll, *gradients = _nll_and_gradients(hidden, weight, bias, targets, mask.float(), wanted)
+        ctx.save_for_backward(hidden, weight, bias, targets, mask, *gradients)
+        return nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, mask, *gradients = ctx.saved_tensors
+        factor = gradient[0]
+        if bool((gradient != factor).any()):  # not a plain sum or mean over all tokens
+            _, *gradients = _nll_and_gradients(hidden, weight, bias, targets, mask * gradient, ctx.needs_input_grad[:3])
+            factor = torch.ones_like(factor)
+        return *(None if part is None else part * factor.to(part.dtype) for part in gradients), None, None, None
+
+
+def _nll_and_gradients(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, factors: Tensor,
+                       wanted: Sequence[bool]) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Return factors [N] · nll [N] and the gradients of its sum by hidden, weight and bias, where they are wanted.
+
+    The logits are computed in pieces that fit a cache: they are by far the largest tensor of a training step.
+    """
+    # At least 8 rows: the product of a matrix and a single row is summed in another order and rounds visibly.
+    rows_at_once = max(8, (2**20 if hidden.device.type == "cpu" else 2**27) // len(bias))
+    output, offset = weight.to(hidden.dtype), bias.to(hidden.dtype)
+    nll = hidden.new_empty(len(hidden), dtype=torch.float32)
+    of_hidden, of_weight, of_bias = (torch.zeros_like(part) if is_wanted else None
+                                     for part, is_wanted in zip((hidden, weight, bias), wanted, strict=True))
+    for start in range(0, len(hidden), rows_at_once):
+        piece = slice(start, start + rows_at_once)
+        target, factor = targets[piece, None], factors[piece, None]
+        logits = functional.linear(hidden[piece], output, offset).float()
+        of_target = logits.gather(1, target)
+        largest = logits.amax(dim=1, keepdim=True)
+        slope = logits.sub_(largest).exp_()
+        normaliser = slope.sum(dim=1, keepdim=True)
+        nll[piece] = ((normaliser.log() + largest - of_target) * factor)[:, 0]
+        if not any(wanted):
+            continue
+        slope.mul_(factor / normaliser).scatter_add_(1, target, -factor)  # softmax - one_hot, the gradient by the logits
+        if of_bias is not None:
             of_bias += slope.sum(dim=0)
-            slope = slope.to(hidden.dtype)
+        slope = slope.to(hidden.dtype)
+        if of_hidden is not None:
             of_hidden[piece] = slope @ output
-            if of_weight.dtype == hidden.dtype:
-                of_weight.addmm_(slope.t(), hidden[piece])
-            else:
-                of_weight += slope.t() @ hidden[piece]
-        ctx.save_for_backward(of_hidden, of_weight, of_bias)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        of_hidden, of_weight, of_bias = ctx.saved_tensors
-        return of_hidden * gradients[0].to(of_hidden.dtype), of_weight * gradients[0], of_bias * gradients[0], None, None
+        if of_weight is not None and of_weight.dtype == hidden.dtype:
+            of_weight.addmm_(slope.t(), hidden[piece])
+        elif of_weight is not None:
+            of_weight += slope.t() @ hidden[piece]
+    return nll, of_hidden, of_weight, of_bias
 
 
 def relativistic_critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:

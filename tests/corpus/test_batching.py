@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outlines.corpus.batching import BatchOrder, collate, permutation
-from outlines.corpus.tokenizer import BOS, EOS, PAD
+from outlines.corpus.tokenizer import SPECIAL
+
+BOS, EOS, PAD = SPECIAL.bos_id, SPECIAL.eos_id, SPECIAL.pad_id
 
 
 @settings(max_examples=60, deadline=None)
@@ -99,7 +101,7 @@ def test_invalid_sizes_are_refused() -> None:
 
 
 def test_collate_by_hand() -> None:
-    batch = collate([np.array(row, dtype=np.uint16) for row in ([7, 8, 9], [5], [])])
+    batch = collate([np.array(row, dtype=np.uint16) for row in ([7, 8, 9], [5], [])], SPECIAL)
     assert batch.inputs.tolist() == [[BOS, 7, 8, 9], [BOS, 5, PAD, PAD], [BOS, PAD, PAD, PAD]]
     assert batch.targets.tolist() == [[7, 8, 9, EOS], [5, EOS, PAD, PAD], [EOS, PAD, PAD, PAD]]
     assert batch.mask.tolist() == [[True] * 4, [True, True, False, False], [True, False, False, False]]
@@ -108,13 +110,13 @@ def test_collate_by_hand() -> None:
     assert batch.mask.dtype == torch.bool
     assert (batch.to("cpu").targets == batch.targets).all()
     with pytest.raises(ValueError, match="at least one row"):
-        collate([])
+        collate([], SPECIAL)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.integers(4, 1000), max_size=12), min_size=1, max_size=6))
 def test_collate_keeps_every_token(rows: list[list[int]]) -> None:
-    batch = collate([np.array(row, dtype=np.int32) for row in rows])
+    batch = collate([np.array(row, dtype=np.int32) for row in rows], SPECIAL)
     assert (batch.mask.sum(1) == batch.lengths).all()
     for row, inputs, targets, mask in zip(rows, batch.inputs, batch.targets, batch.mask, strict=True):
         assert inputs[mask].tolist() == [BOS, *row]

@@ -8,16 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outlines.corpus.tokenizer import (
-    BOS,
-    EOS,
     NUM_SPECIALS,
-    PAD,
-    UNK,
+    SPECIAL,
     Tokenizer,
     train_tokenizer,
     vocabulary_size,
 )
 from outlines.errors import OutlinesError, TokenizerError
+
+BOS, EOS, PAD, UNK = SPECIAL.bos_id, SPECIAL.eos_id, SPECIAL.pad_id, SPECIAL.unk_id
 
 SENTENCES = [f"{who} {does} {where}."
              for who in ("A brown dog", "The old man", "Two Children", "A woman in red")

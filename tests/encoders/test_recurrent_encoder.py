@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from outlines.corpus.tokenizer import BOS, EOS, PAD, train_tokenizer
+from outlines.corpus.tokenizer import SPECIAL, train_tokenizer
 from outlines.encoders import load_encoder
 from outlines.encoders.recurrent import (
     FrozenRecurrentEncoder,
@@ -19,6 +19,8 @@ from outlines.encoders.recurrent import (
     save_recurrent_encoder,
 )
 from outlines.errors import OutlinesError
+
+BOS, EOS, PAD = SPECIAL.bos_id, SPECIAL.eos_id, SPECIAL.pad_id
 
 CONFIG = RecurrentEncoderConfig(vocab_size=50, embed_dim=8, hidden_dim=12, outline_dim=6)
 SENTENCES = ["a dog runs", "two men stand on a red bridge", "a cat", "", "the child paints a green boat"]
@@ -71,7 +73,7 @@ def test_corrupt_keeps_its_promises(data: st.DataObject, drop: float, distance: 
     lengths = torch.tensor([len(row) for row in rows])
     inputs = torch.tensor([row + [PAD] * (int(lengths.max()) + 2 - len(row)) for row in rows])
     before = inputs.clone()
-    noisy, new_lengths = corrupt(inputs, lengths, drop, distance, torch.Generator().manual_seed(seed))
+    noisy, new_lengths = corrupt(inputs, lengths, drop, distance, torch.Generator().manual_seed(seed), SPECIAL)
     assert torch.equal(inputs, before)
     assert noisy.shape == (len(rows), int(new_lengths.max())) and new_lengths.dtype == lengths.dtype
     for row, source, length in zip(noisy.tolist(), rows, new_lengths.tolist(), strict=True):
@@ -88,21 +90,21 @@ def test_corrupt_keeps_its_promises(data: st.DataObject, drop: float, distance: 
 def test_corrupt_without_noise_is_the_identity_and_with_full_noise_leaves_one_token() -> None:
     inputs = torch.tensor([[BOS, 7, 8, 9], [BOS, 5, PAD, PAD], [BOS, PAD, PAD, PAD]])
     lengths = torch.tensor([4, 2, 1])
-    same, same_lengths = corrupt(inputs, lengths, 0.0, 0, torch.Generator())
+    same, same_lengths = corrupt(inputs, lengths, 0.0, 0, torch.Generator(), SPECIAL)
     assert torch.equal(same, inputs) and torch.equal(same_lengths, lengths)
-    least, least_lengths = corrupt(inputs, lengths, 1.0, 3, torch.Generator())
+    least, least_lengths = corrupt(inputs, lengths, 1.0, 3, torch.Generator(), SPECIAL)
     assert least_lengths.tolist() == [2, 2, 1] and least[1].tolist() == [BOS, 5]
 
 
 def test_corrupt_drops_at_the_given_rate_and_shuffles_within_the_distance() -> None:
     inputs = torch.arange(10, 110).repeat(200, 1)
     lengths = torch.full((200,), 100)
-    _, new_lengths = corrupt(inputs, lengths, 0.3, 0, torch.Generator().manual_seed(1))
+    _, new_lengths = corrupt(inputs, lengths, 0.3, 0, torch.Generator().manual_seed(1), SPECIAL)
     # 20,000 draws: the standard deviation of their mean is 0.0032.
     assert abs(new_lengths.double().mean().item() / 100 - 0.7) < 0.015
-    shuffled, _ = corrupt(inputs, lengths, 0.0, 3, torch.Generator().manual_seed(1))
+    shuffled, _ = corrupt(inputs, lengths, 0.0, 3, torch.Generator().manual_seed(1), SPECIAL)
     assert (shuffled - inputs).abs().max() == 3
-    again, _ = corrupt(inputs, lengths, 0.0, 3, torch.Generator().manual_seed(1))
+    again, _ = corrupt(inputs, lengths, 0.0, 3, torch.Generator().manual_seed(1), SPECIAL)
     assert torch.equal(shuffled, again)
 
 

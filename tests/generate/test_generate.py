@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
 import outlines
 from generate import verbs
 from generate.__main__ import main
 from generate.options import BY_NAME, VERBS, parse
-from outlines.decoding.sample import SamplingConfig, beam_search, sample
+from outlines.decoding.beam import beam_search
+from outlines.decoding.sample import SamplingConfig, sample
 from outlines.decoding.scoring import nll_of_rows
 from outlines.encoders.recurrent import RecurrentEncoderConfig
 from outlines.errors import OutlinesError
@@ -68,7 +68,8 @@ def other_runs(tiny_run: Path, pipeline: Pipeline, tmp_path_factory: pytest.Temp
                                                  num_layers=2, latent_dim=3, mlp_dim=8)
             encoder = RecurrentEncoderConfig(shape.vocab_size, embed_dim=8, hidden_dim=8, outline_dim=5)
             torch.manual_seed(1)
-            save_model(root / family / "model", {"lm": lambda: LanguageModel(shape), "vae": lambda: VAE(8, shape),
+            save_model(root / family / "model", {"lm": lambda: LanguageModel(shape), "vae": lambda: VAE(
+                dataclasses.replace(encoder, outline_dim=10, dropout=0.0), shape),
                                                  "encoder": lambda: Autoencoder(encoder, shape),
                                                  "zforcing": lambda: ZForcing(8, stochastic)}[family]())
             shutil.copy(tiny_run / "tokenizer.model", root / family)
@@ -245,10 +246,9 @@ def test_scores_are_the_decoders_own(written: Written, pipeline: Pipeline) -> No
     decoder = pipeline.model.decoder
     for row, vector, line in zip(ids, vectors, scored, strict=True):
         # One token at a time, as it was sampled.
-        state, total, last = decoder.start(vector[None], 1), 0.0, 1
+        cache, total, last = decoder.start(vector[None], 1), 0.0, 1
         for token in [*row, 2]:
-            hidden, state = decoder.advance(decoder.words()[[last]], state, decoder.condition(vector[None]))
-            logits = functional.linear(hidden[0], decoder.embedding.weight, decoder.output_bias)
+            logits = decoder.step(torch.tensor([last]), cache)[0].detach()
             total, last = total - float(logits.log_softmax(dim=0)[token]), token
         assert line["nll"] == pytest.approx(total, rel=1e-4)
         assert line["critic_score"] == pytest.approx(float(pipeline.model.critic(vector[None])), rel=1e-4)  # type: ignore[operator]

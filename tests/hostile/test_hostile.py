@@ -38,6 +38,7 @@ from outlines.encoders.store import OutlineStore, finish_store
 from outlines.errors import CheckpointError, OutlinesError, TokenizerError
 from outlines.hardening import check_sentence_transformer
 from outlines.models.registry import load_model
+from outlines.options import choices_of
 from tests.conftest import environment
 from tests.corpus.test_reading import read_sentences
 from train.config import SECTIONS, RunConfig, from_json, known_fields, read_toml, resolve
@@ -630,8 +631,8 @@ def test_an_argument_that_is_not_text_is_a_one_line_error(recurrent_encoder: Pat
 def random_value(rng: random.Random, field: dataclasses.Field[Any]) -> Any:
     """Return a random value that the field allows."""
     kind, low, high = field.type, field.metadata["low"], field.metadata["high"]
-    if field.metadata["choices"]:
-        return rng.choice(field.metadata["choices"])
+    if choices_of(field):
+        return rng.choice(choices_of(field))
     if kind is bool:
         return rng.random() < 0.5
     if kind is int:

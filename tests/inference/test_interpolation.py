@@ -13,8 +13,8 @@ from outlines.decoding.scoring import nll_of_rows
 from outlines.inference.interpolation import folded, gradient, linear, nll_along, noise, smoothness, spherical
 from outlines.inference.inversion import invert
 from outlines.models.outlines import OutlineModel
-from outlines.networks.decoder import Decoder, DecoderConfig
 from outlines.networks.gan import GeneratorConfig
+from outlines.networks.gru import GRUConfig, GRUDecoder
 from outlines.networks.mixture import Mixture
 from outlines.networks.scaling import Scaling
 
@@ -43,9 +43,9 @@ def test_where_there_is_no_arc_the_walk_is_straight(end: Tensor) -> None:
     assert torch.allclose(spherical(E1, end, 5), linear(E1, end, 5))
 
 
-def decoder(vector_dim: int = 6) -> Decoder:
+def decoder(vector_dim: int = 6) -> GRUDecoder:
     torch.manual_seed(3)
-    made = Decoder(DecoderConfig(12, vector_dim, embed_dim=16, hidden_dim=16)).eval().requires_grad_(False)
+    made = GRUDecoder(GRUConfig(12, vector_dim, embed_dim=16, hidden_dim=16)).eval().requires_grad_(False)
     torch.nn.init.normal_(made.embedding.weight)
     return made
 
@@ -96,7 +96,7 @@ def outline_model(num_centres: int, normalized: bool = True, width: int = 8, num
     """A generator that bends its mixture a little, as training does."""
     torch.manual_seed(1)
     generator = {"kind": "gan", **asdict(GeneratorConfig(width, num_centres, num_offsets, hidden_dim=32))}
-    model = OutlineModel(DecoderConfig(12, width), generator, GeneratorConfig(width, max(1, num_centres)), None, normalized,
+    model = OutlineModel(GRUConfig(12, width), generator, GeneratorConfig(width, max(1, num_centres)), None, normalized,
                          {}).eval().requires_grad_(False)
     model.scaling = Scaling(torch.zeros(width), 1 / math.sqrt(width))
     if num_centres:

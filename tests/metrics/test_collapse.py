@@ -2,14 +2,15 @@
 
 import json
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from outlines.corpus.batching import collate
-from outlines.corpus.tokenizer import EOS
+from outlines.corpus.batching import TokenBatch, collate
+from outlines.corpus.tokenizer import SPECIAL
 from outlines.errors import OutlinesError
 from outlines.metrics.collapse import (
     Gap,
@@ -39,7 +40,10 @@ from outlines.metrics.diagnosis import (
     judge_model,
 )
 from outlines.networks.decoder import Decoder, DecoderConfig
+from outlines.networks.gru import GRUConfig, GRUDecoder
 from outlines.networks.losses import sequence_nll
+
+EOS = SPECIAL.eos_id
 
 YES, NO = 4, 5
 NUM = 400
@@ -62,9 +66,9 @@ def quantiles(num: int, num_dims: int) -> Tensor:
     return torch.stack([column[torch.randperm(num, generator=rng(dim))] for dim in range(num_dims)], dim=1)
 
 
-def sign_decoder(*weights: float) -> Decoder:
+def sign_decoder(*weights: float) -> GRUDecoder:
     """A decoder without memory: at every step the logits of YES, NO and eos are w · z, -w · z and 0."""
-    decoder = Decoder(DecoderConfig(6, len(weights), embed_dim=1, hidden_dim=1)).eval()
+    decoder = GRUDecoder(GRUConfig(6, len(weights), embed_dim=1, hidden_dim=1)).eval()
     with torch.no_grad():
         for parameter in (decoder.readout.weight, decoder.readout.bias):
             parameter.zero_()
@@ -306,13 +310,13 @@ def test_a_trained_decoder_uses_what_helps_and_ignores_the_rest() -> None:
     """Dimension 0 chooses the words, dimension 1 is as clear and has nothing to do with them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        decoder = Decoder(DecoderConfig(6, 2, embed_dim=8, hidden_dim=8))
+        decoder = GRUDecoder(GRUConfig(6, 2, embed_dim=8, hidden_dim=8))
         optimizer = torch.optim.Adam(decoder.parameters(), lr=0.02)
         for _ in range(200):
             z = torch.randn(128, 2)
-            batch = collate(sentences(z))
+            batch = collate(sentences(z), SPECIAL)
             optimizer.zero_grad()
-            sequence_nll(decoder(batch.inputs, z), batch.targets, batch.mask).mean().backward()
+            decoder.nll(batch, z).mean().backward()
             optimizer.step()
     mu = normal(NUM, 2)
     diagnosis = diagnose(decoder.eval(), sentences(mu), mu, log_sigma(0.1, mu))
@@ -426,25 +430,40 @@ def test_input_that_cannot_be_judged_is_refused() -> None:
 # A latent per step
 
 
+@dataclass
+class Signs:
+    """The cache of StepSigns: the signs [B, steps] and the number of steps taken."""
+
+    signs: Tensor
+    step: int = 0
+
+    def select(self, rows: Tensor) -> "Signs":
+        return Signs(self.signs[rows], self.step)
+
+
 class StepSigns(Decoder):
     """A decoder without memory: at step t the logits of YES, NO and eos are w · z_t, -w · z_t and 0."""
 
     def __init__(self, weight: float, num_steps: int):
-        super().__init__(DecoderConfig(6, 2 * num_steps, embed_dim=1, hidden_dim=1))
-        self.weight = weight
-        with torch.no_grad():
-            self.embedding.weight[:, 0] = torch.tensor([0.0, 0, 0, 0, 1, -1])
-            self.output_bias[:] = -30
-            self.output_bias[[EOS, YES, NO]] = 0
+        super().__init__(DecoderConfig(6, 2 * num_steps))
+        self.weight = nn.Parameter(torch.tensor(weight))
+        self.bias = nn.Parameter(torch.full((6,), -30.0).index_fill(0, torch.tensor([EOS, YES, NO]), 0.0))
 
-    def start(self, vector: Tensor | None, num: int) -> Tensor:
-        return torch.zeros(1, num, 1)
+    def logits(self, signs: Tensor) -> Tensor:
+        return self.weight * signs[..., None] * torch.tensor([0.0, 0, 0, 0, 1, -1]) + self.bias
 
-    def hidden(self, tokens: Tensor, state: Tensor, vector: Tensor | None) -> tuple[Tensor, Tensor]:
+    def nll(self, tokens: TokenBatch, vector: Tensor | None) -> Tensor:
         assert vector is not None
-        steps = (state[0, :, :1].long() + torch.arange(tokens.shape[1])).clamp_max(vector.shape[1] // 2 - 1)
-        signs = vector.unflatten(1, (-1, 2))[:, :, 0].gather(1, steps)  # the second dimension is for nothing
-        return self.weight * signs[:, :, None], state + tokens.shape[1]
+        signs = vector.unflatten(1, (-1, 2))[:, :tokens.inputs.shape[1], 0]  # the second dimension is for nothing
+        return sequence_nll(self.logits(signs), tokens.targets, tokens.mask)
+
+    def start(self, vector: Tensor | None, num: int) -> Signs:
+        assert vector is not None
+        return Signs(vector.unflatten(1, (-1, 2))[:, :, 0])
+
+    def step(self, tokens: Tensor, cache: Signs) -> Tensor:
+        cache.step += 1
+        return self.logits(cache.signs[:, min(cache.step, cache.signs.shape[1]) - 1])
 
 
 LENGTH = 4

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outlines.corpus.tokenizer import BOS, EOS, PAD, UNK
+from outlines.corpus.tokenizer import SPECIAL
 from outlines.errors import OutlinesError
 from outlines.metrics.ngram import NgramModel, discounts
+
+BOS, EOS, PAD, UNK = SPECIAL.bos_id, SPECIAL.eos_id, SPECIAL.pad_id, SPECIAL.unk_id
 
 A, B, C, D = 4, 5, 6, 7
 V = 9  # A to 8 are pieces; with EOS, 6 tokens can come next

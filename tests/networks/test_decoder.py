@@ -5,50 +5,49 @@ import torch
 
 from outlines.corpus.batching import collate
 from outlines.decoding.scoring import nll_of_rows
-from outlines.networks.decoder import Decoder, DecoderConfig, LockedDropout
-from outlines.networks.losses import sequence_nll
+from outlines.networks.gru import GRUConfig, GRUDecoder, LockedDropout
 
-CONFIG = DecoderConfig(vocab_size=11, vector_dim=5, embed_dim=6, hidden_dim=7, num_layers=2, dropout=0.2)
+CONFIG = GRUConfig(vocab_size=11, vector_dim=5, embed_dim=6, hidden_dim=7, num_layers=2, dropout=0.2)
 
 
-def decoder(vector_dim: int = 5) -> Decoder:
+def decoder(vector_dim: int = 5) -> GRUDecoder:
     torch.manual_seed(0)
-    return Decoder(DecoderConfig(**{**vars(CONFIG), "vector_dim": vector_dim})).eval()
+    return GRUDecoder(GRUConfig(**{**vars(CONFIG), "vector_dim": vector_dim})).eval()
 
 
 @pytest.mark.parametrize("vector_dim", [0, 5])
-def test_a_future_token_cannot_move_a_past_logit(vector_dim: int) -> None:
+def test_a_future_token_cannot_change_a_past_output(vector_dim: int) -> None:
     model = decoder(vector_dim)
     vector = torch.randn(1, vector_dim) if vector_dim else None
     tokens = torch.randint(4, 11, (1, 6))
     changed = tokens.clone()
     changed[0, 4] = 4 + (tokens[0, 4] - 3) % 7
-    before, after = model(tokens, vector), model(changed, vector)
+    before, after = model.read(tokens, vector), model.read(changed, vector)
     assert torch.equal(before[:, :4], after[:, :4])
     assert not torch.allclose(before[:, 4:], after[:, 4:])
 
 
 def test_the_vector_moves_every_logit() -> None:
     model, tokens = decoder(), torch.randint(4, 11, (1, 6))
-    difference = (model(tokens, torch.randn(1, 5)) - model(tokens, torch.randn(1, 5))).abs().amax(dim=2)
+    one, other = (model.logits(model.read(tokens, torch.randn(1, 5))) for _ in range(2))
+    difference = (one - other).abs().amax(dim=2)
     assert (difference > 1e-4).all()
 
 
 def test_step_by_step_equals_teacher_forcing() -> None:
     tokens, vector = torch.randint(4, 11, (3, 5)), torch.randn(3, 5)
     for shape in ({}, {"num_layers": 1}, {"vector_into": "first_state"}, {"vector_dim": 0}):
-        model = Decoder(dataclasses.replace(decoder().config, **shape)).eval()
+        model = GRUDecoder(dataclasses.replace(decoder().config, **shape)).eval()
         given = vector if model.config.vector_dim else None
-        state, condition, hidden = model.start(given, 3), model.condition(given), []
-        for position in range(5):
-            step, state = model.advance(model.words()[tokens[:, position]], state, condition)
-            hidden.append(step)
-        assert torch.allclose(torch.stack(hidden, dim=1), model.read(tokens, given), atol=1e-6), shape
+        cache = model.start(given, 3)
+        logits = torch.stack([model.step(token, cache) for token in tokens.T], dim=1)
+        assert torch.allclose(logits, model.logits(model.read(tokens, given)), atol=1e-6), shape
 
 
 def test_embeddings_are_tied_and_shapes_hold() -> None:
     model = decoder()
-    assert model(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 5)).shape == (2, 3, 11)
+    tokens = torch.zeros(2, 3, dtype=torch.long)
+    assert model.logits(model.read(tokens, torch.zeros(2, 5))).shape == (2, 3, 11)
     assert sum(parameter.shape == (11, 6) for parameter in model.parameters()) == 1
 
 
@@ -79,12 +78,12 @@ def test_locked_dropout_keeps_one_mask_a_sentence_and_the_mean() -> None:
 @pytest.mark.parametrize("vector_dim", [0, 5])
 def test_overfits_eight_sentences(vector_dim: int) -> None:
     torch.manual_seed(1)
-    model = Decoder(DecoderConfig(11, vector_dim, embed_dim=16, hidden_dim=32, dropout=0.0))
-    batch = collate([torch.randint(4, 11, (6,)).numpy() for _ in range(8)])
+    model = GRUDecoder(GRUConfig(11, vector_dim, embed_dim=16, hidden_dim=32, dropout=0.0))
+    batch = collate([torch.randint(4, 11, (6,)).numpy() for _ in range(8)], model.config)
     vector = torch.randn(8, vector_dim) if vector_dim else None
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(150):
-        nll = sequence_nll(model(batch.inputs, vector), batch.targets, batch.mask).mean()
+        nll = model.nll(batch, vector).mean()
         optimizer.zero_grad()
         nll.backward()
         optimizer.step()

@@ -1,8 +1,10 @@
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from outlines.networks import losses
 from outlines.networks.losses import (
     bag_of_words_nll,
     cyclical_kl_weight,
@@ -10,12 +12,12 @@ from outlines.networks.losses import (
     importance_weighted_nll,
     kl_to_standard_normal,
     linear_kl_weight,
+    linear_nll,
     one_centred_penalty,
     relativistic_critic_loss,
     relativistic_generator_loss,
     score_gradients,
     sequence_nll,
-    total_nll,
     wasserstein_critic_loss,
     wasserstein_generator_loss,
     zero_centred_penalty,
@@ -71,20 +73,39 @@ def test_penalty_reaches_the_critics_weights() -> None:
 # In one piece, and in nine; by many rows rather than a vast vocabulary, over which some processors' products sum so long
 # that float32 itself is off in the fourth digit.
 @pytest.mark.parametrize(("num", "vocab_size"), [(5, 9), (500, 3000)])
-def test_total_nll_and_its_gradients_are_those_of_whole_logits(num: int, vocab_size: int) -> None:
+@pytest.mark.parametrize("uneven", [False, True])
+def test_linear_nll_and_its_gradients_are_those_of_whole_logits(num: int, vocab_size: int, uneven: bool) -> None:
     torch.manual_seed(0)
     inputs = [torch.randn(num, 6, 3), torch.randn(vocab_size, 3), torch.randn(vocab_size)]
     targets, mask = torch.randint(vocab_size, (num, 6)), torch.rand(num, 6) < 0.7
+    weights = torch.randn(num) if uneven else torch.full((num,), 0.3)
     results = []
     for own in (True, False):
         # The whole logits in float64: in float32 it is their gradient that is wrong in the fourth digit, not ours.
         hidden, weight, bias = (tensor.to(torch.float32 if own else torch.float64, copy=True).requires_grad_()
                                 for tensor in inputs)
-        nll = (total_nll(hidden, weight, bias, targets, mask) if own else
-               -((hidden @ weight.t() + bias).log_softmax(dim=2).gather(2, targets[:, :, None])[:, :, 0] * mask).sum())
-        results.append([nll, *torch.autograd.grad(nll * 0.3, [hidden, weight, bias])])
+        nll = (linear_nll(hidden, weight, bias, targets, mask) if own else
+               -((hidden @ weight.t() + bias).log_softmax(dim=2).gather(2, targets[:, :, None])[:, :, 0] * mask).sum(1))
+        results.append([nll, *torch.autograd.grad((nll * weights).sum(), [hidden, weight, bias])])
     for ours, exact in zip(*results, strict=True):
-        assert torch.allclose(ours.double(), exact, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(ours.double(), exact, rtol=1e-4, atol=1e-5 if uneven else 1e-6)
+
+
+def test_linear_nll_only_computes_the_gradients_that_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, compute = list[tuple[bool, ...]](), losses._nll_and_gradients
+
+    def noting(*arguments: Any) -> Any:
+        seen.append(tuple(arguments[5]))
+        return compute(*arguments)
+
+    monkeypatch.setattr(losses, "_nll_and_gradients", noting)
+    hidden, weight, bias = torch.randn(2, 6, 3).requires_grad_(), torch.randn(9, 3), torch.randn(9)
+    targets, mask = torch.randint(9, (2, 6)), torch.ones(2, 6, dtype=torch.bool)
+    nll = linear_nll(hidden, weight, bias, targets, mask)
+    assert torch.autograd.grad(nll.sum(), hidden)[0].abs().min() > 0
+    with torch.no_grad():
+        assert torch.equal(linear_nll(hidden, weight, bias, targets, mask), nll)
+    assert seen == [(True, False, False), (False, False, False)]
 
 
 def test_kl_is_torchs_own_and_zero_at_the_prior() -> None:

@@ -67,7 +67,7 @@ def neural_judge(model: TextModel, data: Dataset) -> Judge:
 
 def ngram_judge(rows: Sequence[np.ndarray], data: Dataset) -> Judge:
     """Return the judge that scores with an n-gram model of these token ids."""
-    return judge(NgramModel(rows, data.tokenizer.vocab_size).nll_of_rows, data)
+    return judge(NgramModel(rows, data.tokenizer.vocab_size, special=data.tokenizer.special).nll_of_rows, data)
 
 
 def scorer(config: RunConfig, data: Dataset, session: Session) -> TextModel:

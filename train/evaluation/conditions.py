@@ -19,7 +19,7 @@ from outlines.metrics.text import words
 from outlines.models.conditional import ConditionalModel
 from train.config import RunConfig
 from train.data import Dataset
-from train.evaluation.sampling import Row, decode
+from train.evaluation.sampling import Row
 from train.runtime.progress import Reporter
 
 PAIRING_SEED, NOISE_SEED = 17, 7
@@ -100,8 +100,7 @@ class Comparison:
         for source, outlines in answers.items():
             reporter.line(f"write for {len(found.targets)} conditions: {source}")
             sampling = SamplingConfig(temperature=TEMPERATURE, max_len=data.corpus.meta["max_len"])
-            ids = (row for block in decode(model, outlines.flatten(0, 1), NOISE_SEED, sampling) for row in block)
-            texts = iter(data.tokenizer.lines(list(ids)))
+            texts = iter(data.tokenizer.lines(model.decode(outlines.flatten(0, 1), NOISE_SEED, sampling)))
             row = self._measured([list(islice(texts, NUM_DRAWS)) for _ in outlines])
             if source != REAL_DECODED:  # Its outlines are the observed ones.
                 row["energy_score"] = float(energy_score(outlines, data.outlines("test", found.targets)).mean())

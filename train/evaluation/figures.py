@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from outlines.checkpoint import read_state
-from outlines.decoding.sample import SamplingConfig, sample
+from outlines.decoding.sample import SamplingConfig
+from outlines.decoding.sampler import Sampler
 from outlines.decoding.scoring import nll_of_rows
 from outlines.metrics.collapse import Posterior, other_rows
 from outlines.metrics.diagnosis import Diagnosis, StepDiagnosis, diagnose, diagnose_steps
@@ -113,7 +114,7 @@ def decoded_nll(model: TextModel, vectors: Tensor) -> float:
     it has learnt from. Of Multi30k, preset small, 500 vectors each: 1.48 real, 2.10 generator, 2.20 mixture, 2.49 Gaussian.
     """
     uniforms = torch.rand(len(vectors), DECODED_LEN, generator=torch.Generator().manual_seed(DRAW_SEED)).to(vectors.device)
-    rows = [np.array(ids, dtype=np.int64) for ids in sample(model.decoder, vectors, uniforms, SamplingConfig(temperature=1))]
+    rows = [np.array(ids, dtype=np.int64) for ids in Sampler(model.decoder)(vectors, uniforms, SamplingConfig())]
     nll, num_targets = nll_of_rows(model.decoder, rows, vectors)
     return float(nll.sum() / num_targets.sum())
 

@@ -1,16 +1,15 @@
 """Sentences to be measured: drawn from a source of a run, or reconstructed from held-out sentences."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from outlines.decoding.sample import SamplingConfig, sample
+from outlines.decoding.sample import SamplingConfig
 from outlines.inference.rejection import rejecting
 from outlines.metrics.bleu import reconstruction_bleu
-from outlines.models.base import Draw, TextModel, block_seed
+from outlines.models.base import Draw, TextModel
 from train.data import Dataset
 from train.evaluation.figures import held_out, nll_figures
 
@@ -81,7 +80,7 @@ def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, 
         more = training_outlines(data)[1] if further else None
         vectors = [data.outlines(split, data.sample_rows(split, num, seed=1)) for split in ("valid", "train")]
         vectors = [torch.cat(vectors)[:num]]
-        ids = [row for block in decode(model, vectors[0], SAMPLING_SEED, sampling) for row in block]
+        ids = model.decode(vectors[0], SAMPLING_SEED, sampling)
     else:
         vectors_of: Draw = lambda count, rng: model.vectors(count, rng, variant.source, variant.noise_scale)  # noqa: E731
         if variant.rejection != 1:
@@ -99,15 +98,6 @@ def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, 
     return Sentences(text, data.scaling.unscale(torch.cat(vectors)).cpu(), more)
 
 
-def decode(model: TextModel, vectors: Tensor, seed: int, sampling: SamplingConfig) -> Iterator[list[list[int]]]:
-    """Yield token ids for the vectors [N, D], in blocks."""
-    for start in range(0, len(vectors), 256):
-        rng = torch.Generator().manual_seed(block_seed(seed, start))
-        block = vectors[start:start + 256]
-        yield sample(model.decoder, block, torch.rand(len(block), sampling.max_len, generator=rng).to(block.device),
-                     sampling)
-
-
 def reconstruction(model: TextModel, data: Dataset, num: int, num_draws: int) -> Row:
     """Return the nll of held-out sentences and how well they are reconstructed from their vectors (mu of a VAE).
 
@@ -117,7 +107,7 @@ def reconstruction(model: TextModel, data: Dataset, num: int, num_draws: int) ->
     figures: Row = {"num_sentences": len(text), **nll_figures("test", model, tokens, outlines, num_draws)}
     if (posterior := model.posterior(tokens, outlines)) is not None:
         greedy = SamplingConfig(temperature=0, max_len=data.corpus.meta["max_len"])
-        rebuilt = [sentence for ids in decode(model, posterior[0], 0, greedy) for sentence in data.tokenizer.decode(ids)]
+        rebuilt = data.tokenizer.decode(model.decode(posterior[0], 0, greedy))
         figures["test/reconstruction_bleu"] = reconstruction_bleu(rebuilt, text)
         if posterior[1] is not None:
             figures["num_draws"] = num_draws

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from outlines.decoding.sample import SamplingConfig
+from outlines.encoders.recurrent import RecurrentEncoderConfig
 from outlines.metrics.collapse import active_units, latent_gap, other_rows
 from outlines.metrics.ngram import NgramModel
 from outlines.metrics.outlines import knn_precision_recall
@@ -192,7 +193,8 @@ class ARAEStage(DecoderStage):
         It is low only if the samples are both good and diverse.
         """
         text = [sentence.replace("\0", " ") for sentence in self.data.tokenizer.decode(samples)]
-        nll, num_targets = NgramModel(tokens_of(text, self.data), self.data.tokenizer.vocab_size).nll_of_rows(tokens)
+        nll, num_targets = NgramModel(tokens_of(text, self.data), self.data.tokenizer.vocab_size,
+                                      special=self.data.tokenizer.special).nll_of_rows(tokens)
         return float(nll.sum() / num_targets.sum())
 
     def finish(self, directory: Path) -> None:
@@ -228,8 +230,9 @@ class ARAEMethod(Method):
         options = config.model
         assert isinstance(options, ARAEOptions)
         generator = CodeGeneratorConfig(options.noise_dim, options.gan_hidden_dim, options.gan_num_layers)
-        self.model = ARAE(options.encoder_hidden_dim, generator,
-                          decoder_config(options, data, options.code_dim)).to(data.device)
+        encoder = RecurrentEncoderConfig(data.tokenizer.vocab_size, options.embed_dim, options.encoder_hidden_dim,
+                                         options.code_dim, dropout=0.0, **vars(data.tokenizer.special))
+        self.model = ARAE(encoder, generator, decoder_config(options, data, options.code_dim)).to(data.device)
         stage = ARAEStage(options, data, self.model, bfloat16, config.training.seed)
         self.modules = {**stage.modules, "critic": stage.critic}
         self.stages = (stage,)

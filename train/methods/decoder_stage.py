@@ -2,12 +2,14 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from outlines.errors import OutlinesError
 from outlines.models.base import TextModel
-from outlines.networks.decoder import Decoder, DecoderConfig
+from outlines.networks.decoder import Decoder, DecoderConfig, decoder_kinds, find_decoder
 from outlines.networks.embedding_init import MAX_COUNTED_ROWS, start_words
 from outlines.options import option
 from train.config import ModelOptions
@@ -21,6 +23,7 @@ from train.runtime.progress import Progress
 class DecoderOptions(ModelOptions):
     """Options of the decoder and its training, with the same names and defaults in every family."""
 
+    decoder: str = option("gru", "kind of decoder", choices=decoder_kinds)
     embed_dim: int = option(256, "width of token embeddings, tied to the output layer", low=1)
     hidden_dim: int = option(512, "width of the decoder's GRU state", low=1)
     num_layers: int = option(1, "GRU layers of the decoder", low=1)
@@ -34,17 +37,23 @@ class DecoderOptions(ModelOptions):
     num_validation: int = option(2000, "maximum number of validation sentences", low=10)
 
 
-def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int) -> DecoderConfig:
-    """Return the decoder's shape for this corpus."""
-    shape = {field.name: getattr(options, field.name) for field in dataclasses.fields(DecoderOptions)
-             if field.name in DecoderConfig.__dataclass_fields__}
-    return DecoderConfig(data.tokenizer.vocab_size, vector_dim, **shape)
+def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int, **settings: Any) -> DecoderConfig:
+    """Return the decoder's configuration for this corpus: every field that the decoder kind shares with the options.
+
+    settings: fields that a family sets itself; raises OutlinesError if the decoder kind has no such field.
+    """
+    config_class = find_decoder(options.decoder).config_class
+    known = {field.name for field in dataclasses.fields(config_class)}
+    for name in settings.keys() - known:
+        raise OutlinesError(f"Decoder {options.decoder!r} has no setting {name!r}. Choose another --decoder.")
+    shape = {name: value for name, value in vars(options).items() if name in known}
+    return config_class(data.tokenizer.vocab_size, vector_dim, **{**vars(data.tokenizer.special), **shape, **settings})
 
 
 def decoder_step(decoder: Decoder, vector: Tensor | None, batch: Batch, bfloat16: bool) -> tuple[Tensor, Tensor]:
     """Return this rank's shares of the global nll per token and per sentence, nats; the second has no gradient."""
     with torch.autocast(batch.tokens.inputs.device.type, torch.bfloat16, enabled=bfloat16):
-        nll = decoder.nll(batch.tokens.inputs, vector, batch.tokens.targets, batch.tokens.mask)
+        nll = decoder.nll(batch.tokens, vector).sum()
     return nll / batch.num_targets, nll.detach() / batch.num_rows
 
 

@@ -40,7 +40,8 @@ class EncoderStage(DecoderStage):
 
     def vector(self, batch: Batch) -> Tensor:
         noise = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        return self.model.encode(*corrupt(batch.tokens.inputs, batch.tokens.lengths, self.drop, self.distance, noise))
+        return self.model.encode(*corrupt(batch.tokens.inputs, batch.tokens.lengths, self.drop, self.distance, noise,
+                                          self.data.tokenizer.special))
 
     def finish(self, directory: Path) -> None:
         save_recurrent_encoder(directory / "encoder", self.model.encoder, directory / "tokenizer.model")
@@ -60,7 +61,7 @@ class EncoderMethod(Method):
         options = config.model
         assert isinstance(options, EncoderOptions)
         encoder = RecurrentEncoderConfig(data.tokenizer.vocab_size, options.embed_dim, options.encoder_hidden_dim,
-                                         options.outline_dim, options.dropout)
+                                         options.outline_dim, options.dropout, **vars(data.tokenizer.special))
         self.model = Autoencoder(encoder, decoder_config(options, data, options.outline_dim)).to(data.device)
         self.modules = {"encoder": self.model.encoder, "decoder": self.model.decoder}
         self.stages = (EncoderStage(options, data, self.model, self.modules, bfloat16, config.training.seed),)

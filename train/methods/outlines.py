@@ -124,12 +124,13 @@ class OutlineDecoderStage(DecoderStage):
         return load_model(run / "model"), description["training"]["seed"]
 
     def vector(self, batch: Batch) -> Tensor:
-        """Return this rank's outlines [B, D], some of them zero."""
+        """Return this rank's outlines [B, D], some of them zero, with noise."""
         assert batch.outlines is not None
-        if not self.options.outline_dropout:
-            return batch.outlines
-        kept = torch.empty(batch.num_rows, 1, device=batch.outlines.device).bernoulli_(1 - self.options.outline_dropout)
-        return batch.outlines * batch.own(kept)
+        outlines, options = batch.outlines, self.options
+        if options.outline_dropout:
+            kept = torch.empty(batch.num_rows, 1, device=outlines.device).bernoulli_(1 - options.outline_dropout)
+            outlines = outlines * batch.own(kept)
+        return outlines + options.outline_noise * torch.randn_like(outlines) if options.outline_noise else outlines
 
     @torch.no_grad()
     def validate(self) -> Validation:
@@ -143,8 +144,7 @@ class OutlineDecoderStage(DecoderStage):
 
 def outline_decoder_config(options: OutlineDecoderOptions, data: Dataset) -> DecoderConfig:
     """Return the decoder's shape for this corpus and its outlines."""
-    return dataclasses.replace(decoder_config(options, data, data.stores["train"].dim), vector_noise=options.outline_noise,
-                               vector_dropout=options.outline_dropout)
+    return decoder_config(options, data, data.stores["train"].dim, vector_dropout=options.outline_dropout)
 
 
 class OutlineGame:

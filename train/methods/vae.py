@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from outlines.checkpoint import write_state
+from outlines.encoders.recurrent import RecurrentEncoderConfig
 from outlines.errors import OutlinesError
 from outlines.metrics.collapse import Posterior, active_units, drift, mutual_information, signal_noise
 from outlines.models.base import block_seed
@@ -180,7 +181,8 @@ class VAEStage(DecoderStage):
         if options.word_dropout:
             # Drawn position by position, so that it does not depend on a rank's padding.
             uniforms = batch.own(torch.rand(tokens.inputs.shape[1], batch.num_rows, generator=rng).T).to(mu.device)
-            inputs = drop_words(tokens.inputs, tokens.lengths, options.word_dropout, uniforms)
+            inputs = drop_words(tokens.inputs, tokens.lengths, options.word_dropout, uniforms,
+                                self.data.tokenizer.special.unk_id)
             read = dataclasses.replace(batch, read_tokens=lambda: dataclasses.replace(tokens, inputs=inputs))
         per_token, per_sentence = decoder_step(self.model.decoder, z, read, self.bfloat16)
         kl = kl_to_standard_normal(mu, logvar).sum(dim=0) / batch.num_rows
@@ -299,8 +301,10 @@ class VAEMethod(Method):
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options = config.model
         assert isinstance(options, VAEOptions)
-        decoder = dataclasses.replace(decoder_config(options, data, options.latent_dim), vector_into=options.z_into)
-        self.model = VAE(options.encoder_hidden_dim, decoder).to(data.device)
+        decoder = decoder_config(options, data, options.latent_dim, vector_into=options.z_into)
+        encoder = RecurrentEncoderConfig(data.tokenizer.vocab_size, options.embed_dim, options.encoder_hidden_dim,
+                                         2 * options.latent_dim, dropout=0.0, **vars(data.tokenizer.special))
+        self.model = VAE(encoder, decoder).to(data.device)
         stage = VAEStage(options, data, self.model, bfloat16, config.training.seed)
         self.modules = {**stage.modules, "progress": stage.progress}
         self.stages = (stage,)

@@ -4,7 +4,6 @@ The loss is nll + beta · KL + alpha · auxiliary + gamma · backward nll, divid
 is nll + KL. With alpha = 0, this is the ablation without forcing.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,15 +16,16 @@ from outlines.metrics.collapse import (
     kl_by_position,
     signal_noise,
 )
-from outlines.models.zforcing import Forcing, StochasticDecoderConfig, ZForcing, bound_terms
-from outlines.networks.losses import gaussian_nll, kl_to_standard_normal, moving_weight, total_nll
+from outlines.models.zforcing import Forcing, ZForcing, bound_terms
+from outlines.networks.losses import gaussian_nll, kl_to_standard_normal, linear_nll, moving_weight
+from outlines.networks.stochastic import StochasticDecoderConfig
 from outlines.options import option
 from train.config import RunConfig
 from train.data import Batch, Dataset
 from train.evaluation.figures import VALIDATION_DRAWS, held_out, swapped_gap, term_figures
 from train.evaluation.pictures import kl_picture, signal_noise_picture
 from train.method import Method, Update, Validation
-from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config
+from train.methods.decoder_stage import DecoderOptions, DecoderStage
 from train.methods.lm import LanguageModelMethod
 
 VALIDATION_SEED = 13
@@ -59,7 +59,7 @@ class ZForcingOptions(DecoderOptions):
         return self.aux_start > 0 or self.aux_weight > 0
 
     def without_effect(self) -> dict[str, str]:
-        reasons = {}
+        reasons = {"decoder": "Z-Forcing has its own decoder"}
         if self.kl_start == self.kl_weight:
             reasons["kl_step"] = "--kl-start equals --kl-weight"
         if self.aux_start == self.aux_weight:
@@ -120,16 +120,17 @@ class ZForcingStage(DecoderStage):
         drawn = [torch.randn(batch.num_rows, options.latent_dim, generator=rng) for _ in range(tokens.inputs.shape[1])]
         noise = batch.own(torch.stack(drawn, dim=1)).to(tokens.inputs.device)
         auxiliary = backward_nll = None
-        decoder, head = self.model.decoder, self.forcing.head
+        head = self.forcing.head
         with torch.autocast(tokens.inputs.device.type, torch.bfloat16, enabled=self.bfloat16):
             backward = self.model.backward_states(tokens)
             path = self.model.follow(tokens, backward, noise)
-            nll = total_nll(path.hidden, decoder.embedding.weight, decoder.output_bias, tokens.targets, tokens.mask)
+            nll = self.model.decoder.hidden_nll(path.hidden, tokens).sum()
             if options.forces:
                 mean, logvar = self.forcing.predict(self.model, path.before, backward, noise)
                 auxiliary = self._auxiliary(backward.detach().float(), mean, logvar, tokens.mask) / batch.num_targets
             if options.backward_weight:
-                backward_nll = total_nll(backward, head.weight, head.bias, tokens.inputs, tokens.mask) / batch.num_targets
+                backward_nll = linear_nll(backward, head.weight, head.bias, tokens.inputs, tokens.mask).sum()
+                backward_nll = backward_nll / batch.num_targets
         kl = (kl_to_standard_normal(*path.in_units_of_the_prior()) * tokens.mask[:, :, None]).sum()
         loss = (nll + options.kl_weight_at(step) * kl) / batch.num_targets
         if auxiliary is not None:
@@ -182,9 +183,11 @@ class ZForcingMethod(Method):
         options = config.model
         assert isinstance(options, ZForcingOptions)
         # The longest sentence has one step more than tokens, because eos is written too.
-        shape = decoder_config(options, data, options.latent_dim * (data.corpus.meta["max_len"] + 1))
+        vector_dim = options.latent_dim * (data.corpus.meta["max_len"] + 1)
+        known = StochasticDecoderConfig.__dataclass_fields__
+        shape = {name: value for name, value in vars(options).items() if name in known}
         self.model = ZForcing(options.backward_hidden_dim, StochasticDecoderConfig(
-            **dataclasses.asdict(shape), latent_dim=options.latent_dim, mlp_dim=options.mlp_dim)).to(data.device)
+            data.tokenizer.vocab_size, vector_dim, **vars(data.tokenizer.special), **shape)).to(data.device)
         stage = ZForcingStage(options, data, self.model, bfloat16, config.training.seed)
         self.modules = dict(stage.modules)
         self.stages = (stage,)

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from generate.__main__ import main as generate
+from outlines.encoders.recurrent import RecurrentEncoderConfig
 from outlines.errors import OutlinesError
 from outlines.inference.loading import load_pipeline
 from outlines.inference.pipeline import Pipeline
 from outlines.models.arae import ARAE, CodeGeneratorConfig
-from outlines.networks.decoder import DecoderConfig
+from outlines.networks.gru import GRUConfig
 from outlines.networks.losses import one_centred_penalty, score_gradients
 from tests.train.commands.test_compare import train
 from train.config import RunConfig, resolve
@@ -34,8 +35,9 @@ ROWS = [torch.randint(4, 11, (length,), generator=torch.Generator().manual_seed(
 
 def model() -> ARAE:
     torch.manual_seed(0)
-    decoder = DecoderConfig(vocab_size=11, vector_dim=6, embed_dim=6, hidden_dim=7, dropout=0.0)
-    return ARAE(5, CodeGeneratorConfig(noise_dim=3, hidden_dim=8, num_layers=2), decoder).eval()
+    decoder = GRUConfig(vocab_size=11, vector_dim=6, embed_dim=6, hidden_dim=7, dropout=0.0)
+    encoder = RecurrentEncoderConfig(11, 6, 5, 6, dropout=0.0)
+    return ARAE(encoder, CodeGeneratorConfig(noise_dim=3, hidden_dim=8, num_layers=2), decoder).eval()
 
 
 def config(corpus: Path, preset: str = "tiny", **flags: object) -> RunConfig:

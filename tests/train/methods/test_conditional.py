@@ -27,7 +27,7 @@ from outlines.networks.conditional import (
     ProjectionCritic,
     fit_linear_gaussian,
 )
-from outlines.networks.decoder import DecoderConfig
+from outlines.networks.gru import GRUConfig
 from tests.conftest import Command
 from tests.train.test_training import weights
 from train.config import RunConfig, resolve
@@ -303,7 +303,7 @@ def test_bad_conditions_are_one_line_and_status_2(content: str, flags: list[str]
 
 
 def test_another_family_takes_no_condition(loaded: Pipeline) -> None:
-    model = LanguageModel(DecoderConfig(9, 0, embed_dim=4, hidden_dim=4))
+    model = LanguageModel(GRUConfig(9, 0, embed_dim=4, hidden_dim=4))
     with pytest.raises(OutlinesError, match="'lm' models do not accept conditions"):
         list(Pipeline(loaded.run, loaded.description, model, loaded.tokenizer).given([]))
 

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 import train.methods.vae as vae_method
-from outlines.corpus.batching import collate
-from outlines.corpus.tokenizer import BOS, PAD, UNK
+from outlines.corpus.batching import TokenBatch, collate
+from outlines.corpus.tokenizer import SPECIAL
 from outlines.decoding.scoring import nll_of_rows
+from outlines.encoders.recurrent import RecurrentEncoderConfig
 from outlines.errors import OutlinesError
 from outlines.metrics.collapse import MutualInformation, drift
 from outlines.models.vae import VAE, drop_words
-from outlines.networks.decoder import Decoder, DecoderConfig
-from outlines.networks.losses import kl_to_standard_normal
+from outlines.networks.gru import GRUConfig, GRUDecoder
+from outlines.networks.losses import kl_to_standard_normal, sequence_nll
 from tests.conftest import Command
 from train.config import RunConfig, resolve
 from train.data import Batch, Dataset, open_dataset
@@ -30,14 +31,17 @@ from train.runtime.progress import Reporter
 from train.runtime.ranks import Ranks
 from train.runtime.signals import StopSignals
 
+BOS, PAD, UNK = SPECIAL.bos_id, SPECIAL.pad_id, SPECIAL.unk_id
+
 REMEDIES = ["vae-annealed", "vae-cyclical", "vae-freebits", "vae-worddrop", "vae-lagging", "vae-bow"]
-DECODER = DecoderConfig(vocab_size=11, vector_dim=3, embed_dim=6, hidden_dim=7, dropout=0.0)
+DECODER = GRUConfig(vocab_size=11, vector_dim=3, embed_dim=6, hidden_dim=7, dropout=0.0)
 ROWS = [torch.randint(4, 11, (length,), generator=torch.Generator().manual_seed(length)).numpy() for length in (3, 1, 5, 2)]
 
 
 def model(**changes: Any) -> VAE:
     torch.manual_seed(0)
-    return VAE(5, DecoderConfig(**{**vars(DECODER), **changes})).eval()
+    encoder = RecurrentEncoderConfig(11, 6, 5, 2 * DECODER.vector_dim, dropout=0.0)
+    return VAE(encoder, GRUConfig(**{**vars(DECODER), **changes})).eval()
 
 
 def rng(seed: int = 1) -> torch.Generator:
@@ -101,12 +105,13 @@ class BlindDecoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.config = DECODER
         self.direction = nn.Parameter(torch.tensor([0.5, -1.0, 2.0]))
 
-    def forward(self, tokens: Tensor, vector: Tensor) -> Tensor:
-        logits = torch.zeros(*tokens.shape, 11)
+    def nll(self, tokens: TokenBatch, vector: Tensor) -> Tensor:
+        logits = torch.zeros(*tokens.inputs.shape, 11)
         logits[..., 4] = (vector @ self.direction)[:, None]
-        return logits
+        return sequence_nll(logits, tokens.targets, tokens.mask)
 
 
 def test_bounds_are_a_hand_computation() -> None:
@@ -157,13 +162,13 @@ def test_vectors_come_from_the_prior() -> None:
 
 def test_z_at_the_first_state_alone_is_unseen_later() -> None:
     torch.manual_seed(0)
-    decoder = Decoder(DecoderConfig(**{**vars(DECODER), "vector_into": "first_state"})).eval()
+    decoder = GRUDecoder(GRUConfig(**{**vars(DECODER), "vector_into": "first_state"})).eval()
     one, other, tokens = torch.randn(2, 3), torch.randn(2, 3), torch.randint(4, 11, (2, 4))
-    assert not torch.allclose(decoder.start(one, 2), decoder.start(other, 2))
-    assert not torch.allclose(decoder(tokens, one), decoder(tokens, other))
-    state = decoder.start(one, 2)
-    assert torch.equal(decoder.hidden(tokens, state, one)[0], decoder.hidden(tokens, state, other)[0])
-    assert decoder.condition(one) is None
+    caches = decoder.start(one, 2), decoder.start(other, 2)
+    assert not torch.allclose(caches[0].state, caches[1].state)
+    assert not torch.allclose(decoder.read(tokens, one), decoder.read(tokens, other))
+    caches[1].state = caches[0].state
+    assert all(torch.equal(*(decoder.step(token, cache) for cache in caches)) for token in tokens.T)
     assert not any(name.startswith("every_") for name in decoder.state_dict())
 
 
@@ -178,13 +183,13 @@ def test_the_shape_holds_where_z_enters() -> None:
 
 
 def test_dropped_words_are_inputs_and_never_bos_or_padding() -> None:
-    inputs, lengths = collate(ROWS).inputs, collate(ROWS).lengths
-    dropped = drop_words(inputs, lengths, 1.0, torch.rand(inputs.shape, generator=rng()))
+    inputs, lengths = collate(ROWS, SPECIAL).inputs, collate(ROWS, SPECIAL).lengths
+    dropped = drop_words(inputs, lengths, 1.0, torch.rand(inputs.shape, generator=rng()), UNK)
     real = torch.arange(inputs.shape[1]) < lengths[:, None]
     assert (dropped[:, 0] == BOS).all() and (dropped[~real] == PAD).all() and (dropped[:, 1:][real[:, 1:]] == UNK).all()
-    assert torch.equal(drop_words(inputs, lengths, 0.0, torch.zeros(inputs.shape)), inputs)
+    assert torch.equal(drop_words(inputs, lengths, 0.0, torch.zeros(inputs.shape), UNK), inputs)
     wide = torch.full((200, 50), 7)
-    share = (drop_words(wide, torch.full((200,), 50), 0.3, torch.rand(200, 50, generator=rng())) == UNK).float().mean()
+    share = (drop_words(wide, torch.full((200,), 50), 0.3, torch.rand(200, 50, generator=rng()), UNK) == UNK).float().mean()
     assert share.item() == pytest.approx(0.3 * 49 / 50, abs=0.02)
 
 

@@ -14,13 +14,15 @@ from torch.nn import functional
 
 from generate.__main__ import main as generate
 from outlines.corpus.batching import TokenBatch, collate
-from outlines.corpus.tokenizer import PAD
-from outlines.decoding.sample import SamplingConfig, beam_search, sample
+from outlines.corpus.tokenizer import SPECIAL
+from outlines.decoding.beam import beam_search
+from outlines.decoding.sample import SamplingConfig, sample
 from outlines.decoding.scoring import nll_of_rows
 from outlines.errors import OutlinesError
 from outlines.metrics.collapse import kl_by_position
-from outlines.models.zforcing import Forcing, StochasticDecoderConfig, ZForcing
+from outlines.models.zforcing import Forcing, ZForcing
 from outlines.networks.losses import gaussian_nll, importance_weighted_nll, moving_weight, sequence_nll
+from outlines.networks.stochastic import StochasticDecoderConfig
 from tests.train.methods.test_vae import KillAt, Killed
 from train.__main__ import main as train
 from train.config import RunConfig, resolve
@@ -31,6 +33,8 @@ from train.method import Update
 from train.methods.zforcing import VALIDATION_SEED, ZForcingMethod
 from train.runtime.progress import Reporter
 from train.runtime.ranks import Ranks
+
+PAD = SPECIAL.pad_id
 
 STEPS, Z = 7, 3
 ROWS = [torch.randint(4, 11, (length,), generator=torch.Generator().manual_seed(length)).numpy() for length in (3, 1, 5, 2)]
@@ -94,7 +98,7 @@ def test_without_weights_on_z_it_is_an_lstm_language_model(num_layers: int) -> N
         for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
             weight = getattr(cell, name).data
             getattr(lstm, f"{name}_l{layer}").data.copy_(weight[:, :6] if (layer, name) == (0, "weight_ih") else weight)
-    batch = collate(ROWS)
+    batch = collate(ROWS, SPECIAL)
     hidden = decoder.readout(lstm(decoder.embedding(batch.inputs) * 6 ** 0.5)[0])
     plain = sequence_nll(functional.linear(hidden, decoder.embedding.weight, decoder.output_bias), batch.targets, batch.mask)
     terms = made.nll_terms(ROWS, None, 3, rng())
@@ -111,7 +115,7 @@ def test_without_weights_on_z_it_is_an_lstm_language_model(num_layers: int) -> N
 def test_bounds_are_a_hand_computation() -> None:
     """Densities of z itself, where the model takes those of its innovations."""
     made, generator, log_weights, kl = model(), rng(), [], []
-    terms, batch = made.nll_terms(ROWS, None, 6, rng()), collate(ROWS)
+    terms, batch = made.nll_terms(ROWS, None, 6, rng()), collate(ROWS, SPECIAL)
     for _ in range(6):
         eps = made._noise(4, generator)[:, :batch.inputs.shape[1]]
         with torch.no_grad():
@@ -145,19 +149,19 @@ def test_a_posteriors_draw_given_as_a_vector_is_the_same_path() -> None:
 def test_no_future_token_or_latent_moves_a_past_logit() -> None:
     made = model()
     tokens, vector = torch.randint(4, 11, (2, 6), generator=rng()), noise(2)
-    before = made.decoder(tokens, vector.flatten(1))
+    before = made.decoder.read(tokens, vector.flatten(1))
     other = tokens.clone()
     other[:, 3:] = (other[:, 3:] - 3) % 7 + 4
-    after = made.decoder(other, vector.flatten(1))
+    after = made.decoder.read(other, vector.flatten(1))
     assert torch.equal(before[:, :3], after[:, :3]) and not torch.allclose(before[:, 3:], after[:, 3:])
     changed = vector.clone()
     changed[:, 3] += 1
-    after = made.decoder(tokens, changed.flatten(1))
+    after = made.decoder.read(tokens, changed.flatten(1))
     assert torch.equal(before[:, :3], after[:, :3]) and not torch.allclose(before[:, 3], after[:, 3])
 
 
 def test_the_posterior_sees_what_is_to_come_and_not_what_is_past_the_end() -> None:
-    made, batch = model(), collate(ROWS)
+    made, batch = model(), collate(ROWS, SPECIAL)
     states = made.backward_states(batch)
     other = dataclasses.replace(batch, targets=batch.targets.clone())
     other.targets[2, 4] = 4 if batch.targets[2, 4] != 4 else 5
@@ -169,7 +173,7 @@ def test_the_posterior_sees_what_is_to_come_and_not_what_is_past_the_end() -> No
 @pytest.mark.parametrize("sees_state", [False, True])
 def test_the_auxiliary_gradient_never_reaches_the_backward_lstm(sees_state: bool) -> None:
     made = model()
-    forcing, batch = Forcing(made, sees_state), collate(ROWS)
+    forcing, batch = Forcing(made, sees_state), collate(ROWS, SPECIAL)
     eps = noise()[:, :batch.inputs.shape[1]]
     backward = made.backward_states(batch)
     path = made.follow(batch, backward, eps)
@@ -185,7 +189,7 @@ def test_the_auxiliary_gradient_never_reaches_the_backward_lstm(sees_state: bool
 
 
 def test_what_is_forced_is_the_z_that_was_drawn() -> None:
-    made, batch = model(), collate(ROWS)
+    made, batch = model(), collate(ROWS, SPECIAL)
     forcing, eps = Forcing(made, False), noise()[:, :batch.inputs.shape[1]]
     backward = made.backward_states(batch)
     path = made.follow(batch, backward, eps)
@@ -194,7 +198,7 @@ def test_what_is_forced_is_the_z_that_was_drawn() -> None:
 
 
 def test_padding_adds_nothing() -> None:
-    made, batch = model(), collate(ROWS)
+    made, batch = model(), collate(ROWS, SPECIAL)
     steps, nll = made.follow_rows(ROWS, noise())
     for row in range(4):
         alone, alone_nll = made.follow_rows(ROWS[row:row + 1], noise()[row:row + 1])
@@ -212,11 +216,11 @@ def test_padding_adds_nothing() -> None:
 def test_token_by_token_is_the_same_as_all_at_once() -> None:
     made = model()
     tokens, vector = torch.randint(4, 11, (2, 6), generator=rng()), noise(2).flatten(1)
-    state, condition, hidden = made.decoder.start(vector, 2), made.decoder.condition(vector), []
-    for token in tokens.T:
-        step, state = made.decoder.advance(token, state, condition)
-        hidden.append(step)
-    assert torch.allclose(torch.stack(hidden, dim=1), made.decoder.read(tokens, vector), atol=1e-5)
+    cache = made.decoder.start(vector, 2)
+    logits = torch.stack([made.decoder.step(token, cache) for token in tokens.T], dim=1)
+    batch = TokenBatch(tokens[:, :-1], tokens[:, 1:], torch.ones(2, 5, dtype=torch.bool), torch.tensor([5, 5]))
+    expected = sequence_nll(logits[:, :-1], batch.targets, batch.mask)
+    assert torch.allclose(made.decoder.nll(batch, vector), expected, atol=1e-5)
 
 
 def test_a_sentence_depends_on_its_own_row_only_whatever_its_length() -> None:

@@ -1,0 +1,57 @@
+"""Beam search: the likeliest sentence under a decoder."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from outlines.decoding.sample import Reader, SamplingConfig
+from outlines.networks.decoder import Decoder
+
+
+@torch.no_grad()
+def beam_search(decoder: Decoder, vector: Tensor | None, num: int, config: SamplingConfig,
+                prefix: Sequence[int] = ()) -> list[list[int]]:
+    """Return, for each of `num` rows, the sentence found with the highest log p(sentence, eos | vector).
+
+    The sum is not divided by the length, so the result estimates the mode; a beam of all prefixes finds the mode.
+    A finished sentence frees its place in the beam. A row is done when no prefix in its beam is likelier than its best
+    finished sentence, because a prefix only gets less likely as it grows. A row in whose beam nothing ends within max_len
+    returns its likeliest prefix.
+
+    vector: [num, D] or None. prefix: tokens that every sentence starts with; they count towards max_len.
+    Source: Sutskever, Vinyals and Le, Sequence to Sequence Learning with Neural Networks (2014), section 3.2.
+    """
+    reader, eos = Reader(decoder, vector, num, config, prefix), decoder.config.eos_id
+    width, device = config.beam, reader.tokens.device
+    reader.select(torch.arange(num, device=device).repeat_interleave(width))
+    tokens = reader.tokens.repeat_interleave(width)
+    scores = torch.full((num, width), -torch.inf, device=device)
+    scores[:, 0] = 0.0  # the others would be copies of the first
+    beams = torch.empty(num, width, 0, dtype=torch.long, device=device)
+    rows = torch.arange(num, device=device)
+    best = torch.full((num,), -torch.inf, device=device)
+    sentences: list[list[int]] = [[] for _ in range(num)]
+    for position in range(len(prefix), config.max_len + 1):
+        totals = scores[:, :, None] + reader.logits(tokens).log_softmax(dim=1).view(len(rows), width, -1)
+        ended, which = totals[:, :, eos].max(dim=1)
+        for row in (ended > best).nonzero()[:, 0].tolist():
+            sentences[int(rows[row])] = [*prefix, *beams[row, which[row]].tolist()]
+        best = torch.maximum(best, ended)
+        totals[:, :, eos] = -torch.inf
+        if position == config.max_len:
+            for row in best.isneginf().nonzero()[:, 0].tolist():
+                sentences[int(rows[row])] = [*prefix, *beams[row, 0].tolist()]
+            break
+        vocab_size = totals.shape[2]
+        scores, flat = totals.flatten(1).topk(width, dim=1)  # in order: the first is the likeliest
+        parent, token = flat // vocab_size, flat % vocab_size
+        beams = torch.cat([beams.gather(1, parent[:, :, None].expand(-1, -1, beams.shape[2])), token[:, :, None]], dim=2)
+        going_on = scores[:, 0] > best
+        if not bool(going_on.any()):
+            break
+        kept = (torch.arange(len(rows), device=device)[:, None] * width + parent)[going_on].flatten()
+        reader.select(kept)
+        rows, best, scores, beams = rows[going_on], best[going_on], scores[going_on], beams[going_on]
+        tokens = beams[:, :, -1].flatten()
+    return sentences

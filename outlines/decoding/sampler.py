@@ -1,0 +1,35 @@
+"""The one route from vectors to tokens: beam search, the fast GRU sampler or the plain sampler."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from outlines.decoding.beam import beam_search
+from outlines.decoding.fast_gru import FastGRU
+from outlines.decoding.sample import SamplingConfig, sample
+from outlines.networks.decoder import Decoder
+from outlines.networks.gru import GRUDecoder
+
+
+class Sampler:
+    """Writes sentences with a decoder's parameters as they are now. Build it once to sample often."""
+
+    def __init__(self, decoder: Decoder, bfloat16: bool = False):
+        """bfloat16: draw tokens with bfloat16 products; greedy decoding and beam search stay float32."""
+        self.decoder, self.bfloat16 = decoder, bfloat16
+        self._fast = FastGRU(decoder, bfloat16) if type(decoder) is GRUDecoder else None
+
+    def __call__(self, vector: Tensor | None, uniforms: Tensor, config: SamplingConfig,
+                 prefix: Sequence[int] = ()) -> list[list[int]]:
+        """Return one sentence per row: token ids without bos and eos, at most `config.max_len` of them.
+
+        vector: [B, D] or None for a language model. uniforms: [B, max_len] in [0, 1); greedy decoding and beam search
+        ignore them. prefix: tokens that every sentence starts with; they count towards max_len.
+        """
+        if not len(uniforms):
+            return []
+        if config.beam:
+            return beam_search(self.decoder, vector, len(uniforms), config, prefix)
+        if self._fast:
+            return self._fast.sample(vector, uniforms, config, prefix)
+        return sample(self.decoder, vector, uniforms, config, prefix, self.bfloat16)

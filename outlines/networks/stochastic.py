@@ -1,0 +1,111 @@
+"""The decoder of Z-Forcing: an LSTM language model that reads a latent z_t beside every token.
+
+Only the family `zforcing` builds it, so it is not in the registry of decoder kinds.
+Source: Goyal et al., Z-Forcing: Training Stochastic Recurrent Networks (2017).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from outlines.networks.gru import GRUConfig, TiedDecoder
+
+BOUND = 8.0
+"""Bound of |mu| and |logvar| of every Gaussian: sigma stays within e^-4 and e^4, and no KL can overflow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StochasticDecoderConfig(GRUConfig):
+    """The sizes of a stochastic decoder; vector_dim is latent_dim times the steps of the longest sentence."""
+
+    kind: str = "stochastic"
+    latent_dim: int
+    mlp_dim: int
+    """width of the hidden layer of prior and posterior"""
+
+
+class Gaussian(nn.Module):
+    """mu and logvar, bounded, from an MLP with one hidden layer."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int):
+        super().__init__()
+        self.hidden = nn.Linear(input_dim, hidden_dim)
+        self.output = nn.Linear(hidden_dim, 2 * output_dim)
+
+    def forward(self, inputs: Tensor, beside: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+        """Return mu and logvar [..., output_dim] of inputs [..., input_dim]; adds beside [..., hidden_dim] when hidden."""
+        parameters = self.output(functional.leaky_relu(self.hidden(inputs) + beside)).float()
+        mu, logvar = (BOUND * torch.tanh(parameters / BOUND)).chunk(2, dim=-1)
+        return mu, logvar
+
+
+@dataclass
+class StochasticCache:
+    """h, c: [B, H] of every layer. innovations: [B, steps, Z]. num_read: tokens read, the same for all rows."""
+
+    h: list[Tensor]
+    c: list[Tensor]
+    innovations: Tensor
+    num_read: int = 0
+
+    def select(self, rows: Tensor) -> "StochasticCache":
+        return StochasticCache([state[rows] for state in self.h], [state[rows] for state in self.c],
+                               self.innovations[rows], self.num_read)
+
+
+class StochasticDecoder(TiedDecoder):
+    """p(x | innovations): z_t is drawn from a prior that reads h_{t-1}, by the innovation of step t.
+
+    A sentence longer than the innovations reuses them from the first.
+    """
+
+    config_class = StochasticDecoderConfig
+    config: StochasticDecoderConfig
+
+    def __init__(self, config: StochasticDecoderConfig):
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.vocab_size, config.embed_dim)
+        widths = [config.embed_dim + config.latent_dim, *[config.hidden_dim] * (config.num_layers - 1)]
+        self.cells = nn.ModuleList(nn.LSTMCell(width, config.hidden_dim) for width in widths)
+        self.prior = Gaussian(config.hidden_dim, config.mlp_dim, config.latent_dim)
+        self._make_output()
+        nn.init.normal_(self.embedding.weight, std=config.embed_dim ** -0.5)
+
+    def start(self, vector: Tensor | None, num: int) -> StochasticCache:
+        assert vector is not None, "the vector of this decoder holds the innovations of its latents"
+        return StochasticCache(*self.zeros(num), vector.unflatten(1, (-1, self.config.latent_dim)))
+
+    def zeros(self, num: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the first h and c, [B, H] of every layer."""
+        zeros = [self.output_bias.new_zeros(num, self.config.hidden_dim)] * self.config.num_layers
+        return list(zeros), list(zeros)
+
+    def advance(self, tokens: Tensor, cache: StochasticCache) -> Tensor:
+        def draw(step: int, before: Tensor) -> Tensor:
+            mu, logvar = self.prior(before)
+            place = (cache.num_read + step) % cache.innovations.shape[1]
+            return mu + (logvar / 2).exp() * cache.innovations[:, place]
+
+        hidden = self.unroll(tokens, cache.h, cache.c, draw)
+        cache.num_read += tokens.shape[1]
+        return hidden
+
+    def unroll(self, tokens: Tensor, h: list[Tensor], c: list[Tensor], draw: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Return the readout's outputs [B, T, embed_dim] for tokens [B, T]; replaces the states in the lists h and c.
+
+        draw: (t, upper h_{t-1} [B, H]) → z_t [B, Z].
+        """
+        words = self.dropout(self.embed(tokens))
+        outputs = []
+        for step in range(tokens.shape[1]):
+            below = torch.cat([words[:, step], draw(step, h[-1])], dim=1)
+            for index, cell in enumerate(self.cells):
+                if index:
+                    below = functional.dropout(below, self.config.dropout, self.training)
+                h[index], c[index] = cell(below, (h[index], c[index]))
+                below = h[index]
+            outputs.append(below)
+        return self.readout(self.dropout(torch.stack(outputs, dim=1)))
