@@ -6,7 +6,7 @@ from benchmarks.rounds import shortest
 from outlines.corpus.grammar import sentences
 from outlines.encoders import load_encoder
 
-NUM, ROUNDS = 2048, 5
+NUM, ROUNDS = 1024, 5
 
 
 def main() -> None:

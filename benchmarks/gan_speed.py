@@ -1,17 +1,16 @@
-"""Seconds of a generator's and a critic's step, by the share of the outlines that the penalty is taken at:
-`python -m benchmarks.gan_speed RUN`.
+"""Time of a GAN training step, by the share of outlines in the gradient penalty: `python -m benchmarks.gan_speed RUN`.
 
-RUN: a finished run of outlines, whose corpus, encoder and options it takes. The shares take turns, and the best step of each
-counts, for other processes only ever slow one down.
+RUN: a finished run of the family outlines; the benchmark uses its corpus, encoder and options.
 """
 
 import dataclasses
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from benchmarks.rounds import shortest
 from train.data import Dataset
 from train.method import Update
 from train.methods.outlines import OutlinesMethod
@@ -28,20 +27,18 @@ def main(run: Path) -> None:
     session = Session(Path(read_run(run)["cache"]), Ranks(), Reporter(quiet=True), StopSignals())
     config, data = run_config(run), train_run(run, session)[1]
     assert isinstance(data, Dataset)
-    methods = {share: OutlinesMethod(dataclasses.replace(config, model=dataclasses.replace(
-        config.model, penalty_share=share)), data, bfloat16=False) for share in SHARES}
-    order = data.order(config.model.gan_batch_size, False, 1)
-    best = dict.fromkeys(SHARES, float("inf"))
-    for number in range(ROUNDS):
-        batch = data.batch(order.batch(number), Ranks())
-        for share, method in methods.items():
-            started = time.perf_counter()
-            method.stages[1].step(number, batch, Update(Ranks(), 1.0))
-            best[share] = min(best[share], time.perf_counter() - started)
-    print(f"{config.model.gan_batch_size} outlines a step, {data.device}, {torch.get_num_threads()} threads, "
+    batch = data.batch(data.order(config.model.gan_batch_size, False, 1).batch(0), Ranks())
+
+    def arm(share: float) -> Callable[[], object]:
+        options = dataclasses.replace(config.model, penalty_share=share)
+        stage = OutlinesMethod(dataclasses.replace(config, model=options), data, bfloat16=False).stages[1]
+        return lambda: stage.step(0, batch, Update(Ranks(), 1.0))
+
+    best = shortest({share: arm(share) for share in SHARES}, ROUNDS)
+    print(f"{config.model.gan_batch_size} outlines per step, {data.device}, {torch.get_num_threads()} threads, "
           f"torch {torch.__version__}")
     for share, seconds in best.items():
-        print(f"penalty at {share:4.0%} {seconds * 1e3:7.1f} ms a step ({best[1.0] / seconds:.2f} x)")
+        print(f"penalty on {share:4.0%} {seconds * 1e3:7.1f} ms per step ({best[1.0] / seconds:.2f} x)")
 
 
 if __name__ == "__main__":
