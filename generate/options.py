@@ -129,16 +129,11 @@ OPTIONS: dict[str, dict[str, Option]] = {
     },
 }
 BY_NAME = {name: option for group in OPTIONS.values() for name, option in group.items()}
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "sentences": {"metavar": "SENTENCE", "nargs": "*", "help": "sentences (default: read one per line from --file or "
-                                                               "standard input; empty lines are skipped)"},
-    "sentence": {"metavar": "SENTENCE", "help": "the sentence"},
-    "a": {"metavar": "A", "help": "first sentence"},
-    "b": {"metavar": "B", "help": "second sentence"},
-    "c": {"metavar": "C", "help": "third sentence"},
-    "lines": {"metavar": "FILE", "type": Path, "help": "file with one sentence per line; - reads standard input"},
-    "beginning": {"metavar": "BEGINNING", "help": "the first words of every sentence"},
-}
+ARGUMENTS = {"sentences": ("[SENTENCE ...]", "sentences (default: one per line from --file or standard input; empty lines "
+                                             "are skipped)"),
+             "sentence": ("SENTENCE", "the sentence"), "a": ("A", "first sentence"), "b": ("B", "second sentence"),
+             "c": ("C", "third sentence"), "beginning": ("BEGINNING", "the first words of every sentence"),
+             "lines": ("FILE", "file with one sentence per line; - reads standard input")}
 DECODING = "beam max_len format out device"
 SAMPLING = f"num temperature top_p seed with_score greedy top_k guidance precision {DECODING}"
 SOURCE = "source noise_scale rejection"
@@ -187,11 +182,8 @@ class Parser(argparse.ArgumentParser):
 
 def _usage(verb: str) -> str:
     """The verb with its arguments, as in `vary RUN SENTENCE`."""
-    words = ["" if verb == SAMPLE else verb, "RUN"]
-    for name in VERBS[verb].arguments.split():
-        metavar = ARGUMENTS[name]["metavar"]
-        words.append(f"[{metavar} ...]" if "nargs" in ARGUMENTS[name] else metavar)
-    return " ".join(words).strip()
+    words = [] if verb == SAMPLE else [verb]
+    return " ".join([*words, "RUN", *(ARGUMENTS[name][0] for name in VERBS[verb].arguments.split())])
 
 
 def _parser(verb: str) -> Parser:
@@ -211,7 +203,9 @@ def _parser(verb: str) -> Parser:
     parser._positionals.title = "arguments"
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/001-outlines-default")
     for name in arguments.split():
-        parser.add_argument(name, **ARGUMENTS[name])
+        metavar, help = ARGUMENTS[name]
+        several = metavar.startswith("[")
+        parser.add_argument(name, metavar=metavar.strip("[ .]"), nargs="*" if several else None, help=help)
     for title, group in OPTIONS.items():
         chosen = {name: option for name, option in group.items() if name in options.split()}
         section = parser.add_argument_group(title) if chosen and title != "options" else parser

@@ -163,7 +163,7 @@ def analogy(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
 
 
 def mean(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
-    return _decoded(pipeline, options, pipeline.mean(_read(options.lines)))
+    return _decoded(pipeline, options, pipeline.mean(_read(Path(options.lines))))
 
 
 def _decoded(pipeline: Pipeline, options: argparse.Namespace, vector: Tensor) -> Iterator[Line]:

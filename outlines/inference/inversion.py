@@ -22,19 +22,15 @@ NUM_FIRST = 16
 
 @runtime_checkable
 class InvertibleGenerator(Protocol):
-    """A generator whose noise is a drawn centre and normal values; see `outlines.networks.gan.Generator`.
-
-    With centres it also has their `shares` and `factor`, and perhaps `offsets` and `offset_shares`.
-    """
+    """A generator whose noise is a drawn centre and normal values; see `outlines.networks.gan.Generator`."""
 
     config: Any
-    mlp: Any
 
     def around(self, centre: Tensor, normal: Tensor) -> Tensor: ...
 
 
 class InvertibleModel(Protocol):
-    """A model with such a generator. normalise: outlines [B, D] to the norm of the encoder's, in scaled units."""
+    """A model with such a generator. normalise: outlines [B, D], in scaled units, to the norm of the encoder's."""
 
     generator: Any
 
