@@ -76,10 +76,10 @@ class BatchOrder:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """A padded batch for teacher forcing: `targets` are `inputs` one step on.
+    """A padded batch for teacher forcing: `targets` are `inputs` shifted by one step.
 
-    inputs: int64 [B, T], bos and the tokens. targets: int64 [B, T], the tokens and eos. Both end in pad.
-    mask: bool [B, T], True at a real target. lengths: int64 [B], real targets a row (its tokens and eos).
+    inputs: int64 [B, T], bos and the tokens. targets: int64 [B, T], the tokens and eos. Both are padded with pad.
+    mask: bool [B, T], True at real targets. lengths: int64 [B], number of real targets per row (tokens and eos).
     """
 
     inputs: Tensor
@@ -88,13 +88,13 @@ class TokenBatch:
     lengths: Tensor
 
     def to(self, device: torch.device | str) -> "TokenBatch":
-        """The same batch on `device`."""
+        """Return the batch on `device`."""
         return TokenBatch(*(tensor.to(device, non_blocking=True)
                             for tensor in (self.inputs, self.targets, self.mask, self.lengths)))
 
 
 def collate(rows: Sequence[np.ndarray], special: SpecialIds) -> TokenBatch:
-    """Pad rows of token ids, each [its length] without bos and eos, to a batch of T = the longest row + 1."""
+    """Return a padded batch of rows of token ids, [length] each, without bos and eos. T: the longest row + 1."""
     if not rows:
         raise ValueError("a batch needs at least one row")
     lengths = torch.tensor([len(row) + 1 for row in rows])

@@ -1,7 +1,7 @@
-"""Sentences to token ids and back: SentencePiece BPE with byte fallback, trained on the training split alone.
+"""Sentences to token ids and back: SentencePiece BPE with byte fallback, trained on the training split only.
 
-Byte fallback makes the tokenizer total: a character without a piece of its own is spelt in bytes, so no token
-is ever unknown and every sentence comes back from its ids, up to `Tokenizer.normalize`.
+With byte fallback, a character without a piece is encoded as bytes. No token is ever unknown, and decoding returns
+every sentence up to `Tokenizer.normalize`.
 Source: Kudo and Richardson, SentencePiece (2018); BPE: Sennrich et al. (2016).
 """
 
@@ -18,12 +18,12 @@ import sentencepiece
 
 from outlines.checkpoint import atomic_write
 from outlines.errors import TokenizerError
-from outlines.hardening import read_tokenizer, try_tokenizer
+from outlines.hardening import one_line, read_tokenizer, try_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpecialIds:
-    """The ids of the tokens that are not text; the defaults are those of the tokenizers that this project trains."""
+    """The ids of the special tokens; the defaults are those of tokenizers that this project trains."""
 
     unk_id: int = 0
     bos_id: int = 1
@@ -32,12 +32,12 @@ class SpecialIds:
 
     @property
     def never_written(self) -> list[int]:
-        """The ids that no sentence contains: all but eos, which ends one."""
+        """The ids that are never a target: all except eos."""
         return [self.unk_id, self.bos_id, self.pad_id]
 
 
 SPECIAL = SpecialIds()
-NUM_SPECIALS = 4 + 256  # the four above and one piece a byte
+NUM_SPECIALS = 4 + 256  # the special tokens, and one piece per byte
 
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 500, 32_000
 MAX_TRAINING_SENTENCES = 200_000
@@ -49,12 +49,12 @@ def _rule(lowercase: bool) -> str:
 
 
 def vocabulary_size(sentences: Iterable[str], lowercase: bool = False) -> tuple[int, int]:
-    """Return (a vocabulary size that suits the corpus, the smallest one it allows).
+    """Return (the default vocabulary size for the corpus, the smallest possible one).
 
-    The first is three times the square root of the number of running words, in hundreds, from 500 to 32,000:
-    the number of distinct words grows about so (Heaps' law). 1.78 million words of captions give 4,000. The
-    second counts the specials, the 256 bytes, the word boundary and every distinct character; the first is at
-    least 1.25 times that.
+    The default is three times the square root of the number of words, rounded to hundreds, from 500 to 32,000: the number
+    of distinct words grows at about this rate (Heaps' law). 1.78 million words of captions give 4,000. The smallest
+    counts special tokens, 256 bytes, the word boundary and every distinct character. The default is at least 1.25 times
+    the smallest.
     """
     normalizer = sentencepiece.SentencePieceNormalizer(rule_name=_rule(lowercase))
     num_words = 0
@@ -69,49 +69,46 @@ def vocabulary_size(sentences: Iterable[str], lowercase: bool = False) -> tuple[
 
 def train_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int | None = None,
                     lowercase: bool = False, max_sentences: int = MAX_TRAINING_SENTENCES) -> "Tokenizer":
-    """Train on `sentences`, write the model to `path` whole or not at all, and return it.
+    """Train a tokenizer, write it to `path` atomically, and return it.
 
-    sentences: gone through twice, so a collection and not an iterator; the training split and nothing else.
-    vocab_size: None for `vocabulary_size`'s; a corpus with too few words for it gets as many pieces as it
-    fills.
-    lowercase: fold case, for good: `decode` then returns lower case.
-    max_sentences: of more sentences, a sample of so many is learnt from; memory grows with it and not with
-    the corpus.
+    sentences: the training split; a collection, not an iterator, because it is read twice.
+    vocab_size: None for the default of `vocabulary_size`. A corpus with few words can have fewer pieces.
+    lowercase: convert to lower case; `decode` returns lower case too.
+    max_sentences: train on a sample of this size; memory depends on it, not on the corpus.
 
-    The same sentences give the same file. Raises TokenizerError where there are no words, or more distinct
-    characters than `vocab_size` has room for.
+    The same sentences give the same file. Raises TokenizerError if there are no words, or more distinct characters than
+    `vocab_size` allows.
     """
     if isinstance(sentences, Iterator):
-        raise TypeError("sentences are gone through twice: pass a collection, not an iterator")
+        raise TypeError("sentences are read twice: pass a collection, not an iterator")
     suited, smallest = vocabulary_size(sentences, lowercase)
     if smallest == NUM_SPECIALS:
-        raise TokenizerError(f"{path}: no words to train a tokenizer on: is the training split empty?")
+        raise TokenizerError(f"{path}: no words to train a tokenizer on. Check the training split.")
     if vocab_size is not None and vocab_size < smallest:
-        raise TokenizerError(f"vocab_size {vocab_size} is too small: this corpus needs {smallest} or more "
-                             f"({NUM_SPECIALS} specials and bytes, {smallest - NUM_SPECIALS} characters)")
+        raise TokenizerError(f"vocab_size is {vocab_size}, but this corpus needs {smallest} or more ({NUM_SPECIALS} special "
+                             f"tokens and bytes, {smallest - NUM_SPECIALS} characters).")
     model = io.BytesIO()
     failures: list[BaseException] = []
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_noting(sentences, failures), model_writer=model, model_type="bpe",
+            sentence_iterator=_recording(sentences, failures), model_writer=model, model_type="bpe",
             vocab_size=vocab_size or suited, hard_vocab_limit=False, byte_fallback=True,
             character_coverage=1.0, **asdict(SPECIAL),
             normalization_rule_name=_rule(lowercase), max_sentence_length=MAX_SENTENCE_BYTES,
             input_sentence_size=max_sentences, shuffle_input_sentence=True,
-            num_threads=1,  # written into the model, so it must not depend on the machine
+            num_threads=1,  # stored in the model, so it must not depend on the machine
             minloglevel=2)
     except RuntimeError as error:
-        # SentencePiece turns whatever the iterator raised (a CorpusError, Ctrl-C) into a RuntimeError.
+        # SentencePiece turns every exception of the iterator (CorpusError, Ctrl-C) into a RuntimeError.
         if failures:
             raise failures[0] from None
-        reason = " ".join(str(error).split())
-        raise TokenizerError(f"{path}: SentencePiece could not train: {reason}") from error
+        raise TokenizerError(f"{path}: SentencePiece could not train ({one_line(error)}).") from error
     tokenizer = Tokenizer(model.getvalue())
     tokenizer.save(path)
     return tokenizer
 
 
-def _noting(sentences: Iterable[str], failures: list[BaseException]) -> Iterator[str]:
+def _recording(sentences: Iterable[str], failures: list[BaseException]) -> Iterator[str]:
     try:
         yield from sentences
     except BaseException as error:
@@ -123,26 +120,26 @@ class Tokenizer:
     """A trained SentencePiece model; ids 0 to 3 are UNK, BOS, EOS and PAD."""
 
     def __init__(self, model: bytes) -> None:
-        """Take a model file's bytes. Raises TokenizerError unless `train_tokenizer` could have made it."""
-        if not model:  # which SentencePiece would take for no model at all, and not complain of
-            raise TokenizerError("not a SentencePiece model: empty")
+        """model: bytes of a model file. Raises TokenizerError unless it has the form of those of `train_tokenizer`."""
+        if not model:  # SentencePiece accepts empty data without an error
+            raise TokenizerError("not a SentencePiece model: empty.")
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             special = SpecialIds(unk_id=processor.unk_id(), bos_id=processor.bos_id(), eos_id=processor.eos_id(),
                                  pad_id=processor.pad_id())
             pieces = range(processor.get_piece_size())
             num_bytes = sum(processor.is_byte(piece) for piece in pieces)
-            processor.id_to_piece(list(pieces))  # fails where a piece is not UTF-8
+            processor.id_to_piece(list(pieces))  # raises if a piece is not UTF-8
         except (RuntimeError, ValueError) as error:
-            raise TokenizerError("not a SentencePiece model, or a damaged one") from error
+            raise TokenizerError("not a SentencePiece model, or a damaged one.") from error
         if special != SPECIAL or num_bytes != 256:
-            raise TokenizerError("a SentencePiece model of another kind: this project's have unk 0, bos 1, "
-                                 "eos 2, pad 3 and byte fallback")
+            raise TokenizerError("a SentencePiece model of another kind: unk 0, bos 1, eos 2, pad 3 and byte fallback are "
+                                 "required. Train one with this project.")
         self.special = special
         self._silent = frozenset((special.bos_id, special.eos_id, special.pad_id))
         self._model = model
         self._processor = processor
-        # What pieces of letters and marks add to a sentence; None for the others, which want SentencePiece.
+        # The text of each piece of letters and punctuation; None for pieces that need SentencePiece to decode.
         self._plain: list[Any] = [
             None if special or not re.fullmatch(r"▁?[^\s▁]+", piece) else piece.replace("▁", " ")
             for piece, special in zip(processor.id_to_piece(list(pieces)), map(self._is_special, pieces), strict=True)]
@@ -165,12 +162,12 @@ class Tokenizer:
             raise TokenizerError(f"{path}: {error}") from error
 
     def save(self, path: Path) -> None:
-        """Write the model file, whole or not at all."""
+        """Write the model file atomically."""
         atomic_write(path, self._model)
 
     @property
     def vocab_size(self) -> int:
-        """V: the number of ids, specials and bytes included."""
+        """V: the number of ids, including special tokens and bytes."""
         return self._processor.get_piece_size()
 
     @property
@@ -179,36 +176,35 @@ class Tokenizer:
         return hashlib.sha256(self._model).hexdigest()
 
     def normalize(self, sentence: str) -> str:
-        """The string that `decode(encode(sentence))` gives: NFKC, control characters dropped, white space
-        folded.
+        """Return `decode(encode(sentence))`: NFKC without control characters, with single spaces.
 
-        With `lowercase`, case folded too. "▁" (U+2581), SentencePiece's sign for a space, counts as a space.
+        A tokenizer trained with `lowercase` also converts to lower case. "▁" (U+2581), SentencePiece's symbol for a
+        space, becomes a space.
         """
         return self._processor.normalize(sentence).replace("▁", " ").strip(" ")
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
-        """Token ids of each sentence, without BOS and EOS; never UNK, none at all for nothing visible.
+        """Return the token ids of each sentence, without bos and eos, and never unk. Invisible text has no tokens.
 
-        Raises TokenizerError for a lone surrogate, as Python makes of a command line that is not UTF-8.
+        Raises TokenizerError for a lone surrogate, which Python creates from arguments that are not UTF-8.
         """
         try:
             return self._processor.encode(list(sentences), out_type=int)
         except (TypeError, UnicodeEncodeError) as error:
-            raise TokenizerError("not text: it holds half a character, or bytes that are not UTF-8") from error
+            raise TokenizerError("The text has half a character, or bytes that are not UTF-8. Remove them.") from error
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """The sentence of each row of ids; BOS, EOS and PAD say nothing, and broken bytes become U+FFFD."""
+        """Return the sentence of each row of ids, without bos, eos and pad. Invalid bytes become U+FFFD."""
         silent = self._silent
         rows = [row if isinstance(row, list) and silent.isdisjoint(row) else [int(i) for i in row if i not in silent]
                 for row in ids]
         return self._processor.decode(rows) if rows else []
 
-
     def lines(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """As `decode`, each sentence on one line: it can spell any byte, so a sentence could hold a line break."""
+        """Return what `decode` returns, but each on one line: byte pieces can encode line breaks."""
         plain, found, others = self._plain, list[str](), list[int]()
         for number, row in enumerate(ids):
-            try:  # Nearly every sentence, and faster than SentencePiece: with a GPU, this is what is waited for.
+            try:  # works for nearly every sentence and is faster than SentencePiece, the bottleneck with a GPU
                 found.append("".join([plain[piece] for piece in row]).lstrip(" "))
             except TypeError:
                 found.append("")
@@ -218,7 +214,7 @@ class Tokenizer:
         return found
 
     def _is_special(self, piece: int) -> bool:
-        """Whether a piece is anything but its letters."""
+        """Return whether decoding a piece needs more than its letters."""
         processor = self._processor
         return processor.is_byte(piece) or processor.is_control(piece) or processor.is_unknown(piece)
 

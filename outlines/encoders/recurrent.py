@@ -1,12 +1,11 @@
-"""The project's own sentence encoder: a frozen bidirectional GRU over the corpus's tokens → outlines.
+"""The project's own sentence encoder: a bidirectional GRU over the corpus's tokens, frozen after training.
 
-It needs no download and no extra. It is trained as a denoising autoencoder (`python -m train encoder`): a
-decoder must rebuild the sentence from the outline of a noisy copy, which `corrupt` makes.
+It needs no download and no extra. `python -m train encoder` trains it as a denoising autoencoder: a decoder
+reconstructs the sentence from the outline of a noisy copy, which `corrupt` creates.
 
-Sources: Hill, Cho and Korhonen, Learning Distributed Representations of Sentences from Unlabelled Data
-(2016), for the objective; Conneau et al., Supervised Learning of Universal Sentence Representations (2017),
-for the pooled bidirectional network; Lample et al., Unsupervised Machine Translation Using Monolingual
-Corpora Only (2018), for the noise.
+Sources: Hill, Cho and Korhonen, Learning Distributed Representations of Sentences from Unlabelled Data (2016), for the
+objective; Conneau et al., Supervised Learning of Universal Sentence Representations (2017), for the pooled bidirectional
+network; Lample et al., Unsupervised Machine Translation Using Monolingual Corpora Only (2018), for the noise.
 """
 
 import hashlib
@@ -32,8 +31,8 @@ KIND = "recurrent-encoder"
 class RecurrentEncoderConfig(SpecialIds):
     """The sizes of a `RecurrentEncoder`.
 
-    vocab_size: V. embed_dim: of a token. hidden_dim: H, of each direction. outline_dim: D.
-    dropout: of the embeddings and of the pooled states, while the encoder is trained.
+    vocab_size: V. embed_dim: of tokens. hidden_dim: H, per direction. outline_dim: D.
+    dropout: of embeddings and pooled states, during training.
     """
 
     vocab_size: int
@@ -44,7 +43,7 @@ class RecurrentEncoderConfig(SpecialIds):
 
 
 class RecurrentEncoder(nn.Module):
-    """A bidirectional GRU, pooled by mean and by maximum, projected to an outline of unit norm."""
+    """A bidirectional GRU with mean and maximum pooling and a projection to outlines of unit norm."""
 
     def __init__(self, config: RecurrentEncoderConfig):
         super().__init__()
@@ -56,19 +55,19 @@ class RecurrentEncoder(nn.Module):
         self.project = nn.Linear(4 * config.hidden_dim, config.outline_dim)
 
     def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """Outlines [B, D] of unit norm. Arguments as of `project_sentences`."""
+        """Return outlines [B, D] of unit norm. Arguments: see `project_sentences`."""
         return nn.functional.normalize(self.project_sentences(inputs, lengths), dim=1)
 
     def project_sentences(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """What becomes an outline once its norm is 1: [B, D].
+        """Return outlines before normalisation: [B, D].
 
-        inputs: [B, T] a batch's inputs: bos, the tokens, and padding, which cannot change the outline.
-        lengths: [B] real inputs of each row (bos and its tokens), at least 1.
+        inputs: [B, T], a batch's inputs: bos, the tokens, and padding, which does not change the outline.
+        lengths: [B], real inputs of each row (bos and its tokens), at least 1.
         """
         embedded = self.dropout(self.embedding(inputs))
         lengths, position = lengths.to(inputs.device)[:, None], torch.arange(inputs.shape[1], device=inputs.device)
         padding = (position >= lengths)[..., None]
-        # Rows turned round within their lengths, not packed ones, whose backward pass on a CPU grows with the square of T.
+        # Rows are reversed within their lengths instead of packed: the backward pass of packed rows on a CPU is O(T²).
         from_the_end = torch.where(padding, position[:, None], (lengths - 1 - position)[..., None])
         forward = self.forward_gru(embedded)[0]
         backward = self.backward_gru(embedded.take_along_dim(from_the_end, dim=1))[0].take_along_dim(from_the_end, dim=1)
@@ -80,14 +79,14 @@ class RecurrentEncoder(nn.Module):
 
 def corrupt(inputs: Tensor, lengths: Tensor, drop: float, shuffle_distance: int, generator: torch.Generator,
             special: SpecialIds) -> tuple[Tensor, Tensor]:
-    """A noisy copy of each sentence, tokens dropped and the rest shuffled: ids [B, T'] and lengths [B].
+    """Return a noisy copy of each sentence, with tokens dropped and shuffled: ids [B, T'] and lengths [B].
 
-    bos stays first and eos last; padding stays padding. A row with tokens besides them keeps one at least.
+    bos stays first, eos last, and padding stays padding. A row with other tokens keeps at least one of them.
 
-    inputs: [B, T] token ids: the inputs or the targets of a batch. lengths: [B] real tokens of each row.
-    drop: probability that a token goes.
-    shuffle_distance: no token moves further than this from its place among those that remain.
-    generator: the only source of chance; the result is the same on every device that inputs may be on.
+    inputs: [B, T], the inputs or targets of a batch. lengths: [B], real tokens of each row.
+    drop: probability of dropping a token.
+    shuffle_distance: largest distance between a token's old and new position among the remaining tokens.
+    generator: the only source of randomness; the result is the same on every device.
     Source: Lample et al. (2018), section 2.3: sort by i + uniform(0, shuffle_distance + 1).
     """
     device = inputs.device
@@ -95,7 +94,7 @@ def corrupt(inputs: Tensor, lengths: Tensor, drop: float, shuffle_distance: int,
     position = torch.arange(inputs.shape[1], device=device)
     real = position < lengths.to(device)[:, None]
     words = real & (inputs != special.bos_id) & (inputs != special.eos_id)
-    # The largest draw of a row always stays, which only matters where every word would go.
+    # The token with the largest draw is always kept, in case all others are dropped.
     most = draws.masked_fill(~words, -1.0).amax(dim=1, keepdim=True)
     kept = (words & ((draws >= drop) | (draws == most))) | (real & ~words)
     order = position + torch.where(words, shifts * (shuffle_distance + 1), 0.0)

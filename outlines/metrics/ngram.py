@@ -131,13 +131,6 @@ class NgramModel:
         nll[starts] = 0  # BOS is given
         return np.add.reduceat(nll, starts), np.diff(starts, append=len(tokens)) - 1
 
-    def next_probabilities(self, prefix: Row) -> np.ndarray:
-        """p(next token | BOS and `prefix`): [V], 0 for UNK, BOS and PAD; the sum is 1."""
-        continued = np.array([[self._special.bos_id, *prefix, token] for token in range(self.vocab_size)], dtype=np.int64)
-        probabilities = self._probabilities(continued.ravel()).reshape(continued.shape)[:, -1]
-        probabilities[self._special.never_written] = 0
-        return probabilities
-
     def _probabilities(self, tokens: np.ndarray) -> np.ndarray:
         """p of each of `tokens`, sentences end to end, given those before it; without meaning at BOS."""
         probabilities = np.full(len(tokens), 1 / (self.vocab_size - len(self._special.never_written)))
