@@ -1,4 +1,4 @@
-"""Options of a configuration: a frozen dataclass field that carries its own line of help; and names nobody knows."""
+"""Options of a configuration: fields of frozen dataclasses with a help text, allowed values and bounds."""
 
 import difflib
 import math
@@ -10,12 +10,13 @@ from outlines.errors import OutlinesError
 
 
 def option(default: Any = MISSING, help: str = "", choices: Iterable[str] | Callable[[], Iterable[str]] = (),
-           low: float = -math.inf, high: float = math.inf) -> Any:
-    """A dataclass field with a help line (unit included); for words the allowed values, for numbers the bounds.
+           low: float = -math.inf, high: float = math.inf, flag: bool = True) -> Any:
+    """Return a dataclass field of an option.
 
-    choices: a function is called when they are needed, so that a registry can grow until then.
+    help: one line, with the unit. choices: allowed words; a function is called when they are needed, so that a registry
+    can grow until then. low, high: bounds of a number. flag: False for an option that only presets and files can set.
     """
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "flag": flag})
 
 
 def choices_of(option: "Field[Any]") -> tuple[str, ...]:
@@ -25,7 +26,7 @@ def choices_of(option: "Field[Any]") -> tuple[str, ...]:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> OutlinesError:
-    """The error for a name nobody knows, with the nearest one that exists."""
+    """Return the error for an unknown name, with the nearest known one."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known)

@@ -1,6 +1,6 @@
-"""Configuration: frozen dataclasses, one flat set of names, flags generated from the fields.
+"""Configuration: frozen dataclasses whose fields are options with one flat set of names.
 
-Precedence: defaults < preset < --config FILE.toml < flags. A name nobody knows is an error that suggests the nearest.
+Precedence: defaults < preset < --config FILE.toml < flags. An unknown name is an error that suggests the nearest one.
 """
 
 import dataclasses
@@ -18,30 +18,28 @@ from outlines.options import choices_of, option, unknown_name
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """Which sentences, and how they become tokens."""
+    """The sentences, and how they become tokens."""
 
-    corpus: tuple[str, ...] = option((), "training files, one sentence a line: .txt .jsonl .csv, each also .gz "
+    group: ClassVar[str] = "corpus"
+    corpus: tuple[str, ...] = option((), "training files, one sentence per line: .txt, .jsonl or .csv, optionally .gz "
                                          "(default: the embedded corpus, a grammar of everyday scenes)")
-    valid: tuple[str, ...] = option((), "validation files (default: a share of --corpus)")
-    test: tuple[str, ...] = option((), "test files (default: a share of --corpus)")
-    text_column: str = option("text", "column that holds the sentence in .csv and .jsonl files")
-    group_lines: int = option(0, "for conditional: so many consecutive lines of a .txt file describe one thing, and any of "
-                                 "them is a condition of the others; 0 takes --condition-column", low=0)
-    condition_column: str = option("", "for conditional: column that holds the condition in .csv and .jsonl files (default "
-                                       "there: condition)")
-    label_column: str = option("", "for conditional: column that holds a label of the pair, given beside the condition "
-                                   "(default: no label)")
-    strict: bool = option(False, "stop at the first bad line instead of counting and skipping it")
-    max_chars: int = option(2000, "characters above which a line is rejected", low=1)
-    valid_fraction: float = option(0.02, "share of sentences, 0 to 1, held out for validation by their hash",
-                                   low=0, high=0.5)
-    test_fraction: float = option(0.02, "share of sentences, 0 to 1, held out for testing by their hash",
-                                  low=0, high=0.5)
+    valid: tuple[str, ...] = option((), "validation files (default: a fraction of --corpus)")
+    test: tuple[str, ...] = option((), "test files (default: a fraction of --corpus)")
+    text_column: str = option("text", "column of the sentence in .csv and .jsonl files")
+    group_lines: int = option(0, "number of consecutive lines of a .txt file that describe the same item; each is a "
+                                 "condition for the others; 0 reads --condition-column", low=0)
+    condition_column: str = option("", "column of the condition in .csv and .jsonl files (default: condition)")
+    label_column: str = option("", "column of a label that is added to the condition (default: no label)")
+    strict: bool = option(False, "stop at the first bad line instead of skipping and counting it")
+    max_chars: int = option(2000, "maximum characters of a line; longer lines are rejected", low=1, flag=False)
+    valid_fraction: float = option(0.02, "fraction of sentences held out for validation, by hash", low=0, high=0.5,
+                                   flag=False)
+    test_fraction: float = option(0.02, "fraction of sentences held out for testing, by hash", low=0, high=0.5, flag=False)
     num_sentences: int = option(20000, "sentences of the embedded corpus, before splitting", low=100)
-    tokenizer: str = option("", "a SentencePiece model to use as it is (default: one is trained on the training split)")
-    vocab_size: int = option(0, "SentencePiece pieces; 0 sizes the vocabulary to the corpus", low=0)
-    lowercase: bool = option(False, "fold the case of the text")
-    max_len: int = option(64, "tokens at which a sentence is cut", low=1)
+    tokenizer: str = option("", "SentencePiece model to use (default: train one on the training split)")
+    vocab_size: int = option(0, "SentencePiece pieces; 0 adapts the vocabulary to the corpus", low=0)
+    lowercase: bool = option(False, "convert the text to lower case")
+    max_len: int = option(64, "maximum tokens of a sentence; longer sentences are cut", low=1)
 
     def files(self) -> CorpusFiles:
         return CorpusFiles(train=self.corpus, valid=self.valid, test=self.test, text_column=self.text_column,
@@ -52,25 +50,24 @@ class CorpusConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a run goes, whatever it trains."""
+    """How a run is trained and reported, the same for all families."""
 
-    seed: int = option(1, "decides weights, batches and noise")
-    device: str = option("auto", "where to train; auto takes cuda, then mps, then cpu",
-                         DEVICES)
-    precision: str = option("auto", "autocast of the decoder; auto takes bfloat16 where the processor is faster with it",
+    group: ClassVar[str] = "training"
+    seed: int = option(1, "seed of weights, batches and noise")
+    device: str = option("auto", "training device; auto prefers cuda, then mps, then cpu", DEVICES)
+    precision: str = option("auto", "autocast of the decoder; auto uses bfloat16 where the processor is faster with it",
                             PRECISIONS)
-    warmup_steps: int = option(200, "optimiser steps over which a learning rate rises from 0", low=0)
-    min_learning_rate: float = option(0.02, "share of the learning rate that is left at the end of the cosine",
-                                      low=0, high=1)
-    clip_norm: float = option(1.0, "gradient norm above which gradients are scaled down", low=1e-09)
-    max_bad_steps: int = option(10, "optimiser steps in a row with a loss or gradient that is not finite, each of them "
-                                    "skipped, at which the run stops", low=1)
-    log_every: int = option(50, "optimiser steps between two log lines", low=1)
+    warmup_steps: int = option(200, "optimiser steps over which the learning rate rises from 0", low=0)
+    min_learning_rate: float = option(0.02, "final fraction of the peak learning rate, after cosine decay", low=0, high=1,
+                                      flag=False)
+    clip_norm: float = option(1.0, "gradient norm above which gradients are scaled down", low=1e-09, flag=False)
+    max_bad_steps: int = option(10, "stop after this many consecutive steps with a non-finite loss or gradient", low=1,
+                                flag=False)
+    log_every: int = option(50, "optimiser steps between two log lines", low=1, flag=False)
     checkpoint_every: int = option(500, "optimiser steps between two checkpoints", low=1)
-    evaluator_steps: int = option(1200, "optimiser steps of the language model that scores the samples in the report",
-                                  low=1)
-    num_evaluation: int = option(2000, "held-out sentences, at most, and samples of each source in the report", low=20)
-    keep_checkpoints: int = option(3, "checkpoints kept; the best weights on validation are inside each", low=1)
+    evaluator_steps: int = option(1200, "optimiser steps of the LM that scores samples in the report", low=1)
+    num_evaluation: int = option(2000, "maximum held-out sentences, and samples per source, in the report", low=20)
+    keep_checkpoints: int = option(3, "checkpoints to keep; each contains the best weights on validation", low=1, flag=False)
 
 
 @dataclass(frozen=True)
@@ -82,6 +79,8 @@ class ModelOptions:
     decoder_batch_size: int
     num_validation: int
 
+    group: ClassVar[str] = "model"
+    """title of the class's own options in the help"""
     learns_pairs: ClassVar[bool] = False
     """whether the family learns from pairs of sentences, so that the corpus must define them"""
 
@@ -96,7 +95,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run."""
+    """Everything that determines a run."""
 
     family: str
     corpus: CorpusConfig
@@ -109,7 +108,10 @@ class RunConfig:
 
 
 SIZES = ("tiny", "default", "small", "full")
-"""Presets of every family that say how large a run is; any other goes on top of one of them."""
+"""the presets of every family that set the size of a run; all others are combined with one of them"""
+
+PAIRING = ("group_lines", "condition_column", "label_column")
+"""options of a corpus of pairs, for families that learn from pairs"""
 
 SECTIONS = {"corpus": CorpusConfig, "training": TrainingConfig}
 
@@ -119,7 +121,7 @@ def sections(model_config: type) -> dict[str, Any]:
 
 
 def known_fields(model_config: type) -> dict[str, dataclasses.Field[Any]]:
-    """Every option's name and field; two dataclasses that share a name would be a programming error."""
+    """Return the field of every option by name."""
     fields: dict[str, dataclasses.Field[Any]] = {}
     for section in sections(model_config).values():
         for field in dataclasses.fields(section):
@@ -128,8 +130,22 @@ def known_fields(model_config: type) -> dict[str, dataclasses.Field[Any]]:
     return fields
 
 
+def group_of(name: str, model_config: type) -> str:
+    """Return the help group of an option, which is that of the first base class with this option."""
+    for section in sections(model_config).values():
+        for base in reversed(section.__mro__):
+            if base is not ModelOptions and name in getattr(base, "__annotations__", ()):
+                return str(base.group)
+    raise KeyError(name)
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of an option."""
+    return "--" + name.replace("_", "-")
+
+
 def coerce(field: dataclasses.Field[Any], value: Any, where: str) -> Any:
-    """A value from a file or a flag as the field's type; raises OutlinesError."""
+    """Return a value from a file or a flag in the field's type; raises OutlinesError."""
     kind = field.type
     choices = choices_of(field)
     fits: bool
@@ -147,17 +163,18 @@ def coerce(field: dataclasses.Field[Any], value: Any, where: str) -> Any:
             value = tuple(value)
         fits = isinstance(value, tuple) and all(isinstance(item, str) and _is_text(item) for item in value)
     if not fits or (choices and value not in choices):
-        expected = " or ".join(choices) if choices else getattr(kind, "__name__", "a list of words")
-        raise OutlinesError(f"{where}: {field.name} = {value!r}: expected {expected}")
+        kinds: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        expected = " or ".join(choices) if choices else kinds.get(kind, "a list of words")
+        raise OutlinesError(f"{where}: {field.name} = {value!r} is not valid. Use {expected}.")
     low, high = field.metadata["low"], field.metadata["high"]
     if kind in (int, float) and not low <= value <= high:
-        allowed = f"from {low} to {high}" if high < math.inf else f"at least {low}"
-        raise OutlinesError(f"{where}: {field.name} = {value}: must be {allowed}")
+        allowed = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
+        raise OutlinesError(f"{where}: {field.name} = {value} is out of range. Use a value {allowed}.")
     return value
 
 
 def _is_text(value: str) -> bool:
-    """What a file's name can be: no NUL, no lone surrogate but those by which Python spells bytes that are not UTF-8."""
+    """Whether a value can be a file name: no NUL, and no surrogates except those that Python uses for non-UTF-8 bytes."""
     try:
         value.encode(errors="surrogateescape")
     except UnicodeEncodeError:
@@ -169,15 +186,14 @@ def read_toml(path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise OutlinesError(f"{path}: cannot read this configuration: {error}") from error
+        raise OutlinesError(f"{path}: not a readable TOML file ({error}).") from error
 
 
 def resolve(family: str, model_config: Any, presets: dict[str, dict[str, Any]], preset: str,
             config_file: str | None, flags: dict[str, Any]) -> RunConfig:
-    """Defaults < presets < file < flags, checked name by name and value by value.
+    """Return the configuration of defaults < presets < file < flags. Raises OutlinesError.
 
-    preset: one name or several, separated by spaces, a later one going before an earlier one; where none of them is a
-    size, they go on top of `default`.
+    preset: names separated by spaces; later ones override earlier ones. Without a size among them, they follow `default`.
     """
     fields = known_fields(model_config)
     names = preset.split()
@@ -207,26 +223,26 @@ def resolve(family: str, model_config: Any, presets: dict[str, dict[str, Any]], 
 
 
 def from_json(data: dict[str, Any], model_config: type) -> RunConfig:
-    """The configuration that `to_json` wrote; raises OutlinesError if a field is missing, unknown or misfitting."""
+    """Return the configuration that `to_json` wrote; raises OutlinesError for a missing, unknown or invalid field."""
     parts = {}
     for key, section in sections(model_config).items():
         fields = {field.name: field for field in dataclasses.fields(section)}
         values = data.get(key)
         if not isinstance(values, dict):
-            raise OutlinesError(f"run.json: no section {key!r}")
+            raise OutlinesError(f"run.json has no section {key!r}. Start a new run.")
         for name in values:
             if name not in fields:
                 raise unknown_name(f"option in run.json, section {key}:", name, fields)
         missing = sorted(set(fields) - set(values))
         if missing:
-            raise OutlinesError(f"run.json, section {key}: {', '.join(missing)} missing: "
-                                "this run was made by another version; train it again")
+            raise OutlinesError(f"run.json, section {key}: no value for {', '.join(missing)}. "
+                                "Another version wrote this run; train it again.")
         parts[key] = section(**{name: coerce(fields[name], value, "run.json") for name, value in values.items()})
     return RunConfig(family=data["family"], **parts)
 
 
 def check(config: RunConfig, given: set[str]) -> None:
-    """Refuse options that would have no effect."""
+    """Raise OutlinesError for options that would have no effect. given: names set by a file or flags."""
     corpus = config.corpus
     without_effect = []
     if corpus.corpus:
@@ -238,13 +254,12 @@ def check(config: RunConfig, given: set[str]) -> None:
     else:
         without_effect += ["valid", "test", "text_column", "strict", "max_chars"]
         if config.model.learns_pairs:
-            raise OutlinesError(f"{config.family} learns from pairs, which the embedded corpus has none of: give --corpus")
+            raise OutlinesError(f"'{config.family}' learns from pairs, and the embedded corpus has none. Use --corpus.")
     if corpus.tokenizer:
         without_effect += ["vocab_size", "lowercase"]
     reasons = dict.fromkeys(without_effect, f"{'with' if corpus.corpus else 'without'} --corpus")
     if not config.model.learns_pairs:
-        pairing = ("group_lines", "condition_column", "label_column")
-        reasons |= dict.fromkeys(pairing, f"the family {config.family} pairs no sentences")
+        reasons |= dict.fromkeys(PAIRING, f"'{config.family}' does not learn from pairs")
     for name, reason in {**reasons, **config.model.without_effect()}.items():
         if name in given:
-            raise OutlinesError(f"--{name.replace('_', '-')} has no effect here ({reason}): leave it out")
+            raise OutlinesError(f"{flag_of(name)} has no effect here ({reason}). Leave it out.")

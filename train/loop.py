@@ -131,7 +131,7 @@ class Loop:
                 self.examples += len(rows)
                 tokens_per_sec = num_targets / max(time.monotonic() - since, 1e-9)
                 progress(self.step, stage.num_steps, f"{tokens_per_sec:,.0f} tokens/s" if stage.like_length else "")
-                if num_summed and (self.step % self.config.log_every == 0 or self.step == stage.num_steps):
+                if sums and (self.step % self.config.log_every == 0 or self.step == stage.num_steps):
                     self._log_terms(stage, sums, num_summed, num_targets, time.monotonic() - since)
                     sums, num_summed, num_targets, since = {}, 0, 0, time.monotonic()
                 if self.step % stage.validate_every == 0 or self.step == stage.num_steps:

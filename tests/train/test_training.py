@@ -117,6 +117,8 @@ def test_a_second_trainer_is_refused_with_the_firsts_pid(tiny_run: Path, run_mod
     (["--resume", "nowhere", "--seed", "3"], "no effect with --resume"),
     (["--encoder", "recurrent:nowhere", "--preset", "tiny"], "nowhere"),
     (["--seed", "one"], "invalid int value"),
+    (["--gan-patience", "3"], "--gan-patience is not a flag. Set gan_patience in a file"),
+    (["lm", "--group-lines", "5"], "unknown option '--group-lines'"),
 ])
 def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str, tmp_path: Path,
                                             monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,8 +131,10 @@ def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str, 
 
 def test_two_processes_train_as_one(tiny_arguments: list[str], tiny_run: Path) -> None:
     """Data-parallel over gloo: the same losses as one process, up to the order of float32 sums; one rank writes."""
-    settings = [*tiny_arguments, "--precision", "float32", "--dropout", "0", "--runs", tiny_run.parent, "--quiet",
-                "--decoder-steps", "10", "--gan-steps", "10", "--log-every", "1"]
+    (tiny_run.parent / "log.toml").write_text("log_every = 1\n")
+    settings = [*tiny_arguments, "--config", str(tiny_run.parent / "log.toml"), "--precision", "float32", "--dropout", "0",
+                "--runs", tiny_run.parent, "--quiet",
+                "--decoder-steps", "10", "--gan-steps", "10"]
     losses = {}
     for name, launcher in (("one", ["-m"]), ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"])):
         run = tiny_run.parent / f"world-{name}"
@@ -207,8 +211,9 @@ def test_a_run_cannot_go_on_with_another_corpus(tiny_arguments: list[str], tiny_
 def test_whitened_outlines_and_early_stopping(tiny_arguments: list[str], tmp_path: Path, run_module: Command) -> None:
     run = tmp_path / "run"
     # With a rate of 0 no validation can be better than the first, so patience 2 ends the stage after the third.
-    done = run_module("train", *tiny_arguments, "--runs", tmp_path, "--out", run, "--quiet", "--whiten",
-                      "--gan-learning-rate", 0, "--gan-validate-every", 2, "--gan-patience", 2, "--log-every", 1)
+    (tmp_path / "options.toml").write_text("whiten = true\ngan_patience = 2\nlog_every = 1\n")
+    done = run_module("train", *tiny_arguments, "--runs", tmp_path, "--out", run, "--quiet", "--config",
+                      tmp_path / "options.toml", "--gan-learning-rate", 0, "--gan-validate-every", 2)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert max(line["step"] for line in lines if line["stage"] == "gan") == 6

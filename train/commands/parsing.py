@@ -5,7 +5,7 @@ from typing import Any
 
 from outlines.errors import OutlinesError
 from outlines.options import choices_of, unknown_name
-from train.config import known_fields
+from train.config import PAIRING, flag_of, group_of, known_fields
 from train.method import Method
 
 
@@ -13,14 +13,19 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are OutlinesErrors: one line on stderr, exit status 2."""
 
     def __init__(self, prog: str, description: str, epilog: str | None = None):
+        self.file_only: set[str] = set()  # flags of options that only files and presets can set
         super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False,
                          formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         options, surplus = self.parse_known_args(args, namespace)
         for word in surplus:
+            flag = word.partition("=")[0]
+            if flag in self.file_only:
+                name = flag[2:].replace("-", "_")
+                raise OutlinesError(f"{flag} is not a flag. Set {name} in a file and use --config FILE.toml.")
             if word.startswith("--"):
-                raise unknown_name("option", word.partition("=")[0], self._option_string_actions)
+                raise unknown_name("option", flag, self._option_string_actions)
         if surplus:
             self.error(f"unrecognized arguments: {' '.join(surplus)}")
         return options
@@ -29,20 +34,34 @@ class Parser(argparse.ArgumentParser):
         raise OutlinesError(f"{message} (see `{self.prog} --help`)")
 
 
-def add_options(parser: argparse._ActionsContainer, method: type[Method]) -> None:
-    """Add one flag per configuration field. A flag that is not given stays None."""
-    for field in known_fields(method.config_class).values():
-        flag = "--" + field.name.replace("_", "-")
+COMMON = ("corpus", "encoder", "seed")
+"""options listed first in the help, with those of the command"""
+
+
+def add_options(parser: Parser, method: type[Method]) -> None:
+    """Add one flag per configuration field, by group. A flag that is not given stays None."""
+    groups: dict[str, argparse._ActionsContainer] = {}
+    for name, field in known_fields(method.config_class).items():
+        if not field.metadata["flag"]:
+            parser.file_only.add(flag_of(name))
+            continue
+        if name in PAIRING and not method.config_class.learns_pairs:
+            continue
+        title = group_of(name, method.config_class)
+        if name not in COMMON and title not in groups:
+            groups[title] = parser.add_argument_group(f"{title} options")
         kind: Any = field.type
         shown = " ".join(field.default) if isinstance(field.default, tuple) else field.default
-        text = field.metadata["help"] + ("" if shown in ("", ()) else f" (default: {shown})")
+        text = field.metadata["help"] + ("" if shown in ("", ()) or shown is False else f" (default: {shown})")
+        add = (parser if name in COMMON else groups[title]).add_argument
         if kind is bool:
-            parser.add_argument(flag, action="store_true", default=None, help=text.replace("%", "%%"))
+            add(flag_of(name), action="store_true", default=None, help=text.replace("%", "%%"))
         elif kind in (int, float, str):
-            parser.add_argument(flag, type=kind, choices=choices_of(field) or None, metavar=kind.__name__.upper()
-                                if not choices_of(field) else None, help=text.replace("%", "%%"))
+            choices = choices_of(field)
+            add(flag_of(name), type=kind, choices=choices or None, metavar=None if choices else kind.__name__.upper(),
+                help=text.replace("%", "%%"))
         else:
-            parser.add_argument(flag, nargs="+", metavar="FILE", help=text.replace("%", "%%"))
+            add(flag_of(name), nargs="+", metavar="FILE", help=text.replace("%", "%%"))
 
 
 def numbers(flag: str, text: str, low: float, high: float) -> list[float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from outlines.errors import OutlinesError
 from train.commands.compare import COMPARE, compared
-from train.config import RunConfig, coerce, known_fields, resolve
+from train.config import RunConfig, coerce, flag_of, known_fields, read_toml, resolve
 from train.method import find_method
 from train.runtime.run_directory import GROUP, begin_group, read_run, runs_of
 from train.session import Session, begin_run, command_line, default_cache
@@ -56,8 +56,11 @@ def plan_of(options: argparse.Namespace) -> Plan:
         raise OutlinesError("--seed has no effect with --seeds. Leave it out.")
     preset, root = " ".join(options.preset or ["default"]), Path(options.runs or "runs")
     comparing = options.family == COMPARE
+    file = options.config
+    if comparing and file:  # Each family uses the options that it has.
+        flags, file = {**read_toml(file), **flags}, None
     members = compared(preset, options.remedy, options.families) if comparing else {".": (options.family, preset)}
-    runs = {name: (own_preset, _configuration(family, own_preset, options.config, flags, strict=not comparing))
+    runs = {name: (own_preset, _configuration(family, own_preset, file, flags, strict=not comparing))
             for name, (family, own_preset) in members.items()}
     if comparing:
         _check_comparable(runs, flags)
@@ -95,7 +98,7 @@ def _check_comparable(runs: dict[str, tuple[str, RunConfig]], flags: dict[str, A
     known = {field for _, config in runs.values() for field in known_fields(type(config.model))}
     for flag in flags:
         if flag not in known:
-            raise OutlinesError(f"--{flag.replace('_', '-')} has no effect on {', '.join(runs)}. Leave it out.")
+            raise OutlinesError(f"{flag_of(flag)} has no effect on {', '.join(runs)}. Leave it out.")
 
 
 def _seeds(text: str) -> list[int]:

@@ -48,22 +48,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("family", nargs="?", default="outlines", help="what to train (default: outlines)")
     parser.add_argument("--preset", nargs="+", metavar="NAME", help="named sets of options, applied from left to right: "
                         f"{', '.join(sorted(method.presets))} (default: default)")
-    parser.set_defaults(config=None, remedy=None, families=None)
+    parser.add_argument("--config", metavar="FILE.toml", help="file with options, named like the flags")
+    parser.set_defaults(remedy=None, families=None)
     if comparing:
         parser.add_argument("--remedy", nargs="+", choices=remedies(), metavar="NAME", help="presets of the second VAE: "
                             f"{', '.join(remedies())} (default: {' '.join(DEFAULT_REMEDY)})")
         parser.add_argument("--families", metavar="LIST", help="comma-separated list of what to compare: families, presets "
                             "of a family (vae-lagging) and controls (mixture), which need the run of their family")
-    else:
-        parser.add_argument("--config", metavar="FILE.toml", help="file with options, named like the flags")
     parser.add_argument("--runs", metavar="DIR", help="directory of all runs; their cache is DIR-cache (default: runs)")
     parser.add_argument("--out", metavar="RUN", help="directory of this run (default: the next number in --runs)")
     parser.add_argument("--seeds", metavar="LIST", help="comma-separated seeds; train one run per seed and report mean ± "
                         "standard deviation (default: only --seed)")
     parser.add_argument("--resume", metavar="RUN", help="continue this run with its own options")
     parser.add_argument("--quiet", action="store_true", help="print no progress on stderr")
-    add_options(parser.add_argument_group(f"options of {method.family}" + (
-        ", passed to every family that supports them" if comparing else "")), method)
+    add_options(parser, method)
     return parser.parse_args(arguments)
 
 

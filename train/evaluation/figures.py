@@ -16,7 +16,6 @@ from outlines.metrics.collapse import Posterior, other_rows
 from outlines.metrics.diagnosis import Diagnosis, StepDiagnosis, diagnose, diagnose_steps
 from outlines.metrics.verdicts import GanDiagnosis, Quality, judge_generator, memorised_share
 from outlines.models.base import TextModel
-from outlines.models.outlines import OutlineModel
 from train.data import Dataset
 
 DRAW_SEED = 13
@@ -119,25 +118,26 @@ def decoded_nll(model: TextModel, vectors: Tensor) -> float:
     return float(nll.sum() / num_targets.sum())
 
 
-def critic_scores(model: OutlineModel, data: Dataset, split: str, num: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The critic's scores of training outlines, held-out ones of `split` and generated ones, at most `num` of each."""
+def memorised(model: TextModel, data: Dataset, split: str, num: int) -> float:
+    """Return `memorised_share` of the model's critic, on at most `num` outlines of each kind; 0 without a critic."""
     training, real = (held_out(data, name, num)[1] for name in ("train", split))
     assert training is not None and real is not None
     fake = model.vectors(len(real), torch.Generator().manual_seed(DRAW_SEED), model.sources[0])
-    assert model.critic is not None
-    return model.critic(training), model.critic(real), model.critic(fake)
+    assert fake is not None
+    scores = [model.critic_scores(vectors) for vectors in (training, real, fake)]
+    return 0.0 if scores[0] is None else memorised_share(*scores)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
 def diagnose_gan(model: TextModel, data: Dataset, num: int, start: str,
                  rows: Sequence[dict[str, Any]]) -> GanDiagnosis | None:
-    """What the adversary brought, on the test split; None for a family without one, or where there is too little of it.
+    """Return the verdict on a generator, on the test split; None without figures of all SOURCES.
 
-    num: outlines, at most, that the critic is asked of. start: mixture, gaussian or noise. rows: figures of real outlines,
-    the generator and both controls, at one temperature or several, of which the mean nll is compared.
+    num: maximum number of outlines that the critic scores. start: mixture, gaussian or noise. rows: figures by `source`,
+    at one or several temperatures, whose mean NLL counts.
     """
     measured = {row["source"] for row in rows if "outline_recall" in row}
-    if not isinstance(model, OutlineModel) or not measured.issuperset(SOURCES):
+    if not measured.issuperset(SOURCES):
         return None
 
     def quality(source: str) -> Quality:
@@ -147,7 +147,7 @@ def diagnose_gan(model: TextModel, data: Dataset, num: int, start: str,
 
     generator, mixture, gaussian, real = map(quality, SOURCES)
     return judge_generator(generator, mixture, gaussian, real, {"mixture": mixture, "gaussian": gaussian}.get(start),
-                           memorised_share(*critic_scores(model, data, "test", num)))
+                           memorised(model, data, "test", num))
 
 
 def read_probes(directory: Path) -> list[Posterior]:

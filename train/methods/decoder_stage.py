@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from train.runtime.progress import Progress
 class DecoderOptions(ModelOptions):
     """Options of the decoder and its training, with the same names and defaults in every family."""
 
+    group: ClassVar[str] = "decoder"
     decoder: str = option("gru", "kind of decoder", choices=decoder_kinds)
     embed_dim: int = option(256, "width of token embeddings, tied to the output layer", low=1)
     hidden_dim: int = option(512, "width of the decoder's GRU state", low=1)
@@ -31,10 +32,10 @@ class DecoderOptions(ModelOptions):
                              "co-occurrence counts", choices=("random", "counts"))
     dropout: float = option(0.1, "dropout probability in the decoder, 0 to 1", low=0, high=0.95)
     decoder_steps: int = option(1200, "optimiser steps of the decoder", low=1)
-    decoder_batch_size: int = option(128, "sentences per decoder step", low=1)
+    decoder_batch_size: int = option(128, "sentences per decoder step", low=1, flag=False)
     decoder_learning_rate: float = option(3e-3, "peak learning rate of AdamW for the decoder", low=0)
     decoder_validate_every: int = option(500, "decoder steps between two validations", low=1)
-    num_validation: int = option(2000, "maximum number of validation sentences", low=10)
+    num_validation: int = option(2000, "maximum number of validation sentences", low=10, flag=False)
 
 
 def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int, **settings: Any) -> DecoderConfig:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,19 +31,23 @@ from train.runtime.progress import Progress
 class GanOptions:
     """Options of the generator, the critic and their training."""
 
+    group: ClassVar[str] = "GAN"
     objective: str = option("r3", "adversarial loss", ("r3", "wgan-gp"))
-    gan_hidden_dim: int = option(512, "width of the hidden layers of generator and critic", low=1)
-    gan_num_layers: int = option(3, "hidden layers of generator and critic", low=1)
+    gan_hidden_dim: int = option(512, "width of the hidden layers of generator and critic", low=1, flag=False)
+    gan_num_layers: int = option(3, "hidden layers of generator and critic", low=1, flag=False)
     gan_steps: int = option(1000, "generator updates", low=1)
     gan_batch_size: int = option(512, "outlines per generator update", low=2)
     gan_learning_rate: float = option(1e-3, "peak learning rate of Adam for generator and critic", low=0)
-    gan_beta2: float = option(0.99, "second beta of Adam for generator and critic; the first is 0", low=0, high=0.9999)
+    gan_beta2: float = option(0.99, "second beta of Adam for generator and critic; the first is 0", low=0, high=0.9999,
+                              flag=False)
     critic_steps: int = option(1, "critic updates per generator update (new noise, same real batch)", low=1)
     penalty_weight: float = option(2.0, "weight of the gradient penalty: gamma of r3, lambda of wgan-gp", low=0)
     penalty_share: float = option(1.0, "fraction of a batch, above 0 to 1, at which the gradient penalty is computed",
                                   low=1e-3, high=1)
-    ema_decay: float = option(0.995, "EMA decay per step; the EMA generator is the one that is saved", low=0, high=0.99999)
-    gan_patience: int = option(10, "early stopping: validations without improvement; 0 never stops early", low=0)
+    ema_decay: float = option(0.995, "EMA decay per step; the EMA generator is the one that is saved", low=0, high=0.99999,
+                              flag=False)
+    gan_patience: int = option(10, "early stopping: validations without improvement; 0 never stops early", low=0,
+                               flag=False)
     gan_validate_every: int = option(200, "generator updates between two validations", low=1)
 
 

@@ -55,8 +55,9 @@ GENERATOR_STAGES: dict[str, type[FitStage]] = {"gan": GanStage}
 class OutlineDecoderOptions(DecoderOptions):
     """Options of a decoder of a frozen encoder's outlines."""
 
+    group: ClassVar[str] = "outlines"
     encoder: str = option("minilm", "frozen sentence encoder: minilm, st:NAME_OR_DIRECTORY or recurrent:DIRECTORY")
-    whiten: bool = option(False, "whiten the outlines instead of scaling them by one number")
+    whiten: bool = option(False, "whiten the outlines instead of scaling them by one number", flag=False)
     outline_noise: float = option(0.0, "standard deviation of noise on the decoder's outlines in training, in scaled units",
                                   low=0)
     outline_dropout: float = option(0.1, "probability of dropping the outline while training the decoder; above 0 the "
@@ -76,7 +77,8 @@ class OutlineOptions(GanOptions, OutlineDecoderOptions):
     start: str = option("mixture", "density at which the generator starts", ("mixture", "gaussian", "noise"))
     num_centres: int = option(5000, "k-means centres of the mixture; at most a twentieth of the outlines are used", low=2)
     num_offsets: int = option(0, "centres of a second k-means on the residuals of the first; 0 for none", low=0)
-    free_moments: bool = option(False, "do not match the generated outlines' mean and covariance to the training outlines")
+    free_moments: bool = option(False, "do not match the generated outlines' mean and covariance to the training outlines",
+                                flag=False)
 
 
 DECIDES_DECODER = {field.name for field in dataclasses.fields(OutlineDecoderOptions)} - {

@@ -47,6 +47,7 @@ INNER_COMPARED = 10
 class VAEOptions(DecoderOptions):
     """Options of decoder and encoder, and of the remedies; by default none is enabled."""
 
+    group: ClassVar[str] = "VAE"
     latent_dim: int = option(32, "width of the latent z", low=1)
     encoder_hidden_dim: int = option(256, "width of each direction of the encoder's GRU", low=1)
     kl_weight: float = option(1.0, "KL weight, after annealing; 1 trains the ELBO", low=0)

@@ -35,6 +35,7 @@ VALIDATION_SEED = 13
 class ZForcingOptions(DecoderOptions):
     """Options of decoder and posterior, and the weights of the loss. By default latents are forced."""
 
+    group: ClassVar[str] = "Z-Forcing"
     hidden_dim: int = option(512, "width of the forward LSTM's state", low=1)
     num_layers: int = option(1, "layers of the forward LSTM", low=1)
     latent_dim: int = option(32, "width of a step's latent z", low=1)

@@ -273,7 +273,7 @@ def test_validation_is_deterministic_and_selects_by_validation_text(data: Datase
 
 
 @pytest.mark.parametrize(("flags", "message"), [({"noise_radius": 0.0, "noise_anneal": 0.9}, "no effect"),
-                                                ({"encoder_share": -1.0}, "at least 0")])
+                                                ({"encoder_share": -1.0}, "Use a value of at least 0")])
 def test_options_that_cannot_be_are_errors(flags: dict[str, object], message: str, tiny_corpus: Path) -> None:
     with pytest.raises(OutlinesError, match=message):
         config(tiny_corpus, **flags)

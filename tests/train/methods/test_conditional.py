@@ -316,7 +316,7 @@ def configured(family: str, **flags: Any) -> RunConfig:
 def test_options_of_pairs(captions: Path) -> None:
     assert configured("conditional", corpus=("pairs.jsonl",)).corpus.condition_column == "condition"
     assert configured("conditional", corpus=("lines.txt",), group_lines=5).corpus.condition_column == ""
-    for family, flags, message in (("outlines", {"group_lines": 5}, "pairs no sentences"),
+    for family, flags, message in (("outlines", {"group_lines": 5}, "does not learn from pairs"),
                                    ("conditional", {}, "the embedded corpus has none")):
         with pytest.raises(OutlinesError, match=message):
             configured(family, **({"corpus": (str(captions),)} if flags else {}), **flags)

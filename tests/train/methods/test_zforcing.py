@@ -392,9 +392,10 @@ def test_an_option_without_effect_is_an_error(flags: dict[str, object], tiny_cor
 def comparison(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forcing beside its ablation, hardly trained."""
     directory = tmp_path_factory.mktemp("runs")
+    (directory / "c.toml").write_text("num_validation = 10\n")
     assert train(["compare", "--families", "zforcing,zforcing-off", "--preset", "tiny", "--corpus", str(tiny_corpus),
-                  "--decoder-steps", "3", "--num-validation", "10", "--num-evaluation", "20", "--evaluator-steps", "3",
-                  "--out", str(directory / "both"), "--runs", str(directory), "--quiet"]) == 0
+                  "--decoder-steps", "3", "--config", str(directory / "c.toml"), "--num-evaluation", "20",
+                  "--evaluator-steps", "3", "--out", str(directory / "both"), "--runs", str(directory), "--quiet"]) == 0
     return directory / "both"
 
 
