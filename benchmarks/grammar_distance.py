@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from outlines.corpus import grammar
-from outlines.corpus.tokenizer import Tokenizer
+from outlines.corpus.tokenizer import SentencePieceTokenizer
 from outlines.decoding.scoring import nll_of_rows
 from outlines.models.registry import load_model
 
@@ -27,7 +27,7 @@ def main(directories: list[str]) -> None:
     print(f"{NUM:,} sentences, nats per sentence; the grammar's entropy {entropy:.3f}, exactly on these {exact.mean():.3f}")
     for directory in directories:
         decoder = load_model(Path(directory) / "model").eval().decoder
-        rows = [np.array(row) for row in Tokenizer.load(Path(directory) / "tokenizer.model").encode(sentences)]
+        rows = [np.array(row) for row in SentencePieceTokenizer.load(Path(directory) / "tokenizer.model").encode(sentences)]
         parts = [rows[start:start + 1024] for start in range(0, NUM, 1024)]
         nll = np.concatenate([nll_of_rows(decoder, part)[0] for part in tqdm(parts, directory, leave=False)])
         more, error = (nll - exact).mean(), (nll - exact).std() / NUM ** 0.5

@@ -18,7 +18,7 @@ from outlines.corpus.batching import BatchOrder, TokenBatch, collate
 from outlines.corpus.pairs import Pairing, load_pairing
 from outlines.corpus.prepared import PreparedCorpus, prepare_corpus
 from outlines.corpus.reading import SPLITS, ReadingReport, fingerprint, read_corpus, split_of
-from outlines.corpus.tokenizer import Tokenizer
+from outlines.corpus.tokenizer import SentencePieceTokenizer
 from outlines.encoders import load_encoder
 from outlines.encoders.store import OutlineStore, encode_shards, finish_store
 from outlines.networks.scaling import Scaling
@@ -166,7 +166,7 @@ def _key(data: dict[str, object]) -> str:
 
 
 def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
-    given = Tokenizer.load(Path(config.tokenizer)) if config.tokenizer else None
+    given = SentencePieceTokenizer.load(Path(config.tokenizer)) if config.tokenizer else None
     files = config.files() if config.corpus else None
     source = fingerprint(files) if files else f"{EMBEDDED} {grammar.scenes().entropy():.12f} x {config.num_sentences}"
     vocab_size = config.vocab_size or (0 if files or given else EMBEDDED_VOCAB_SIZE)

@@ -27,7 +27,7 @@ import numpy as np
 from outlines.checkpoint import MANIFEST, atomic_directory, sha256_file, verify
 from outlines.corpus.formats import CorpusError
 from outlines.corpus.reading import SPLITS
-from outlines.corpus.tokenizer import Tokenizer, train_tokenizer
+from outlines.corpus.tokenizer import SentencePieceTokenizer, Tokenizer, train_tokenizer
 from outlines.errors import CheckpointError
 from outlines.hardening import map_numbers, map_offsets, one_line, read_json
 
@@ -169,7 +169,7 @@ class PreparedCorpus:
         self.meta = read_json(directory / "meta.json")
         if not isinstance(self.meta.get("source"), str) or type(self.meta.get("max_len")) is not int:
             raise CheckpointError(f"{directory / 'meta.json'}: not the description of a prepared corpus.")
-        self.tokenizer = Tokenizer.load(directory / "tokenizer.model", sums["tokenizer.model"])
+        self.tokenizer = SentencePieceTokenizer.load(directory / "tokenizer.model", sums["tokenizer.model"])
         self.sentences = {split: Sentences(directory, split) for split in SPLITS}
         self.tokens = {split: Tokens(directory, split) for split in SPLITS}
         for split in SPLITS:

@@ -1,7 +1,7 @@
 """Sentences to token ids and back: SentencePiece BPE with byte fallback, trained on the training split only.
 
 With byte fallback, a character without a piece is encoded as bytes. No token is ever unknown, and decoding returns
-every sentence up to `Tokenizer.normalize`.
+every sentence up to `SentencePieceTokenizer.normalize`.
 Source: Kudo and Richardson, SentencePiece (2018); BPE: Sennrich et al. (2016).
 """
 
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import sentencepiece
 
@@ -68,7 +68,7 @@ def vocabulary_size(sentences: Iterable[str], lowercase: bool = False) -> tuple[
 
 
 def train_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int | None = None,
-                    lowercase: bool = False, max_sentences: int = MAX_TRAINING_SENTENCES) -> "Tokenizer":
+                    lowercase: bool = False, max_sentences: int = MAX_TRAINING_SENTENCES) -> "SentencePieceTokenizer":
     """Train a tokenizer, write it to `path` atomically, and return it.
 
     sentences: the training split; a collection, not an iterator, because it is read twice.
@@ -103,7 +103,7 @@ def train_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int | N
         if failures:
             raise failures[0] from None
         raise TokenizerError(f"{path}: SentencePiece could not train ({one_line(error)}).") from error
-    tokenizer = Tokenizer(model.getvalue())
+    tokenizer = SentencePieceTokenizer(model.getvalue())
     tokenizer.save(path)
     return tokenizer
 
@@ -116,8 +116,47 @@ def _recording(sentences: Iterable[str], failures: list[BaseException]) -> Itera
         raise
 
 
-class Tokenizer:
-    """A trained SentencePiece model; ids 0 to 3 are UNK, BOS, EOS and PAD."""
+class Tokenizer(Protocol):
+    """Text ↔ token ids; the rest of the project only uses this interface."""
+
+    special: SpecialIds
+
+    @property
+    def vocab_size(self) -> int:
+        """V: the number of ids, special ones included."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides the ids."""
+        ...
+
+    def encode(self, sentences: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each sentence, without bos and eos; raises TokenizerError for invalid text."""
+        ...
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Return the sentence of each row of ids."""
+        ...
+
+    def lines(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Return `decode` with each sentence on one line."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write the tokenizer to one file."""
+        ...
+
+    @classmethod
+    def load(cls, path: Path, sha256: str | None = None) -> Self:
+        """Return the tokenizer in a file; raises TokenizerError. sha256: the file's hash, if it is known."""
+        ...
+
+
+class SentencePieceTokenizer:
+    """A trained SentencePiece model; it implements `Tokenizer`. A sentence never contains unk."""
+
+    special = SPECIAL
 
     def __init__(self, model: bytes) -> None:
         """model: bytes of a model file. Raises TokenizerError unless it has the form of those of `train_tokenizer`."""
@@ -125,27 +164,24 @@ class Tokenizer:
             raise TokenizerError("not a SentencePiece model: empty.")
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-            special = SpecialIds(unk_id=processor.unk_id(), bos_id=processor.bos_id(), eos_id=processor.eos_id(),
-                                 pad_id=processor.pad_id())
+            special = {name: getattr(processor, name)() for name in asdict(SPECIAL)}
             pieces = range(processor.get_piece_size())
             num_bytes = sum(processor.is_byte(piece) for piece in pieces)
             processor.id_to_piece(list(pieces))  # raises if a piece is not UTF-8
         except (RuntimeError, ValueError) as error:
             raise TokenizerError("not a SentencePiece model, or a damaged one.") from error
-        if special != SPECIAL or num_bytes != 256:
+        if special != asdict(SPECIAL) or num_bytes != 256:
             raise TokenizerError("a SentencePiece model of another kind: unk 0, bos 1, eos 2, pad 3 and byte fallback are "
                                  "required. Train one with this project.")
-        self.special = special
-        self._silent = frozenset((special.bos_id, special.eos_id, special.pad_id))
         self._model = model
         self._processor = processor
         # The text of each piece of letters and punctuation; None for pieces that need SentencePiece to decode.
         self._plain: list[Any] = [
-            None if special or not re.fullmatch(r"▁?[^\s▁]+", piece) else piece.replace("▁", " ")
-            for piece, special in zip(processor.id_to_piece(list(pieces)), map(self._is_special, pieces), strict=True)]
+            None if is_special or not re.fullmatch(r"▁?[^\s▁]+", piece) else piece.replace("▁", " ")
+            for piece, is_special in zip(processor.id_to_piece(list(pieces)), map(self._is_special, pieces), strict=True)]
 
     @classmethod
-    def load(cls, path: Path, sha256: str | None = None) -> "Tokenizer":
+    def load(cls, path: Path, sha256: str | None = None) -> "SentencePieceTokenizer":
         """Return the tokenizer in a model file. Raises TokenizerError if it is missing or damaged.
 
         sha256: the file's hash from a verified manifest or run.json. If None (a file that a user provides), the model is
@@ -172,7 +208,7 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the model file."""
+        """Return the SHA-256 of the model file."""
         return hashlib.sha256(self._model).hexdigest()
 
     def normalize(self, sentence: str) -> str:
@@ -195,7 +231,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Return the sentence of each row of ids, without bos, eos and pad. Invalid bytes become U+FFFD."""
-        silent = self._silent
+        silent = {self.special.bos_id, self.special.eos_id, self.special.pad_id}
         rows = [row if isinstance(row, list) and silent.isdisjoint(row) else [int(i) for i in row if i not in silent]
                 for row in ids]
         return self._processor.decode(rows) if rows else []

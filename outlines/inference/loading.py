@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from outlines.corpus.tokenizer import Tokenizer
+from outlines.corpus.tokenizer import SentencePieceTokenizer
 from outlines.errors import OutlinesError, TokenizerError
 from outlines.hardening import read_json
 from outlines.inference.pipeline import Pipeline
@@ -26,7 +26,7 @@ def load_pipeline(run: Path, device: torch.device, precision: str = "auto") -> P
     except (ValueError, KeyError, TypeError) as error:
         raise OutlinesError(f"{run / 'run.json'}: damaged ({error}). Restore it from a backup, or train again.") from error
     try:
-        tokenizer = Tokenizer.load(run / "tokenizer.model", str(expected))
+        tokenizer = SentencePieceTokenizer.load(run / "tokenizer.model", str(expected))
     except TokenizerError as error:
         raise OutlinesError(f"{error} `python -m train --resume {run}` writes it again.") from error
     model = load_model(run / "model")

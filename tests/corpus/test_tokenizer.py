@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from outlines.corpus.tokenizer import (
     NUM_SPECIALS,
     SPECIAL,
+    SentencePieceTokenizer,
     Tokenizer,
     train_tokenizer,
     vocabulary_size,
@@ -136,18 +137,18 @@ def test_training_raises_what_the_sentences_raise(tmp_path: Path) -> None:
 def test_load_returns_the_same_tokenizer_and_refuses_others(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "a.model"
     tokenizer.save(path)
-    loaded = Tokenizer.load(path)
+    loaded = SentencePieceTokenizer.load(path)
     assert loaded.fingerprint == tokenizer.fingerprint
     assert loaded.encode(SENTENCES) == tokenizer.encode(SENTENCES)
     whole = path.read_bytes()
     for damaged in (b"", b"garbage", whole[:1000], whole[:-1], b"\0" * 4096):
         path.write_bytes(damaged)
         with pytest.raises(OutlinesError, match=re.escape(f"{path}: not a SentencePiece model")):
-            Tokenizer.load(path)
+            SentencePieceTokenizer.load(path)
     with pytest.raises(OutlinesError, match="missing"):
-        Tokenizer.load(tmp_path / "none.model")
+        SentencePieceTokenizer.load(tmp_path / "none.model")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES), model_prefix=str(tmp_path / "b"), vocab_size=60, model_type="bpe",
         minloglevel=2)
     with pytest.raises(OutlinesError, match="of another kind"):
-        Tokenizer.load(tmp_path / "b.model")
+        SentencePieceTokenizer.load(tmp_path / "b.model")

@@ -32,7 +32,7 @@ from outlines.corpus import tokenizer as tokenizing
 from outlines.corpus.formats import MAX_LINE_BYTES, CorpusError
 from outlines.corpus.prepared import PreparedCorpus
 from outlines.corpus.reading import ReadingReport
-from outlines.corpus.tokenizer import Tokenizer
+from outlines.corpus.tokenizer import SentencePieceTokenizer
 from outlines.encoders import load_encoder
 from outlines.encoders.store import OutlineStore, finish_store
 from outlines.errors import CheckpointError, OutlinesError, TokenizerError
@@ -327,7 +327,7 @@ def test_a_prepared_corpus_with_inconsistent_numbers_is_refused(places: Path, tm
 FUZZ = """
 import json, os, random, signal, sys
 from pathlib import Path
-from outlines.corpus.tokenizer import Tokenizer
+from outlines.corpus.tokenizer import SentencePieceTokenizer
 from outlines.errors import TokenizerError
 
 path, start, stop = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -360,7 +360,7 @@ for case in range(start, stop):
         file.write_bytes(model)
         signal.alarm(120)
         try:
-            tokenizer = Tokenizer.load(file)
+            tokenizer = SentencePieceTokenizer.load(file)
         except TokenizerError as error:
             file.unlink()
             os._exit(1 if "\\n" not in str(error) else 3)
@@ -404,33 +404,33 @@ def test_a_tokenizer_that_crashes_its_trial_is_a_one_line_error(
     monkeypatch.setattr(hardening, "TRIAL", trial)
     monkeypatch.setattr(hardening, "TRIAL_SEC", 5 if "sleep" not in trial else 0.5)
     with pytest.raises(TokenizerError, match=message):
-        Tokenizer.load(recurrent_encoder / "tokenizer.model")
+        SentencePieceTokenizer.load(recurrent_encoder / "tokenizer.model")
 
 
 def test_only_a_tokenizer_without_a_recorded_hash_is_tried(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
     monkeypatch.setattr(tokenizing, "try_tokenizer", lambda model: tried.append(len(model)))
     file = places / "encoder" / "tokenizer.model"
-    Tokenizer.load(file, sha256_file(file))
+    SentencePieceTokenizer.load(file, sha256_file(file))
     load(places / "run", "cpu")
     PreparedCorpus(next((places / "cache").glob("corpus-*")))
     load_encoder(f"recurrent:{places / 'encoder'}")
     assert not tried
-    Tokenizer.load(file)
+    SentencePieceTokenizer.load(file)
     assert tried == [file.stat().st_size]
     with pytest.raises(TokenizerError, match="not the recorded one"):
-        Tokenizer.load(file, "0" * 64)
+        SentencePieceTokenizer.load(file, "0" * 64)
 
 
 def test_a_tokenizer_must_be_a_plain_file_of_limited_size(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(TokenizerError, match="not a plain file"):
-            Tokenizer.load(path)
+            SentencePieceTokenizer.load(path)
     with open(tmp_path / "huge", "wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(TokenizerError, match="larger than"):
-        Tokenizer.load(tmp_path / "huge")
+        SentencePieceTokenizer.load(tmp_path / "huge")
 
 
 # Paths
@@ -622,7 +622,7 @@ def test_a_gzip_bomb_stops_at_the_limit_without_using_memory(tmp_path: Path) -> 
 
 def test_an_argument_that_is_not_text_is_a_one_line_error(recurrent_encoder: Path) -> None:
     with pytest.raises(TokenizerError, match="half a character"):
-        Tokenizer.load(recurrent_encoder / "tokenizer.model").encode([os.fsdecode(b"A \xff dog")])
+        SentencePieceTokenizer.load(recurrent_encoder / "tokenizer.model").encode([os.fsdecode(b"A \xff dog")])
 
 
 # Configuration
