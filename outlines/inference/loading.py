@@ -30,6 +30,7 @@ def load_pipeline(run: Path, device: torch.device, precision: str = "auto") -> P
     except TokenizerError as error:
         raise OutlinesError(f"{error} `python -m train --resume {run}` writes it again.") from error
     model = load_model(run / "model")
-    if model.decoder.config.vocab_size != tokenizer.vocab_size:
+    config = model.decoder.config
+    if config.vocab_size != tokenizer.vocab_size or config.never_written != tokenizer.special.never_written:
         raise OutlinesError(f"{run}: the model and the tokenizer have different vocabularies. Train again.")
     return Pipeline(run, description, model.to(device), tokenizer, precision)

@@ -1,11 +1,21 @@
 import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
-from outlines.corpus.batching import collate
+from outlines.corpus.batching import TokenBatch, collate
+from outlines.decoding.sample import SamplingConfig
+from outlines.decoding.sampler import Sampler
 from outlines.decoding.scoring import nll_of_rows
+from outlines.errors import OutlinesError
+from outlines.models.lm import LanguageModel
+from outlines.models.registry import load_model, save_model
+from outlines.networks.decoder import Decoder, DecoderConfig, build_decoder, register
+from outlines.networks.embedding_init import start_words
 from outlines.networks.gru import GRUConfig, GRUDecoder, LockedDropout
+from outlines.networks.losses import bag_of_words_nll
 
 CONFIG = GRUConfig(vocab_size=11, vector_dim=5, embed_dim=6, hidden_dim=7, num_layers=2, dropout=0.2)
 
@@ -89,3 +99,83 @@ def test_overfits_eight_sentences(vector_dim: int) -> None:
         optimizer.step()
     # With its vector a sentence is certain; without one, which of the eight it is costs log 8 = 2.08 nats.
     assert nll.item() < (0.2 if vector_dim else 2.6)
+
+
+# Another kind of decoder, registered by its file
+
+
+@dataclass(frozen=True)
+class BagConfig(DecoderConfig):
+    kind: str = "bag"
+    temperature: float = 1.0
+
+
+@dataclass
+class BagCache:
+    logits: torch.Tensor
+
+    def select(self, rows: torch.Tensor) -> "BagCache":
+        return BagCache(self.logits[rows])
+
+
+@register
+class BagDecoder(Decoder):
+    """Every token comes from one distribution, which the vector sets."""
+
+    config_class = BagConfig
+    config: BagConfig
+
+    def __init__(self, config: BagConfig):
+        super().__init__(config)
+        self.output = torch.nn.Linear(max(1, config.vector_dim), config.vocab_size)
+
+    def start(self, vector: torch.Tensor | None, num: int) -> BagCache:
+        vector = self.output.weight.new_zeros(num, self.output.in_features) if vector is None else vector
+        return BagCache(self.output(vector) / self.config.temperature)
+
+    def step(self, tokens: torch.Tensor, cache: BagCache) -> torch.Tensor:
+        return cache.logits
+
+    def nll(self, tokens: TokenBatch, vector: torch.Tensor | None) -> torch.Tensor:
+        return bag_of_words_nll(self.start(vector, len(tokens.inputs)).logits, tokens.targets, tokens.mask)
+
+
+@pytest.mark.parametrize("vector_dim", [0, 5])
+def test_another_kind_of_decoder_learns_scores_and_writes(vector_dim: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(BagConfig(11, vector_dim, vector_dropout=0.1))
+    decoder, vector = model.decoder, torch.randn(8, vector_dim) if vector_dim else None
+    rows = [torch.randint(4, 11, (6,)).numpy() for _ in range(8)]
+    batch, optimizer, losses = collate(rows, decoder.config), torch.optim.Adam(decoder.parameters(), lr=0.1), []
+    for _ in range(30):
+        losses.append(decoder.nll(batch, vector).mean())
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.9 * losses[0]
+    save_model(tmp_path / "model", model)
+    loaded = load_model(tmp_path / "model").decoder
+    assert isinstance(loaded, BagDecoder) and loaded.config == decoder.config
+    nll, num_targets = nll_of_rows(loaded, rows, vector)
+    assert nll.tolist() == pytest.approx(decoder.nll(batch, vector).tolist(), rel=1e-5) and set(num_targets) == {7}
+    uniforms = torch.rand(8, 12)
+    for config in (SamplingConfig(max_len=12), SamplingConfig(beam=2, max_len=4), SamplingConfig(temperature=0, max_len=4)):
+        written = Sampler(loaded)(vector, uniforms, config, [5])
+        alone = [Sampler(loaded)(None if vector is None else vector[row:row + 1], uniforms[row:row + 1], config, [5])[0]
+                 for row in range(8)]
+        assert written == alone and all(row[0] == 5 and len(row) <= config.max_len for row in written)
+    if vector is not None:
+        guided = Sampler(loaded)(vector, uniforms, SamplingConfig(guidance=0.0, max_len=12))
+        assert guided == Sampler(loaded)(torch.zeros_like(vector), uniforms, SamplingConfig(max_len=12))
+
+
+def test_an_unknown_kind_is_named_with_the_nearest() -> None:
+    with pytest.raises(OutlinesError, match="unknown decoder 'gro': did you mean 'gru'"):
+        build_decoder(DecoderConfig(11, 0, kind="gro"))
+    with pytest.raises(OutlinesError, match="configured by GRUConfig, not by DecoderConfig"):
+        build_decoder(DecoderConfig(11, 0, kind="gru"))
+
+
+def test_a_decoder_without_word_embeddings_cannot_start_from_counts() -> None:
+    with pytest.raises(OutlinesError, match=r"no embeddings to initialise from counts\. Use --word-start random"):
+        start_words(build_decoder(BagConfig(11, 0)), [torch.tensor([5]).numpy()], 1)
