@@ -1,14 +1,14 @@
-"""Tokens/s of decoder training, float32 beside bfloat16: `python -m benchmarks.decoder_speed`.
+"""Tokens/s of decoder training in float32 and in bfloat16: `python -m benchmarks.decoder_speed`.
 
-Batches of 128 sentences of 15 tokens over 4,000 pieces, as Multi30k's are on average; forward, backward, clipping, AdamW.
-Rounds of the arms alternate, and the best round of each counts, for other processes only ever slow one down.
+Batches of 128 sentences with 15 tokens each, over 4,000 pieces, like Multi30k's on average. A step is forward, backward,
+clipping and AdamW. On a CPU without bfloat16, only float32 is measured.
 """
 
-import time
 from collections.abc import Callable
 
 import torch
 
+from benchmarks.rounds import has_bfloat16, shortest
 from outlines.corpus.batching import collate
 from outlines.devices import choose_precision
 from outlines.networks.gru import GRUConfig, GRUDecoder
@@ -16,13 +16,13 @@ from train.method import Update, adamw
 from train.runtime.ranks import Ranks
 
 CONFIG = GRUConfig(vocab_size=4000, vector_dim=384, embed_dim=224, hidden_dim=384)
-BATCH_SIZE, LENGTH, STEPS, ROUNDS = 128, 14, 10, 6
+BATCH_SIZE, LENGTH, ROUNDS = 128, 14, 60
 
 
 def main() -> None:
     torch.manual_seed(0)
     batch = collate([torch.randint(4, 4000, (LENGTH,)).numpy() for _ in range(BATCH_SIZE)], CONFIG)
-    vector = torch.randn(BATCH_SIZE, 384)
+    num_tokens, vector = int(batch.lengths.sum()), torch.randn(BATCH_SIZE, 384)
     update = Update(Ranks(), clip_norm=1.0)
 
     def arm(bfloat16: bool) -> Callable[[], object]:
@@ -32,24 +32,16 @@ def main() -> None:
         def step() -> object:
             with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
                 nll = decoder.nll(batch, vector).sum()
-            return update("nll", optimizer, nll / int(batch.lengths.sum()))
+            return update("nll", optimizer, nll / num_tokens)
 
         return step
 
-    arms = {"float32": arm(False), "bfloat16": arm(True)}
-    best = dict.fromkeys(arms, 0.0)
-    for _ in range(ROUNDS):
-        for name, step in arms.items():
-            step()
-            started = time.perf_counter()
-            for _ in range(STEPS):
-                step()
-            best[name] = max(best[name], STEPS * int(batch.lengths.sum()) / (time.perf_counter() - started))
-    parameters = sum(parameter.numel() for parameter in GRUDecoder(CONFIG).parameters())
-    print(f"{parameters / 1e6:.2f} M parameters, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    for name, speed in best.items():
-        print(f"{name:10} {speed:8,.0f} tokens/s ({speed / best['float32']:.2f} x)")
-    print(f"--precision auto takes {choose_precision('auto', torch.device('cpu'))} here")
+    num_parameters = sum(parameter.numel() for parameter in GRUDecoder(CONFIG).parameters())
+    print(f"{num_parameters / 1e6:.2f} M parameters, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
+    best = shortest({name: arm(name == "bfloat16") for name in ("float32", "bfloat16")[:1 + has_bfloat16()]}, ROUNDS, 2)
+    for name, seconds in best.items():
+        print(f"{name:10} {num_tokens / seconds:8,.0f} tokens/s ({best['float32'] / seconds:.2f} x)")
+    print(f"--precision auto chooses {choose_precision('auto', torch.device('cpu'))} here")
 
 
 if __name__ == "__main__":
