@@ -37,7 +37,7 @@ def main() -> None:
         return step
 
     num_parameters = sum(parameter.numel() for parameter in GRUDecoder(CONFIG).parameters())
-    print(f"{num_parameters / 1e6:.2f} M parameters, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
+    print(f"{num_parameters / 1e6:.2f} M parameters, {torch.get_num_threads()} threads, torch {torch.__version__}")
     best = shortest({name: arm(name == "bfloat16") for name in ("float32", "bfloat16")[:1 + has_bfloat16()]}, ROUNDS, 2)
     for name, seconds in best.items():
         print(f"{name:10} {num_tokens / seconds:8,.0f} tokens/s ({best['float32'] / seconds:.2f} x)")

@@ -1,4 +1,4 @@
-"""`python -m generate` as a user runs it: in a process of its own where that matters, and in this one elsewhere."""
+"""`python -m generate` as a user runs it: in a new process where necessary, otherwise in this one."""
 
 import ast
 import dataclasses
@@ -43,7 +43,7 @@ Written = Callable[..., list[str]]
 
 @pytest.fixture
 def written(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> Written:
-    """The lines that a verb writes of the tiny run, or of another, and the error that it ends in."""
+    """A function that runs a verb on the tiny run or another one, and returns its lines; error: the expected error."""
     def lines(verb: str, *arguments: object, run: Path = tiny_run, error: str = "") -> list[str]:
         status = main([verb, str(run), *map(str, arguments), "--device", "cpu"])
         captured = capsys.readouterr()
@@ -116,7 +116,7 @@ def test_the_controls_can_be_sampled(source: str, written: Written) -> None:
 def test_sampling_options_reach_the_sampler(written: Written) -> None:
     settings = [["--greedy"], ["--temperature", 2], ["--top-k", 1], ["--top-p", 0.2], ["--max-len", 3]]
     outcomes = [tuple(written("sample", "--num", 4, *setting)) for setting in settings]
-    assert outcomes[0] == outcomes[2], "the likeliest token alone is greedy decoding"
+    assert outcomes[0] == outcomes[2], "top-k 1 is greedy decoding"
     assert len(set(outcomes)) == 4
 
 
@@ -189,7 +189,7 @@ def test_the_batch_size_changes_no_sentence(written: Written, precision: str) ->
         assert written(*drawn, "--num", num, "--batch-size", size) == whole[:num]
 
 
-def test_the_precision_is_that_of_what_is_drawn_alone(written: Written, tiny_run: Path) -> None:
+def test_the_precision_changes_only_sampling(written: Written, tiny_run: Path) -> None:
     coarse, fine = (outlines.load(tiny_run, "cpu", precision) for precision in ("bfloat16", "float32"))
     assert coarse.sample(200) != fine.sample(200) == written("sample", "--num", 200, "--precision", "float32")
     assert coarse.sample(200) == written("sample", "--num", 200, "--precision", "bfloat16")
@@ -219,16 +219,16 @@ def test_the_noise_can_be_scaled(written: Written, other_runs: Callable[[str], P
     written("sample", "--noise-scale", -1, error="--noise-scale: must be a number of at least 0")
 
 
-def test_sentences_come_before_the_rest_is_made(pipeline: Pipeline) -> None:
+def test_the_first_sentences_come_before_the_others_are_decoded(pipeline: Pipeline) -> None:
     endless = pipeline.sentences(10**12, 1, SamplingConfig(temperature=0.7))
     assert [next(endless).text for _ in range(3)] == pipeline.sample(3)
 
 
-def test_unique_passes_over_repetitions(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unique_skips_duplicates(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     few = ["--temperature", 0.2, "--max-len", 3]
     drawn = written("sample", "--num", 400, *few)
     expected = list(dict.fromkeys(drawn))
-    assert len(expected) < 400, "nothing is drawn twice: the test shows nothing"
+    assert len(expected) < 400, "no duplicates were drawn, so the test shows nothing"
     assert written("sample", "--num", len(expected), *few, "--unique") == expected
     monkeypatch.setattr(verbs, "MAX_REPEATS", 3)
     repeated = verbs.unique(Sentence(text, None) for text in "abaacaaad")
@@ -383,7 +383,7 @@ def test_the_nearest_training_sentences(written: Written, pipeline: Pipeline) ->
     assert written("nearest", copied, "--num", 1) == [copied, f"{first['cosine']:.3f}\t{first['row']}\t{copied}"]
 
 
-def test_completions_begin_as_told(written: Written, pipeline: Pipeline) -> None:
+def test_completions_start_with_the_given_beginning(written: Written, pipeline: Pipeline) -> None:
     sampled = written("complete", "Two dogs", "--num", 20, "--temperature", 1.5)
     assert len(set(sampled)) > 3 and all(line.startswith("Two dogs") for line in sampled)
     prefix = pipeline.tokenizer.encode(["Two dogs"])[0]
@@ -392,7 +392,7 @@ def test_completions_begin_as_told(written: Written, pipeline: Pipeline) -> None
 
 
 @pytest.mark.parametrize("verb", ["reconstruct", "vary", "interpolate", "nearest", "sample", "complete"])
-def test_what_a_language_model_cannot_do_is_said(verb: str, written: Written, other_runs: Callable[[str], Path]) -> None:
+def test_a_language_model_refuses_verbs_of_vectors(verb: str, written: Written, other_runs: Callable[[str], Path]) -> None:
     run = other_runs("lm")
     if verb in ("sample", "complete"):
         assert len(written(verb, *(["A dog"] if verb == "complete" else []), "--num", 3, "--max-len", 9, run=run)) == 3
@@ -414,7 +414,7 @@ def test_a_vae_has_the_same_verbs_but_for_noise_and_neighbours(written: Written,
     written("nearest", A, run=run, error="store no outlines")
 
 
-def test_an_autoencoder_rebuilds_and_walks_but_invents_nothing(written: Written, other_runs: Callable[[str], Path]) -> None:
+def test_an_autoencoder_reconstructs_but_does_not_sample(written: Written, other_runs: Callable[[str], Path]) -> None:
     run = other_runs("encoder")
     autoencoder = outlines.load(run, "cpu")
     assert torch.allclose(autoencoder.model.to_encoder(autoencoder.encode([A])).norm(dim=1), torch.ones(1))
@@ -423,7 +423,7 @@ def test_an_autoencoder_rebuilds_and_walks_but_invents_nothing(written: Written,
     written("sample", run=run, error="no source of new ones")
 
 
-def test_progress_is_shown_on_a_terminal_alone(written: Written, tmp_path: Path, tiny_run: Path,
+def test_progress_is_shown_only_on_a_terminal(written: Written, tmp_path: Path, tiny_run: Path,
                                                monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(tiny_run), "--num", "5", "--device", "cpu", "--out", str(tmp_path / "out.txt")]
     assert main(arguments) == 0 and capsys.readouterr().err == ""

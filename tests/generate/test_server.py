@@ -52,7 +52,7 @@ def server(pipeline: Pipeline) -> Iterator[Server]:
 
 
 def ask(server: Server, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-    """Status and JSON (or text) of one request; bytes are sent as they are."""
+    """Status and JSON (or text) of one request; a body of bytes is sent unchanged."""
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(server.url + path, data, {"Content-Type": "application/json", **headers})
     try:
@@ -124,7 +124,7 @@ def test_bad_input_is_answered_with_400_and_a_sentence(path: str, body: Any, mes
     assert status == 400 and list(data) == ["error"] and message in data["error"] and "Traceback" not in data["error"]
 
 
-def test_what_is_not_there_is_404(server: Server) -> None:
+def test_unknown_paths_are_404(server: Server) -> None:
     assert ask(server, "/../run.json")[0] == 404
     assert ask(server, "/other", {})[0] == 404
 
@@ -162,7 +162,7 @@ def test_a_request_is_bounded_in_bytes_and_time(server: Server, monkeypatch: pyt
         assert slow.recv(100) == b"", "the server waits for the rest for ever"
 
 
-def test_one_request_too_many_is_told_to_come_back(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_request_too_many_is_refused_for_now(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "places", threading.BoundedSemaphore(1))
     with server.places:
         assert ask(server, "/sample", {"num": 1})[0] == 503
@@ -249,7 +249,7 @@ LINES = [b"", b"\r\n", b"GET", b"GET /", b"GET  HTTP/1.1", b"\x16\x03\x01\x02\x0
 
 
 def malformed(rng: random.Random) -> bytes:
-    """One request, most of the time one that no browser would send."""
+    """One request, usually one that no browser would send."""
     path = rng.choice(list(FIELDS))
     # A surplus field now and then: the walks and look-ups that succeed are the slow ones.
     fields = {name: rng.choice(VALUES) for name in [*FIELDS[path], "surplus"] if rng.random() < 0.6}
@@ -268,7 +268,7 @@ def malformed(rng: random.Random) -> bytes:
 
 
 def raw(address: tuple[str, int], request: bytes) -> bytes:
-    """All that is answered to these bytes and the end of them."""
+    """The complete answer to these bytes."""
     with socket.create_connection(address, timeout=60) as connection:
         with contextlib.suppress(OSError):  # it may have been refused before the last byte
             connection.sendall(request)
@@ -285,7 +285,7 @@ def refuse_constant(name: str) -> None:
 
 
 def send_malformed(address: tuple[str, int], count: int, seed: int) -> int:
-    """Send so many, and hold every answer to what is promised; returns how many were answered."""
+    """Send `count` malformed requests and check every answer; returns the number of answers."""
     rng, num_answered = random.Random(seed), 0
     for _ in range(count):
         request = malformed(rng)
@@ -324,7 +324,7 @@ def test_slow_clients_are_dropped_and_take_no_place(server: Server, monkeypatch:
         assert ask(server, "/sample", {"num": 1})[0] == 200
     monkeypatch.setattr(serving, "READ_SEC", 0.3)
     with socket.create_connection(address, timeout=30) as trickling, pytest.raises(ConnectionError):
-        for byte in head * 100:  # a byte every 20 ms, which no pause between two of them gives away
+        for byte in head * 100:  # a byte every 20 ms: no pause is long enough for a timeout
             trickling.sendall(bytes([byte]))
             time.sleep(0.02)
 
@@ -338,7 +338,7 @@ def test_one_connection_too_many_is_closed(pipeline: Pipeline, monkeypatch: pyte
             assert raw(address, request) == b""
             idle.shutdown(socket.SHUT_WR)
             assert idle.recv(100) == b""
-        for _ in range(100):  # the idle one's thread gives its place back a moment after it has closed
+        for _ in range(100):  # the idle client's thread ends a moment after it has closed
             if answer := raw(address, request):
                 break
             time.sleep(0.02)
@@ -358,7 +358,7 @@ def test_large_requests_that_wait_together_are_decoded_in_bounded_batches(server
 
 @contextlib.contextmanager
 def served(run: Path, errors: Path) -> Iterator[tuple[tuple[str, int], int]]:
-    """Address and pid of a server in a process of its own, which must end by Ctrl-C and have said nothing."""
+    """Address and pid of a server in a new process, which must stop on Ctrl-C without any message."""
     with open(errors, "wb") as file:
         process = subprocess.Popen([sys.executable, "-m", "generate", "serve", str(run), "--port", "0"], env=environment(),
                                    stdout=subprocess.PIPE, stderr=file, text=True)
@@ -417,7 +417,7 @@ def test_sixty_four_clients_for_a_minute(tiny_run: Path, tmp_path: Path) -> None
     print(f"{len(statuses)} requests, {statuses.count(503)} told to come back; memory, MiB: median of each third {levels}, "
           f"at most {max(sizes) >> 20}")
     assert set(statuses) <= {200, 400, 503} and statuses.count(200) > 100
-    # What stands in memory comes and goes with the requests being answered; neither its level nor its peak may rise.
+    # Memory varies with the requests in progress; neither its level nor its peak may rise.
     assert levels[2] - levels[1] < 20, sizes
     half = len(sizes) // 2
     assert max(sizes[half:]) - max(sizes[:half]) < 30 * 2**20, sizes

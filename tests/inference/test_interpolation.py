@@ -1,4 +1,4 @@
-"""Walks, the generator backwards, and the measure of smoothness, against known answers."""
+"""Walks, inversion of the generator, and smoothness, against known answers."""
 
 import math
 from dataclasses import asdict
@@ -39,7 +39,7 @@ def test_a_spherical_walk_keeps_the_norm_and_turns_evenly() -> None:
 
 
 @pytest.mark.parametrize("end", [2 * E1, -E1, E1])
-def test_where_there_is_no_arc_the_walk_is_straight(end: Tensor) -> None:
+def test_parallel_vectors_have_a_straight_walk(end: Tensor) -> None:
     assert torch.allclose(spherical(E1, end, 5), linear(E1, end, 5))
 
 
@@ -57,7 +57,7 @@ def unit(vectors: Tensor) -> Tensor:
     return functional.normalize(vectors, dim=1)
 
 
-def test_a_gradient_walk_climbs_by_bounded_steps_and_stops_where_it_is_told() -> None:
+def test_a_gradient_walk_has_bounded_steps_and_stops_at_the_given_nll() -> None:
     model = decoder()
     start = unit(torch.randn(1, 6, generator=torch.Generator().manual_seed(0)))[0]
     first = float(nll_of_rows(model, [ROW], start[None])[0][0])
@@ -85,7 +85,7 @@ def test_a_gradient_walk_says_why_it_ended() -> None:
     assert gradient(model, start, ROW, 1e9, step=0.1).vectors.shape == (1, 6)
     cut = gradient(model, start, ROW, -1.0, step=0.1, max_steps=4)
     assert (cut.ended, len(cut.vectors)) == ("max_steps", 5)
-    # A map that goes back to where it began: no step can help.
+    # normalise maps every step back to the start, so no step helps.
     assert gradient(model, start, ROW, -1.0, step=0.1, normalise=lambda vector: 0 * vector).ended == "stuck"
     assert gradient(model, start, ROW, -1.0, step=0.0).ended == "stuck"
     with pytest.raises(ValueError, match="evaluation mode"):
@@ -93,7 +93,7 @@ def test_a_gradient_walk_says_why_it_ended() -> None:
 
 
 def outline_model(num_centres: int, normalized: bool = True, width: int = 8, num_offsets: int = 0) -> OutlineModel:
-    """A generator that bends its mixture a little, as training does."""
+    """A model whose generator differs a little from its mixture, as after training."""
     torch.manual_seed(1)
     generator = {"kind": "gan", **asdict(GeneratorConfig(width, num_centres, num_offsets, hidden_dim=32))}
     model = OutlineModel(GRUConfig(12, width), generator, GeneratorConfig(width, max(1, num_centres)), None, normalized,
@@ -115,7 +115,7 @@ def test_inversion_recovers_the_generators_own_noise(normalized: bool, num_offse
     found = invert(model, model.normalise(model.generator(noise)))
     assert torch.allclose(model.normalise(model.generator.around(found.centre, found.normal)),
                           model.normalise(model.generator(noise)), atol=0.05)
-    if not normalized:  # where the norm is lost, so is one dimension of eight of the noise
+    if not normalized:  # normalisation loses one of the noise's eight dimensions
         cosine = torch.cosine_similarity(found.normal, noise.normal, dim=1)
         assert int((cosine >= 0.95).sum()) >= 90
         drawn = model.generator.centres[noise.centre]

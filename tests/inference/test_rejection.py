@@ -29,20 +29,20 @@ def test_slope_of_a_log_ratio_in_other_units() -> None:
     assert fit_slope(fake, real) == pytest.approx(-fit_slope(real, fake), rel=1e-4)
 
 
-def test_slope_where_there_is_nothing_to_fit() -> None:
+def test_slope_of_equal_or_separated_scores() -> None:
     assert fit_slope(torch.zeros(5), torch.zeros(5)) == 0
-    assert 0 < fit_slope(torch.tensor([2.0, 3]), torch.tensor([0.0, 1])) < 100  # parted without a fault
+    assert 0 < fit_slope(torch.tensor([2.0, 3]), torch.tensor([0.0, 1])) < 100  # separated perfectly
 
 
 @pytest.mark.parametrize("mean_draws", [1, 1.5, 4, 50])
-def test_threshold_keeps_the_share_that_is_asked_for(mean_draws: float) -> None:
+def test_threshold_accepts_the_given_share(mean_draws: float) -> None:
     ratios = 3 * normal(1000, 0, 2)
     chance = (ratios.double() - threshold(ratios, mean_draws)).clamp(max=0).exp()
     assert float(chance.mean()) == pytest.approx(1 / mean_draws, rel=1e-6)
 
 
 class OneDimension(TextModel):
-    """Draws from N(0, 1), of which N(1, 1) is the real distribution; no decoder is needed."""
+    """Draws from N(0, 1); the real distribution is N(1, 1). Needs no decoder."""
 
     sources = ("own",)
 
@@ -66,14 +66,14 @@ def one_dimension() -> Iterator[OneDimension]:
 
 
 @pytest.mark.parametrize(("mean_draws", "mean"), [(1, 0.0), (20, 1.0)])
-def test_what_is_kept_has_the_real_distribution(one_dimension: OneDimension, mean_draws: float, mean: float) -> None:
+def test_accepted_vectors_have_the_real_distribution(one_dimension: OneDimension, mean_draws: float, mean: float) -> None:
     keep = rejecting(one_dimension, lambda num, rng: one_dimension.vectors(num, rng, "own"), mean_draws)
     kept = keep(20000, torch.Generator().manual_seed(5))
     assert kept is not None and len(kept) == 20000
     assert float(kept.mean()) == pytest.approx(mean, abs=0.05) and float(kept.std()) == pytest.approx(1, abs=0.05)
 
 
-def test_scores_that_are_not_finite_keep_nothing_waiting(one_dimension: OneDimension) -> None:
+def test_scores_that_are_not_finite_are_an_error(one_dimension: OneDimension) -> None:
     with pytest.raises(CannotReject, match="not finite"):
         rejecting(one_dimension, lambda num, rng: torch.full((num, 1), torch.nan), 2)
     with pytest.raises(OutlinesError, match="from 1 "):
@@ -82,13 +82,13 @@ def test_scores_that_are_not_finite_keep_nothing_waiting(one_dimension: OneDimen
 
 @pytest.fixture
 def sure(tiny_run: Path) -> Pipeline:
-    """A run whose critic's scores are worth something, whatever its few steps have made of them."""
+    """A run whose critic separates the outlines, although it was trained for a few steps only."""
     pipeline = outlines.load(tiny_run, "cpu", "float32")  # as an evaluation draws
     pipeline.model.score_slope.fill_(20 / float(pipeline.model.critic_scores(torch.randn(100, 16)).std()))  # type: ignore[operator]
     return pipeline
 
 
-def test_a_sentence_depends_on_seed_and_number_alone(sure: Pipeline) -> None:
+def test_a_sentence_depends_only_on_seed_and_number(sure: Pipeline) -> None:
     def written(num: int, **choice: object) -> list[str]:
         sampling = SamplingConfig(temperature=0.7, max_len=5)
         return [line.text for line in sure.sentences(num, 3, sampling, **choice)]  # type: ignore[arg-type]
@@ -98,15 +98,15 @@ def test_a_sentence_depends_on_seed_and_number_alone(sure: Pipeline) -> None:
     assert kept != written(300) and written(20, rejection=1.0) == written(20)
 
 
-def test_what_is_kept_scores_higher(sure: Pipeline) -> None:
+def test_accepted_vectors_score_higher(sure: Pipeline) -> None:
     sampling = SamplingConfig(max_len=3)
     every, kept = ([line.critic_score for line in sure.sentences(256, 1, sampling, scored=True, rejection=rejection)]
                    for rejection in (1.0, 4.0))
     assert sum(kept) > sum(every)  # type: ignore[arg-type]
 
 
-def test_an_evaluation_draws_what_is_kept(sure: Pipeline) -> None:
-    """Its sentences are those of the pipeline at the same seed; its outlines are the raw ones."""
+def test_an_evaluation_samples_with_rejection(sure: Pipeline) -> None:
+    """The sentences equal the pipeline's at the same seed; the outlines are raw."""
     data = SimpleNamespace(corpus=SimpleNamespace(meta={"max_len": 4}), tokenizer=sure.tokenizer, scaling=sure.model.scaling)
     drawn = draw(sure.model, data, Variant("generator", rejection=3.0), 1.0, 30)  # type: ignore[arg-type]
     expected = sure.sentences(30, SAMPLING_SEED, SamplingConfig(max_len=4), rejection=3.0)
@@ -130,9 +130,9 @@ def test_evaluation_has_rows_of_its_own_for_rejection(sure: Pipeline, tiny_run: 
     assert whole.split("|")[3:] != rejected.split("|")[3:]
 
 
-def test_what_cannot_be_rejected_says_why(sure: Pipeline) -> None:
+def test_rejection_without_a_useful_critic_is_an_error(sure: Pipeline) -> None:
     with pytest.raises(OutlinesError, match="rejection does not work with the source mixture"):
         next(sure.sentences(1, 1, SamplingConfig(), "mixture", rejection=2.0))
     sure.model.score_slope.fill_(-1)  # type: ignore[operator]
-    with pytest.raises(CannotReject, match="nothing to go by"):
+    with pytest.raises(CannotReject, match="does not separate real from generated"):
         next(sure.sentences(1, 1, SamplingConfig(), rejection=2.0))
