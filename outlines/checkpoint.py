@@ -168,17 +168,15 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def flatten_optimizer(state: dict[str, Any], prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split `optimizer.state_dict()` into named tensors and JSON data."""
+    """Split `optimizer.state_dict()`, whose state is tensors only, into named tensors and JSON data."""
     tensors = {f"{prefix}.{index}.{key}": value
-               for index, entries in state["state"].items() for key, value in entries.items() if isinstance(value, Tensor)}
-    plain = {str(index): {key: value for key, value in entries.items() if not isinstance(value, Tensor)}
-             for index, entries in state["state"].items()}
-    return tensors, {"plain": plain, "param_groups": state["param_groups"]}
+               for index, entries in state["state"].items() for key, value in entries.items()}
+    return tensors, {"param_groups": state["param_groups"]}
 
 
 def unflatten_optimizer(tensors: dict[str, Tensor], data: dict[str, Any], prefix: str) -> dict[str, Any]:
     """Return the state dict that `flatten_optimizer` split."""
-    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in data["plain"].items()}
+    state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(prefix + "."):
             index, key = name.removeprefix(prefix + ".").split(".", 1)

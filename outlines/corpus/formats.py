@@ -21,14 +21,6 @@ MAX_LINE_BYTES = 1 << 20
 GZ_BYTES = 1 << 30
 GZ_RATIO = 200  # text compresses by a factor of 3 to 10; zeros reach 1,032 with deflate
 
-NOT_UTF8 = "not UTF-8"
-TOO_LONG = "too long"
-BROKEN_JSON = "broken JSON"
-NOT_AN_OBJECT = "not a JSON object"
-NO_COLUMN = "column missing"
-NOT_A_STRING = "column not a string"
-BROKEN_CSV = "broken CSV"
-
 
 class CorpusError(OutlinesError):
     """A corpus cannot be read, or has nothing to learn from."""
@@ -110,9 +102,9 @@ def _lines(path: Path, gz_bytes: int) -> Lines:
                     raise CorpusError(f"{path}:1: encoded as UTF-16. Convert it: iconv -f UTF-16 -t UTF-8")
                 piece = piece.removeprefix(b"\xef\xbb\xbf")
             try:
-                yield number, piece.rstrip(b"\r\n").decode() if complete else Bad(TOO_LONG)
+                yield number, piece.rstrip(b"\r\n").decode() if complete else Bad("too long")
             except UnicodeDecodeError:
-                yield number, Bad(NOT_UTF8)
+                yield number, Bad("not UTF-8")
         at_start = ended
 
 
@@ -134,11 +126,11 @@ def _json_fields(path: Path, lines: Lines, columns: Sequence[str]) -> Iterator[t
             yield number, record
         elif absent := [column for column in columns if column not in record]:
             missing, names = missing or absent[0], names or list(record)
-            yield number, Bad(NO_COLUMN)
+            yield number, Bad("column missing")
         else:
             fields = [record[column] for column in columns]
             others = others or any(text != "" for text in fields)
-            yield number, fields if all(isinstance(text, str) for text in fields) else Bad(NOT_A_STRING)
+            yield number, fields if all(isinstance(text, str) for text in fields) else Bad("column not a string")
     if missing and not others:
         raise _no_column(path, missing, names)
 
@@ -147,8 +139,8 @@ def _json_object(line: str) -> dict[str, str] | Bad:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
-        return Bad(BROKEN_JSON)
-    return record if isinstance(record, dict) else Bad(NOT_AN_OBJECT)
+        return Bad("broken JSON")
+    return record if isinstance(record, dict) else Bad("not a JSON object")
 
 
 def _csv_fields(path: Path, lines: Lines, columns: Sequence[str]) -> Iterator[tuple[int, list[str] | Bad]]:
@@ -196,5 +188,5 @@ def _csv_record(lines: list[str], num_fields: int | None = None) -> list[str] | 
     try:
         fields = next(csv.reader([text], strict=True))
     except csv.Error:
-        return Bad(TOO_LONG if len(text) > csv.field_size_limit() else BROKEN_CSV)
-    return fields if num_fields is None or len(fields) in (0, num_fields) else Bad(BROKEN_CSV)
+        return Bad("too long" if len(text) > csv.field_size_limit() else "broken CSV")
+    return fields if num_fields is None or len(fields) in (0, num_fields) else Bad("broken CSV")

@@ -20,20 +20,16 @@ does not move others to another group.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from outlines.checkpoint import sha256_file
-from outlines.corpus.formats import GZ_BYTES, TOO_LONG, Bad, CorpusError, is_gz, kind_of, read_fields, require_file
+from outlines.corpus.formats import GZ_BYTES, Bad, CorpusError, is_gz, kind_of, read_fields, require_file
 
 SPLITS = ("train", "valid", "test")
 MAX_CHARS_LIMIT = 50_000  # a character takes up to 12 bytes in JSON, so the line still fits MAX_LINE_BYTES
-
-EMPTY = "empty"
-NUL = "NUL character"
-SURROGATE = "lone surrogate"
 
 
 @dataclass(frozen=True)
@@ -137,44 +133,42 @@ class Member(NamedTuple):
 def _sentence(text: str, max_chars: int) -> str | Bad:
     sentence = " ".join(text.split())
     if "\0" in sentence:
-        return Bad(NUL)
+        return Bad("NUL character")
     if len(sentence) > max_chars:
-        return Bad(TOO_LONG)
+        return Bad("too long")
     try:
         sentence.encode()
     except UnicodeEncodeError:
-        return Bad(SURROGATE)
+        return Bad("lone surrogate")
     # Only control and format characters, such as a zero-width space, are no sentence either.
-    return sentence if any(c != " " and c.isprintable() for c in sentence) else Bad(EMPTY)
+    return sentence if any(c != " " and c.isprintable() for c in sentence) else Bad("empty")
 
 
-def read_records(paths: Iterable[str], columns: Sequence[str], *, strict: bool = False, max_chars: int = 2000,
-                 report: ReadingReport | None = None, gz_bytes: int = GZ_BYTES) -> Iterator[Record]:
-    """Yield the normalised sentences of the files in order; see CorpusFiles for the options.
+def read_records(files: CorpusFiles, paths: Sequence[str], columns: Sequence[str],
+                 report: ReadingReport) -> Iterator[Record]:
+    """Yield the normalised sentences of `paths` in order, with the options of `files`.
 
     A line without a sentence in one of the columns is rejected and counted in `report`. Raises CorpusError if a file
-    cannot be read, if `strict` and a line is rejected, and at the end if there was no sentence at all.
+    cannot be read, if `files.strict` and a line is rejected, and at the end if there was no sentence at all.
     """
-    files = [Path(path) for path in paths]
-    report = ReadingReport() if report is None else report
     num_accepted = num_rejected = 0
     reason = ""
-    for file, path in enumerate(files):
-        for number, texts in read_fields(path, columns, gz_bytes):
-            found = [texts] if isinstance(texts, Bad) else [_sentence(text, max_chars) for text in texts]
+    for file, path in enumerate(paths):
+        for number, texts in read_fields(Path(path), columns, files.gz_bytes):
+            found = [texts] if isinstance(texts, Bad) else [_sentence(text, files.max_chars) for text in texts]
             sentences = tuple(text for text in found if isinstance(text, str))
             if len(sentences) == len(columns):
                 num_accepted += 1
                 yield Record(file, number, sentences)
                 continue
             reason = next(text.reason for text in found if isinstance(text, Bad))
-            if strict:
+            if files.strict:
                 raise CorpusError(f"{path}:{number}: {reason}. Correct the line, or remove --strict to skip it.")
             num_rejected += 1
             report.reject(f"{path}:{number}", reason)
     if not num_accepted:
         details = f"{num_rejected:,} lines rejected, the last one: {reason}" if num_rejected else "empty"
-        raise CorpusError(f"{', '.join(map(str, files))}: no sentence found ({details}). Check the file and the column.")
+        raise CorpusError(f"{', '.join(paths)}: no sentence found ({details}). Check the file and the column.")
 
 
 def split_of(sentence: str, valid_fraction: float = 0.02, test_fraction: float = 0.02) -> str:
@@ -199,8 +193,7 @@ def read_corpus(files: CorpusFiles, report: ReadingReport) -> Iterator[Member]:
     for split, paths in (("train", files.train), ("valid", files.valid), ("test", files.test)):
         if not paths:
             continue
-        for record in read_records(paths, columns, strict=files.strict, max_chars=files.max_chars, report=report,
-                                   gz_bytes=files.gz_bytes):
+        for record in read_records(files, paths, columns, report):
             first = record.fields[0]
             item = (split, record.file,
                     first if files.condition_column else (record.number - 1) // max(files.group_lines, 1))

@@ -6,6 +6,7 @@ import json
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,16 +17,17 @@ from outlines.corpus.formats import CorpusError
 from outlines.corpus.reading import CorpusFiles, ReadingReport, fingerprint, read_corpus, read_records, split_of
 
 
-def read_sentences(paths: list[str], text_column: str = "text", **options: object) -> Iterator[str]:
+def read_sentences(paths: list[str], report: ReadingReport | None = None, **options: Any) -> Iterator[str]:
     """Yield the sentences of one column."""
-    for record in read_records(paths, [text_column], **options):  # type: ignore[arg-type]
+    files = CorpusFiles(tuple(paths), **options)
+    for record in read_records(files, paths, [files.text_column], report or ReadingReport()):
         yield record.fields[0]
 
 
-def read(path: Path, data: bytes, **options: object) -> tuple[list[str], ReadingReport]:
+def read(path: Path, data: bytes, **options: Any) -> tuple[list[str], ReadingReport]:
     path.write_bytes(data)
     report = ReadingReport()
-    return list(read_sentences([str(path)], report=report, **options)), report  # type: ignore[arg-type]
+    return list(read_sentences([str(path)], report=report, **options)), report
 
 
 def lines_of(report: ReadingReport) -> list[tuple[int, str]]:
