@@ -1,4 +1,4 @@
-"""One run from a configuration to a finished model; also how one run trains another (an evaluator) on its way."""
+"""One run, from its configuration to the finished model."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ from train.runtime.signals import StopSignals
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """What every run of this process shares."""
+    """What all runs of this process share."""
 
     cache: Path
     ranks: Ranks
@@ -41,7 +41,7 @@ class Session:
 
 
 def begin_run(config: RunConfig, directory: Path, session: Session, description: dict[str, Any]) -> None:
-    """Write run.json with everything resolved, before step 0; the hashes follow once the corpus is prepared."""
+    """Write run.json with the resolved configuration, before step 0. Hashes follow when the corpus is prepared."""
     device = choose_device(config.training.device, session.ranks.local_rank)
     training = dataclasses.replace(config.training, precision=choose_precision(config.training.precision, device))
     if session.ranks.first:
@@ -54,20 +54,19 @@ def begin_run(config: RunConfig, directory: Path, session: Session, description:
 
 
 def run_config(directory: Path) -> RunConfig:
-    """The configuration of an existing run; raises OutlinesError."""
+    """Return the configuration of an existing run. Raises OutlinesError."""
     data = read_run(directory)
     return from_json(data, find_method(str(data.get("family"))).config_class)
 
 
 def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
-    """Train the run that run.json describes, or go on with it, to the end; returns the model and its data."""
+    """Train or resume the run that run.json describes until it ends; return the model and its data."""
     config = run_config(directory)
     method_class = find_method(config.family)
     device = choose_device(config.training.device, session.ranks.local_rank)
     data = open_dataset(config.corpus, config.model.encoding(), session.cache, device, session.ranks, session.reporter)
     if session.ranks.first:
-        _check_and_note_hashes(directory, data)
-    if session.ranks.first:
+        _check_hashes(directory, data)
         data.tokenizer.save(directory / "tokenizer.model")
     if (directory / "model").exists():
         return load_model(directory / "model").to(device), data
@@ -81,26 +80,25 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
 
 
 def locked_run(directory: Path, session: Session) -> contextlib.AbstractContextManager[None]:
-    """The lock of a run's directory, for the one rank that writes."""
+    """Return the lock of a run's directory, for the rank that writes."""
     return locked(directory) if session.ranks.first else contextlib.nullcontext()
 
 
-def _check_and_note_hashes(directory: Path, data: Dataset) -> None:
-    """Write the hashes of corpus, tokenizer and encoder into run.json, or compare them with those at its start."""
+def _check_hashes(directory: Path, data: Dataset) -> None:
+    """Write the hashes of corpus, tokenizer and encoder into run.json; raise OutlinesError if they have changed."""
     hashes, run = data.hashes(), read_run(directory)
     for name, value in run.get("hashes", {}).items():
         if hashes.get(name) != value:
-            raise OutlinesError(f"{directory}: the {name} is no longer the one this run began with: "
-                                "bring it back, or start a new run")
+            raise OutlinesError(f"{directory}: the {name} has changed since this run began. Restore it, or start a new run.")
     if run.get("hashes") != hashes:
         write_json(directory / "run.json", {**run, "hashes": hashes})
 
 
 def command_line() -> str:
-    """This command as it could be typed again."""
+    """Return this command as typed."""
     return shlex.join(["python", "-m", "train", *sys.argv[1:]])
 
 
 def default_cache(root: Path) -> Path:
-    """Where prepared corpora, outlines and scorers live: beside the runs, so that TensorBoard shows runs alone."""
+    """Return the directory of prepared corpora, outlines and judges: next to the runs, so TensorBoard shows only runs."""
     return Path(os.environ.get("OUTLINES_CACHE", root.with_name(root.name + "-cache")))

@@ -3,13 +3,12 @@
 The instruments are in `metrics/collapse.py`. Shapes as there: N sentences, Z dimensions, T steps.
 """
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,29 +16,8 @@ from torch import Tensor
 
 from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError
-from outlines.metrics.collapse import (
-    ACTIVE_VARIANCE,
-    MIN_ERRORS,
-    Gap,
-    MutualInformation,
-    OutputChange,
-    Posterior,
-    SignalNoise,
-    Steps,
-    active_positions,
-    active_units,
-    checked,
-    draw_posterior,
-    drift,
-    kl_by_dim,
-    kl_by_position,
-    latent_gap,
-    latent_gap_by_dim,
-    mutual_information,
-    other_rows,
-    output_change,
-    signal_noise,
-)
+from outlines.metrics import collapse
+from outlines.metrics.collapse import Gap, MutualInformation, OutputChange, Posterior, SignalNoise, Steps
 from outlines.networks.decoder import Decoder
 
 CONSTANT_SIGMA = 0.1
@@ -75,7 +53,7 @@ def judge(signal: float, sigma_variation: float, information: float, drift: floa
     used: whether the nll depends on the dimension.
     """
     if information < MIN_INFORMATION:
-        constant = signal < ACTIVE_VARIANCE and sigma_variation < CONSTANT_SIGMA
+        constant = signal < collapse.ACTIVE_VARIANCE and sigma_variation < CONSTANT_SIGMA
         return Verdict.TOO_WEAK if constant else Verdict.TOO_NOISY_SAMPLING
     if used:
         return Verdict.USED
@@ -104,12 +82,11 @@ def decide(gap: Gap, information: float, needed: float, name: str) -> tuple[bool
     if gap.per_token < MIN_GAP:
         return False, rise + f"below the threshold of {MIN_GAP}."
     if not gap.reaches(MIN_GAP):
-        return False, rise + f"less than {MIN_ERRORS:g} standard errors above 0."
+        return False, rise + f"less than {collapse.MIN_ERRORS:g} standard errors above 0."
     return True, rise + f"above the threshold of {MIN_GAP}."
 
 
-@dataclass(frozen=True)
-class Dimension:
+class Dimension(NamedTuple):
     """The verdict on one dimension and its figures; None if there is no noise or no probes were given."""
 
     verdict: Verdict
@@ -123,21 +100,6 @@ class Dimension:
     drift_sigma: float | None
     gap: Gap
     """on the first `num_dim_sentences` sentences"""
-
-    def reason(self) -> str:
-        """Return the verdict with the figures that decided."""
-        gap = (f"with another sentence's value, the NLL rises by {self.gap.per_token:.2g} ± {self.gap.error:.1g} nats per "
-               "token")
-        return f"{self.verdict}: " + {
-            Verdict.USED: gap,
-            Verdict.TOO_WEAK: f"variance of mu {self.signal:.2g} (below {ACTIVE_VARIANCE}), standard deviation of log sigma "
-                              f"{self.sigma_variation:.2g} (below {CONSTANT_SIGMA})",
-            Verdict.TOO_NOISY_SAMPLING: f"signal {self.signal:.3g} and noise {self.noise:.3g} leave "
-                                        f"{self.information:.2g} nats (below {MIN_INFORMATION})",
-            Verdict.TOO_NOISY_DRIFT: f"between evaluations mu moves by {self.drift_mu or 0:.2g} of its standard deviations "
-                                     f"({MAX_DRIFT:g} or more); {gap}",
-            Verdict.IGNORED: f"signal {self.signal:.3g}, noise {self.noise:.3g}; {gap}",
-        }[self.verdict]
 
 
 @dataclass(frozen=True)
@@ -163,7 +125,7 @@ class Diagnosis:
 
     def to_json(self) -> dict[str, Any]:
         """Return every figure as JSON data; named tuples become objects."""
-        return {field.name: _as_json(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {name: _as_json(value) for name, value in vars(self).items()}
 
     def in_words(self) -> str:
         """Return the verdict in two sentences."""
@@ -178,12 +140,6 @@ class Diagnosis:
         counts = Counter(dim.verdict for dim in self.dims).most_common()
         found.append(f"{len(self.dims)} dimensions, swapped one at a time on {self.num_dim_sentences} sentences: "
                      + ", ".join(f"{num} {verdict}" for verdict, num in counts) + ".")
-        alike = [(dim.information, index) for index, dim in enumerate(self.dims) if dim.verdict == self.verdict]
-        if alike:
-            index = max(alike)[1]
-            found.append(f"The clearest dimension with this verdict, {index}, is {self.dims[index].reason()}.")
-        else:
-            found.append("No single dimension matters: each says little, or several say the same.")
         if self.mutual_information and self.kl is not None:
             nats, error, ceiling, marginal_kl = self.mutual_information
             found.append(f"The KL is {self.kl:.3g} nats: {nats:.3g} ± {error:.1g} of mutual information (the estimate "
@@ -212,11 +168,9 @@ class StepDiagnosis(Diagnosis):
 
 
 def _as_json(value: Any) -> Any:
-    if isinstance(value, Dimension):
-        return {field.name: _as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, tuple):
-        return value._asdict() if hasattr(value, "_asdict") else [_as_json(part) for part in value]
-    return value
+    if hasattr(value, "_asdict"):
+        return {name: _as_json(part) for name, part in value._asdict().items()}
+    return [_as_json(part) for part in value] if isinstance(value, tuple) else value
 
 
 def _judge_dims(strength: SignalNoise, kl: Sequence[float | None], moved: Sequence[tuple[float | None, float | None]],
@@ -244,30 +198,30 @@ def diagnose(decoder: Decoder, rows: Sequence[np.ndarray], mu: Tensor, logvar: T
     for `gap_prior`; None: N(0, I), or nothing without logvar. num_swaps: other vectors tried per sentence.
     num_dim_rows: sentences for the gaps of single dimensions, which are scored Z + 1 times.
     """
-    mu, logvar = checked(mu, logvar)
+    mu, logvar = collapse.checked(mu, logvar)
     if len(rows) != len(mu):
         raise OutlinesError(f"collapse: {len(rows)} sentences, but {len(mu)} posteriors")
     rng = torch.Generator().manual_seed(seed)
-    vectors = draw_posterior(mu, logvar, rng).float()
-    others = vectors[other_rows(len(vectors), num_swaps, rng)]
+    vectors = collapse.draw_posterior(mu, logvar, rng).float()
+    others = vectors[collapse.other_rows(len(vectors), num_swaps, rng)]
     if prior is None and logvar is not None:
         prior = torch.randn(vectors.shape, generator=rng)
-    gap = latent_gap(decoder, rows, vectors, *others)
-    gap_prior = None if prior is None else latent_gap(decoder, rows, vectors, prior)
-    gaps = latent_gap_by_dim(decoder, rows[:num_dim_rows], vectors[:num_dim_rows], others[0, :num_dim_rows])
-    strength = signal_noise(mu, logvar)
+    gap = collapse.latent_gap(decoder, rows, vectors, *others)
+    gap_prior = None if prior is None else collapse.latent_gap(decoder, rows, vectors, prior)
+    gaps = collapse.latent_gap_by_dim(decoder, rows[:num_dim_rows], vectors[:num_dim_rows], others[0, :num_dim_rows])
+    strength = collapse.signal_noise(mu, logvar)
     information, kl = None, None
     if logvar is None:
         used, reason = decide(gap, float(strength.information.max()), MIN_INFORMATION,
                               "The information of its clearest dimension")
     else:
-        information, kl = mutual_information(mu, logvar, rng), kl_by_dim(mu, logvar).tolist()
+        information, kl = collapse.mutual_information(mu, logvar, rng), collapse.kl_by_dim(mu, logvar).tolist()
         used, reason = decide(gap, information.nats, MIN_MODEL_INFORMATION, "Its mutual information with the sentence")
-    moved = list(zip(*(part.tolist() for part in drift(probes)), strict=True)) if probes else [(None, None)] * len(gaps)
+    moved = torch.stack(collapse.drift(probes), dim=1).tolist() if probes else [(None, None)] * len(gaps)
     dims = _judge_dims(strength, kl or [None] * len(gaps), moved, gaps, used)
     return Diagnosis(judge_model([dim.verdict for dim in dims], used), reason, dims, len(rows), len(rows[:num_dim_rows]),
-                     sum(kl) if kl else None, information, active_units(mu), gap, gap_prior,
-                     output_change(decoder, vectors[:num_outputs], rng, max_len))
+                     sum(kl) if kl else None, information, collapse.active_units(mu), gap, gap_prior,
+                     collapse.output_change(decoder, vectors[:num_outputs], rng, max_len))
 
 
 def diagnose_steps(decoder: Decoder, rows: Sequence[np.ndarray], steps: Steps, prior: Tensor, seed: int = 0,
@@ -282,17 +236,18 @@ def diagnose_steps(decoder: Decoder, rows: Sequence[np.ndarray], steps: Steps, p
     """
     rng = torch.Generator().manual_seed(seed)
     num_dims, vectors = steps.mu.shape[2], steps.drawn.flatten(1)
-    others = vectors[other_rows(len(vectors), num_swaps, rng)]
-    gap, gap_prior = latent_gap(decoder, rows, vectors, *others), latent_gap(decoder, rows, vectors, prior)
-    gaps = latent_gap_by_dim(decoder, rows[:num_dim_rows], vectors[:num_dim_rows], others[0, :num_dim_rows], num_dims)
+    others = vectors[collapse.other_rows(len(vectors), num_swaps, rng)]
+    gap, gap_prior = collapse.latent_gap(decoder, rows, vectors, *others), collapse.latent_gap(decoder, rows, vectors, prior)
+    gaps = collapse.latent_gap_by_dim(decoder, rows[:num_dim_rows], vectors[:num_dim_rows], others[0, :num_dim_rows],
+                                      num_dims)
     mu, logvar = steps.real(steps.mu), steps.real(steps.logvar)
     mean_steps = float(steps.lengths.double().mean())
-    strength = signal_noise(mu, logvar)
+    strength = collapse.signal_noise(mu, logvar)
     strength = strength._replace(information=strength.information * mean_steps)
-    kl = (kl_by_dim(mu, logvar) * mean_steps).tolist()
+    kl = (collapse.kl_by_dim(mu, logvar) * mean_steps).tolist()
     used, reason = decide(gap, sum(kl), MIN_MODEL_INFORMATION, "Its KL to the prior")
     dims = _judge_dims(strength, kl, [(None, None)] * num_dims, gaps, used)
     return StepDiagnosis(judge_model([dim.verdict for dim in dims], used), reason, dims, len(rows),
-                         len(rows[:num_dim_rows]), sum(kl), None, active_units(mu), gap, gap_prior,
-                         output_change(decoder, vectors[:num_outputs], rng, max_len),
-                         tuple(kl_by_position(steps).tolist()), active_positions(steps))
+                         len(rows[:num_dim_rows]), sum(kl), None, collapse.active_units(mu), gap, gap_prior,
+                         collapse.output_change(decoder, vectors[:num_outputs], rng, max_len),
+                         tuple(collapse.kl_by_position(steps).tolist()), collapse.active_positions(steps))

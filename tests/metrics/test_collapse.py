@@ -342,7 +342,6 @@ def test_every_dimension_has_a_verdict_of_its_own() -> None:
     assert diagnosis.verdict == Verdict.USED
     assert [dim.verdict for dim in diagnosis.dims] == [Verdict.USED, Verdict.TOO_WEAK, Verdict.TOO_NOISY_SAMPLING,
                                                        Verdict.IGNORED, Verdict.TOO_NOISY_DRIFT]
-    assert all(dim.verdict in dim.reason() for dim in diagnosis.dims)
 
 
 def test_a_vector_spread_thin_is_used_though_no_dimension_is() -> None:
@@ -350,7 +349,7 @@ def test_a_vector_spread_thin_is_used_though_no_dimension_is() -> None:
     diagnosis = diagnose(sign_decoder(*[0.06] * 64), sentences(mu), mu, log_sigma(1, mu), max_len=2)
     assert diagnosis.verdict == Verdict.USED
     assert {dim.verdict for dim in diagnosis.dims} == {Verdict.TOO_NOISY_SAMPLING}
-    assert "No single dimension matters" in " ".join(diagnosis.details())
+    assert any("64 too noisy (sampling)" in detail for detail in diagnosis.details())
 
 
 def test_the_same_instruments_read_an_outline() -> None:

@@ -85,48 +85,37 @@ def ablate(options: argparse.Namespace, signals: StopSignals) -> str:
     yardstick = Yardstick(base, data, quick_judges(base, data, session))
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        rows = Rows(out / ROWS, sha256_file(run / "model" / MANIFEST))
+        file, identity = out / ROWS, sha256_file(run / "model" / MANIFEST)
+        kept: dict[str, Any] = read_json(file) if file.exists() else {"model": identity, "rows": {}}
+        if kept["model"] != identity:
+            raise OutlinesError(f"{out} contains the ablation of another run. Choose another --out.")
+        rows: dict[str, Row] = kept["rows"]
         for source in CONTROLS:
-            if source not in rows.all:
+            if source not in rows:
                 session.reporter.line(f"evaluate {source}")
-                rows.add(source, {"label": source, **measured(model.eval(), data, yardstick, source)})
-        for settings, config in variations:
+                rows[source] = {"label": source, **measured(model.eval(), data, yardstick, source)}
+                write_json(file, kept)
+        for (settings, config), rejection in itertools.product(variations, rejections):
             varying = {name: value for name, value in settings.items() if name != "seed"}
             name = ", ".join(f"{option.replace('_', '-')} {value}" for option, value in varying.items()) or "as the run"
             directory = out / re.sub(r"[^\w.-]+", "_", f"{name}, seed {config.training.seed}")
-            for rejection in rejections:
-                label = name if rejection == 1 else f"{name}, rejection {rejection:g}"
-                key = f"{label}, seed {config.training.seed}"
-                if key not in rows.all:
-                    session.reporter.line(f"train and evaluate {key}")
-                    command = _command(run, settings, rejection, options.out)
-                    try:
-                        row = _row(directory, config, rejection, yardstick, session, rows.all, command)
-                    except CannotReject as error:
-                        session.reporter.line(f"{key} is left out: {error}")
-                        continue
-                    except NotFinite as error:
-                        row = {"verdict": str(GanVerdict.DIVERGED), "words": str(error)}
-                    rows.add(key, {"label": label, "command": command, **row})
-    text = render(rows.all, len(yardstick.references))
-    write_report(out, text, {"rows": rows.all})
+            label = name if rejection == 1 else f"{name}, rejection {rejection:g}"
+            key = f"{label}, seed {config.training.seed}"
+            if key not in rows:
+                session.reporter.line(f"train and evaluate {key}")
+                command = _command(run, settings, rejection, options.out)
+                try:
+                    row = _row(directory, config, rejection, yardstick, session, rows, command)
+                except CannotReject as error:
+                    session.reporter.line(f"{key} is left out: {error}")
+                    continue
+                except NotFinite as error:
+                    row = {"verdict": str(GanVerdict.DIVERGED), "words": str(error)}
+                rows[key] = {"label": label, "command": command, **row}
+                write_json(file, kept)
+    text = render(rows, len(yardstick.references))
+    write_report(out, text, {"rows": rows})
     return f"{text}\n\nwritten to {out}: report.md, report.json\nnext:\n  tensorboard --logdir {out}"
-
-
-class Rows:
-    """The measured rows of one run's ablation, on disk."""
-
-    def __init__(self, file: Path, model: str):
-        """model: the hash of the run's model."""
-        kept: dict[str, Any] = read_json(file) if file.exists() else {"model": model, "rows": {}}
-        if kept["model"] != model:
-            raise OutlinesError(f"{file.parent} contains the ablation of another run. Choose another --out.")
-        self.all: dict[str, Row] = kept["rows"]
-        self._file, self._model = file, model
-
-    def add(self, key: str, row: Row) -> None:
-        self.all[key] = row
-        write_json(self._file, {"model": self._model, "rows": self.all})
 
 
 def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[dict[str, Any], RunConfig]]:

@@ -16,19 +16,10 @@ from outlines.errors import OutlinesError
 from outlines.models.registry import families
 from train.commands.evaluate import label_of
 from train.config import SIZES, unknown_name
-from train.evaluation.columns import QUICK
+from train.evaluation import tables
 from train.evaluation.curves import png
 from train.evaluation.pictures import collapse_picture
 from train.evaluation.sampling import REAL_TEXT, Row
-from train.evaluation.tables import (
-    WIDTH,
-    num_seeds,
-    over_seeds,
-    reconstruction_section,
-    table,
-    to_json,
-    write_report,
-)
 from train.method import all_methods, find_method
 from train.runtime.run_directory import read_json, read_lines, runs_of
 
@@ -114,14 +105,10 @@ def report_comparison(directory: Path, members: Sequence[Path]) -> str:
             if "test/kl" in figures["reconstruction"]:
                 each = read_json(run / "collapse.json")["dims"]
                 dims[name] = [dim["signal"] for dim in each], [dim["noise"] for dim in each]
-    lines = over_seeds(rows)
 
-    def render(width: int | None) -> str:
-        head = (f"Test split, {rebuilt[0][1]['num_sentences']} sentences, {num_seeds(lines)}. NLL and KL in nats; "
-                "T = temperature.")
-        return "\n\n".join([head, table(lines, QUICK, width), reconstruction_section(rebuilt, width)])
+    def render(width: int | None = None) -> str:
+        return f"{tables.rows_section(rows, rebuilt, width)}\n\n{tables.reconstruction_section(rebuilt, width)}"
 
-    text = render(None)
     picture = collapse_picture(histories, dims)
     atomic_write(directory / "collapse.png", png(picture))
     for stale in directory.glob("events.out.tfevents.*"):  # Not those of the runs.
@@ -129,8 +116,7 @@ def report_comparison(directory: Path, members: Sequence[Path]) -> str:
     with SummaryWriter(str(directory)) as writer:
         writer.add_custom_scalars(LAYOUT)
         writer.add_figure("comparison/collapse", picture)
-        writer.add_text("comparison/report", text)
-    write_report(directory, text, {"runs": [str(run) for member in members for run in runs_of(member)],
-                                   "rows": to_json(lines), "reconstruction": to_json(over_seeds(rebuilt))})
-    return (f"{render(WIDTH)}\n\nfull report: {directory / 'report.md'}; picture: {directory / 'collapse.png'}\n\nnext:\n"
-            f"  tensorboard --logdir {directory}\n  python -m train evaluate {directory}")
+        writer.add_text("comparison/report", render())
+    tables.write_group(directory, render(), [run for member in members for run in runs_of(member)], rows, rebuilt)
+    return (f"{render(tables.WIDTH)}\n\nfull report: {directory / 'report.md'}; picture: {directory / 'collapse.png'}\n\n"
+            f"next:\n  tensorboard --logdir {directory}\n  python -m train evaluate {directory}")

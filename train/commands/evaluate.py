@@ -24,30 +24,10 @@ from train.commands.judges import full_judges
 from train.commands.parsing import Parser, numbers
 from train.config import RunConfig
 from train.data import Dataset
-from train.evaluation.columns import BLEU, MAIN, OUTLINES
+from train.evaluation import columns, tables
 from train.evaluation.curves import JUDGES, gaps, render_gaps, write_curves
 from train.evaluation.figures import collapse_figures, diagnose_vector
-from train.evaluation.sampling import (
-    FULL_DRAWS,
-    REAL_OUTLINES,
-    REAL_TEXT,
-    Row,
-    Variant,
-    draw,
-    reconstruction,
-    sources_of,
-)
-from train.evaluation.tables import (
-    Figures,
-    Line,
-    flat_options,
-    num_seeds,
-    over_seeds,
-    reconstruction_section,
-    table,
-    to_json,
-    write_report,
-)
+from train.evaluation.sampling import FULL_DRAWS, REAL_OUTLINES, REAL_TEXT, Row, Variant, draw, reconstruction, sources_of
 from train.evaluation.yardstick import Full, Yardstick
 from train.runtime.run_directory import GROUP, read_group, read_json, runs_of, write_json
 from train.runtime.signals import StopSignals
@@ -135,19 +115,19 @@ def evaluate(options: argparse.Namespace, signals: StopSignals) -> str:
                          for row in _rows(run, run is leader, yardstick, basis, temperatures, measured, session)]
             rebuilt.append((labels[run.directory], _rebuilt(run, leader.config.training.num_evaluation)))
     order = {label: index for index, label in enumerate(dict.fromkeys(label for label, _ in labelled))}
-    lines = sorted(over_seeds(labelled), key=lambda line: (order[line.label], line.temperature or 0))
+    lines = sorted(tables.over_seeds(labelled), key=lambda line: (order[line.label], line.temperature or 0))
     against = next((labels[run.directory] for run in runs if run.model.family == LanguageModel.family), None)
     found = {judge: gaps(lines, against, judge) if against else {} for judge in JUDGES}
     settings = {"command": command_line(), "runs": [str(run.directory) for run in runs], "num_samples": options.num_samples,
                 "num_compared": len(yardstick.references), "reverse_steps": options.reverse_steps,
                 "encoder": None if encoder is None else encoder.name, "against": against}
     text = render(lines, rebuilt, found, settings)
-    write_report(out, text, {
-        "settings": settings, "rows": to_json(lines), "reconstruction": to_json(over_seeds(rebuilt)),
+    tables.write_report(out, text, {
+        "settings": settings, "rows": tables.to_json(lines), "reconstruction": tables.to_json(tables.over_seeds(rebuilt)),
         **{f"gaps{judge}": {label: None if gap is None else {"mean": gap.mean, "deviation": gap.deviation,
                                                              "values": list(gap.values)}
                             for label, gap in by_label.items()} for judge, by_label in found.items()}})
-    hparams = {label: flat_options(run.config.to_json()) | {"seed": ",".join(
+    hparams = {label: tables.flat_options(run.config.to_json()) | {"seed": ",".join(
         str(other.config.training.seed) for other in runs if labels[other.directory] == label)}
         for run in runs for label in [labels[run.directory]]}
     write_curves(out, lines, hparams)
@@ -295,22 +275,21 @@ def _rebuilt(run: Run, num: int) -> Row:
     return _kept(run, ["reconstruction", num, FULL_DRAWS], measure)
 
 
-def render(lines: Sequence[Line], rebuilt: Sequence[tuple[str, Row]], found: dict[str, dict[str, Figures | None]],
-           settings: dict[str, Any]) -> str:
+def render(lines: Sequence[tables.Line], rebuilt: Sequence[tuple[str, Row]],
+           found: dict[str, dict[str, tables.Figures | None]], settings: dict[str, Any]) -> str:
     """Return the report in Markdown. found: the gaps of each label, by judge."""
-    held_out = min((line.figures["num_held_out"].mean for line in lines if "num_held_out" in line.figures),
-                   default=settings["num_samples"])
-    filled = "" if held_out == settings["num_samples"] else (f" (real outlines: {held_out:.0f} held-out ones, then training "
-                                                             "outlines)")
-    head = (f"Test split; {num_seeds(lines)}. Forward and reverse NLL use {settings['num_samples']} samples{filled}, other "
-            f"figures {settings['num_compared']}; report.json has the number of each row. NLL in nats. The judges are a GRU "
-            f"language model and a modified Kneser-Ney 5-gram. The GRU that learns samples has {settings['reverse_steps']} "
-            "training steps. BLEU and self-BLEU as in Texygen.")
-    parts = [f"`{settings['command']}`", head, table(lines, MAIN)]
+    num = settings["num_samples"]
+    held_out = min((line.figures["num_held_out"].mean for line in lines if "num_held_out" in line.figures), default=num)
+    filled = "" if held_out == num else f" (real outlines: {held_out:.0f} held-out ones, then training outlines)"
+    head = (f"Test split; {tables.num_seeds(lines)}. Forward and reverse NLL use {num} samples{filled}, other figures "
+            f"{settings['num_compared']}; report.json has the number of each row. NLL in nats. The judges are a GRU "
+            "language model and a modified Kneser-Ney 5-gram. BLEU and self-BLEU as in Texygen. The GRU that learns samples has "
+            f"{settings['reverse_steps']} training steps.")
+    parts = [f"`{settings['command']}`", head, tables.table(lines, columns.MAIN)]
     parts += [render_gaps(by_label, settings["against"], judge) for judge, by_label in found.items() if by_label]
-    parts += ["BLEU against the test split, and self-BLEU", table(lines, BLEU)]
-    if any(column.key in line.figures for line in lines for column in OUTLINES):
+    parts += ["BLEU against the test split, and self-columns.BLEU", tables.table(lines, columns.BLEU)]
+    if any(column.key in line.figures for line in lines for column in columns.OUTLINES):
         encoded = f". Text is re-encoded by {settings['encoder']}" if settings["encoder"] else ""
-        parts += [f"Outlines compared with those of the test split{encoded}", table(lines, OUTLINES)]
-    parts.append(reconstruction_section(rebuilt))
+        parts += [f"Outlines compared with those of the test split{encoded}", tables.table(lines, columns.OUTLINES)]
+    parts.append(tables.reconstruction_section(rebuilt))
     return "\n\n".join(parts)

@@ -13,32 +13,11 @@ from outlines.inference.pipeline import TEMPERATURE, Pipeline
 from outlines.models.base import TextModel
 from train.config import RunConfig
 from train.data import Dataset
-from train.evaluation.columns import QUICK, Column
+from train.evaluation import sampling, tables
+from train.evaluation.columns import Column
 from train.evaluation.figures import DRAW_SEED, collapse_figures, diagnose_gan, diagnose_vector, held_out
 from train.evaluation.judges import Judges
-from train.evaluation.sampling import (
-    LM,
-    QUICK_DRAWS,
-    REAL_OUTLINES,
-    REAL_TEXT,
-    Row,
-    Variant,
-    draw,
-    reconstruction,
-    sources_of,
-)
-from train.evaluation.tables import (
-    WIDTH,
-    counted,
-    flat_options,
-    num_seeds,
-    over_seeds,
-    reconstruction_section,
-    table,
-    to_json,
-    wrap,
-    write_report,
-)
+from train.evaluation.sampling import REAL_OUTLINES, REAL_TEXT
 from train.evaluation.yardstick import Yardstick
 from train.method import find_method
 from train.runtime.log import RunLog
@@ -58,31 +37,32 @@ def measure_run(directory: Path, config: RunConfig, model: TextModel, data: Data
     """
     model.eval()
     num = config.training.num_evaluation
-    rebuilt = reconstruction(model, data, num, QUICK_DRAWS)
+    rebuilt = sampling.reconstruction(model, data, num, sampling.QUICK_DRAWS)
     if (diagnosis := diagnose_vector(model, data, num, directory, quick=True)) is not None:
         write_json(directory / "collapse.json", diagnosis.to_json())
         rebuilt |= collapse_figures(diagnosis)
     rows = list(_rows(Yardstick(config, data, judges), model, lm, reporter)) if model.sources else []
-    figures = {"family": model.family, "reconstruction": rebuilt, "rows": rows}
-    if rows and (adversary := diagnose_gan(model, data, num, getattr(config.model, "start", ""), rows)) is not None:
-        figures["generator"] = {"verdict": str(adversary.verdict), "words": adversary.in_words(),
-                                "details": adversary.details(), "memorised": adversary.memorised}
+    figures: dict[str, Any] = {"family": model.family, "reconstruction": rebuilt, "rows": rows}
+    if rows and (found := diagnose_gan(model, data, num, getattr(config.model, "start", ""), rows)) is not None:
+        figures["generator"] = {"verdict": str(found.verdict), "words": found.in_words(), "details": found.details(),
+                                "memorised": found.memorised}
     if own := find_method(model.family).own_rows(config, model, data, reporter):
         figures["own"] = own
     _log(directory, config, figures, model, data)
-    write_report(directory, _render([figures]), figures)
+    tables.write_report(directory, _render([figures]), figures)
 
 
-def _rows(yardstick: Yardstick, model: TextModel, lm: TextModel | None, reporter: Reporter) -> Iterator[Row]:
+def _rows(yardstick: Yardstick, model: TextModel, lm: TextModel | None, reporter: Reporter) -> Iterator[sampling.Row]:
     """Measure real text, every source of the run, and the LM baseline."""
     data = yardstick.data
     yield {"source": REAL_TEXT, **yardstick.measure(yardstick.real_text())}
-    for source, owner in [*((source, model) for source in sources_of(model, data)), *([] if lm is None else [(LM, lm)])]:
+    owners = {source: model for source in sampling.sources_of(model, data)} | ({sampling.LM: lm} if lm else {})
+    for source, owner in owners.items():
         for temperature in TEMPERATURES:
             reporter.line(f"evaluate {source} at T = {temperature:g}")
             # Only held-out real outlines, as many as real text has sentences.
             num = len(yardstick.others) if source == REAL_OUTLINES else yardstick.num_samples
-            sentences = draw(owner, data, Variant(source), temperature, num)
+            sentences = sampling.draw(owner, data, sampling.Variant(source), temperature, num)
             yield {"source": source, "temperature": temperature, **yardstick.measure(sentences)}
 
 
@@ -100,7 +80,7 @@ def _log(directory: Path, config: RunConfig, figures: dict[str, Any], model: Tex
         else:
             continue
         log.scalars(measured, "report", 0, round(100 * row["temperature"]))
-    log.hparams(flat_options(config.to_json()))
+    log.hparams(tables.flat_options(config.to_json()))
     kinds = list(_projected(model, data))
     if kinds:
         labels = [[kind, " ".join(sentence.split())] for kind, _, sentences in kinds for sentence in sentences]
@@ -134,7 +114,7 @@ def _projected(model: TextModel, data: Dataset) -> Iterator[tuple[str, Tensor, l
 
 def closing_report(directory: Path, config: RunConfig, model: TextModel, data: Dataset) -> str:
     """Return the report of a measured run for the terminal: the main figures, ten samples, the next commands."""
-    text = _render([read_json(directory / "report.json")], WIDTH)
+    text = _render([read_json(directory / "report.json")], tables.WIDTH)
     following = [f"  python -m train outlines --encoder recurrent:{directory / 'encoder'}"]
     if model.sources:
         finished = Pipeline(directory, read_run(directory), model, data.tokenizer)
@@ -148,29 +128,24 @@ def closing_report(directory: Path, config: RunConfig, model: TextModel, data: D
 def report_seeds(directory: Path, runs: Sequence[Path]) -> str:
     """Write one report for the runs of several seeds; return its short form for the terminal."""
     figures = [read_json(run / "report.json") for run in runs]
-    lines = over_seeds((row["source"], row) for own in figures for row in own["rows"])
-    rebuilt = over_seeds((own["family"], own["reconstruction"]) for own in figures)
-    write_report(directory, _render(figures), {"runs": [str(run) for run in runs], "rows": to_json(lines),
-                                               "reconstruction": to_json(rebuilt)})
-    return (f"{_render(figures, WIDTH)}\n\nfull report: {directory / 'report.md'}\nnext:\n"
+    tables.write_group(directory, _render(figures), runs, [(row["source"], row) for own in figures for row in own["rows"]],
+                       [(own["family"], own["reconstruction"]) for own in figures])
+    return (f"{_render(figures, tables.WIDTH)}\n\nfull report: {directory / 'report.md'}\nnext:\n"
             f"  python -m train evaluate {directory}")
 
 
 def _render(figures: Sequence[dict[str, Any]], width: int | None = None) -> str:
     """Return the quick report of one or several seeds. width: shorten it for a terminal of this width."""
-    lines = over_seeds((row["source"], row) for own in figures for row in own["rows"])
-    parts = [f"Test split, {figures[0]['reconstruction']['num_sentences']} sentences, {num_seeds(lines)}. "
-             "NLL and KL in nats; T = temperature."]
-    if lines:
-        parts.append(table(lines, QUICK, width))
+    rows = [(row["source"], row) for own in figures for row in own["rows"]]
+    rebuilt = [(own["family"], own["reconstruction"]) for own in figures]
+    parts = [tables.rows_section(rows, rebuilt, width)]
     if found := [own["generator"] for own in figures if "generator" in own]:
         one = len(found) == 1
+        words = found[0]["words"] if one else f"generator: {tables.counted([own['verdict'] for own in found])}"
         parts += [] if width else ["What does the adversary add to its untrained controls? (docs/outline-gan.md)"]
-        parts.append(wrap(found[0]["words"] if one else f"generator: {counted([own['verdict'] for own in found])}", width))
-        parts += ["\n".join(f"- {detail}" for detail in found[0].get("details", []))] if one and not width else []
+        parts += [tables.wrap(words, width), *([] if width or not one else [tables.bullets(found[0]["details"])])]
     if own := [(row["source"], row) for member in figures for row in member.get("own", [])]:
         method = find_method(figures[0]["family"])
         columns = [Column(key, title, decimals) for key, (title, decimals) in method.own_columns.items()]
-        parts += [wrap(method.own_title, width), table(over_seeds(own), columns, width)]
-    parts.append(reconstruction_section([(own["family"], own["reconstruction"]) for own in figures], width))
-    return "\n\n".join(parts)
+        parts += [tables.wrap(method.own_title, width), tables.table(tables.over_seeds(own), columns, width)]
+    return "\n\n".join([*parts, tables.reconstruction_section(rebuilt, width)])

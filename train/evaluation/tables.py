@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from outlines.checkpoint import atomic_write
-from train.evaluation.columns import CLOSING, RECONSTRUCTION, VECTOR, Column
+from train.evaluation.columns import CLOSING, QUICK, RECONSTRUCTION, VECTOR, Column
 from train.evaluation.sampling import REAL_TEXT, Row
 from train.runtime.run_directory import write_json
 
@@ -117,6 +117,14 @@ def wrap(text: str, width: int | None) -> str:
     return text if width is None else textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
+def rows_section(rows: Sequence[tuple[str, Row]], rebuilt: Sequence[tuple[str, Row]], width: int | None = None) -> str:
+    """Return the head of a quick report and the table of its sources. rows, rebuilt: labelled rows of every seed."""
+    lines = over_seeds(rows)
+    num = rebuilt[0][1]["num_sentences"]
+    head = f"Test split, {num} sentences, {num_seeds(lines)}. NLL and KL in nats; T = temperature."
+    return f"{head}\n\n{table(lines, QUICK, width)}" if lines else head
+
+
 def reconstruction_section(rebuilt: Sequence[tuple[str, Row]], width: int | None = None) -> str:
     """Return the tables of held-out sentences: their nll, their reconstruction, and the use of the vector.
 
@@ -136,8 +144,13 @@ def reconstruction_section(rebuilt: Sequence[tuple[str, Row]], width: int | None
         if len(rows) == 1:
             parts.append(wrap(f"{line.label}: {rows[0]['words']}", width))
             if width is None:
-                parts.append("\n".join(f"- {detail}" for detail in rows[0].get("details", [])))
+                parts.append(bullets(rows[0].get("details", [])))
     return "\n\n".join(parts)
+
+
+def bullets(points: Iterable[str]) -> str:
+    """Return a Markdown list."""
+    return "\n".join(f"- {point}" for point in points)
 
 
 def num_seeds(lines: Sequence[Line]) -> str:
@@ -162,6 +175,13 @@ def write_report(directory: Path, text: str, data: dict[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     atomic_write(directory / "report.md", (text + "\n").encode())
     write_json(directory / "report.json", data)
+
+
+def write_group(directory: Path, text: str, runs: Sequence[Path], rows: Sequence[tuple[str, Row]],
+                rebuilt: Sequence[tuple[str, Row]]) -> None:
+    """Write the report of several runs. rows, rebuilt: labelled rows of every seed."""
+    write_report(directory, text, {"runs": list(map(str, runs)), "rows": to_json(over_seeds(rows)),
+                                   "reconstruction": to_json(over_seeds(rebuilt))})
 
 
 def flat_options(config: dict[str, Any]) -> dict[str, Any]:
