@@ -180,7 +180,7 @@ def _row(directory: Path, config: RunConfig, rejection: float, yardstick: Yardst
         begin_run(config, directory, session, {"preset": "", "command": command})
     with locked(directory):
         model, data = train_run(directory, session)
-    assert isinstance(model, OutlineModel) and isinstance(config.model, OutlineOptions)
+    assert isinstance(config.model, OutlineOptions)
     row = measured(model, data, yardstick, model.sources[0], rejection)
     compared = [*(rows[source] for source in CONTROLS), row]
     found = diagnose_gan(model, data, config.model.num_validation, config.model.start, compared)

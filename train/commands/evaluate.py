@@ -283,8 +283,8 @@ def render(lines: Sequence[tables.Line], rebuilt: Sequence[tuple[str, Row]],
     filled = "" if held_out == num else f" (real outlines: {held_out:.0f} held-out ones, then training outlines)"
     head = (f"Test split; {tables.num_seeds(lines)}. Forward and reverse NLL use {num} samples{filled}, other figures "
             f"{settings['num_compared']}; report.json has the number of each row. NLL in nats. The judges are a GRU "
-            "language model and a modified Kneser-Ney 5-gram. BLEU and self-BLEU as in Texygen. The GRU that learns samples has "
-            f"{settings['reverse_steps']} training steps.")
+            "language model and a modified Kneser-Ney 5-gram. BLEU and self-BLEU as in Texygen. The GRU that learns samples "
+            f"has {settings['reverse_steps']} training steps.")
     parts = [f"`{settings['command']}`", head, tables.table(lines, columns.MAIN)]
     parts += [render_gaps(by_label, settings["against"], judge) for judge, by_label in found.items() if by_label]
     parts += ["BLEU against the test split, and self-columns.BLEU", tables.table(lines, columns.BLEU)]

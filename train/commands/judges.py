@@ -100,7 +100,7 @@ def _language_model(config: RunConfig, data: Dataset, session: Session, seed: in
         changes |= {"dropout": 0.0, "word_start": "counts", "embed_dim": min(config.model.embed_dim, FRESH_EMBED_DIM)}
     run = _configuration(config, corpus, seed, changes)
     more = [corpus.num_sentences] if larger else []
-    directory = session.cache / f"lm-{_key(_content(run), data.corpus.fingerprint, *more)}"
+    directory = session.cache / f"lm-{_key(run, data.corpus.fingerprint, *more)}"
     if larger and not (directory / "model").exists():
         run = dataclasses.replace(run, corpus=dataclasses.replace(
             corpus, tokenizer=_save_tokenizer(data, directory), vocab_size=0, lowercase=False))
@@ -115,11 +115,6 @@ def _configuration(config: RunConfig, corpus: CorpusConfig, seed: int, changes: 
     training = dataclasses.replace(TrainingConfig(), seed=seed, device=config.training.device,
                                    precision=config.training.precision, warmup_steps=config.training.warmup_steps)
     return RunConfig(LanguageModel.family, corpus, training, model)
-
-
-def _content(run: RunConfig) -> dict[str, Any]:
-    """Return what identifies a language model besides the fingerprint of its corpus, wherever its files are."""
-    return dataclasses.replace(run, corpus=CorpusConfig()).to_json()
 
 
 def _save_tokenizer(data: Dataset, directory: Path) -> str:
@@ -154,8 +149,8 @@ def reverse_nll(samples: Sequence[str], held_out: Sequence[str], config: RunConf
     """
     options = {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 8),
                "decoder_batch_size": REVERSE_BATCH_SIZE}
-    key = _key(_content(_configuration(config, config.corpus, REVERSE_SEED, options)), data.corpus.fingerprint,
-               list(samples), list(held_out))
+    key = _key(_configuration(config, config.corpus, REVERSE_SEED, options), data.corpus.fingerprint, list(samples),
+               list(held_out))
     directory = session.cache / f"reverse-{key}"
     result = directory / "nll.json"
     directory.mkdir(parents=True, exist_ok=True)
@@ -187,5 +182,7 @@ def _learn_and_score(samples: Sequence[str], held_out: Sequence[str], config: Ru
     return neural_judge(_trained(directory / "run", run, data, inside, "language model of samples"), data)(held_out)
 
 
-def _key(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+def _key(run: RunConfig, *parts: Any) -> str:
+    """Hash a configuration without its corpus, whose files may move, and `parts`: fingerprints and texts."""
+    content = dataclasses.replace(run, corpus=CorpusConfig()).to_json()
+    return hashlib.sha256(json.dumps((content, *parts), sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""A model's nll and the use of its vector, under the same keys in every family: on validation, in a report, side by side."""
+"""Figures of a model: nll, use of the vector, critic. Every family has the same keys, in validation and in reports."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,27 +20,26 @@ from train.data import Dataset
 
 DRAW_SEED = 13
 SOURCES = ("generator", "mixture", "gaussian", "real outlines")
-"""Of which the adversary's verdict needs figures: the generator, its controls, and what can be reached."""
+"""The sources that the verdict on a generator compares."""
 VALIDATION_DRAWS = 2
-"""Draws of a sentence's latents in a validation. One makes a steady ELBO over many sentences; with a second the
-importance-weighted nll is a tighter bound than the ELBO, one to watch and not to report."""
+"""Draws of a sentence's latents in a validation. Two make the importance-weighted nll a tighter bound than the ELBO."""
 NUM_SWAPPED = 500
-"""Validation sentences, at most, that are scored with another's vector: the gap's error is hundredths of a nat a token."""
+"""Largest number of validation sentences scored with a swapped vector; the gap's error is about 0.01 nats per token."""
 MAX_DIM_ROWS = 256
 NUM_DECODED, DECODED_LEN = 256, 64
-"""Sentences of a validation that are decoded to see how sure the decoder is of its words, and their longest."""
+"""Number and maximal length of the sentences decoded in a validation for `decoded_nll`."""
 QUICK_DIM_SCORINGS = 8192
-"""Scorings of one sentence, at most, for the gaps of single dimensions at the end of a training: seconds on a CPU."""
+"""Largest number of sentence scorings for the gaps of single dimensions in the quick report; seconds on a CPU."""
 
 
 def nll_figures(split: str, model: TextModel, rows: Sequence[np.ndarray], outlines: Tensor | None,
                 num_draws: int) -> dict[str, float]:
-    """The figures of every term of `TextModel.nll_terms`."""
+    """Return the figures of all terms of `TextModel.nll_terms`."""
     return term_figures(split, model.nll_terms(rows, outlines, num_draws, torch.Generator().manual_seed(DRAW_SEED)), rows)
 
 
 def term_figures(split: str, terms: Mapping[str, Tensor], rows: Sequence[np.ndarray]) -> dict[str, float]:
-    """Every term [N], by name, as SPLIT/TERM, nats per sentence, and SPLIT/TERM_per_token."""
+    """Return each term [N] as SPLIT/TERM (nats per sentence) and SPLIT/TERM_per_token."""
     num_targets = sum(len(row) + 1 for row in rows)
     figures = {}
     for name, values in terms.items():
@@ -50,7 +49,7 @@ def term_figures(split: str, terms: Mapping[str, Tensor], rows: Sequence[np.ndar
 
 
 def swapped_gap(model: TextModel, rows: Sequence[np.ndarray], vectors: Tensor, own_nll: Tensor) -> float:
-    """The latent gap per token (`latent_gap`) of the first sentences, whose nll given these very vectors [N] is known."""
+    """Return the latent gap per token of the first sentences. own_nll: their nll [N] with these vectors."""
     rows, vectors, own_nll = rows[:NUM_SWAPPED], vectors[:NUM_SWAPPED], own_nll[:NUM_SWAPPED]
     others = other_rows(len(rows), 1, torch.Generator().manual_seed(DRAW_SEED))[0]
     nll, num_targets = nll_of_rows(model.decoder, rows, vectors[others])
@@ -58,15 +57,15 @@ def swapped_gap(model: TextModel, rows: Sequence[np.ndarray], vectors: Tensor, o
 
 
 def held_out(data: Dataset, split: str, num: int, seed: int = 0) -> tuple[list[np.ndarray], Tensor | None, list[str]]:
-    """Token ids, scaled outlines (None where the run has none) and text of at most `num` sentences of a split."""
+    """Return token ids, scaled outlines (None if the run has none) and text of at most `num` sentences of a split."""
     rows = data.sample_rows(split, num, seed)
     return data.corpus.tokens[split].rows(rows), data.outlines(split, rows) if data.stores else None, data.text(split, rows)
 
 
 def diagnose_vector(model: TextModel, data: Dataset, num: int, directory: Path, quick: bool) -> Diagnosis | None:
-    """What becomes of the vector, on at most `num` sentences of the test split; None where the decoder takes none.
+    """Diagnose the vector on at most `num` test sentences; None if the decoder has no vector.
 
-    directory: the run's; the probes that training left there tell of drift.
+    directory: of the run; its probes show the drift.
     """
     tokens, outlines, _ = held_out(data, "test", num, seed=1)
     rng, max_len = torch.Generator().manual_seed(DRAW_SEED), data.corpus.meta["max_len"]
@@ -89,7 +88,7 @@ def _num_dim_rows(num_dims: int, quick: bool) -> int:
 
 
 def collapse_figures(diagnosis: Diagnosis) -> dict[str, Any]:
-    """The figures of a diagnosis that are about the model as a whole, its verdict, and the verdict in words."""
+    """Return the figures of a diagnosis that concern the whole model, its verdict, and the verdict in words."""
     figures: dict[str, Any] = {
         "verdict": str(diagnosis.verdict), "words": diagnosis.in_words(), "details": diagnosis.details(),
         "test/active_units": diagnosis.active_units,
@@ -107,10 +106,10 @@ def collapse_figures(diagnosis: Diagnosis) -> dict[str, Any]:
 
 @torch.no_grad()
 def decoded_nll(model: TextModel, vectors: Tensor) -> float:
-    """Nats per token of what the decoder says of vectors [N, D] at T = 1, by itself, each sentence given its vector.
+    """Return the decoder's own nll of sentences that it samples from vectors [N, D] at T = 1: nats per token.
 
-    How sure the decoder is of its own words: they get less sure, and the figure rises, where a vector is unlike those that
-    it has learnt from. Of Multi30k, preset small, 500 vectors each: 1.48 real, 2.10 generator, 2.20 mixture, 2.49 Gaussian.
+    It rises if vectors differ from those of training. Multi30k, preset small, 500 vectors each: 1.48 real, 2.10 generator,
+    2.20 mixture, 2.49 Gaussian.
     """
     uniforms = torch.rand(len(vectors), DECODED_LEN, generator=torch.Generator().manual_seed(DRAW_SEED)).to(vectors.device)
     rows = [np.array(ids, dtype=np.int64) for ids in Sampler(model.decoder)(vectors, uniforms, SamplingConfig())]
@@ -119,25 +118,24 @@ def decoded_nll(model: TextModel, vectors: Tensor) -> float:
 
 
 def memorised(model: TextModel, data: Dataset, split: str, num: int) -> float:
-    """Return `memorised_share` of the model's critic, on at most `num` outlines of each kind; 0 without a critic."""
+    """Return the critic's `memorised_share` on at most `num` training, held-out and generated outlines; 0 without critic."""
     training, real = (held_out(data, name, num)[1] for name in ("train", split))
-    assert training is not None and real is not None
+    if training is None or real is None or not model.has_critic:
+        return 0.0
     fake = model.vectors(len(real), torch.Generator().manual_seed(DRAW_SEED), model.sources[0])
-    assert fake is not None
-    scores = [model.critic_scores(vectors) for vectors in (training, real, fake)]
-    return 0.0 if scores[0] is None else memorised_share(*scores)  # type: ignore[arg-type]
+    scores = [model.critic_scores(outlines) for outlines in (training, real, fake) if outlines is not None]
+    return memorised_share(*(score for score in scores if score is not None))
 
 
 @torch.no_grad()
 def diagnose_gan(model: TextModel, data: Dataset, num: int, start: str,
                  rows: Sequence[dict[str, Any]]) -> GanDiagnosis | None:
-    """Return the verdict on a generator, on the test split; None without figures of all SOURCES.
+    """Judge a generator on the test split; None if the rows lack figures of one of the SOURCES.
 
-    num: maximum number of outlines that the critic scores. start: mixture, gaussian or noise. rows: figures by `source`,
-    at one or several temperatures, whose mean NLL counts.
+    num: largest number of outlines for the critic. start: mixture, gaussian or noise. rows: figures of the SOURCES at one
+    or more temperatures; the mean nll is compared.
     """
-    measured = {row["source"] for row in rows if "outline_recall" in row}
-    if not measured.issuperset(SOURCES):
+    if not {row["source"] for row in rows if "outline_recall" in row}.issuperset(SOURCES):
         return None
 
     def quality(source: str) -> Quality:
@@ -151,7 +149,7 @@ def diagnose_gan(model: TextModel, data: Dataset, num: int, start: str,
 
 
 def read_probes(directory: Path) -> list[Posterior]:
-    """Posteriors of the probe sentences at a run's last two validations; none where its training left none."""
+    """Return the posteriors of the probe sentences at a run's last two validations; empty if there are none."""
     if not (directory / "probes").exists():
         return []
     tensors, _ = read_state(directory / "probes")

@@ -8,6 +8,7 @@ train/commands/judges.py and one in columns.py.
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,9 +68,7 @@ class Yardstick:
 
     @cached_property
     def _held_training(self) -> list[Words]:
-        """The words of the training sentences, each distinct word once in memory."""
-        known: dict[str, str] = {}
-        return [tuple([known.setdefault(word, word) for word in split]) for split in self._split_training()]
+        return [tuple(map(sys.intern, split)) for split in self._split_training()]  # each distinct word once in memory
 
     def _split_training(self) -> Iterator[list[str]]:
         return (words(sentence, lowercase=True) for sentence in self.data.corpus.sentences["train"])
