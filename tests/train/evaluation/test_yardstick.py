@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import random
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from outlines.corpus import grammar
+from outlines.corpus.scenes import SCENES, scene_rules
 from outlines.decoding.scoring import nll_of_rows
 from outlines.errors import OutlinesError
 from outlines.metrics.text import words
@@ -35,19 +36,28 @@ from train.session import Session, run_config, train_run
 NUM = 500
 
 
+SCENE_TYPES = tuple(SCENES)
+
+
+def sentences_about(types: Sequence[str], num: int, seed: int) -> list[str]:
+    """Sentences about some types of scenes."""
+    language, rng = grammar.Grammar(scene_rules(tuple(types))), random.Random(seed)
+    return [language.sample(rng) for _ in range(num)]
+
+
 class SceneEncoder:
     """A stand-in for a sentence encoder that tells scenes apart: what each word says of the scene's type, summed.
 
     A sentence encoder of random weights would not do: it hardly moves where half of the scenes are missing.
     """
 
-    name, dim, normalized = "scenes", len(grammar.SCENE_TYPES), True
+    name, dim, normalized = "scenes", len(SCENE_TYPES), True
     fingerprint = hashlib.sha256(b"scenes").hexdigest()
 
     def __init__(self) -> None:
         counts: dict[str, np.ndarray] = {}
-        for column, name in enumerate(grammar.SCENE_TYPES):
-            for sentence in grammar.sentences(150, seed=3, grammar=grammar.scenes((name,))):
+        for column, name in enumerate(SCENE_TYPES):
+            for sentence in sentences_about([name], 150, seed=3):
                 for word in words(sentence, lowercase=True):
                     counts.setdefault(word, np.zeros(self.dim))[column] += 1
         self.vectors = {word: count / count.sum() - 1 / self.dim for word, count in counts.items()}
@@ -119,8 +129,7 @@ def repeats(yardstick: Yardstick) -> Row:
 @pytest.fixture(scope="module")
 def half(yardstick: Yardstick) -> Row:
     """A generator that has dropped every other type of scene."""
-    return yardstick.measure(Sentences(list(grammar.sentences(NUM, seed=902, grammar=grammar.scenes(
-        grammar.SCENE_TYPES[::2])))))
+    return yardstick.measure(Sentences(sentences_about(SCENE_TYPES[::2], NUM, seed=902)))
 
 
 def test_real_text_comes_out_at_the_floor(yardstick: Yardstick, real: Row) -> None:
