@@ -1,18 +1,12 @@
-"""An evaluator of another architecture than what it judges: an n-gram model with modified Kneser-Ney smoothing.
+"""An n-gram language model with modified Kneser-Ney smoothing: a judge of another architecture than the models it judges.
 
-Last on the way from noise to text. Trained on real text it scores samples (forward nll); trained on samples it scores
-real text (reverse nll). A neural scorer may favour the mistakes of its own kind; this one makes others.
+Trained on real text it scores samples (forward nll); trained on samples it scores real text (reverse nll). It sees only
+order - 1 tokens back, so it does not measure long-range coherence, which outlines are meant to provide. Reverse nll favours
+surface diversity. Both figures fall with the size of the training text: compare equal numbers of sentences.
 
-It sees order - 1 tokens back and no more. A sentence that changes its subject halfway or contradicts itself is as good
-to it as any other with the same n-grams: it cannot see long-range coherence, and what an outline gives to a sentence as
-a whole goes unrewarded. Reverse nll by it favours surface diversity: every n-gram of real text that the samples hold
-lowers it, in whatever sentence they hold it. Either figure falls as its training text grows, so compare equal numbers of
-samples, and lay as many real sentences, scored alike, beside them.
-
-Sources: Kneser and Ney, Improved Backing-off for M-gram Language Modeling (1995); Chen and Goodman, An Empirical Study
-of Smoothing Techniques for Language Modeling (1998), modified Kneser-Ney, interpolated. As forward and reverse
-perplexity: Zhao et al., Adversarially Regularized Autoencoders (2018). Deviation: their published code has KenLM count
-words and leaves the end of a sentence unscored; here the tokens are the tokenizer's and EOS counts.
+Sources: Kneser and Ney, Improved Backing-off for M-gram Language Modeling (1995); Chen and Goodman, An Empirical Study of
+Smoothing Techniques for Language Modeling (1998), interpolated. Forward and reverse perplexity: Zhao et al., Adversarially
+Regularized Autoencoders (2018), there over words and without the end of the sentence, here over tokens with eos.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,11 +23,10 @@ FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
 
 
 def discounts(counts: np.ndarray) -> np.ndarray:
-    """D(0), D(1), D(2) and D(3 or more) for the counts of one order's grams: [4], D(0) = 0 and 0 < D(c) <= c.
+    """Return the discounts D(0) = 0, D(1), D(2) and D(3 or more) for the counts of one order's grams, 0 < D(c) <= c.
 
     With n_c the number of grams counted c times and Y = n_1 / (n_1 + 2 n_2): D(c) = c - (c + 1) Y n_{c+1} / n_c.
-    Where one of n_1 to n_4 is 0 (few grams, or text that repeats itself) or a D comes out at 0 or below, the formula
-    says nothing and all three are `FALLBACK_DISCOUNTS`, the values that KenLM offers for it.
+    FALLBACK_DISCOUNTS, KenLM's values, if one of n_1 to n_4 is 0 or a D is not positive.
     Source: Chen and Goodman (1998), equation 26.
     """
     n1, n2, n3, n4 = (int((counts == count).sum()) for count in (1, 2, 3, 4))
@@ -46,9 +39,9 @@ def discounts(counts: np.ndarray) -> np.ndarray:
 
 
 class _Grams:
-    """The distinct grams of one order, smoothed. A gram's id is its place; any unseen one has the id `unseen`.
+    """The distinct grams of one order, smoothed. A gram's id is its index; every unseen gram has the id `unseen`.
 
-    keys: int64, ascending: the context's id × V + the last token; then a sentinel above all, for the unseen.
+    keys: int64, ascending: the context's id × V + the last token; then a sentinel for the unseen.
     discounted: (c - D(c)) / Σ c by the gram's id, 0 for the unseen. backoff: by the context's id, 1 for the unseen.
     """
 
@@ -60,52 +53,47 @@ class _Grams:
         self.keys = np.append(keys, np.iinfo(np.int64).max)
         self.discounted = np.append((counts - removed) / totals[contexts], 0.0)
         self.backoff = np.ones(num_contexts + 1)
-        # A gram that ends in EOS is the context of nothing.
+        # A gram that ends in EOS is never a context.
         np.divide(np.bincount(contexts, removed, num_contexts), totals, out=self.backoff[:-1], where=totals > 0)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """The ids of grams given by their keys."""
+        """Return the ids of grams from their keys."""
         ids = np.searchsorted(self.keys, keys)
         return np.where(self.keys[ids] == keys, ids, self.unseen)
 
 
 def _as_contexts(ids: np.ndarray, tokens: np.ndarray, unseen: int, bos_id: int) -> np.ndarray:
-    """For each token, the id of the gram that ends just before it; `unseen` at BOS, which nothing precedes."""
+    """Return for each token the id of the gram that ends just before it; `unseen` at BOS."""
     contexts = np.roll(ids, 1)
     contexts[tokens == bos_id] = unseen
     return contexts
 
 
 class NgramModel:
-    """A language model over token ids: V ids, of which all but UNK, BOS and PAD can come next.
+    """A language model over V token ids, all of which except UNK, BOS and PAD can come next.
 
     With c the count of a gram, h its context (all but its last token w) and h' that context without its first token:
 
         p(w | h) = (c(h w) - D(c(h w))) / Σ_v c(h v) + backoff(h) p(w | h'),   backoff(h) = Σ_v D(c(h v)) / Σ_v c(h v)
 
-    and p(w | h) = p(w | h') where h was never seen. Below the empty context lies the uniform distribution over the
-    V - 3 tokens, so no sentence has probability 0. For grams of `order` tokens, c counts occurrences; for shorter ones,
-    the distinct tokens that precede them. A sentence begins with a single BOS, which is only ever context. Grams that
-    begin with it have nothing before them and keep their occurrences, as in KenLM. EOS is predicted. The discount D has
-    three values for each order (`discounts`).
+    and p(w | h) = p(w | h') if h was never seen. Below the empty context is the uniform distribution over V - 3 tokens, so
+    no sentence has probability 0. c counts occurrences for grams of `order` tokens, and the distinct preceding tokens for
+    shorter grams. Grams that begin with BOS have no preceding token and keep their occurrences, as in KenLM.
     """
 
     def __init__(self, rows: Iterable[Row], vocab_size: int, order: int = 5,
                  special: SpecialIds = SPECIAL) -> None:
-        """Count the grams of `rows`: token ids of each sentence, without BOS and EOS.
-
-        Nothing is random, and the order of the sentences is without effect. Raises OutlinesError where there are none.
-        """
+        """Count the grams of `rows`: token ids of each sentence, without BOS and EOS. Raises OutlinesError without rows."""
         if order < 1:
-            raise OutlinesError(f"n-gram model: order must be 1 or more, not {order}")
+            raise OutlinesError(f"n-gram model: the order is {order}. It must be at least 1.")
         self.vocab_size, self._special = vocab_size, special
         rows = list(rows)
         require_sentences("n-gram model", rows)
         tokens, _ = self._joined(rows)
         self._orders: list[_Grams] = []
-        # Order by order, `ids` holds the gram that ends at each token, and `contexts` the one that ends before it.
+        # Per order, `ids` has the gram that ends at each token, and `contexts` the gram that ends before it.
         keys, ids, counts = np.unique(tokens, return_inverse=True, return_counts=True)
-        counts[keys == special.bos_id] = 0  # it has an id, to be a context, but never comes next
+        counts[keys == special.bos_id] = 0  # BOS can only be context
         num_contexts = 1
         for _ in range(order - 1):
             contexts = _as_contexts(ids, tokens, len(keys), special.bos_id)
@@ -113,7 +101,7 @@ class NgramModel:
             longer_keys, first, inverse, longer_counts = np.unique(
                 contexts[present] * vocab_size + tokens[present],
                 return_index=True, return_inverse=True, return_counts=True)
-            # Every distinct longer gram is one more token before its suffix; only after BOS is there none.
+            # Every distinct longer gram is one more preceding token of its suffix.
             preceding = np.bincount(ids[present[first]], minlength=len(keys))
             self._orders.append(_Grams(keys, np.where(preceding, preceding, counts), num_contexts, vocab_size))
             ids = np.full(len(tokens), len(longer_keys))
@@ -122,17 +110,14 @@ class NgramModel:
         self._orders.append(_Grams(keys, counts, num_contexts, vocab_size))
 
     def nll_of_rows(self, rows: Iterable[Row]) -> tuple[np.ndarray, np.ndarray]:
-        """nll in nats per sentence [N] and targets (eos included) per sentence [N], as in `decoding/scoring.py`.
-
-        rows: token ids of each sentence, of the tokenizer that the model was built over.
-        """
+        """Return nll in nats per sentence [N] and targets per sentence [N], eos included, as decoding/scoring.py does."""
         tokens, starts = self._joined(rows)
         nll = -np.log(self._probabilities(tokens))
-        nll[starts] = 0  # BOS is given
+        nll[starts] = 0  # BOS is not predicted
         return np.add.reduceat(nll, starts), np.diff(starts, append=len(tokens)) - 1
 
     def _probabilities(self, tokens: np.ndarray) -> np.ndarray:
-        """p of each of `tokens`, sentences end to end, given those before it; without meaning at BOS."""
+        """Return p of each of `tokens` (sentences end to end) given the tokens before it; undefined at BOS."""
         probabilities = np.full(len(tokens), 1 / (self.vocab_size - len(self._special.never_written)))
         contexts = np.zeros_like(tokens)
         for grams in self._orders:
@@ -142,14 +127,14 @@ class NgramModel:
         return probabilities
 
     def _joined(self, rows: Iterable[Row]) -> tuple[np.ndarray, np.ndarray]:
-        """All sentences end to end, each from its BOS to its EOS, and where each starts; both int64."""
+        """Return all sentences end to end, from BOS to EOS, and where each starts; int64."""
         pieces = [np.asarray(row, dtype=np.int64) for row in rows]
         lengths = np.array([len(piece) + 2 for piece in pieces], dtype=np.int64)
         inner = np.concatenate([*pieces, np.empty(0, dtype=np.int64)])
         special = self._special
         if len(inner) and not (max(vars(special).values()) < inner.min() and inner.max() < self.vocab_size):
-            raise ValueError(f"n-gram model: a row may hold the ids of pieces alone, below {self.vocab_size}; "
-                             f"got {inner.min()} to {inner.max()}")
+            raise ValueError(f"n-gram model: rows contain ids from {inner.min()} to {inner.max()}. Only ids of pieces below "
+                             f"{self.vocab_size} are allowed.")
         ends = lengths.cumsum()
         tokens = np.full(lengths.sum(), special.pad_id, dtype=np.int64)
         tokens[ends - lengths] = special.bos_id

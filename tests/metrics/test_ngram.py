@@ -209,7 +209,7 @@ def test_what_cannot_be_counted_is_an_error():
     with pytest.raises(OutlinesError, match="order"):
         NgramModel([[A]], V, order=0)
     for stranger in (-1, UNK, BOS, EOS, PAD, V):
-        with pytest.raises(ValueError, match="pieces alone"):
+        with pytest.raises(ValueError, match="Only ids of pieces"):
             NgramModel([[A], [A, stranger]], V)
-        with pytest.raises(ValueError, match="pieces alone"):
+        with pytest.raises(ValueError, match="Only ids of pieces"):
             NgramModel([[A]], V).nll_of_rows([[stranger]])
