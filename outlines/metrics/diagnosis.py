@@ -132,22 +132,10 @@ class Diagnosis:
         return f"The vector is {self.verdict}. {self.reason}"
 
     def details(self) -> list[str]:
-        """Return the other figures, one sentence or two per entry."""
-        found = []
-        if self.gap_prior:
-            found.append("With a vector from the model's own generator or prior, the NLL rises by "
-                         f"{self.gap_prior.per_token:.3f} ± {self.gap_prior.error:.3f} nats per token.")
+        """Return the verdicts on the dimensions, counted."""
         counts = Counter(dim.verdict for dim in self.dims).most_common()
-        found.append(f"{len(self.dims)} dimensions, swapped one at a time on {self.num_dim_sentences} sentences: "
-                     + ", ".join(f"{num} {verdict}" for verdict, num in counts) + ".")
-        if self.mutual_information and self.kl is not None:
-            nats, error, ceiling, marginal_kl = self.mutual_information
-            found.append(f"The KL is {self.kl:.3g} nats: {nats:.3g} ± {error:.1g} of mutual information (the estimate "
-                         f"cannot exceed {ceiling:.1f}), and {marginal_kl:.3g} that do not depend on the sentence.")
-        found.append(f"{self.active_units} units are active. Of the greedy outputs of {self.output_change.num} vectors, "
-                     f"{self.output_change.distinct:.0%} are distinct; two of them differ in "
-                     f"{self.output_change.edit_distance:.0%} of their tokens.")
-        return found
+        return [f"{len(self.dims)} dimensions, swapped one at a time on {self.num_dim_sentences} sentences: "
+                + ", ".join(f"{num} {verdict}" for verdict, num in counts) + "."]
 
 
 @dataclass(frozen=True)
@@ -162,9 +150,8 @@ class StepDiagnosis(Diagnosis):
         kl = self.kl_by_position
         return [*super().details(),
                 "The model has a latent at every step; the vector is all of them. The KL is "
-                f"{self.kl:.3g} nats per sentence and {min(kl):.2g} to {max(kl):.2g} nats per step, largest at position "
-                f"{kl.index(max(kl))}. mu depends on the sentence at {self.active_positions} of {len(kl)} positions. The "
-                "mutual information is not computed."]
+                f"{min(kl):.2g} to {max(kl):.2g} nats per step, largest at position {kl.index(max(kl))}. mu depends on the "
+                f"sentence at {self.active_positions} of {len(kl)} positions. The mutual information is not computed."]
 
 
 def _as_json(value: Any) -> Any:

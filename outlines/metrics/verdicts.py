@@ -4,7 +4,6 @@ All are measured alike: equally many outlines, compared with the same held-out o
 """
 
 import math
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -63,33 +62,17 @@ class Quality(NamedTuple):
         return likelier, f"{f1}, {'and' if likelier else 'but'} {nll}."
 
 
-@dataclass(frozen=True)
-class GanDiagnosis:
-    """A verdict and its figures."""
+class GanDiagnosis(NamedTuple):
+    """A verdict and the figure that decided."""
 
     verdict: GanVerdict
     reason: str
     """the figure that decided, with its threshold; one sentence"""
-    generator: Quality
-    mixture: Quality
-    gaussian: Quality
-    real: Quality
     memorised: float
 
     def in_words(self) -> str:
         """Return the verdict in two sentences."""
         return f"The generator {MEANINGS[self.verdict]}. {self.reason}"
-
-    def details(self) -> list[str]:
-        """Return all figures, one per entry."""
-        sources = {"generator": self.generator, "mixture": self.mixture, "Gaussian": self.gaussian, "real": self.real}
-
-        def row(title: str, field: str) -> str:
-            values = {name: getattr(quality, field) for name, quality in sources.items()}
-            return f"{title}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items() if value is not None)
-
-        nll = [row("NLL of the decoded sentences, nats per token", "decoded_nll")] if self.generator.decoded_nll else []
-        return [row("Precision", "precision"), row("Recall", "recall"), *nll, f"Critic memorisation: {self.memorised:.0%}"]
 
 
 def memorised_share(training: Tensor, held_out: Tensor, generated: Tensor) -> float:
@@ -107,7 +90,7 @@ def memorised_share(training: Tensor, held_out: Tensor, generated: Tensor) -> fl
 
 def judge_generator(generator: Quality, mixture: Quality, gaussian: Quality, real: Quality, start: Quality | None,
                     memorised: float) -> GanDiagnosis:
-    """Return the verdict with its figures. start: the control that the generator started from; None for noise.
+    """Return the verdict with the figure that decided. start: the control that the generator started from; None for noise.
 
     The first of these that holds:
     diverged                   a figure is not finite
@@ -139,4 +122,4 @@ def judge_generator(generator: Quality, mixture: Quality, gaussian: Quality, rea
         better, less = generator.compare(gaussian, "Gaussian")
         return (GanVerdict.BETTER_THAN_GAUSSIAN, reason) if better else (GanVerdict.NO_BETTER, less)
 
-    return GanDiagnosis(*decide(), generator, mixture, gaussian, real, memorised)
+    return GanDiagnosis(*decide(), memorised)

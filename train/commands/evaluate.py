@@ -244,14 +244,14 @@ def _rows(run: Run, with_real_text: bool, yardstick: Yardstick, basis: Sequence[
     wanted += [(variant, temperature) for variant in measured for temperature in temperatures]
     for number, (variant, temperature) in enumerate(wanted, start=1):
         shown = str(variant) if temperature is None else f"{variant} at T = {temperature:g}"
-        announce = functools.partial(session.reporter.line, f"{run.directory}: {shown} ({number} of {len(wanted)})")
-        yield _kept(run, [*basis, str(variant), temperature], functools.partial(
-            _measured, run, yardstick, variant, temperature, announce))
+        line = f"{run.directory}: {shown} ({number} of {len(wanted)})"
+        yield _kept(run, [*basis, str(variant), temperature],
+                    functools.partial(_measured, run, yardstick, variant, temperature, session, line))
 
 
-def _measured(run: Run, yardstick: Yardstick, variant: Variant, temperature: float | None,
-              announce: Callable[[], None]) -> Row:
-    announce()
+def _measured(run: Run, yardstick: Yardstick, variant: Variant, temperature: float | None, session: Session,
+              line: str) -> Row:
+    session.reporter.line(line)
     row: Row = {"source": str(variant), "temperature": temperature}
     if temperature is None:
         # The reverse judges of real text learn as many real training sentences.

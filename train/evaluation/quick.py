@@ -44,7 +44,7 @@ def measure_run(directory: Path, config: RunConfig, model: TextModel, data: Data
     rows = list(_rows(Yardstick(config, data, judges), model, lm, reporter)) if model.sources else []
     figures: dict[str, Any] = {"family": model.family, "reconstruction": rebuilt, "rows": rows}
     if rows and (found := diagnose_gan(model, data, num, getattr(config.model, "start", ""), rows)) is not None:
-        figures["generator"] = {"verdict": str(found.verdict), "words": found.in_words(), "details": found.details(),
+        figures["generator"] = {"verdict": str(found.verdict), "words": found.in_words(),
                                 "memorised": found.memorised}
     if own := find_method(model.family).own_rows(config, model, data, reporter):
         figures["own"] = own
@@ -143,7 +143,8 @@ def _render(figures: Sequence[dict[str, Any]], width: int | None = None) -> str:
         one = len(found) == 1
         words = found[0]["words"] if one else f"generator: {tables.counted([own['verdict'] for own in found])}"
         parts += [] if width else ["What does the adversary add to its untrained controls? (docs/outline-gan.md)"]
-        parts += [tables.wrap(words, width), *([] if width or not one else [tables.bullets(found[0]["details"])])]
+        parts.append(tables.wrap(words, width))
+        parts += [f"Critic memorisation: {found[0]['memorised']:.0%}"] if one and not width else []
     if own := [(row["source"], row) for member in figures for row in member.get("own", [])]:
         method = find_method(figures[0]["family"])
         columns = [Column(key, title, decimals) for key, (title, decimals) in method.own_columns.items()]
