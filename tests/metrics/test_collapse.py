@@ -324,7 +324,7 @@ def test_a_trained_decoder_uses_what_helps_and_ignores_the_rest() -> None:
     assert diagnosis.verdict == Verdict.USED and diagnosis.output_change.distinct == 0.02
 
 
-def test_a_vector_that_answers_no_question_is_not_used_though_the_nll_heeds_it() -> None:
+def test_a_vector_below_log_2_nats_is_not_used_despite_its_gap() -> None:
     mu = 0.5 * normal(NUM, 1)
     diagnosis = diagnose(sign_decoder(1), sentences(mu), mu, log_sigma(1, mu), max_len=2)
     assert diagnosis.mutual_information is not None
@@ -373,7 +373,7 @@ def test_the_same_instruments_read_an_outline() -> None:
     ((1.0, 0.0, 1.0, 1.0, False), Verdict.TOO_NOISY_DRIFT),
     ((1.0, 0.0, 1.0, 0.99, False), Verdict.IGNORED),
     ((1.0, 0.0, 1.0, None, False), Verdict.IGNORED)])
-def test_where_each_threshold_lies(figures: tuple, expected: Verdict) -> None:
+def test_the_thresholds_of_a_dimension(figures: tuple, expected: Verdict) -> None:
     assert judge(*figures) == expected
 
 

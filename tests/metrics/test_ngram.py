@@ -193,7 +193,7 @@ def test_text_like_the_training_is_likelier_than_its_words_shuffled():
                                order_one.nll_of_rows([row[::-1] for row in held_out])[0])
 
 
-def test_a_sentence_has_one_score_whatever_stands_beside_it():
+def test_the_score_of_a_sentence_is_independent_of_the_other_sentences():
     training, others = random_rows(9, 300), random_rows(10, 50)
     model, again = NgramModel(training, 30), NgramModel(iter(training[::-1]), 30)
     nll, _ = model.nll_of_rows(others)
@@ -203,7 +203,7 @@ def test_a_sentence_has_one_score_whatever_stands_beside_it():
     assert nll.shape == num_targets.shape == (0,)
 
 
-def test_what_cannot_be_counted_is_an_error():
+def test_invalid_rows_and_orders_are_errors():
     with pytest.raises(OutlinesError, match="got 0 sentences; at least 1 needed"):
         NgramModel([], V)
     with pytest.raises(OutlinesError, match="order"):

@@ -91,7 +91,7 @@ def test_precision_sees_bad_rows_and_recall_sees_missing_ones():
     assert knn_precision_recall(real, real) == (1, 1)
 
 
-def test_an_exact_copy_lies_in_a_ball_without_radius():
+def test_an_exact_copy_is_inside_a_ball_of_radius_0():
     real = gaussian(0, 60, 32) * 1e3
     repeated = np.repeat(real[:6], 10, axis=0)  # every 5th neighbour of a row is the row itself
     assert knn_precision_recall(real, repeated, k=5, chunk=11) == (1, 0.1)
@@ -146,7 +146,7 @@ def test_two_sample_accuracy_learns_from_rows_of_the_same_kind():
         two_sample_accuracy(rows, rows, (gaussian(1, 30, 4), gaussian(2, 20, 4)))
 
 
-def test_two_sample_accuracy_sees_a_shift_and_knows_no_unit():
+def test_two_sample_accuracy_detects_a_shift_and_ignores_the_scale():
     a, b = ring(0, 200), ring(1, 200) + 0.4 * np.eye(8)[0]
     result = two_sample_accuracy(a, b)
     assert 0.55 < result.low < result.accuracy < 1

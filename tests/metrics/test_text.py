@@ -99,7 +99,7 @@ def test_bleu_and_self_bleu_equal_nltk_on_a_larger_sample():
         assert self_scores[n] == pytest.approx(nltk_mean(hypotheses, others, n), abs=1e-9)
 
 
-def test_counted_references_are_the_references():
+def test_counted_references_give_the_same_bleu():
     hypotheses, references = random_sentences(2, 10), random_sentences(3, 10)
     assert bleu_scores(hypotheses, References(references)) == bleu_scores(hypotheses, references)
     with pytest.raises(OutlinesError, match="n = 3"):
@@ -181,7 +181,7 @@ def test_length_distance_by_hand_and_against_scipy():
     lambda: unique_rate([]), lambda: copied_rate([], []), lambda: nearest_overlap([], []),
     lambda: length_distance([["a"]], []), lambda: interpolated_gap([], [(1, 1)]),
     lambda: interpolated_gap([(1, math.nan)], [(1, 1)])])
-def test_a_figure_of_nothing_is_an_error(metric):
+def test_metrics_of_empty_input_are_errors(metric):
     with pytest.raises(OutlinesError):
         metric()
 
@@ -211,7 +211,7 @@ def test_interpolated_gap_is_antisymmetric_and_zero_against_itself():
     assert interpolated_gap(lower, a) == CurveGap(0.25, 0.25, 0.25, 1, 3)
 
 
-def test_interpolated_gap_where_curves_touch_or_miss_each_other():
+def test_interpolated_gap_of_curves_that_touch_or_do_not_overlap():
     a = [(1, 4), (3, 2)]
     assert interpolated_gap(a, [(3.1, 1), (4, 0.5)]) is None
     assert interpolated_gap(a, [(3, 2.5), (4, 1)]) == CurveGap(0.5, 0.5, 0.5, 3, 3)

@@ -30,7 +30,7 @@ def test_verdicts(generator: Quality, start: Quality | None, memorised: float, e
     assert judge_generator(generator, MIXTURE, GAUSSIAN, REAL, start, memorised).verdict == expected
 
 
-def test_recall_above_the_real_outlines_is_not_owed() -> None:
+def test_recall_is_compared_with_the_lower_one_of_real_outlines_and_mixture() -> None:
     real = Quality(0.95, 0.70)  # so small a set that real outlines reach no more
     found = judge_generator(Quality(0.9, 0.65), Quality(0.5, 0.9), GAUSSIAN, real, None, 0.0)
     assert found.verdict != GanVerdict.MODE_DROPPING
@@ -59,7 +59,7 @@ def test_memorised_share_of_planted_scores(held_out: float, expected: float) -> 
     assert memorised_share(training, unseen, generated) == pytest.approx(expected, abs=0.02)
 
 
-def test_what_may_be_chance_is_not_memorised() -> None:
+def test_a_shortfall_within_chance_is_not_memorised() -> None:
     scores = torch.tensor([1.0, 0, 1, 0, 1])
     assert memorised_share(scores, scores - 0.2, scores - 1) == 0
     assert memorised_share(scores - 1, scores - 2, scores) == 0  # a critic that takes the generated ones for real

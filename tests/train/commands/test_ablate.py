@@ -24,7 +24,7 @@ def ablation(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_same_generator_over_a_decoder_taken_over(tiny_run: Path, tiny_arguments: list[str], tmp_path: Path) -> None:
+def test_decoder_from_gives_the_same_generator(tiny_run: Path, tiny_arguments: list[str], tmp_path: Path) -> None:
     again = tmp_path / "again"
     assert main([*tiny_arguments, "--decoder-from", str(tiny_run), "--runs", str(tiny_run.parent), "--out", str(again),
                  "--quiet"]) == 0
@@ -44,7 +44,7 @@ def test_a_decoder_that_does_not_fit(tiny_run: Path, tiny_arguments: list[str], 
     assert message in error and error.count("\n") == 1
 
 
-def test_a_run_that_has_no_decoder_to_give(tiny_run: Path, tiny_arguments: list[str], tmp_path: Path,
+def test_decoder_from_an_unsuitable_run_is_refused(tiny_run: Path, tiny_arguments: list[str], tmp_path: Path,
                                            capsys: pytest.CaptureFixture[str]) -> None:
     def refused(run: Path) -> str:
         assert main([*tiny_arguments, "--decoder-from", str(run), "--runs", str(tiny_run.parent), "--quiet"]) == 2
@@ -71,7 +71,7 @@ def test_table_has_controls_and_every_combination(ablation: Path) -> None:
     assert report.count("python -m train ablate") == 4
 
 
-def test_each_row_is_made_again_by_its_command(ablation: Path, tmp_path: Path) -> None:
+def test_the_command_of_a_row_reproduces_it(ablation: Path, tmp_path: Path) -> None:
     rows = json.loads((ablation / "rows.json").read_text())["rows"]
     key, row = list(rows.items())[-1]
     command = shlex.split(row["command"])
@@ -85,7 +85,7 @@ def test_each_row_is_made_again_by_its_command(ablation: Path, tmp_path: Path) -
         name: value for name, value in row.items() if name not in apart}
 
 
-def test_what_is_measured_is_not_measured_again(ablation: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch,
+def test_measured_rows_are_not_measured_again(ablation: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch,
                                                 capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("train.commands.ablate.measured", lambda *_: pytest.fail("measured again"))
     assert main(["ablate", str(tiny_run), "--vary", "objective=r3", "start=gaussian", "gan-steps=4", "--out", str(ablation),
@@ -93,7 +93,7 @@ def test_what_is_measured_is_not_measured_again(ablation: Path, tiny_run: Path, 
     assert "objective wgan-gp" in capsys.readouterr().out  # the table is of all that the directory holds
 
 
-def test_a_row_that_diverges_is_a_row(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_a_diverged_run_has_a_row(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                       capsys: pytest.CaptureFixture[str]) -> None:
     def step(*_: object) -> None:
         raise NotFinite("critic loss: the loss is nan")
@@ -104,7 +104,7 @@ def test_a_row_that_diverges_is_a_row(tiny_run: Path, tmp_path: Path, monkeypatc
     assert re.search(r"^\| gan-steps 10 +\| diverged \|$", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_where_no_ablation_can_be(ablation: Path, tiny_run: Path, tmp_path: Path,
+def test_unsuitable_directories_are_refused(ablation: Path, tiny_run: Path, tmp_path: Path,
                                   capsys: pytest.CaptureFixture[str]) -> None:
     def refused(run: Path, out: Path) -> str:
         assert main(["ablate", str(run), "--out", str(out), "--quiet"]) == 2

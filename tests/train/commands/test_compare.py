@@ -108,7 +108,7 @@ def test_killed_and_resumed_equals_uninterrupted(comparison: Path, tiny_run: Pat
     assert len(drifts) == 8 and all(drift > 0 for drift in drifts)
 
 
-def test_every_run_has_the_options_that_it_knows(comparison: Path) -> None:
+def test_options_are_passed_to_every_run_that_supports_them(comparison: Path) -> None:
     assert [run.name for run in runs_of(comparison)] == MEMBERS
     runs = {run.name: json.loads((run / "run.json").read_text()) for run in runs_of(comparison)}
     assert [run["family"] for run in runs.values()] == ["outlines", "lm", "vae", "vae"]
@@ -148,7 +148,7 @@ def test_the_report_puts_the_runs_own_figures_side_by_side(comparison: Path) -> 
     assert (comparison / "collapse.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_going_on_with_a_finished_comparison_changes_nothing(comparison: Path) -> None:
+def test_resuming_a_finished_comparison_changes_nothing(comparison: Path) -> None:
     def state() -> dict[str, bytes]:
         return {str(file): file.read_bytes() for file in comparison.rglob("*") if file.is_file()
                 and file.name != "lock" and file.parent != comparison}

@@ -96,7 +96,7 @@ def evaluated(tiny_run: Path, lm_run: Path, recurrent_encoder: Path, run_module:
     return Evaluated(runs, command, json.loads((root / "evaluation" / "report.json").read_text()), done.stderr)
 
 
-def test_the_report_lays_all_sources_side_by_side(evaluated: Evaluated) -> None:
+def test_the_report_contains_all_sources(evaluated: Evaluated) -> None:
     rows = [(row["source"], row["temperature"]) for row in evaluated.report["rows"]]
     assert rows == [("real text", None), *((source, temperature) for source in (*OUTLINE_SOURCES, "lm")
                                            for temperature in (0.0, 1.0))]
@@ -147,7 +147,7 @@ def test_the_same_numbers_in_markdown_json_and_tensorboard(evaluated: Evaluated)
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_hparams_stand_beside_the_figures(evaluated: Evaluated) -> None:
+def test_hparams_are_logged_with_the_figures(evaluated: Evaluated) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     for label in ("outlines", "lm"):
@@ -175,7 +175,7 @@ def test_a_second_evaluation_measures_nothing_anew(evaluated: Evaluated, monkeyp
     assert ("1", "5") not in announced and announced[-3:] == [("5", "5"), ("1", "2"), ("2", "2")]
 
 
-def test_stopped_and_gone_on_is_the_same_as_in_one_go(evaluated: Evaluated, tmp_path: Path) -> None:
+def test_a_continued_evaluation_equals_an_uninterrupted_one(evaluated: Evaluated, tmp_path: Path) -> None:
     """Some of the rows once more from nothing: another directory, another cache."""
     run = tmp_path / "run"
     shutil.copytree(evaluated.runs[1], run, ignore=shutil.ignore_patterns("evaluation.json", "checkpoints"))
@@ -192,7 +192,7 @@ def test_stopped_and_gone_on_is_the_same_as_in_one_go(evaluated: Evaluated, tmp_
     assert len(kept) == 2 and all({file.name for file in directory.iterdir()} == {"nll.json", "lock"} for directory in kept)
 
 
-def test_rows_that_are_gone_are_measured_again_to_the_same_figures(evaluated: Evaluated, tmp_path: Path) -> None:
+def test_missing_rows_are_measured_again_with_the_same_figures(evaluated: Evaluated, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(evaluated.runs[1], run)
     whole = json.loads((run / "evaluation.json").read_text())
@@ -203,7 +203,7 @@ def test_rows_that_are_gone_are_measured_again_to_the_same_figures(evaluated: Ev
     assert (run / "evaluation" / "report.md").exists()
 
 
-def test_scaled_noise_is_a_line_of_its_own_and_none_of_what_has_no_noise(evaluated: Evaluated, tmp_path: Path) -> None:
+def test_scaled_noise_has_its_own_line_for_sources_with_noise(evaluated: Evaluated, tmp_path: Path) -> None:
     options = [option for option in evaluated.command[3:] if option != "real outlines,generator,lm"]
     options[options.index("--temperatures") + 1] = "1"
     scaled = ["--noise-scales", "0.5,1", "--out", str(tmp_path / "scaled")]
@@ -216,7 +216,7 @@ def test_scaled_noise_is_a_line_of_its_own_and_none_of_what_has_no_noise(evaluat
     assert whole != half
 
 
-def test_guidance_is_a_line_of_its_own_of_runs_that_can_be_guided(
+def test_guidance_has_its_own_line_for_runs_with_outline_dropout(
         evaluated: Evaluated, lm_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     guided = ["--guidance", "0.5", "--rejection", "2", "--sources", "generator,lm", "--out", str(tmp_path / "guided")]
     assert main(["evaluate", *evaluated.runs, *COMMAND, "--temperatures", "1", "--encoder", "none", *guided, "--quiet"]) == 0

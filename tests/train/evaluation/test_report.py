@@ -77,7 +77,7 @@ def test_every_figure_has_one_column() -> None:
     assert len({column.key for column in COLUMNS}) == len({column.title for column in COLUMNS}) == len(COLUMNS)
 
 
-def test_verdicts_stand_in_words_or_are_counted() -> None:
+def test_verdicts_are_written_out_for_one_seed_and_counted_for_several() -> None:
     def row(verdict: str, kl: float) -> dict[str, object]:
         return {"test/kl": kl, "test/negative_elbo_per_token": 2.0, "num_draws": 16, "verdict": verdict,
                 "words": f"It is {verdict}.", "details": [f"Because {kl}."]}
@@ -96,7 +96,7 @@ def test_verdicts_stand_in_words_or_are_counted() -> None:
     assert "bound with" not in reconstruction_section(rows[-1:]) and "vector used" not in reconstruction_section(rows[-1:])
 
 
-def test_the_number_of_seeds_is_said() -> None:
+def test_num_seeds_in_words() -> None:
     one, two = curve("a", [(1, 1)]), curve("b", [(1, 1)], [(2, 2)])
     real = [Line("real text", None, {"unique": Figures((1.0,))})]
     assert num_seeds(real + one) == "one seed"
@@ -105,7 +105,7 @@ def test_the_number_of_seeds_is_said() -> None:
                                     "one in rows without a deviation")
 
 
-def test_curves_leave_out_what_has_no_temperature_or_no_reverse_nll() -> None:
+def test_curves_need_a_temperature_and_a_reverse_nll() -> None:
     lines = [*curve("a", [(2, 4), (3, 1)], [(4, 8), (5, 3)]), Line("real text", None, {}),
              Line("a", 0.0, {"forward_nll_per_token": Figures((9.0, 9.0))})]
     assert curves(lines) == {"a": [(3, 6), (4, 2)]}

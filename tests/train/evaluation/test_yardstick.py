@@ -160,7 +160,7 @@ def test_the_copied_rate_is_as_counted_by_hand(yardstick: Yardstick, quick: Yard
     assert row["num_compared"] == NUM and row["copied"] == pytest.approx(by_hand)
 
 
-def test_a_corpus_too_large_to_be_held_is_read_in_the_same_words(yardstick: Yardstick,
+def test_a_large_corpus_is_streamed_with_the_same_words(yardstick: Yardstick,
                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     held = yardstick.training()
     assert held is yardstick.training()
@@ -216,7 +216,7 @@ def test_dropped_scenes_are_seen_by_recall_and_reverse_nll(real: Row, half: Row)
     assert half["copied"] == 0.0 and half["unique"] == 1.0
 
 
-def test_no_evaluator_finds_the_grammars_sentences_likelier_than_the_grammar_does(yardstick: Yardstick) -> None:
+def test_no_judge_scores_the_grammar_better_than_the_grammar_itself(yardstick: Yardstick) -> None:
     text = list(grammar.sentences(150, seed=904))
     exact = -statistics.fmean(map(grammar.scenes().log_prob, text))
     tokens = [np.array(ids, dtype=np.int64) for ids in yardstick.data.tokenizer.encode(text)]
@@ -235,7 +235,7 @@ def test_the_scorer_of_the_default_preset_is_within_five_percent_of_the_grammars
     assert 0 < more < 0.05 * language.entropy()
 
 
-def test_sentences_of_nothing_are_measured_too(yardstick: Yardstick, quick: Yardstick) -> None:
+def test_empty_sentences_can_be_measured(yardstick: Yardstick, quick: Yardstick) -> None:
     """What a model that was hardly trained gives at T = 0: no word at all, NUM times."""
     row = yardstick.measure(Sentences([""] * 40))
     assert row["num_reverse"] == 0 and "reverse_nll_per_token" not in row
@@ -244,8 +244,8 @@ def test_sentences_of_nothing_are_measured_too(yardstick: Yardstick, quick: Yard
     assert same["self_bleu_2"] == 1.0 and same["unique"] == 1 / 40
 
 
-def test_evaluators_are_trained_once_wherever_the_corpus_lies(yardstick: Yardstick, config: RunConfig, session: Session,
-                                                              real: Row) -> None:
+def test_judges_are_trained_once_wherever_the_corpus_is(yardstick: Yardstick, config: RunConfig, session: Session,
+                                                            real: Row) -> None:
     data = yardstick.data
     scorer(config, data, session)
     before = sorted(path.name for path in session.cache.iterdir())
@@ -271,7 +271,7 @@ def test_words_start_at_the_counts_of_the_training_split(yardstick: Yardstick, c
     assert torch.equal(at_random.output_bias, at_counts.output_bias)
 
 
-def test_of_the_embedded_grammar_the_scorer_sees_no_sentence_twice(session: Session) -> None:
+def test_the_scorer_of_the_embedded_corpus_sees_no_sentence_twice(session: Session) -> None:
     method = find_method("lm")
     config = resolve("lm", method.config_class, method.presets, "tiny", None, {"evaluator_steps": 60, "num_sentences": 500})
     data = open_dataset(config.corpus, None, session.cache, torch.device("cpu"), Ranks(), session.reporter)
@@ -300,7 +300,7 @@ def test_real_outlines_are_held_out_ones_first_and_never_the_references(tiny_run
     assert 0 < data.num_rows("valid") < 80 and np.allclose(drawn, expected[:80], atol=1e-5)
 
 
-def test_as_many_references_as_other_real_sentences(config: RunConfig, session: Session) -> None:
+def test_references_and_real_text_have_equal_numbers(config: RunConfig, session: Session) -> None:
     """However unequal the splits are, real text and samples are compared in equal numbers."""
     config = dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, valid_fraction=0.02, test_fraction=0.2))
     data = open_dataset(config.corpus, None, session.cache, torch.device("cpu"), Ranks(), session.reporter)
@@ -310,7 +310,7 @@ def test_as_many_references_as_other_real_sentences(config: RunConfig, session: 
     assert not set(uneven.references) & set(uneven.real_text().text)
 
 
-def test_runs_of_several_configurations_go_by_their_directories(yardstick: Yardstick, config: RunConfig, session: Session,
+def test_runs_of_several_configurations_are_labelled_by_directory(yardstick: Yardstick, config: RunConfig, session: Session,
                                                                 tmp_path: Path) -> None:
     model = baseline(config, yardstick.data, session)
 
