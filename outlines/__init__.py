@@ -10,7 +10,8 @@ From text to text, in this order:
     inference/   a finished run in use: pipeline (`outlines.load(RUN)`), interpolation, inversion, rejection, neighbours
     metrics/     quality and diversity of text and outlines, posterior collapse, verdicts
 
-Beside them: checkpoint (atomic, verified files without pickle), devices, options, errors.
+Beside them: checkpoint (atomic, verified files without pickle), hardening (checks of hostile files), devices, options,
+errors.
 
 Shapes: B batch, N rows, T tokens, D outline width, Z latent width, V vocabulary, K centres.
 `train` and `generate` import this package and never each other; it imports neither.

@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
                 name = flag[2:].replace("-", "_")
                 raise OutlinesError(f"{flag} is not a flag. Set {name} in a file and use --config FILE.toml.")
             if word.startswith("--"):
-                raise unknown_name("option", flag, self._option_string_actions)
+                raise unknown_name("option", flag, {*self._option_string_actions, *self.file_only})
         if surplus:
             self.error(f"unrecognized arguments: {' '.join(surplus)}")
         return options
