@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from outlines.errors import OutlinesError
+from train.__main__ import main
 from train.config import RunConfig, from_json, resolve
 from train.method import all_methods, find_method
 
@@ -66,3 +67,12 @@ def test_every_option_has_a_line_of_help() -> None:
     for method in all_methods().values():
         for field in known_fields(method.config_class).values():
             assert len(field.metadata["help"]) > 10, field.name
+
+
+@pytest.mark.parametrize("family", [*sorted(all_methods()), "compare"])
+def test_the_help_has_at_most_50_flags(family: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([family, "--help"])
+    text = capsys.readouterr().out
+    assert 20 < sum(line.strip().startswith("--") for line in text.splitlines()) <= 50
+    assert ("--group-lines" in text) == (family == "conditional")

@@ -1,6 +1,7 @@
-"""A new generator is one class and one call of `register`: a toy one, trained, sampled, evaluated and resumed."""
+"""A new generator or decoder is one class and one call of `register`: toy ones, trained, sampled, evaluated and resumed."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,12 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from generate.__main__ import main as generate
 from outlines import load
+from outlines.corpus.batching import TokenBatch
 from outlines.models.outlines import OutlineModel
+from outlines.networks.decoder import Decoder, DecoderConfig, decoder_kinds
+from outlines.networks.decoder import register as register_decoder
 from outlines.networks.generator import OutlineGenerator, generator_kinds, register
+from outlines.networks.losses import bag_of_words_nll
 from tests.train.test_training import weights
 from train.__main__ import main as train
 
@@ -54,11 +59,62 @@ class Memory(OutlineGenerator):
         return self.rows[chosen] + self.config.scale * noise[:, :-1]
 
 
+@dataclass(frozen=True)
+class BagConfig(DecoderConfig):
+    kind: str = "bag"
+    embed_dim: int = 8
+
+
+@dataclass(frozen=True)
+class BagCache:
+    logits: Tensor
+
+    def select(self, rows: Tensor) -> "BagCache":
+        return BagCache(self.logits[rows])
+
+
+class Bag(Decoder):
+    """A bag of words: every token has the same distribution, which depends only on the vector."""
+
+    config_class = BagConfig
+    config: BagConfig
+
+    def __init__(self, config: BagConfig):
+        super().__init__(config)
+        self.hidden = nn.Linear(max(1, config.vector_dim), config.embed_dim)
+        self.output = nn.Linear(config.embed_dim, config.vocab_size)
+
+    def start(self, vector: Tensor | None, num: int) -> BagCache:
+        vector = self.output.weight.new_zeros(num, 1) if vector is None else vector
+        return BagCache(self.output(torch.tanh(self.hidden(vector))))
+
+    def step(self, tokens: Tensor, cache: BagCache) -> Tensor:
+        return cache.logits
+
+    def nll(self, tokens: TokenBatch, vector: Tensor | None) -> Tensor:
+        return bag_of_words_nll(self.start(vector, len(tokens.targets)).logits, tokens.targets, tokens.mask)
+
+
 @pytest.fixture(scope="module")
 def memory() -> Iterator[str]:
     register("memory", Memory)
     yield "memory"
     del generator_kinds()["memory"]
+
+
+@pytest.fixture(scope="module")
+def bag() -> Iterator[str]:
+    register_decoder(Bag)
+    yield "bag"
+    del decoder_kinds()["bag"]
+
+
+@pytest.fixture(scope="module")
+def bag_run(bag: str, tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    assert train([*tiny_arguments, "--decoder", bag, "--decoder-steps", "10", "--gan-steps", "10", "--evaluator-steps", "5",
+                  "--num-evaluation", "30", "--runs", str(runs), "--out", str(runs / "run"), "--quiet"]) == 0
+    return runs / "run"
 
 
 @pytest.fixture(scope="module")
@@ -90,20 +146,38 @@ def test_a_registered_generator_is_sampled(memory_run: Path, capsys: pytest.Capt
     assert "has no critic" in capsys.readouterr().err
 
 
-def test_a_registered_generator_is_evaluated_again(memory_run: Path, recurrent_encoder: Path) -> None:
-    assert train(["evaluate", str(memory_run), "--sources", "generator", "--temperatures", "1", "--num-samples", "20",
+@pytest.mark.parametrize("extended", ["memory_run", "bag_run"])
+def test_an_extended_run_is_evaluated_again(extended: str, recurrent_encoder: Path, request: pytest.FixtureRequest) -> None:
+    run: Path = request.getfixturevalue(extended)
+    assert train(["evaluate", str(run), "--sources", "generator", "--temperatures", "1", "--num-samples", "20",
                   "--encoder", f"recurrent:{recurrent_encoder}", "--quiet"]) == 0
-    assert (memory_run / "evaluation.json").exists()
+    assert (run / "evaluation.json").exists()
 
 
-def test_a_registered_generator_is_resumed(memory_run: Path) -> None:
-    resumed = memory_run.parent / "resumed"
-    shutil.copytree(memory_run, resumed)
+@pytest.mark.parametrize("extended", ["memory_run", "bag_run"])
+def test_an_extended_run_is_resumed(extended: str, request: pytest.FixtureRequest) -> None:
+    run: Path = request.getfixturevalue(extended)
+    resumed = run.parent / "resumed"
+    shutil.copytree(run, resumed)
     shutil.rmtree(resumed / "model")
     for checkpoint in sorted((resumed / "checkpoints").iterdir())[1:]:
         shutil.rmtree(checkpoint)
     assert train(["--resume", str(resumed), "--quiet"]) == 0
-    assert weights(resumed) == weights(memory_run)
+    assert weights(resumed) == weights(run)
+
+
+def test_a_registered_decoder_is_trained_and_sampled(bag_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [json.loads(line) for line in (bag_run / "metrics.jsonl").read_text().splitlines()]
+    nll = [line["valid/reconstruction_nll_per_token"] for line in lines if "valid/reconstruction_nll_per_token" in line]
+    assert nll[-1] < math.log(450), "less than that of a uniform distribution over the vocabulary"
+    for arguments in (["--num", "3"], ["--num", "3", "--guidance", "0.5"], ["reconstruct", "--beam", "2"]):
+        verb, *flags = arguments if arguments[0] == "reconstruct" else ["sample", *arguments]
+        sentences = bag_run.parent / "sentences.txt"
+        sentences.write_text("A man reads a book.\n")
+        file = ["--file", str(sentences)] if verb == "reconstruct" else []
+        assert generate([verb, str(bag_run), *file, *flags]) == 0, capsys.readouterr().err
+        assert capsys.readouterr().out.strip() or verb == "sample"
+    assert isinstance(load(bag_run, "cpu").model.decoder, Bag)
 
 
 def test_an_unknown_generator_is_an_error(tiny_arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

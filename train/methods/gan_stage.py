@@ -36,7 +36,7 @@ class GanOptions:
     gan_hidden_dim: int = option(512, "width of the hidden layers of generator and critic", low=1, flag=False)
     gan_num_layers: int = option(3, "hidden layers of generator and critic", low=1, flag=False)
     gan_steps: int = option(1000, "generator updates", low=1)
-    gan_batch_size: int = option(512, "outlines per generator update", low=2)
+    gan_batch_size: int = option(512, "outlines per generator update", low=2, flag=False)
     gan_learning_rate: float = option(1e-3, "peak learning rate of Adam for generator and critic", low=0)
     gan_beta2: float = option(0.99, "second beta of Adam for generator and critic; the first is 0", low=0, high=0.9999,
                               flag=False)

@@ -37,7 +37,7 @@ class ZForcingOptions(DecoderOptions):
 
     group: ClassVar[str] = "Z-Forcing"
     hidden_dim: int = option(512, "width of the forward LSTM's state", low=1)
-    num_layers: int = option(1, "layers of the forward LSTM", low=1)
+    num_layers: int = option(1, "layers of the forward LSTM", low=1, flag=False)
     latent_dim: int = option(32, "width of a step's latent z", low=1)
     mlp_dim: int = option(256, "width of the hidden layer of prior, posterior and auxiliary network", low=1)
     backward_hidden_dim: int = option(256, "width of the backward LSTM's state", low=1)
