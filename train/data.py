@@ -1,4 +1,4 @@
-"""From a configuration to batches: the corpus prepared, the outlines encoded, both once and kept in a cache."""
+"""From a configuration to batches: prepare the corpus and encode its outlines, once, into a cache."""
 
 import contextlib
 import hashlib
@@ -29,9 +29,9 @@ from train.runtime.run_directory import locked
 
 EMBEDDED = "embedded grammar"
 EMBEDDED_SEED = 20181203
-"""The embedded corpus is one corpus: the same sentences whatever the run's seed."""
+"""seed of the embedded corpus, the same for every run"""
 EMBEDDED_VOCAB_SIZE = 3000
-"""Pieces for the embedded corpus: nearly every word of its grammar becomes one."""
+"""SentencePiece pieces for the embedded corpus, in which nearly every word is one piece"""
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,14 @@ class Batch:
 
 
 MAX_FITTED_ROWS = 200_000
-"""Outlines, at most, that anything is fitted to (whitening, the generator's start): memory stays flat."""
+"""maximum outlines for fits (whitening, the generator's start), which bounds memory"""
 
 
 class Dataset:
-    """A prepared corpus and, where a family needs them, the outlines of its splits."""
+    """A prepared corpus and, for families that need them, the outlines of its splits."""
 
     def __init__(self, corpus: PreparedCorpus, stores: dict[str, OutlineStore], normalized: bool, device: torch.device,
                  whiten: bool = False, pairing: Pairing | None = None):
-        """pairing: which rows belong together, where the corpus says so."""
         self.corpus = corpus
         self.pairing = pairing
         self.embedded = corpus.meta["source"].startswith(EMBEDDED)
@@ -92,7 +91,7 @@ class Dataset:
             self.scaling.to(device)
 
     def hashes(self) -> dict[str, str]:
-        """Of what a run on this data depends on, by name: corpus, tokenizer and, where there are outlines, their encoder."""
+        """Return the hashes of corpus, tokenizer and, with outlines, encoder, by name."""
         of_encoder = {"encoder": self.stores["train"].encoder_fingerprint} if self.stores else {}
         return {"corpus": self.corpus.fingerprint, "tokenizer": self.tokenizer.fingerprint, **of_encoder}
 
@@ -100,12 +99,12 @@ class Dataset:
         return len(self.corpus.tokens[split])
 
     def outlines(self, split: str, rows: np.ndarray) -> Tensor:
-        """Outlines [B, D] in scaled units."""
-        assert self.scaling is not None, "this family did not ask for outlines"
+        """Return outlines [B, D] in scaled units."""
+        assert self.scaling is not None, "this dataset has no outlines"
         return self.scaling.scale(torch.from_numpy(self.stores[split].rows(rows)).to(self.device))
 
     def sample_rows(self, split: str, num: int, seed: int = 0) -> np.ndarray:
-        """Rows of a split, at most `num`, drawn without replacement; sorted."""
+        """Return at most `num` rows of a split, drawn without replacement and sorted."""
         total = self.num_rows(split)
         return np.sort(np.random.default_rng(seed).permutation(total)[:num])
 
@@ -117,7 +116,7 @@ class Dataset:
         return BatchOrder(len(tokens), batch_size, seed, tokens.lengths if like_length else None)
 
     def batch(self, rows: np.ndarray, ranks: Ranks) -> Batch:
-        """The training batch of these global rows, as this rank sees it."""
+        """Return this rank's part of the training batch with these rows."""
         tokens = self.corpus.tokens["train"]
         own = ranks.own(rows)
         outlines = self.outlines("train", own) if self.stores else None
@@ -146,7 +145,7 @@ def open_dataset(config: CorpusConfig, encoding: tuple[str, bool] | None, cache:
             store = cache / f"outlines-{key}"
             if not ranks.agree((store / "meta.json").exists()):
                 store.mkdir(parents=True, exist_ok=True)
-                # Another run that wants the same outlines waits, and finds them ready.
+                # Another run that needs the same outlines waits for them.
                 with locked(store, reporter.line) if ranks.first else contextlib.nullcontext():
                     ranks.barrier()
                     with reporter.bar(f"encode {split}", "sentences") as progress:
@@ -176,7 +175,7 @@ def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
     directory = cache / f"corpus-{key}"
     cache.mkdir(parents=True, exist_ok=True)
     with contextlib.nullcontext() if directory.exists() else locked(cache, reporter.line):
-        if directory.exists():  # It may have been made by the run that was waited for.
+        if directory.exists():  # Another run may have made it in the meantime.
             return directory
         report = ReadingReport()
         if files:
@@ -192,5 +191,5 @@ def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
         reporter.line(report.summary())
     cut = sum(split["cut"] for split in corpus.meta["splits"].values())
     if cut:
-        reporter.line(f"{cut} sentences are longer than {config.max_len} tokens and were cut there (--max-len)")
+        reporter.line(f"{cut} sentences were cut at {config.max_len} tokens (--max-len)")
     return directory

@@ -56,9 +56,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.add_argument("--families", metavar="LIST", help="comma-separated list of what to compare: families, presets "
                             "of a family (vae-lagging) and controls (mixture), which need the run of their family")
     parser.add_argument("--runs", metavar="DIR", help="directory of all runs; their cache is DIR-cache (default: runs)")
-    parser.add_argument("--out", metavar="RUN", help="directory of this run (default: the next number in --runs)")
+    parser.add_argument("--out", metavar="RUN", help="directory of this run (default: a new numbered one)")
     parser.add_argument("--seeds", metavar="LIST", help="comma-separated seeds; train one run per seed and report mean ± "
-                        "standard deviation (default: only --seed)")
+                        "standard deviation")
     parser.add_argument("--resume", metavar="RUN", help="continue this run with its own options")
     parser.add_argument("--quiet", action="store_true", help="print no progress on stderr")
     add_options(parser, method)

@@ -61,7 +61,7 @@ class OutlineDecoderOptions(DecoderOptions):
     outline_noise: float = option(0.0, "standard deviation of noise on the decoder's outlines in training, in scaled units",
                                   low=0)
     outline_dropout: float = option(0.1, "probability of dropping the outline while training the decoder; above 0 the "
-                                         "decoder also learns p(x), which --guidance needs", low=0, high=0.99)
+                                         "decoder also learns p(x), which guidance needs", low=0, high=0.99)
     decoder_from: str = option("", "copy the decoder of this finished run instead of training one; corpus, encoder and "
                                    "decoder options must be the same")
 
