@@ -72,7 +72,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The options that every family has: those of its decoder (methods/decoder_stage.py sets their defaults)."""
+    """The options that every family has. methods/decoder_stage.py sets their defaults."""
 
     embed_dim: int
     decoder_steps: int
@@ -131,7 +131,7 @@ def known_fields(model_config: type) -> dict[str, dataclasses.Field[Any]]:
 
 
 def group_of(name: str, model_config: type) -> str:
-    """Return the help group of an option, which is that of the first base class with this option."""
+    """Return the help group of an option: the group of the first base class with this option."""
     for section in sections(model_config).values():
         for base in reversed(section.__mro__):
             if base is not ModelOptions and name in getattr(base, "__annotations__", ()):
@@ -174,7 +174,7 @@ def coerce(field: dataclasses.Field[Any], value: Any, where: str) -> Any:
 
 
 def _is_text(value: str) -> bool:
-    """Whether a value can be a file name: no NUL, and no surrogates except those that Python uses for non-UTF-8 bytes."""
+    """Whether a value can be a file name: no NUL, and only the surrogates that Python uses for non-UTF-8 bytes."""
     try:
         value.encode(errors="surrogateescape")
     except UnicodeEncodeError:

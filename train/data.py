@@ -61,7 +61,7 @@ class Batch:
         return self.ranks.own(values)
 
     def share(self, constant: float) -> Tensor:
-        """Return a constant as this rank's share of a global mean, for the log."""
+        """Return a constant as this rank's part of a global mean, for the log."""
         return torch.tensor(constant / self.ranks.world)
 
 

@@ -55,7 +55,7 @@ class FitsOutlines(Protocol):
 
 @runtime_checkable
 class StartsAtMixture(Protocol):
-    """A generator that can start training as a given mixture."""
+    """A generator that can start training as a mixture."""
 
     def start_at(self, mixture: Mixture) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Evaluation of conditional outlines: what the model, its baselines and real text offer for conditions of the test split."""
+"""Evaluation of conditional outlines: the model, its baselines and real text on conditions of the test split."""
 
 from collections.abc import Sequence
 from itertools import islice

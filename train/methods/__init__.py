@@ -1,1 +1,1 @@
-"""One file a method: what a step of it is, what its validation is. A file here is all that a new family needs."""
+"""One file per method, and the stages that methods share. A new family is one new file here and one in outlines/models."""

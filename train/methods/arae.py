@@ -4,8 +4,8 @@ A step has three phases:
 
     critic       several rounds of WGAN-GP between real and generated codes, each round on newly drawn sentences
     generator    raises the critic's scores
-    autoencoder  nll of each sentence given its noised code; and the encoder lowers the critic's score of its codes. The
-                 decoder receives no gradient from the critic, the encoder receives a fraction of it
+    autoencoder  lowers the nll of each sentence under its noised code; the encoder also lowers the critic's scores of its
+                 codes. Only the encoder receives a gradient from the critic, scaled by a fraction
 
 Zhao et al. (2018), algorithm 1, apply the encoder's two gradients in two steps of plain gradient descent, which is nearly
 the step on their sum. An optimiser that rescales gradients, such as AdamW, needs the sum to preserve the fraction.
@@ -216,7 +216,7 @@ class ARAEMethod(Method):
                  "gan_num_layers": 4, "gan_learning_rate": 1e-4},
         "arae": {},
         # The authors' settings for SNLI (lang/run_snli.py), for a corpus of sentences of at most 15 words; longer ones are
-        # cut. They use 11,000 words, this preset as many SentencePiece pieces. Learning rates stay constant.
+        # cut. They use 11,000 words, this preset uses 11,000 SentencePiece pieces. Learning rates stay constant.
         "arae-snli": {"vocab_size": 11000, "lowercase": True, "max_len": 15, "embed_dim": 300, "hidden_dim": 300,
                       "num_layers": 1, "dropout": 0.0, "encoder_hidden_dim": 300, "code_dim": 300, "noise_radius": 0.05,
                       "noise_anneal": 0.9995, "noise_dim": 100, "gan_hidden_dim": 300, "gan_num_layers": 2,
