@@ -9,11 +9,18 @@
     POST /nearest      {"sentence", "num"} → {"neighbours": [{"row", "cosine", "text"}]}
 """
 
+import contextlib
 import threading
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-from generate.batcher import ANSWER_SEC, Batcher, Busy
+import torch
+from torch import Tensor
+
 from generate.options import BY_NAME
 from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError
@@ -21,6 +28,76 @@ from outlines.inference.pipeline import Pipeline
 
 MAX_SENTENCES = int(BY_NAME["num"].max_served)
 MAX_CHARACTERS = 1000
+MAX_ROWS = 512
+"""Sentences decoded in one batch; bounds the memory."""
+ANSWER_SEC = 30
+"""Longest wait of a request until its work begins."""
+GATHER_SEC = 0.01
+"""How long a request waits for others to share its batch."""
+
+
+class Busy(Exception):
+    """Too many requests, or too long a wait."""
+
+
+@contextlib.contextmanager
+def turn(lock: Any, wait_sec: float) -> Iterator[None]:
+    """Hold a lock or a place of a semaphore; raises Busy if it is not free within `wait_sec`."""
+    if not lock.acquire(timeout=wait_sec):
+        raise Busy("The server is busy. Try again in a moment.")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@dataclass(eq=False)
+class Job:
+    """Rows to decode: vectors [B, D] or None, uniforms [B, max_len]. ids: the result, empty until then."""
+
+    vectors: Tensor | None
+    uniforms: Tensor
+    kind: tuple[SamplingConfig, tuple[int, ...]]
+    """only jobs with the same sampling configuration and prefix can share a batch"""
+    ids: list[list[int]] = field(default_factory=list)
+
+
+class Batcher:
+    """Decodes for many threads: the first thread whose turn it is decodes the jobs of the others too.
+
+    A sentence depends only on its own row, so batching does not change it.
+    """
+
+    def __init__(self, decode: Callable[[Tensor | None, Tensor, SamplingConfig, Sequence[int]], list[list[int]]]):
+        self.decode_batch = decode
+        self.batch_sizes: deque[int] = deque(maxlen=1000)
+        self._waiting: dict[Job, None] = {}
+        self._turn = threading.Lock()
+
+    def decode(self, job: Job) -> list[list[int]]:
+        """Return the token ids of each row; may be called from any thread. Raises Busy after ANSWER_SEC."""
+        ready = time.monotonic() + GATHER_SEC
+        self._waiting[job] = None
+        try:
+            with turn(self._turn, ANSWER_SEC):
+                if not job.ids:
+                    time.sleep(max(0.0, ready - time.monotonic()))
+                    self._decode_with_others(job)
+        finally:
+            self._waiting.pop(job, None)
+        return job.ids
+
+    def _decode_with_others(self, job: Job) -> None:
+        batch, num = [job], len(job.uniforms)
+        for other in list(self._waiting):
+            if other is not job and not other.ids and other.kind == job.kind and num + len(other.uniforms) <= MAX_ROWS:
+                batch.append(other)
+                num += len(other.uniforms)
+        self.batch_sizes.append(len(batch))
+        vectors = None if job.vectors is None else torch.cat([each.vectors for each in batch if each.vectors is not None])
+        ids = iter(self.decode_batch(vectors, torch.cat([each.uniforms for each in batch]), *job.kind))
+        for each in batch:
+            each.ids = list(islice(ids, len(each.uniforms)))
 
 
 class Fields:
@@ -33,10 +110,10 @@ class Fields:
 
     def number(self, name: str) -> Any:
         """A number within the bounds of the option `name`, or the option's default."""
-        option, key = BY_NAME[name], name.partition("/")[0]
+        option, key = BY_NAME[name].served(), name.partition("/")[0]
         value = self._data.pop(key, option.default)
-        if not option.is_valid(value, served=True):
-            raise OutlinesError(f"{key} must be {option.bounds(served=True)}.")
+        if not option.is_valid(value):
+            raise OutlinesError(f"{key} must be {option.bounds()}.")
         return option.type(value)
 
     def text(self, name: str, default: str | None = None) -> str:
@@ -64,7 +141,8 @@ class Endpoints:
 
     def __init__(self, pipeline: Pipeline):
         self.pipeline = pipeline
-        self.batcher = Batcher(pipeline.tokens)
+        self.batcher = Batcher(pipeline.sampler)
+        # Work that cannot be batched runs one request at a time, so that it does not use every core.
         self._turn = threading.Lock()
 
     def about(self) -> dict[str, Any]:
@@ -82,32 +160,26 @@ class Endpoints:
         fields.end()
         draw, tokens = self.pipeline.source(source or None, config), self.pipeline.prefix_tokens(prefix)
         vectors, uniforms = self.pipeline.model.draw_rows(draw, 0, num, seed, config.max_len)
-        ids = self.batcher.decode(vectors, uniforms, config, tokens)
+        ids = self.batcher.decode(Job(vectors, uniforms, (config, tuple(tokens))))
         return {"sentences": [{name: value for name, value in sentence._asdict().items() if value is not None}
                               for sentence in self.pipeline.written(ids, vectors, scored=True)]}
 
     def reconstruct(self, fields: Fields) -> dict[str, Any]:
         sentences = fields.texts("sentences")
         fields.end()
-        return {"sentences": [done._asdict() for done in self._in_turn(lambda: self.pipeline.reconstruct(sentences))]}
+        with turn(self._turn, ANSWER_SEC):
+            return {"sentences": [done._asdict() for done in self.pipeline.reconstruct(sentences)]}
 
     def interpolate(self, fields: Fields) -> dict[str, Any]:
         a, b, walk = fields.text("a"), fields.text("b"), fields.text("walk", "spherical")
         num = fields.number("num/walk")
         fields.end()
-        made = self._in_turn(lambda: self.pipeline.interpolate(a, b, walk, num))
+        with turn(self._turn, ANSWER_SEC):
+            made = self.pipeline.interpolate(a, b, walk, num)
         return {"ended": made.ended, "points": [point._asdict() for point in made.points]}
 
     def nearest(self, fields: Fields) -> dict[str, Any]:
         sentence, num = fields.text("sentence"), fields.number("num/nearest")
         fields.end()
-        return {"neighbours": [near._asdict() for near in self._in_turn(lambda: self.pipeline.nearest([sentence], num))[0]]}
-
-    def _in_turn(self, work: Callable[[], Any]) -> Any:
-        """Run work that cannot be batched, one request at a time, so that it does not use every core."""
-        if not self._turn.acquire(timeout=ANSWER_SEC):
-            raise Busy("The server is busy.")
-        try:
-            return work()
-        finally:
-            self._turn.release()
+        with turn(self._turn, ANSWER_SEC):
+            return {"neighbours": [near._asdict() for near in self.pipeline.nearest([sentence], num)[0]]}

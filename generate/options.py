@@ -32,19 +32,20 @@ class Option(NamedTuple):
     choices: tuple[str, ...] | None = None
     metavar: str | None = None
 
-    def is_valid(self, value: Any, served: bool = False) -> bool:
+    def served(self) -> "Option":
+        """The option with the bounds of a request to the server."""
+        return self._replace(high=min(self.high, self.max_served))
+
+    def is_valid(self, value: Any) -> bool:
         """Whether a number has the right type, is finite and lies within the bounds."""
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value < math.inf:
             return False
-        return self.low <= value <= self._high(served) and (self.type is float or value == int(value))
+        return self.low <= value <= self.high and (self.type is float or value == int(value))
 
-    def bounds(self, served: bool = False) -> str:
+    def bounds(self) -> str:
         """The valid numbers in words."""
-        kind, high = "a whole number" if self.type is int else "a number", self._high(served)
-        return f"{kind} of at least {self.low}" if high == math.inf else f"{kind} from {self.low} to {high}"
-
-    def _high(self, served: bool) -> float:
-        return min(self.high, self.max_served) if served else self.high
+        kind = "a whole number" if self.type is int else "a number"
+        return f"{kind} of at least {self.low}" if self.high == math.inf else f"{kind} from {self.low} to {self.high}"
 
     def parse(self, text: str) -> Any:
         """Convert an argument of the command line."""

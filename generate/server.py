@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from generate.batcher import MAX_WAITING, Busy
-from generate.endpoints import Endpoints, Fields
+from generate.endpoints import Busy, Endpoints, Fields, turn
 from outlines.errors import OutlinesError
 from outlines.inference.pipeline import Pipeline
 
 PAGE = Path(__file__).with_name("page.html")
+MAX_WAITING = 64
+"""Requests that may wait or be processed; another one is refused."""
 MAX_BYTES = 64 * 1024
 MAX_DISCARDED = 1024 * 1024
 """Bytes of a refused request that are still read."""
@@ -59,43 +60,48 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.close()
         self.rfile = io.BufferedReader(TimedReader(self.connection))
 
+    def parse_request(self) -> bool:
+        """Refuse requests to a local server under another name.
+
+        Otherwise a page of another site could read from it by resolving its own name to 127.0.0.1.
+        """
+        if not super().parse_request():
+            return False
+        with contextlib.suppress(ValueError):  # a malformed name
+            if not self.server.local or urlsplit(f"//{self.headers.get('Host', '')}").hostname in LOCAL:
+                return True
+        self._send(400, {"error": "This server answers its own machine only. Use http://127.0.0.1."})
+        return False
+
     def do_GET(self) -> None:
-        if not self._has_own_host():
-            return
         if self.path == "/":
-            self._send(200, PAGE.read_bytes(), "text/html; charset=utf-8")
+            self._send(200, PAGE.read_bytes())
         elif self.path == "/about":
-            self._send_json(200, self.server.endpoints.about())
+            self._send(200, self.server.endpoints.about())
         else:
-            self._send_json(404, {"error": f"Nothing at {self.path[:80]}."})
+            self._send(404, {"error": f"Nothing at {self.path[:80]}."})
 
     def do_POST(self) -> None:
-        if not self._has_own_host():
-            return
         endpoints = self.server.endpoints
         answer = {"/sample": endpoints.sample, "/reconstruct": endpoints.reconstruct,
                   "/interpolate": endpoints.interpolate, "/nearest": endpoints.nearest}.get(self.path)
         if answer is None:
-            self._send_json(404, {"error": f"Nothing at {self.path[:80]}."})
+            self._send(404, {"error": f"Nothing at {self.path[:80]}."})
             return
         try:
             fields = Fields(self._body())  # read before a place is reserved, so that slow clients occupy none
-            if not self.server.places.acquire(blocking=False):
-                raise Busy("The server has too many requests.")
-            try:
+            with turn(self.server.places, 0):
                 status, data = 200, answer(fields)
-            finally:
-                self.server.places.release()
         except OutlinesError as error:
             status, data = 400, {"error": str(error)}
         except Busy as error:
-            status, data = 503, {"error": f"{error} Try again in a moment."}
+            status, data = 503, {"error": str(error)}
         except ConnectionError:  # the client has left
             raise
         except Exception:
             self.server.handle_error(self.request, self.client_address)
             status, data = 500, {"error": "Internal error. The terminal of the server shows the details."}
-        self._send_json(status, data)
+        self._send(status, data)
 
     def _body(self) -> Any:
         # A page of another site can post a form to this server, but not JSON without permission.
@@ -111,23 +117,13 @@ class Handler(BaseHTTPRequestHandler):
         except TimeoutError as error:
             raise ConnectionAbortedError("the client was too slow") from error
 
-    def _has_own_host(self) -> bool:
-        """Whether a local server was asked under a local name; if not, the error is sent.
-
-        Otherwise a page of another site could read from it by resolving its own name to 127.0.0.1.
-        """
-        with contextlib.suppress(ValueError):  # a malformed name
-            if not self.server.local or urlsplit(f"//{self.headers.get('Host', '')}").hostname in LOCAL:
-                return True
-        self._send_json(400, {"error": "This server answers its own machine only. Use http://127.0.0.1."})
-        return False
-
-    def _send_json(self, status: int, data: dict[str, Any]) -> None:
-        self._send(status, json.dumps(data, ensure_ascii=False).encode(), "application/json; charset=utf-8")
-
-    def _send(self, status: int, body: bytes, kind: str) -> None:
+    def _send(self, status: int, data: dict[str, Any] | bytes) -> None:
+        """Send JSON data, or the bytes of a page."""
+        kind = "text/html" if isinstance(data, bytes) else "application/json"
+        body = data if isinstance(data, bytes) else json.dumps(data, ensure_ascii=False).encode()
         self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), "X-Content-Type-Options": "nosniff",
+        for name, value in {"Content-Type": f"{kind}; charset=utf-8",
+                            "Content-Length": str(len(body)), "X-Content-Type-Options": "nosniff",
                             "Cache-Control": "no-store", "Connection": "close"}.items():
             self.send_header(name, value)
         self.connection.settimeout(READ_SEC)
@@ -141,7 +137,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Errors of the base class are JSON too."""
-        self._send_json(code, {"error": message or self.responses[HTTPStatus(code)][0]})
+        self._send(code, {"error": message or self.responses[HTTPStatus(code)][0]})
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are not logged."""
@@ -171,16 +167,8 @@ class Server(ThreadingHTTPServer):
         host, port = self.socket.getsockname()[:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
-    def server_close(self) -> None:
-        super().server_close()
-        if hasattr(self, "endpoints"):
-            self.endpoints.batcher.close()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self.connections.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return self.connections.acquire(blocking=False)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:

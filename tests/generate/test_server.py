@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 import outlines
-from generate import batcher as batching
+from generate import endpoints
 from generate import server as serving
 from generate.server import Server
 from outlines.decoding.sample import SamplingConfig
@@ -171,7 +171,7 @@ def test_one_request_too_many_is_refused_for_now(server: Server, monkeypatch: py
 
 def test_requests_at_the_same_time_share_a_batch_and_change_no_sentence(server: Server,
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "GATHER_SEC", 0.3)
+    monkeypatch.setattr(endpoints, "GATHER_SEC", 0.3)
     batcher = server.endpoints.batcher
     requests = [{"num": 3, "seed": seed, "temperature": 0.9} for seed in range(5)] + [{"num": 2, "temperature": 0.5}]
     batcher.batch_sizes.clear()
@@ -179,7 +179,7 @@ def test_requests_at_the_same_time_share_a_batch_and_change_no_sentence(server: 
         together = list(pool.map(lambda body: ask(server, "/sample", body), requests))
     assert sum(batcher.batch_sizes) == 6 and max(batcher.batch_sizes) == 5 and len(batcher.batch_sizes) == 2
     assert [status for status, _ in together] == [200] * 6
-    monkeypatch.setattr(batching, "GATHER_SEC", 0.0)
+    monkeypatch.setattr(endpoints, "GATHER_SEC", 0.0)
     alone = [ask(server, "/sample", body) for body in requests]
     texts = [[[line["text"] for line in data["sentences"]] for _, data in answers] for answers in (together, alone)]
     assert texts[0] == texts[1] and len(set(map(tuple, texts[0]))) == 6
@@ -319,7 +319,7 @@ def test_slow_clients_are_dropped_and_take_no_place(server: Server, monkeypatch:
     head = b"POST /sample HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
     address = ("127.0.0.1", server.server_address[1])
     with contextlib.ExitStack() as stack:
-        for _ in range(batching.MAX_WAITING + 1):
+        for _ in range(serving.MAX_WAITING + 1):
             stack.enter_context(socket.create_connection(address, timeout=30)).sendall(head)
         assert ask(server, "/sample", {"num": 1})[0] == 200
     monkeypatch.setattr(serving, "READ_SEC", 0.3)
@@ -347,8 +347,8 @@ def test_one_connection_too_many_is_closed(pipeline: Pipeline, monkeypatch: pyte
 
 def test_large_requests_that_wait_together_are_decoded_in_bounded_batches(server: Server,
                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "GATHER_SEC", 0.3)
-    monkeypatch.setattr(batching, "MAX_ROWS", 5)
+    monkeypatch.setattr(endpoints, "GATHER_SEC", 0.3)
+    monkeypatch.setattr(endpoints, "MAX_ROWS", 5)
     server.endpoints.batcher.batch_sizes.clear()
     with ThreadPoolExecutor(5) as pool:
         answers = list(pool.map(lambda seed: ask(server, "/sample", {"num": 2, "seed": seed}), range(5)))
