@@ -78,7 +78,8 @@ def test_constraints_pin_every_requirement() -> None:
 
 
 @pytest.mark.parametrize("command", commands("train"))
-def test_every_training_command_parses(command: str) -> None:
+def test_every_training_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     words = shlex.split(command.replace("$K", "2000"))
     if "--help" in words:
         with pytest.raises(SystemExit, match="0"):
@@ -91,6 +92,14 @@ def test_every_training_command_parses(command: str) -> None:
             return
     options = parse(arguments)
     assert options.resume or plan_of(options).runs
+
+
+def test_every_file_of_options_is_valid(tmp_path: Path) -> None:
+    blocks = [block for document in DOCUMENTS for block in re.findall(r"```toml\n(.*?)```", document.read_text(), re.DOTALL)]
+    assert blocks
+    for block in blocks:
+        (tmp_path / "options.toml").write_text(block)
+        assert plan_of(parse(["--config", str(tmp_path / "options.toml")])).runs
 
 
 @pytest.mark.parametrize("command", commands("generate"))
