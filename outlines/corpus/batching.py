@@ -5,7 +5,7 @@ processes agree without communication. Memory: one int32 permutation of the rows
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,3 +107,10 @@ def collate(rows: Sequence[np.ndarray], special: SpecialIds) -> TokenBatch:
     tokens[np.arange(len(rows)), lengths.numpy()] = special.eos_id
     mask = torch.arange(steps) < lengths[:, None]
     return TokenBatch(inputs, torch.from_numpy(tokens[:, 1:].copy()), mask, lengths)
+
+
+def in_like_length(rows: Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
+    """Yield the numbers of all rows in batches of similar length."""
+    order = np.argsort([len(row) for row in rows], kind="stable")
+    for start in range(0, len(rows), batch_size):
+        yield order[start:start + batch_size]

@@ -23,7 +23,7 @@ def beam_search(decoder: Decoder, vector: Tensor | None, num: int, config: Sampl
     Source: Sutskever, Vinyals and Le, Sequence to Sequence Learning with Neural Networks (2014), section 3.2.
     """
     reader, eos = Reader(decoder, vector, num, config, prefix), decoder.config.eos_id
-    width, device = config.beam, reader.tokens.device
+    width, vocab_size, device = config.beam, decoder.config.vocab_size, reader.tokens.device
     reader.select(torch.arange(num, device=device).repeat_interleave(width))
     tokens = reader.tokens.repeat_interleave(width)
     scores = torch.full((num, width), -torch.inf, device=device)
@@ -33,7 +33,7 @@ def beam_search(decoder: Decoder, vector: Tensor | None, num: int, config: Sampl
     best = torch.full((num,), -torch.inf, device=device)
     sentences: list[list[int]] = [[] for _ in range(num)]
     for position in range(len(prefix), config.max_len + 1):
-        totals = scores[:, :, None] + reader.logits(tokens).log_softmax(dim=1).view(len(rows), width, -1)
+        totals = scores[:, :, None] + reader.logits(tokens)[:, :vocab_size].log_softmax(dim=1).view(len(rows), width, -1)
         ended, which = totals[:, :, eos].max(dim=1)
         for row in (ended > best).nonzero()[:, 0].tolist():
             sentences[int(rows[row])] = [*prefix, *beams[row, which[row]].tolist()]
@@ -43,7 +43,6 @@ def beam_search(decoder: Decoder, vector: Tensor | None, num: int, config: Sampl
             for row in best.isneginf().nonzero()[:, 0].tolist():
                 sentences[int(rows[row])] = [*prefix, *beams[row, 0].tolist()]
             break
-        vocab_size = totals.shape[2]
         scores, flat = totals.flatten(1).topk(width, dim=1)  # in order: the first is the likeliest
         parent, token = flat // vocab_size, flat % vocab_size
         beams = torch.cat([beams.gather(1, parent[:, :, None].expand(-1, -1, beams.shape[2])), token[:, :, None]], dim=2)

@@ -4,6 +4,7 @@ Random numbers are an argument: row i, step t only uses uniforms[i, t]. So a sen
 rest of the batch.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,64 +21,63 @@ RUN = 64
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How sentences are drawn: the vector's noise, and how a token is chosen from the decoder's distribution."""
+    """How sentences are drawn: the noise of the vector, and the choice of each token."""
 
     temperature: float = 1.0
     """divides the logits; 0 is greedy decoding"""
     top_k: int = 0
     """keep the k likeliest tokens; 0 keeps all"""
     top_p: float = 1.0
-    """keep the smallest set of tokens with at least this probability (nucleus)"""
+    """nucleus: keep the smallest set of tokens with at least this probability"""
     max_len: int = 64
     """tokens after which a sentence is cut"""
     beam: int = 0
-    """width of a beam search for the likeliest sentence, in place of sampling; 0 samples"""
+    """width of beam search; 0 samples"""
     noise_scale: float = 1.0
-    """factor on the normal noise that vectors are made from; below 1, they lie nearer to the commonest ones"""
+    """factor on the normal noise of the vectors; below 1, vectors are closer to the most frequent ones"""
     guidance: float = 1.0
-    """w in logits(no vector) + w · (logits(vector) - logits(no vector)): 1 is the decoder as it is, 0 ignores the vector
+    """w in logits(no vector) + w · (logits(vector) - logits(no vector)); 1 is no guidance, 0 ignores the vector
 
-    Source: Ho and Salimans, Classifier-Free Diffusion Guidance (2022), whose w is this less 1."""
+    Source: Ho and Salimans, Classifier-Free Diffusion Guidance (2022), with w - 1 for their w."""
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0 or self.temperature == float("inf"):
-            raise OutlinesError(f"temperature must be 0 (greedy) or above and finite, not {self.temperature}")
-        if self.top_k < 0:
-            raise OutlinesError(f"top-k must be 0 (all tokens) or above, not {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise OutlinesError(f"top-p must be above 0 and at most 1, not {self.top_p}")
-        if self.max_len < 1:
-            raise OutlinesError(f"max-len must be at least 1 token, not {self.max_len}")
-        if self.beam < 0:
-            raise OutlinesError(f"beam must be 0 (no beam search) or a width above, not {self.beam}")
-        if not 0 <= self.noise_scale < float("inf"):
-            raise OutlinesError(f"noise-scale must be 0 or above and finite, not {self.noise_scale}")
-        if not 0 <= self.guidance < float("inf"):
-            raise OutlinesError(f"guidance must be 0 (the vector is ignored) or above and finite, not {self.guidance}")
+        bounds = {"temperature": "0 (greedy) or above, and finite", "top_k": "0 (all tokens) or above",
+                  "top_p": "above 0 and at most 1", "max_len": "at least 1 token", "beam": "0 (no beam search) or above",
+                  "noise_scale": "0 or above, and finite", "guidance": "0 (the vector is ignored) or above, and finite"}
+        for name, allowed in bounds.items():
+            value = getattr(self, name)
+            least, most = (1 if name == "max_len" else 0), (1 if name == "top_p" else sys.float_info.max)
+            if not least <= value <= most or (name == "top_p" and value == 0):
+                raise OutlinesError(f"{name.replace('_', '-')} must be {allowed}, not {value}.")
 
     @property
     def draws(self) -> bool:
-        """Whether chance has a part in it; else the likeliest token or sentence is taken."""
+        """Whether the result depends on random numbers."""
         return self.temperature > 0 and self.top_k != 1 and not self.beam
 
 
 def choose(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
-    """One token per row [B] from logits [B, V], which may be overwritten; uniforms: [B] in [0, 1).
+    """Return one token per row [B] of logits [B, V]; uniforms: [B] in [0, 1).
 
-    Order of the filters: temperature, top-k, nucleus (Holtzman et al. 2020). Ties at the k-th logit are all kept.
+    Filters in this order: temperature, top-k, nucleus (Holtzman et al. 2020). All ties at the k-th logit are kept.
     """
-    return draw(functional.pad(logits.float(), (0, -logits.shape[1] % RUN), value=-torch.inf), uniforms, config)
+    return draw(pad(logits), uniforms, config)
+
+
+def pad(logits: Tensor) -> Tensor:
+    """Return a float32 copy of logits [B, V], padded with -inf to a multiple of RUN."""
+    return functional.pad(logits.float(), (0, -logits.shape[1] % RUN), value=-torch.inf)
 
 
 def draw(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
-    """As `choose`, from float32 logits that it overwrites, V a multiple of RUN."""
+    """Return `choose` of padded logits, which it overwrites."""
     return _invert(logits, weigh(logits, config), uniforms) if config.temperature else logits.argmax(dim=1)
 
 
 def weigh(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Write the probabilities that a temperature above 0 draws from over float32 logits [B, V], V a multiple of RUN.
+    """Overwrite padded logits [B, V] with the probabilities to draw from; returns the sums of their runs, [B, V / RUN].
 
-    Returned: their sums over each run, [B, V / RUN].
+    The temperature must be above 0.
     """
     if config.temperature != 1:
         logits.div_(config.temperature)
@@ -87,25 +87,25 @@ def weigh(logits: Tensor, config: SamplingConfig) -> Tensor:
     probabilities = torch.softmax(logits, dim=1, out=logits)
     if config.top_p < 1:
         ordered, order = probabilities.sort(dim=1, descending=True, stable=True)
-        # A token goes when those before it already hold the nucleus; the first one always stays.
+        # Remove a token if the likelier ones already reach top_p; the first one always stays.
         outside = ordered.cumsum(dim=1) - ordered >= config.top_p
         probabilities.scatter_(1, order, ordered.masked_fill(outside, 0))
     return probabilities.unflatten(1, (-1, RUN)).sum(dim=2)
 
 
 def _invert(weights: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
-    """Inverse transform sampling: the index [B] at which the running sum of weights [B, V] passes uniforms [B] of the whole.
+    """Inverse transform sampling: the index [B] where the running sum of weights [B, V] exceeds uniforms [B] of the total.
 
-    sums: [B, V / RUN], as `weigh` gives them. Only the weights of the run that is met are added one by one: a running sum
-    over all of them, one addition after another, takes as long as the softmax.
+    sums: [B, V / RUN], from `weigh`. Only one run is summed weight by weight: a running sum over all weights takes as long
+    as the softmax.
     """
     cumulative = functional.pad(sums, (1, 0)).cumsum(dim=1)
-    # right=True steps over what has no weight. A number below 1 is at most 1 - 2^-24 in float32, which keeps the threshold
-    # below the last sum: it always lies in some run.
+    # right=True skips runs and tokens without weight. A float32 below 1 is at most 1 - 2^-24, so the threshold is below the
+    # last sum and always falls into a run.
     threshold = uniforms[:, None].to(weights) * cumulative[:, -1:]
     run = torch.searchsorted(cumulative, threshold, right=True) - 1
     within = weights.unflatten(1, (-1, RUN))[torch.arange(len(weights), device=weights.device), run[:, 0]].cumsum(dim=1)
-    # Sums in another order round otherwise: past the run's end is its last possible one.
+    # Sums in another order round differently; past the end of the run, choose its last possible token.
     whole = within[:, -1:]
     rest = torch.minimum(threshold - cumulative.gather(1, run), whole.nextafter(torch.zeros_like(whole)))
     return (run * RUN + torch.searchsorted(within, rest, right=True))[:, 0]
@@ -122,14 +122,18 @@ class Reader:
         self._caches = [decoder.start(each, num) for each in vectors]
         device = next(decoder.parameters()).device
         *before, self.tokens = torch.tensor([decoder.config.bos_id, *prefix], device=device)[:, None].expand(-1, num)
+        self._never = torch.tensor(decoder.config.never_written, device=device)
         for tokens in before:
             self.logits(tokens)
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Return the next logits [B, V], float32, after tokens [B]; -inf for tokens that no sentence contains."""
-        given, *blind = (self._decoder.step(tokens, cache).float() for cache in self._caches)
-        logits = torch.lerp(blind[0], given, self._guidance) if blind else given
-        return logits.index_fill(1, logits.new_tensor(self._decoder.config.never_written, dtype=torch.long), -torch.inf)
+        """Return the next logits after tokens [B], float32, as a new tensor [B, V rounded up to a multiple of RUN].
+
+        They are -inf for tokens that no sentence contains and for the padding.
+        """
+        given, *blind = (self._decoder.step(tokens, cache) for cache in self._caches)
+        logits = torch.lerp(blind[0].float(), given.float(), self._guidance) if blind else given.float()
+        return pad(logits).index_fill_(1, self._never, -torch.inf)
 
     def select(self, rows: Tensor) -> None:
         """Continue with these rows [N]: reordered, dropped or repeated."""
@@ -160,7 +164,7 @@ def sample(decoder: Decoder, vector: Tensor | None, uniforms: Tensor, config: Sa
         written = torch.full((len(uniforms), config.max_len + 1), eos, device=uniforms.device)
         written[:, :len(prefix)] = written.new_tensor(prefix)
         for step in range(len(prefix), config.max_len):
-            tokens = choose(reader.logits(tokens), uniforms[rows, step], config)
+            tokens = draw(reader.logits(tokens), uniforms[rows, step], config)
             written[rows, step] = tokens
             going = (tokens != eos).nonzero()[:, 0]
             if not len(going):

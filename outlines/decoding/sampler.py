@@ -1,6 +1,7 @@
 """The one route from vectors to tokens: beam search, the fast GRU sampler or the plain sampler."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
@@ -9,6 +10,9 @@ from outlines.decoding.fast_gru import FastGRU
 from outlines.decoding.sample import SamplingConfig, sample
 from outlines.networks.decoder import Decoder
 from outlines.networks.gru import GRUDecoder
+
+CPU_ROWS = 256
+"""Rows that the plain sampler writes at once on a CPU, so that their logits fit its cache."""
 
 
 class Sampler:
@@ -32,4 +36,7 @@ class Sampler:
             return beam_search(self.decoder, vector, len(uniforms), config, prefix)
         if self._fast:
             return self._fast.sample(vector, uniforms, config, prefix)
-        return sample(self.decoder, vector, uniforms, config, prefix, self.bfloat16)
+        rows_at_once = CPU_ROWS if uniforms.device.type == "cpu" else len(uniforms)
+        vectors: Iterable[Tensor | None] = itertools.repeat(None) if vector is None else vector.split(rows_at_once)
+        return [row for part, numbers in zip(vectors, uniforms.split(rows_at_once), strict=False)
+                for row in sample(self.decoder, part, numbers, config, prefix, self.bfloat16)]

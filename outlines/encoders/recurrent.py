@@ -9,6 +9,7 @@ network; Lample et al., Unsupervised Machine Translation Using Monolingual Corpo
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from outlines.checkpoint import MANIFEST, atomic_write, read_state, sha256_file, write_state
-from outlines.corpus.batching import collate
+from outlines.corpus.batching import collate, in_like_length
 from outlines.corpus.tokenizer import SentencePieceTokenizer, SpecialIds
 from outlines.errors import OutlinesError
 from outlines.hardening import build_module
@@ -76,6 +77,16 @@ class RecurrentEncoder(nn.Module):
         largest = states.masked_fill(padding, float("-inf")).amax(dim=1)
         return self.project(self.dropout(torch.cat([mean, largest], dim=1)))
 
+    @torch.no_grad()
+    def project_rows(self, rows: Sequence[np.ndarray]) -> Tensor:
+        """Return `project_sentences` [N, D] of N rows of token ids, computed in batches of similar length."""
+        weight = self.project.weight
+        projected = weight.new_empty(len(rows), self.config.outline_dim)
+        for chosen in in_like_length(rows, BATCH_SIZE):
+            batch = collate([rows[row] for row in chosen], self.config)
+            projected[torch.from_numpy(chosen)] = self.project_sentences(batch.inputs.to(weight.device), batch.lengths)
+        return projected
+
 
 def corrupt(inputs: Tensor, lengths: Tensor, drop: float, shuffle_distance: int, generator: torch.Generator,
             special: SpecialIds) -> tuple[Tensor, Tensor]:
@@ -124,7 +135,6 @@ class FrozenRecurrentEncoder:
         config: dict[str, Any] = meta.get("config", {})
         self._module = build_module(lambda: RecurrentEncoder(RecurrentEncoderConfig(**config)), config, tensors, directory)
         self._module.to(device).eval().requires_grad_(False)
-        self._device = torch.device(device)
         self.name = f"recurrent:{directory}"
         self.dim = self._module.config.outline_dim
         # The manifest has the hash of the weights and of the metadata, and the metadata has the tokenizer's.
@@ -134,13 +144,7 @@ class FrozenRecurrentEncoder:
     def encode(self, sentences: list[str]) -> np.ndarray:
         """Return the outlines of N sentences: [N, D] float32. Batches contain sentences of similar length."""
         rows = [np.array(ids, dtype=np.int64) for ids in self._tokenizer.encode(sentences)]
-        outlines = np.empty((len(rows), self.dim), dtype=np.float32)
-        by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-        for start in range(0, len(rows), BATCH_SIZE):
-            members = by_length[start:start + BATCH_SIZE]
-            batch = collate([rows[row] for row in members], self._tokenizer.special)
-            outlines[members] = self._module(batch.inputs.to(self._device), batch.lengths).cpu().numpy()
-        return outlines
+        return nn.functional.normalize(self._module.project_rows(rows), dim=1).cpu().numpy()
 
 
 def save_recurrent_encoder(directory: Path, module: RecurrentEncoder, tokenizer_path: Path) -> None:

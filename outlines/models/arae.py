@@ -1,11 +1,11 @@
-"""ARAE: sentence → learned code → sentence, and a generator noise → code. What outlines leave frozen is learned here.
+"""ARAE: sentence → learned code → sentence, and a generator noise → code. The code replaces the frozen encoder's outline.
 
-An encoder's code of unit norm takes the outline's place; a critic compares real codes with generated ones, and its
-gradient moves the generator towards the codes and, scaled down, the codes towards the generator.
+The encoder's code has unit norm. A critic compares real and generated codes. Its gradient moves the generator towards the
+codes and, scaled down, the codes towards the generator.
 Source: Zhao, Kim, Zhang, Rush and LeCun, Adversarially Regularized Autoencoders (ICML 2018). Deviations: encoder and
-decoder are the GRUs of this project, the encoder pooled over both directions, where theirs are LSTMs and the code is the
-last state; generator and critic have no batch normalisation, for a gradient penalty is each example's own; generated
-codes are brought to unit norm, as real ones are, where theirs are taken as they come.
+decoder are this project's GRUs, and the encoder pools both directions; theirs are LSTMs, and the code is the last state.
+Generator and critic have no batch normalisation, because a gradient penalty is per example. Generated codes are normalised
+to unit norm, as real ones are.
 """
 
 import dataclasses
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from outlines.corpus.batching import collate
 from outlines.encoders.recurrent import RecurrentEncoder, RecurrentEncoderConfig
 from outlines.models.base import TextModel
 from outlines.networks.decoder import DecoderConfig, build_decoder
@@ -27,7 +26,7 @@ from outlines.networks.gan import Generator, GeneratorConfig, mlp
 
 @dataclass(frozen=True)
 class CodeGeneratorConfig:
-    """The shape of the network from noise to codes."""
+    """The sizes of the generator."""
 
     noise_dim: int
     hidden_dim: int
@@ -35,9 +34,9 @@ class CodeGeneratorConfig:
 
 
 class ARAE(TextModel):
-    """Encoder, decoder and generator; beside them the control that needs no adversary, a Gaussian fitted to the codes.
+    """Encoder, decoder, generator, and a Gaussian fitted to the codes, the baseline that needs no GAN.
 
-    A code has unit norm. The decoder's vector is the code times √D, of unit variance a dimension, as outlines are scaled.
+    A code has unit norm. The decoder's vector is the code times √D, which has variance 1 per dimension, like an outline.
     """
 
     family = "arae"
@@ -54,27 +53,19 @@ class ARAE(TextModel):
         self.gaussian = Generator(GeneratorConfig(self.code_dim, 1, hidden_dim=1, num_layers=1)).requires_grad_(False)
 
     def encode(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """Codes [B, D] of unit norm. inputs: [B, T], bos first. lengths: [B] real inputs of each row."""
+        """Return codes [B, D] of unit norm. inputs: [B, T], bos first. lengths: [B] real inputs per row."""
         return self.encoder(inputs, lengths)
 
-    @torch.no_grad()
-    def codes(self, rows: Sequence[np.ndarray], batch_size: int = 128) -> Tensor:
-        """Codes [N, D] of sentences given as token ids, encoded in batches of like length."""
-        device = next(self.parameters()).device
-        codes = torch.empty(len(rows), self.code_dim, device=device)
-        by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-        for start in range(0, len(rows), batch_size):
-            members = by_length[start:start + batch_size]
-            batch = collate([rows[row] for row in members], self.decoder.config)
-            codes[members] = self.encode(batch.inputs.to(device), batch.lengths)
-        return codes
+    def codes(self, rows: Sequence[np.ndarray]) -> Tensor:
+        """Return the codes [N, D] of sentences given as token ids, without gradients."""
+        return functional.normalize(self.encoder.project_rows(rows), dim=1)
 
     def generate_codes(self, noise: Tensor) -> Tensor:
-        """Codes [B, D] of unit norm, for normal noise [B, noise_dim]."""
+        """Return codes [B, D] of unit norm for normal noise [B, noise_dim]."""
         return functional.normalize(self.generator(noise), dim=1)
 
     def scaled(self, codes: Tensor) -> Tensor:
-        """The decoder's vectors [B, D] for codes [B, D], noise and all."""
+        """Return the decoder's vectors [B, D] for codes [B, D]."""
         return codes * self.code_dim ** 0.5
 
     def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None = None) -> tuple[Tensor, None]:

@@ -1,7 +1,6 @@
-"""The recurrent encoder with the decoder that teaches it: a denoising autoencoder.
+"""The recurrent encoder with the decoder that trains it: a denoising autoencoder.
 
-It is trained for its encoder, which is then frozen (encoders/recurrent.py); it has no source of vectors of its own, so
-it rebuilds sentences and cannot invent any.
+Only its encoder is used later, frozen (encoders/recurrent.py). It reconstructs sentences; it has no source of new vectors.
 """
 
 import dataclasses
@@ -9,10 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from outlines.corpus.batching import collate
 from outlines.encoders.recurrent import RecurrentEncoder, RecurrentEncoderConfig
 from outlines.models.base import TextModel
 from outlines.networks.decoder import DecoderConfig, build_decoder
@@ -30,17 +27,11 @@ class Autoencoder(TextModel):
         self.decoder = build_decoder(decoder)
 
     def encode(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """Vectors [B, D] of unit variance a dimension, where outlines have unit norm. Arguments as of the encoder."""
+        """Return outlines scaled to variance 1 per dimension, [B, D]. Arguments as in `RecurrentEncoder.forward`."""
         return self.encoder(inputs, lengths) * self.encoder.config.outline_dim ** 0.5
 
-    @torch.no_grad()
     def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> tuple[Tensor, None]:
-        device = next(self.parameters()).device
-        parts = []
-        for start in range(0, len(rows), 128):
-            batch = collate(rows[start:start + 128], self.decoder.config)
-            parts.append(self.encode(batch.inputs.to(device), batch.lengths))
-        return torch.cat(parts), None
+        return self.from_encoder(self.encoder.project_rows(rows)), None
 
     def to_encoder(self, vectors: Tensor) -> Tensor:
         return vectors / self.encoder.config.outline_dim ** 0.5

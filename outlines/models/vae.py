@@ -1,57 +1,31 @@
-"""The sentence VAE: sentence → q(z | x) → z → decoder → sentence. Its posterior is what collapses.
+"""The sentence VAE: sentence → q(z | x) → z → decoder → sentence. Its posterior can collapse.
 
-z is handed to the decoder exactly as an outline is, so that where the vector comes from is all that differs.
-Source: Bowman et al., Generating Sentences from a Continuous Space (2016). Deviation: the encoder is not one GRU's last
-state but the network that this project's own outlines come from, pooled over both directions, so that a collapse cannot
-be laid to an encoder that forgets.
+The decoder reads z as it reads an outline, so the families only differ in the source of the vector.
+Source: Bowman et al., Generating Sentences from a Continuous Space (2016). Deviation: the encoder is not the last state of
+one GRU but this project's bidirectional, pooled encoder, so that a weak encoder cannot be the cause of a collapse.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from outlines.corpus.batching import collate
 from outlines.decoding.scoring import nll_of_rows
 from outlines.encoders.recurrent import RecurrentEncoder, RecurrentEncoderConfig
 from outlines.models.base import TextModel
+from outlines.models.latent import Draw, bound_terms
 from outlines.networks.decoder import DecoderConfig, build_decoder
-from outlines.networks.losses import importance_weighted_nll, kl_to_standard_normal
+from outlines.networks.losses import kl_to_standard_normal
 
 MAX_LOGVAR = 10.0
-"""Bound of |logvar|: sigma stays within e^-5 and e^5, where neither the KL nor its gradient can overflow."""
-
-
-class Bounds(NamedTuple):
-    """What a VAE can say of sentences whose nll it cannot compute; nats per sentence, [N] each, on the CPU.
-
-    reconstruction_nll: -log p(x | z), the mean over draws of z from the posterior. kl: KL(posterior || prior), exact.
-    iw_nll: the importance-weighted estimate of the nll, an upper bound in expectation. num_targets: eos included.
-    first_z: the first draw, [N, Z]. first_nll: -log p(x | first_z).
-    """
-
-    reconstruction_nll: Tensor
-    kl: Tensor
-    iw_nll: Tensor
-    num_targets: Tensor
-    first_z: Tensor
-    first_nll: Tensor
-
-    @property
-    def negative_elbo(self) -> Tensor:
-        return self.reconstruction_nll + self.kl
-
-    def terms(self) -> dict[str, Tensor]:
-        """As of `TextModel.nll_terms`."""
-        return {"nll": self.iw_nll, "negative_elbo": self.negative_elbo, "reconstruction_nll": self.reconstruction_nll,
-                "kl": self.kl}
+"""Bound of |logvar|: sigma stays within e^-5 and e^5, and neither the KL nor its gradient overflows."""
 
 
 class VAE(TextModel):
-    """A bidirectional GRU encoder, a Gaussian posterior of independent dimensions, the prior N(0, I), the decoder."""
+    """A bidirectional GRU encoder, a diagonal Gaussian posterior, the prior N(0, I), and the decoder."""
 
     family = "vae"
     sources = ("prior",)
@@ -64,57 +38,39 @@ class VAE(TextModel):
         self.decoder = build_decoder(decoder)
 
     def encode(self, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """posterior_mu and posterior_logvar, [B, Z] each.
+        """Return posterior_mu and posterior_logvar, [B, Z] each. Arguments as in `RecurrentEncoder.forward`."""
+        return self._bounded(self.encoder.project_sentences(inputs, lengths))
 
-        inputs: [B, T], bos first. lengths: [B] real inputs of each row; padding cannot change the posterior.
-        """
-        mu, logvar = self.encoder.project_sentences(inputs, lengths).chunk(2, dim=1)
+    def _bounded(self, projected: Tensor) -> tuple[Tensor, Tensor]:
+        mu, logvar = projected.chunk(2, dim=1)
         return mu, MAX_LOGVAR * torch.tanh(logvar / MAX_LOGVAR)
 
     @torch.no_grad()
-    def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None = None,
-                  batch_size: int = 128) -> tuple[Tensor, Tensor]:
-        """posterior_mu and posterior_logvar, [N, Z] each, of sentences given as token ids."""
-        device = next(self.parameters()).device
-        parts = []
-        for start in range(0, len(rows), batch_size):
-            batch = collate(rows[start:start + batch_size], self.decoder.config)
-            parts.append(self.encode(batch.inputs.to(device), batch.lengths))
-        mu, logvar = zip(*parts, strict=True)
-        return torch.cat(mu), torch.cat(logvar)
+    def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._bounded(self.encoder.project_rows(rows))
 
     def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor:
-        """z [num, Z] from the prior N(0, I), times `noise_scale`."""
+        """Return z [num, Z] from the prior N(0, I), times `noise_scale`."""
         return noise_scale * torch.randn(num, self.latent_dim, generator=rng).to(next(self.parameters()).device)
 
-    @torch.no_grad()
-    def bounds(self, rows: Sequence[np.ndarray], num_samples: int, rng: torch.Generator, batch_size: int = 128,
-               posterior: tuple[Tensor, Tensor] | None = None) -> Bounds:
-        """The ELBO's terms and the importance-weighted nll, all from the same `num_samples` draws of z a sentence.
+    def draws(self, rows: Sequence[np.ndarray], num_draws: int, rng: torch.Generator,
+              posterior: tuple[Tensor, Tensor] | None = None) -> "Iterator[Draw[Tensor]]":
+        """Yield draws of z [N, Z] for sentences given as token ids. posterior: that of the rows, if it is known.
 
-        rows: token ids of each sentence. rng: a CPU generator; the first K of more draws are the draws of K.
-        posterior: that of the rows, where it is known.
+        rng: a CPU generator; the first K of more draws are the same.
         """
-        mu, logvar = (part.cpu().double() for part in posterior or self.posterior(rows, batch_size=batch_size))
-        nll: list[Tensor] = []
-        log_weights: list[Tensor] = []
-        for _ in range(num_samples):
+        mu, logvar = (part.cpu().double() for part in posterior or self.posterior(rows))
+        kl = kl_to_standard_normal(mu, logvar).sum(dim=1)
+        for _ in range(num_draws):
             noise = torch.randn(mu.shape, generator=rng).double()
             z = mu + (logvar / 2).exp() * noise
-            if not nll:
-                first_z = z.float()
-            draw_nll, num_targets = nll_of_rows(self.decoder, rows, z.float(), batch_size)
-            nll.append(torch.from_numpy(draw_nll))
+            nll = torch.from_numpy(nll_of_rows(self.decoder, rows, z.float())[0])
             # log p(x | z) + log p(z) - log q(z | x); the normalisers (2π)^(-Z/2) of the last two cancel.
-            log_weights.append((noise.square() + logvar - z.square()).sum(dim=1) / 2 - nll[-1])
-        return Bounds(torch.stack(nll).mean(dim=0), kl_to_standard_normal(mu, logvar).sum(dim=1),
-                      importance_weighted_nll(torch.stack(log_weights)), torch.from_numpy(num_targets),
-                      first_z, nll[0])
+            yield Draw(z.float(), nll, kl, (noise.square() + logvar - z.square()).sum(dim=1) / 2 - nll)
 
     def nll_terms(self, rows: Sequence[np.ndarray], outlines: Tensor | None, num_draws: int,
                   rng: torch.Generator) -> dict[str, Tensor]:
-        """nll is the importance-weighted bound; the mean of reconstruction_nll over draws, and kl, make negative_elbo."""
-        return self.bounds(rows, num_draws, rng).terms()
+        return bound_terms(self.draws(rows, num_draws, rng))
 
     def shape(self) -> dict[str, Any]:
         return {"encoder": dataclasses.asdict(self.encoder.config), "decoder": dataclasses.asdict(self.decoder.config)}
@@ -125,13 +81,12 @@ class VAE(TextModel):
 
 
 def drop_words(inputs: Tensor, lengths: Tensor, share: float, uniforms: Tensor, unk_id: int) -> Tensor:
-    """The decoder's inputs [B, T] with a share of the words unknown; bos and padding stay.
+    """Return the decoder's inputs [B, T] with a share of the words replaced by unk; bos and padding stay.
 
-    The unknown token replaces them, as in the source: neither the tokenizer nor sampling ever returns it.
-    inputs: [B, T], bos first. lengths: [B] real inputs of each row. uniforms: [B, T] in [0, 1).
+    Neither the tokenizer nor sampling ever returns unk. inputs: [B, T], bos first. lengths: [B] real inputs per row.
+    uniforms: [B, T] in [0, 1).
     Source: Bowman et al. (2016), section 3.2; their keep rate is 1 - share.
     """
     position = torch.arange(inputs.shape[1], device=inputs.device)
     words = (position > 0) & (position < lengths.to(inputs.device)[:, None])
     return inputs.masked_fill(words & (uniforms < share), unk_id)
-

@@ -19,18 +19,18 @@ of the language model; bounds are smooth.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from outlines.corpus.batching import TokenBatch, collate
-from outlines.decoding.scoring import in_like_length
+from outlines.corpus.batching import TokenBatch, collate, in_like_length
 from outlines.metrics.collapse import Steps
 from outlines.models.base import TextModel
-from outlines.networks.losses import importance_weighted_nll, kl_to_standard_normal
+from outlines.models.latent import Draw, bound_terms
+from outlines.networks.losses import kl_to_standard_normal
 from outlines.networks.stochastic import Gaussian, StochasticDecoder, StochasticDecoderConfig
 
 
@@ -47,15 +47,6 @@ class Path(NamedTuple):
     def in_units_of_the_prior(self) -> tuple[Tensor, Tensor]:
         """mu and logvar of the innovations: both 0 where the posterior is the prior. The KL is that to N(0, 1)."""
         return (self.mu - self.mu_p) * (-self.logvar_p / 2).exp(), self.logvar - self.logvar_p
-
-
-class Draw(NamedTuple):
-    """One draw of all latents of N sentences, and what it says of each, nats [N]."""
-
-    steps: Steps
-    nll: Tensor  # -log p(x | z)
-    kl: Tensor  # exact at every step, given the z before it
-    log_weight: Tensor  # log p(x, z) - log q(z | x)
 
 
 class ZForcing(TextModel):
@@ -137,10 +128,9 @@ class ZForcing(TextModel):
 
     def nll_terms(self, rows: Sequence[np.ndarray], outlines: Tensor | None, num_draws: int,
                   rng: torch.Generator) -> dict[str, Tensor]:
-        """As of `bound_terms`."""
         return bound_terms(self.draws(rows, num_draws, rng))
 
-    def draws(self, rows: Sequence[np.ndarray], num_draws: int, rng: torch.Generator) -> Iterator[Draw]:
+    def draws(self, rows: Sequence[np.ndarray], num_draws: int, rng: torch.Generator) -> "Iterator[Draw[Steps]]":
         """So many draws of all latents of the sentences; the first is that of `posterior_steps`."""
         for _ in range(num_draws):
             noise = self._noise(len(rows), rng)
@@ -160,18 +150,6 @@ class ZForcing(TextModel):
     def from_shape(cls, shape: dict[str, Any]) -> "ZForcing":
         vector_dim = shape["num_steps"] * shape["decoder"]["latent_dim"]
         return cls(shape["backward_hidden_dim"], StochasticDecoderConfig(vector_dim=vector_dim, **shape["decoder"]))
-
-
-def bound_terms(draws: Iterable[Draw]) -> dict[str, Tensor]:
-    """What draws make of the terms of `TextModel.nll_terms`: nll is the importance-weighted bound.
-
-    reconstruction_nll and kl are means over the same draws and make negative_elbo.
-    """
-    each = [(draw.nll, draw.kl, draw.log_weight) for draw in draws]
-    nll, kl, log_weights = (torch.stack(part) for part in zip(*each, strict=True))
-    reconstruction_nll, mean_kl = nll.mean(dim=0), kl.mean(dim=0)
-    return {"nll": importance_weighted_nll(log_weights), "negative_elbo": reconstruction_nll + mean_kl,
-            "reconstruction_nll": reconstruction_nll, "kl": mean_kl}
 
 
 class Forcing(nn.Module):

@@ -18,6 +18,7 @@ from outlines.encoders.recurrent import RecurrentEncoderConfig
 from outlines.errors import OutlinesError
 from outlines.metrics.collapse import Posterior, active_units, drift, mutual_information, signal_noise
 from outlines.models.base import block_seed
+from outlines.models.latent import bound_terms
 from outlines.models.vae import VAE, drop_words
 from outlines.networks.losses import (
     bag_of_words_nll,
@@ -234,11 +235,11 @@ class VAEStage(DecoderStage):
         rows, rng = self._validation_rows(), torch.Generator().manual_seed(VALIDATION_SEED)
         posterior = self.model.posterior(rows)
         mu, logvar = posterior[0].cpu(), posterior[1].cpu()
-        bounds = self.model.bounds(rows, VALIDATION_DRAWS, rng, posterior=(mu, logvar))
-        figures = {**term_figures("valid", bounds.terms(), rows),
+        draws = list(self.model.draws(rows, VALIDATION_DRAWS, rng, (mu, logvar)))
+        figures = {**term_figures("valid", bound_terms(draws), rows),
                    "valid/mutual_information": mutual_information(mu, logvar, rng).nats,
                    "valid/active_units": float(active_units(mu)),
-                   "valid/latent_gap_per_token": swapped_gap(self.model, rows, bounds.first_z, bounds.first_nll)}
+                   "valid/latent_gap_per_token": swapped_gap(self.model, rows, draws[0].latent, draws[0].nll)}
         self.progress.probe(mu, logvar)
         if probes := self.progress.probes():  # The median, because the unit of a dimension that hardly varies is near 0.
             figures["valid/drift"] = float(drift(probes).mu.median())

@@ -16,7 +16,8 @@ from outlines.metrics.collapse import (
     kl_by_position,
     signal_noise,
 )
-from outlines.models.zforcing import Forcing, ZForcing, bound_terms
+from outlines.models.latent import bound_terms
+from outlines.models.zforcing import Forcing, ZForcing
 from outlines.networks.losses import gaussian_nll, kl_to_standard_normal, linear_nll, moving_weight
 from outlines.networks.stochastic import StochasticDecoderConfig
 from outlines.options import option
@@ -149,7 +150,7 @@ class ZForcingStage(DecoderStage):
     def validate(self) -> Validation:
         rows = held_out(self.data, "valid", self.num_validation)[0]
         draws = list(self.model.draws(rows, VALIDATION_DRAWS, torch.Generator().manual_seed(VALIDATION_SEED)))
-        steps = draws[0].steps
+        steps = draws[0].latent
         mu, logvar = steps.real(steps.mu), steps.real(steps.logvar)
         strength = signal_noise(mu, logvar)
         figures = {**term_figures("valid", bound_terms(draws), rows), "valid/active_units": float(active_units(mu)),

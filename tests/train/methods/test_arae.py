@@ -81,7 +81,7 @@ def gradients(loss: Tensor, module: nn.Module) -> list[Tensor]:
 
 def test_codes_have_unit_norm_and_do_not_depend_on_the_batch() -> None:
     arae = model()
-    codes = arae.codes(ROWS, batch_size=3)
+    codes = arae.codes(ROWS)
     assert codes.norm(dim=1).tolist() == pytest.approx([1] * 4)
     assert torch.allclose(codes, torch.cat([arae.codes([row]) for row in ROWS]), atol=1e-6)
     vectors, logvar = arae.posterior(ROWS)
