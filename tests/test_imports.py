@@ -1,6 +1,8 @@
 """The one-way imports train → outlines ← generate, and the ban on code that unpickles."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,16 @@ def test_no_family_imports_another() -> None:
     for file in sorted((ROOT / "outlines" / "models").glob("*.py")):
         if file.stem != "registry":
             assert not {name for name in imported(file) if name.startswith("outlines.models.")} - shared, file
+
+
+def test_evaluation_does_not_train() -> None:
+    for file in sorted((ROOT / "train" / "evaluation").glob("*.py")):
+        assert not imported(file) & {"train.session", "train.loop", "train.commands"}, file
+
+
+def test_generation_starts_without_sacrebleu() -> None:
+    code = "import sys, generate.__main__, generate.verbs, outlines.inference.pipeline; assert 'sacrebleu' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 BANNED = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "pandas", "yaml"}

@@ -1,12 +1,9 @@
 """Instruments for posterior collapse: does the vector depend on the sentence, and does the decoder use it?
 
-A posterior q(z|x) = N(mu(x), sigma²(x)) can fail in two ways (Goyal et al., Z-Forcing, 2017). Too weak: mu and sigma are
-the same for every x. Too noisy: mu depends on x, but a drawn z is unstable, because sigma is large compared with the
-spread of mu, or because mu moves from update to update. `metrics/diagnosis.py` combines the instruments into a verdict;
-docs/posterior-collapse.md explains them.
-
-The instruments also apply to a vector without noise (an outline or a code). logvar is then None, the noise is 0, and KL
-and mutual information do not exist.
+A posterior q(z|x) = N(mu(x), sigma²(x)) can be too weak (mu and sigma are the same for every x) or too noisy (mu depends
+on x, but sigma is large or mu moves from update to update; Goyal et al., Z-Forcing, 2017). `metrics/diagnosis.py` turns
+the instruments into a verdict; docs/posterior-collapse.md explains them. For a vector without noise (an outline or a
+code), logvar is None, the noise is 0, and KL and mutual information do not exist.
 
 Shapes: N held-out sentences, P probe sentences, Z latent dimensions. nll, kl and information are nats per sentence unless
 the name ends in `_per_token`. Posteriors are converted to float64 on the CPU.

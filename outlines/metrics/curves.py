@@ -7,23 +7,12 @@ real text) then rises. One of them cannot rank two families; the curve can.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from outlines.errors import OutlinesError
 
 Curve = Sequence[tuple[float, float]]
-
-
-class CurveGap(NamedTuple):
-    """Forward nll of curve b minus that of curve a at equal reverse nll, nats; positive: a is better."""
-
-    mean: float  # over the overlap of the reverse nlls
-    at_low: float  # at the lower, most diverse end of the overlap
-    at_high: float  # at the upper, least diverse end
-    low: float  # the overlap, as reverse nll
-    high: float
 
 
 def efficient_points(curve: Curve) -> list[tuple[float, float]]:
@@ -37,11 +26,11 @@ def efficient_points(curve: Curve) -> list[tuple[float, float]]:
     return efficient
 
 
-def interpolated_gap(curve_a: Curve, curve_b: Curve) -> CurveGap | None:
+def interpolated_gap(curve_a: Curve, curve_b: Curve) -> float | None:
     """Return by how many nats curve a's forward nll is below curve b's at equal reverse nll, or None without overlap.
 
     Each curve is reduced to its efficient points and interpolated linearly. The gap b - a is averaged over the interval of
-    reverse nll that both curves reach, and given at both ends. Nothing is extrapolated.
+    reverse nll that both curves reach. Nothing is extrapolated.
     Source: the comparison of Caccia et al., Language GANs Falling Short (2020), as one figure.
     """
     a, b = (np.array(efficient_points(curve)).T for curve in (curve_a, curve_b))
@@ -51,5 +40,4 @@ def interpolated_gap(curve_a: Curve, curve_b: Curve) -> CurveGap | None:
     knots = np.unique(np.clip(np.concatenate([a[0], b[0]]), low, high))
     gaps = np.interp(knots, *b) - np.interp(knots, *a)
     area = np.sum((gaps[1:] + gaps[:-1]) / 2 * np.diff(knots))
-    mean = area / (high - low) if high > low else gaps[0]
-    return CurveGap(float(mean), float(gaps[0]), float(gaps[-1]), float(low), float(high))
+    return float(area / (high - low) if high > low else gaps[0])

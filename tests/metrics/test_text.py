@@ -12,7 +12,7 @@ from scipy.stats import wasserstein_distance
 
 from outlines.errors import OutlinesError
 from outlines.metrics.bleu import References, bleu_scores, reconstruction_bleu, self_bleu_scores
-from outlines.metrics.curves import CurveGap, efficient_points, interpolated_gap
+from outlines.metrics.curves import efficient_points, interpolated_gap
 from outlines.metrics.text import (
     NearestOverlap,
     copied_rate,
@@ -194,27 +194,24 @@ def test_efficient_points_drop_what_another_point_beats():
 def test_interpolated_gap_by_hand():
     # a falls from 4 to 2 over [1, 3], b from 5 to 3 over [2, 4]: at 2, 3 against 5; at 3, 2 against 3.5.
     a, b = [(1, 4), (3, 2)], [(2, 5), (3, 3.5), (4, 3)]
-    assert interpolated_gap(a, b) == CurveGap(mean=1.75, at_low=2, at_high=1.5, low=2, high=3)
+    assert interpolated_gap(a, b) == 1.75
     # A knot inside the overlap: 2, then 1 at 2.5 (2.5 against 3.5), then 1.5; the mean is (1.5 + 1.25) / 2.
     b_bent = [(2, 5), (2.5, 3.5), (3, 3.5 - 1e-12), (4, 3)]
-    gap = interpolated_gap(a, b_bent)
-    assert gap is not None and gap.mean == pytest.approx(1.375)
+    assert interpolated_gap(a, b_bent) == pytest.approx(1.375)
 
 
 def test_interpolated_gap_is_antisymmetric_and_zero_against_itself():
     a, b = [(1, 4), (2, 2.5), (3, 2)], [(1.5, 3), (2.5, 2.6), (9, 1)]
-    forth, back = interpolated_gap(a, b), interpolated_gap(b, a)
-    assert forth is not None and back is not None
-    assert forth[:3] == pytest.approx([-value for value in back[:3]]) and forth[3:] == back[3:]
-    assert interpolated_gap(a, a) == CurveGap(0, 0, 0, 1, 3)
+    assert interpolated_gap(a, b) == pytest.approx(-interpolated_gap(b, a))
+    assert interpolated_gap(a, a) == 0
     lower = [(reverse, forward - 0.25) for reverse, forward in a]
-    assert interpolated_gap(lower, a) == CurveGap(0.25, 0.25, 0.25, 1, 3)
+    assert interpolated_gap(lower, a) == 0.25
 
 
 def test_interpolated_gap_of_curves_that_touch_or_do_not_overlap():
     a = [(1, 4), (3, 2)]
     assert interpolated_gap(a, [(3.1, 1), (4, 0.5)]) is None
-    assert interpolated_gap(a, [(3, 2.5), (4, 1)]) == CurveGap(0.5, 0.5, 0.5, 3, 3)
-    assert interpolated_gap([(2, 1)], a) == CurveGap(2, 2, 2, 2, 2)  # one temperature only
-    # What a beaten point alone reaches is not reached: (3.5, 2.1) is beaten by (3, 2).
+    assert interpolated_gap(a, [(3, 2.5), (4, 1)]) == 0.5
+    assert interpolated_gap([(2, 1)], a) == 2  # one temperature only
+    # Points that another one beats do not extend the overlap: (3.5, 2.1) is beaten by (3, 2).
     assert interpolated_gap([*a, (3.5, 2.1)], [(3.2, 1), (4, 0.5)]) is None

@@ -51,8 +51,7 @@ def gaps(lines: Sequence[Line], against: str, judge: str = "") -> dict[str, Figu
         values = []
         for seed in range(counts[label]) if counts[label] == counts.get(against) else [None]:
             both = curves(lines, seed, judge)
-            gap = interpolated_gap(both[label], both[against]) if label in both and against in both else None
-            values.append(None if gap is None else gap.mean)
+            values.append(interpolated_gap(both[label], both[against]) if label in both and against in both else None)
         if label != against:
             known = tuple(value for value in values if value is not None)
             found[label] = Figures(known) if known and len(known) == len(values) else None

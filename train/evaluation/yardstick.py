@@ -27,6 +27,9 @@ from train.data import Dataset
 from train.evaluation.judges import Judges
 from train.evaluation.sampling import Row, Sentences, training_outlines
 
+Split = list[list[str]]
+"""the words of sentences, lower case"""
+
 NEIGHBOURS = 5
 LEAST_TWO_SAMPLE = 20
 MOST_HELD = 1_000_000
@@ -41,15 +44,6 @@ class Full:
     """for forward and reverse NLL; the other figures compare as many sentences as there are references"""
     encoder: SentenceEncoder | None
     """re-encodes the generated text"""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Sentences as a metric sees them."""
-
-    text: Sequence[str]
-    words: list[list[str]]
-    """lower case"""
 
 
 class Yardstick:
@@ -118,9 +112,9 @@ class Yardstick:
             row |= judge(text).figures(name)
         compared = text[:len(self.references)]
         row["num_compared"] = len(compared)
-        samples = Samples(compared, [words(sentence, lowercase=True) for sentence in compared])
+        split = [words(sentence, lowercase=True) for sentence in compared]
         for metric in (*METRICS, *(FULL_METRICS if self.full else ())):
-            row |= metric(self, samples)
+            row |= metric(self, compared, split)
         if sentences.outlines is not None:
             key = hashlib.sha256(sentences.outlines.numpy().tobytes()).digest()
             if key not in self._outline_figures:
@@ -155,41 +149,42 @@ class Yardstick:
         return row
 
 
-def diversity(yardstick: Yardstick, samples: Samples) -> Row:
+def diversity(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
     """Return distinct-2, unique and copied rates, and self-BLEU."""
-    row: Row = {"distinct_2": distinct_n(samples.words, 2), "unique": unique_rate(samples.words),
-                "copied": copied_rate(samples.words, yardstick.training())}
-    if len(samples.words) > 1:
-        row |= {f"self_bleu_{n}": score for n, score in self_bleu_scores(samples.words).items()}
+    row: Row = {"distinct_2": distinct_n(split, 2), "unique": unique_rate(split),
+                "copied": copied_rate(split, yardstick.training())}
+    if len(split) > 1:
+        row |= {f"self_bleu_{n}": score for n, score in self_bleu_scores(split).items()}
     return row
 
 
-def in_grammar(yardstick: Yardstick, samples: Samples) -> Row:
+def in_grammar(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
     """Return the share of sentences in the embedded grammar and their nll under it; nothing for other corpora."""
     if not yardstick.data.embedded:
         return {}
     language = grammar.scenes()
-    log_probabilities = [language.log_prob(" ".join(sentence.split())) for sentence in samples.text]
+    log_probabilities = [language.log_prob(" ".join(sentence.split())) for sentence in text]
     inside = [-value for value in log_probabilities if value > -torch.inf]
-    return {"in_language": len(inside) / len(samples.text), **({"grammar_nll": sum(inside) / len(inside)} if inside else {})}
+    return {"in_language": len(inside) / len(text), **({"grammar_nll": sum(inside) / len(inside)} if inside else {})}
 
 
-def bleu(yardstick: Yardstick, samples: Samples) -> Row:
+def bleu(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
     """Return BLEU against the references."""
-    return {f"bleu_{n}": score for n, score in bleu_scores(samples.words, yardstick.counted_references).items()}
+    return {f"bleu_{n}": score for n, score in bleu_scores(split, yardstick.counted_references).items()}
 
 
-def near_copies(yardstick: Yardstick, samples: Samples) -> Row:
+def near_copies(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
     """Return the overlap with the nearest training sentence."""
-    return dict(zip(("nearest_overlap", "near_copies"), nearest_overlap(samples.words, yardstick.training()), strict=True))
+    return dict(zip(("nearest_overlap", "near_copies"), nearest_overlap(split, yardstick.training()), strict=True))
 
 
-def lengths(yardstick: Yardstick, samples: Samples) -> Row:
+def lengths(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
     """Return the distance between the lengths of samples and references."""
-    return {"length_distance": length_distance(samples.words, yardstick.split_references)}
+    return {"length_distance": length_distance(split, yardstick.split_references)}
 
 
-Metric = Callable[[Yardstick, Samples], Row]
+Metric = Callable[[Yardstick, Sequence[str], Split], Row]
+"""yardstick, sentences, their words → figures"""
 METRICS: tuple[Metric, ...] = (diversity, in_grammar)
 FULL_METRICS: tuple[Metric, ...] = (bleu, near_copies, lengths)
 

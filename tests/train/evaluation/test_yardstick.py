@@ -23,7 +23,7 @@ from train.commands.judges import baseline, full_judges, scorer
 from train.config import RunConfig, resolve
 from train.data import Dataset, open_dataset
 from train.evaluation import yardstick as evaluation
-from train.evaluation.judges import Judges, tokens_of
+from train.evaluation.judges import Judges, Nll, tokens_of
 from train.evaluation.sampling import REAL_OUTLINES, Row, Sentences, Variant, draw
 from train.evaluation.yardstick import Full, Yardstick
 from train.method import find_method
@@ -191,6 +191,16 @@ def test_outlines_of_training_sentences_are_seen_by_their_nearest(tiny_run: Path
     by_heart = yardstick.measure(Sentences(["A dog."] * 30, learnt))["outline_nearest_cosine"]
     held_out = yardstick.measure(Sentences(["A dog."] * 30, yardstick.real_outlines[:30]))["outline_nearest_cosine"]
     assert by_heart == pytest.approx(1, abs=1e-5) and held_out < 0.999
+
+
+def test_metrics_and_judges_of_ones_own(config: RunConfig, yardstick: Yardstick, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "METRICS", (lambda yardstick, text, split: {"num_words": sum(map(len, split))},))
+    judges = Judges({"mine": lambda sentences: Nll(len(sentences), 1.5)},
+                    {"back": lambda samples, real: Nll(len(samples) / len(real), 2.5)})
+    own = Yardstick(config, yardstick.data, judges, Full(NUM, encoder=None))
+    row = own.measure(Sentences(["A dog."] * 30))
+    assert row["num_words"] == 90 and row["mine_nll_per_token"] == 30 and row["mine_ppl_per_word"] == 1.5
+    assert row["back_nll_per_token"] == 30 / len(own.references) and "forward_nll_per_token" not in row
 
 
 def test_unigrams_are_seen_by_forward_nll(yardstick: Yardstick, quick: Yardstick, real: Row) -> None:
