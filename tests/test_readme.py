@@ -128,7 +128,7 @@ def test_the_embedded_corpus_needs_no_file(recurrent_encoder: Path, run_module: 
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "runs" / "001-outlines-tiny" / "report.json").read_text())
     assert report["rows"][0]["source"] == "real text" and report["rows"][0]["in_language"] == 1.0
-    assert "going on" not in done.stderr and (tmp_path / "runs" / "001-outlines-tiny" / "report.md").is_file()
+    assert "resuming at" not in done.stderr and (tmp_path / "runs" / "001-outlines-tiny" / "report.md").is_file()
 
 
 def test_the_python_example_runs(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -936,7 +936,7 @@ def test_a_killed_rank_ends_the_job(bench: Bench, tmp_path: Path) -> None:
         launcher.wait()
     assert status != 0
     text = (tmp_path / "said").read_text()
-    assert "error: another process of this job has died" in text or "stopped by SIGTERM: go on with" in text, text
+    assert "error: another process of this job has died" in text or "stopped by SIGTERM: continue with" in text, text
     assert newest_checkpoint(run) is not None
 
 

@@ -31,12 +31,12 @@ DEFAULT_REMEDY = ("vae-freebits",)
 _QUALITY = {"NLL/token": "valid/nll_per_token",
             "negative ELBO/token": "valid/negative_elbo_per_token",
             "reconstruction NLL/token (own vector)": "valid/reconstruction_nll_per_token",
-            "forward NLL/token by 100 T": "evaluation/forward_nll_per_token"}
+            "forward NLL/token over 100 T": "evaluation/forward_nll_per_token"}
 _COLLAPSE = {"KL": "valid/kl", "KL weight": "train/kl_weight", "mutual information": "valid/mutual_information",
              "active units": "valid/active_units", "NLL gap/token (swapped vector)": "valid/latent_gap_per_token",
              "drift": "valid/drift"}
-_DIVERSITY = {"distinct-2 by 100 T": "evaluation/distinct_2", "self-BLEU-4 by 100 T": "evaluation/self_bleu_4",
-              "unique by 100 T": "evaluation/unique", "copied by 100 T": "evaluation/copied"}
+_DIVERSITY = {"distinct-2 over 100 T": "evaluation/distinct_2", "self-BLEU-4 over 100 T": "evaluation/self_bleu_4",
+              "unique over 100 T": "evaluation/unique", "copied over 100 T": "evaluation/copied"}
 LAYOUT = {f"outlines and VAE: {name}": {title: ["Multiline", [f"{tag}$"]] for title, tag in charts.items()}
           for name, charts in (("collapse", _COLLAPSE), ("quality", _QUALITY), ("diversity", _DIVERSITY))}
 """TensorBoard's custom scalars: categories → charts → tags, as patterns that match the whole tag."""
