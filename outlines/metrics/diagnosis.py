@@ -200,7 +200,7 @@ def diagnose(decoder: Decoder, rows: Sequence[np.ndarray], mu: Tensor, logvar: T
     information, kl = None, None
     if logvar is None:
         used, reason = decide(gap, float(strength.information.max()), MIN_INFORMATION,
-                              "The information of its clearest dimension")
+                              "The largest information of a dimension")
     else:
         information, kl = collapse.mutual_information(mu, logvar, rng), collapse.kl_by_dim(mu, logvar).tolist()
         used, reason = decide(gap, information.nats, MIN_MODEL_INFORMATION, "Its mutual information with the sentence")
