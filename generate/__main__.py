@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+import outlines
 from generate.options import SAMPLE, parse
 from outlines.errors import OutlinesError
 
@@ -41,11 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tqdm import tqdm
 
         from generate import verbs
-        from outlines.devices import choose_device
-        from outlines.inference.loading import load_pipeline
         if "greedy" in options:
             verbs.sampling_of(options)  # reports wrong values before the run is loaded
-        pipeline = load_pipeline(options.run, choose_device(options.device), getattr(options, "precision", "auto"))
+        pipeline = outlines.load(options.run, options.device, getattr(options, "precision", "auto"))
         with output(getattr(options, "out", None)) as file:
             # No bar between the sentences themselves.
             quiet = options.verb != SAMPLE or not sys.stderr.isatty() or (file is sys.stdout and sys.stdout.isatty())

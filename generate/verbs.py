@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+import outlines
 from outlines.decoding.sample import SamplingConfig
 from outlines.devices import sampling_workers
 from outlines.errors import OutlinesError
-from outlines.inference.loading import load_pipeline
 from outlines.inference.pipeline import Condition, Pipeline, Sentence
 from outlines.metrics.bleu import reconstruction_bleu
 
@@ -121,7 +121,7 @@ def reconstruct(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Lin
 
 
 def interpolate(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
-    judge = load_pipeline(options.lm, pipeline.device) if options.lm else None
+    judge = outlines.load(options.lm, pipeline.device.type) if options.lm else None
     # A run without walks raises its error at the first one.
     for kind in (pipeline.walks or ("spherical",)) if options.walk == "all" else (options.walk,):
         walk = pipeline.interpolate(options.a, options.b, kind, options.num, sampling_of(options))
@@ -154,8 +154,9 @@ def vary(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
 def _around(pipeline: Pipeline, options: argparse.Namespace, sentence: str, radius: float,
             prefix: str = "") -> Iterator[Line]:
     """Sentences decoded from vectors at a distance from a sentence's own."""
-    return _lines(pipeline.around(pipeline.encode([sentence])[0], radius, options.num, options.seed, sampling_of(options),
-                                  prefix=prefix, scored=options.with_score))
+    return _lines(pipeline.sentences(options.num, options.seed, sampling_of(options),
+                                     pipeline.around(pipeline.encode([sentence])[0], radius), prefix=prefix,
+                                     scored=options.with_score))
 
 
 def analogy(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:

@@ -32,6 +32,6 @@ def load(run: str | Path, device: str = "auto", precision: str = "auto") -> "Pip
     """
     # Imported here, because every import of the package runs this file, and torch takes a second.
     from outlines.devices import choose_device
-    from outlines.inference.loading import load_pipeline
+    from outlines.inference.pipeline import Pipeline
 
-    return load_pipeline(Path(run), choose_device(device), precision)
+    return Pipeline.load(Path(run), choose_device(device), precision)

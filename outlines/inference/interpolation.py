@@ -8,28 +8,27 @@
 Pure functions of vectors and models; `outlines.inference.pipeline` encodes and decodes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from outlines.corpus.batching import collate
-from outlines.decoding.scoring import nll_of_rows
-from outlines.inference.inversion import Inverted, InvertibleModel, invert, regenerate
+from outlines.inference.inversion import invert
+from outlines.models.outlines import OutlineModel
 from outlines.networks.decoder import Decoder
 
 WALKS = ("linear", "spherical", "noise", "gradient")
 
 
 class Point(NamedTuple):
-    """Consecutive vectors of a walk that decode to the same sentence.
+    """Consecutive vectors of a walk that decode to the same sentence, and the index of the first one.
 
-    step: index of the first of them. nll_start, nll_end: -log p of the walk's first and last sentence under each of these
-    vectors, nats.
+    nll_start, nll_end: -log p of the walk's first and last sentence under each of these vectors, nats.
     """
 
     step: int
@@ -40,7 +39,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Walk:
-    """An interpolation between two sentences. vectors: [S, D]. ended: why it stopped (see Ascent)."""
+    """An interpolation between two sentences. vectors: [S, D]. ended: why it stopped, see `gradient`."""
 
     kind: str
     vectors: Tensor
@@ -79,31 +78,25 @@ def _fractions(start: Tensor, num: int) -> Tensor:
 
 
 @torch.no_grad()
-def noise(model: InvertibleModel, start: Tensor, end: Tensor, num: int) -> Tensor:
+def noise(model: OutlineModel, start: Tensor, end: Tensor, num: int) -> Tensor:
     """`num` outlines [num, D] from the generator, on the arc between the noise of start [D] and of end [D].
 
-    The drawn centre, a part of the noise, moves on the straight line.
+    The drawn centre, a part of the noise, moves on the straight line. The model must pass `can_invert`.
     """
     normal, centre = invert(model, torch.stack([start, end]))
-    return regenerate(model, Inverted(spherical(normal[0], normal[1], num), linear(centre[0], centre[1], num)))
-
-
-class Ascent(NamedTuple):
-    """A gradient walk: its vectors [S, D] with the start, and why it ended: `reached`, `stuck` or `max_steps`."""
-
-    vectors: Tensor
-    ended: str
+    generator: Any = model.generator
+    return model.normalise(generator.around(linear(centre[0], centre[1], num), spherical(normal[0], normal[1], num)))
 
 
 def gradient(decoder: Decoder, start: Tensor, row: np.ndarray, own_nll: float, step: float,
-             normalise: Callable[[Tensor], Tensor] = lambda vector: vector, max_steps: int = 200) -> Ascent:
-    """Gradient ascent on log p(sentence | vector) from start [D], with steps of length `step`.
+             normalise: Callable[[Tensor], Tensor] = lambda vector: vector, max_steps: int = 200) -> tuple[Tensor, str]:
+    """Gradient ascent on log p(sentence | vector): the vectors [S, D] from start [D] on, and why it ended.
 
-    A step that does not raise the likelihood is undone and halved. The walk has reached the sentence when its NLL is at most
-    `own_nll`, its NLL under its own vector. It is stuck when a step of step / 1000 does not help.
+    A step that does not raise the likelihood is undone and halved. The walk has `reached` the sentence when its NLL is at
+    most `own_nll`. It is `stuck` when a step of step / 1000 does not help. Otherwise it ends after `max_steps`.
 
-    row: the sentence's token ids. own_nll: nats. step: in the vectors' units. normalise: maps vectors [B, D] back to where
-    the decoder's vectors lie, after every step.
+    row: the sentence's token ids. own_nll: its NLL under its own vector, nats. step: length, in the vectors' units.
+    normalise: maps vectors [B, D] back to where the decoder's vectors lie, after every step.
     Source: Subramanian et al., Adversarially Learned Neural Outlines (2018), interpolate along this gradient. The fixed step
     length, the halving and the stopping rule are ours.
     """
@@ -121,7 +114,7 @@ def gradient(decoder: Decoder, start: Tensor, row: np.ndarray, own_nll: float, s
             here = vectors[-1].detach().requires_grad_()
             current = nll(here)
             if current.item() <= own_nll:
-                return Ascent(torch.stack(vectors), "reached")
+                return torch.stack(vectors), "reached"
             slope = torch.autograd.grad(current, here)[0]
             direction = slope / slope.norm().clamp_min(1e-30)
             while True:
@@ -131,24 +124,15 @@ def gradient(decoder: Decoder, start: Tensor, row: np.ndarray, own_nll: float, s
                         break
                 length /= 2
                 if length <= step / 1000:
-                    return Ascent(torch.stack(vectors), "stuck")
+                    return torch.stack(vectors), "stuck"
             vectors.append(candidate)
-    return Ascent(torch.stack(vectors), "max_steps")
+    return torch.stack(vectors), "max_steps"
 
 
-def nll_along(decoder: Decoder, row: np.ndarray, vectors: Tensor) -> np.ndarray:
-    """-log p(sentence | vector) for every vector [S, D] of a walk, nats [S]. row: the sentence's token ids."""
-    return nll_of_rows(decoder, [row] * len(vectors), vectors)[0]
-
-
-def folded(sentences: Sequence[str]) -> list[tuple[int, int]]:
-    """(index of the first, length) of every run of equal neighbours."""
-    stretches, first = [], 0
-    for _, equal in groupby(sentences):
-        length = len(list(equal))
-        stretches.append((first, length))
-        first += length
-    return stretches
+def folded(texts: list[str], nll_start: list[float], nll_end: list[float]) -> list[Point]:
+    """Return the points of a walk, from the sentence and the two NLLs of each vector."""
+    runs = [list(run) for _, run in groupby(range(len(texts)), key=texts.__getitem__)]
+    return [Point(run[0], texts[run[0]], nll_start[run[0]:run[-1] + 1], nll_end[run[0]:run[-1] + 1]) for run in runs]
 
 
 class Smoothness(NamedTuple):

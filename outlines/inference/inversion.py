@@ -6,11 +6,14 @@ generator most probably drew, by minimising
     |normalise(G(noise, k)) - outline|² / tolerance² + |noise|² - 2 log share_k
 """
 
-from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.func import jacfwd, vmap
+
+from outlines.models.base import TextModel
+from outlines.models.outlines import OutlineModel
 
 TOLERANCES = (0.1, 0.03, 0.01)
 """Standard deviation of the remaining error, in scaled units (an outline has 1 per dimension). The descent uses them in
@@ -20,26 +23,9 @@ NUM_FIRST = 16
 """Number of likeliest centres that are combined with every offset."""
 
 
-@runtime_checkable
-class InvertibleGenerator(Protocol):
-    """A generator whose noise is a drawn centre and normal values; see `outlines.networks.gan.Generator`."""
-
-    config: Any
-
-    def around(self, centre: Tensor, normal: Tensor) -> Tensor: ...
-
-
-class InvertibleModel(Protocol):
-    """A model with such a generator. normalise: outlines [B, D], in scaled units, to the norm of the encoder's."""
-
-    generator: Any
-
-    def normalise(self, scaled: Tensor) -> Tensor: ...
-
-
-def can_invert(model: Any) -> TypeGuard[InvertibleModel]:
-    """Whether `invert` works for a model."""
-    return isinstance(getattr(model, "generator", None), InvertibleGenerator)
+def can_invert(model: TextModel) -> TypeGuard[OutlineModel]:
+    """Whether a model's generator has noise of normal values and centres (`around` in outlines/networks/gan.py)."""
+    return hasattr(getattr(model, "generator", None), "around")
 
 
 class Inverted(NamedTuple):
@@ -49,29 +35,20 @@ class Inverted(NamedTuple):
     centre: Tensor
 
 
-def regenerate(model: InvertibleModel, noise: Inverted) -> Tensor:
-    """The outlines [N, D] that the model's generator makes of the noise, normalised."""
-    generator = model.generator
-    return model.normalise(generator.around(noise.centre, noise.normal) if generator.config.num_centres else
-                           generator.mlp(noise.normal))
-
-
 @torch.no_grad()
-def invert(model: InvertibleModel, outlines: Tensor, num_candidates: int = 2) -> Inverted:
+def invert(model: OutlineModel, outlines: Tensor, num_candidates: int = 2) -> Inverted:
     """The noise from which the model's generator makes the outlines [N, D], in scaled units.
 
     num_candidates: number of centres (with their offsets) to descend from: the most probable ones if the MLP is ignored.
     Memory: N × num_candidates × D².
     """
-    generator = model.generator
+    generator: Any = model.generator
     if not generator.config.num_centres:
         centre = torch.zeros_like(outlines)
         return Inverted(descend(model, outlines, centre, centre)[0], centre)
     factor = generator.factor
     inverse = torch.linalg.solve(_ridge(factor.T @ factor, TOLERANCES[0] ** 2), factor.T)
-    precision = _precision(generator) if generator.config.num_offsets else None
-    found = [_likeliest(generator, outline, inverse, precision, num_candidates) for outline in outlines]
-    centre, log_share = (torch.stack(parts) for parts in zip(*found, strict=True))  # [N, candidates, D] and [N, candidates]
+    centre, log_share = _likeliest(generator, outlines, inverse, num_candidates)
     candidates = centre.shape[1]
     centre = centre.flatten(0, 1)
     targets = outlines.repeat_interleave(candidates, dim=0)
@@ -81,45 +58,47 @@ def invert(model: InvertibleModel, outlines: Tensor, num_candidates: int = 2) ->
     return Inverted(normal[best], centre[best])
 
 
-def _precision(generator: Any) -> Tensor:
-    """The inverse covariance [D, D] of outlines around a first-level centre, from offsets and factor, without the MLP."""
-    offsets, shares = generator.offsets, generator.offset_shares
-    covariance = (offsets * shares[:, None]).T @ offsets + generator.factor @ generator.factor.T
-    return torch.linalg.inv(_ridge(covariance, TOLERANCES[0] ** 2))
+def _likeliest(generator: Any, outlines: Tensor, inverse: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """The centres [N, C, D] that outlines [N, D] most probably come from without the MLP, and their log shares [N, C].
 
-
-def _likeliest(generator: Any, outline: Tensor, inverse: Tensor, precision: Tensor | None,
-               num: int) -> tuple[Tensor, Tensor]:
-    """At most `num` centres [C, D] that an outline [D] most probably comes from without the MLP, and their log shares [C].
-
-    inverse: of the factor. precision: see _precision; if given, each centre is the sum of one of the NUM_FIRST likeliest
-    centres and the offset that fits it best.
+    inverse: of the factor. C: `num` or the number of centres. With offsets, a centre is the sum of one of the NUM_FIRST
+    likeliest centres and the offset that fits it best.
     """
     def cost(rest: Tensor) -> Tensor:
         return (rest @ inverse.T).square().sum(dim=-1)
 
-    centres: Tensor = generator.centres
-    log_shares = generator.shares.log()
-    if precision is not None:
+    def smallest(costs: Tensor, num: int) -> Tensor:
+        return costs.topk(min(num, len(costs)), largest=False).indices
+
+    if generator.config.num_offsets:
         offsets, offset_shares = generator.offsets, generator.offset_shares
-        rest = outline - centres
-        first = ((rest @ precision * rest).sum(dim=1) - 2 * log_shares).topk(
-            min(NUM_FIRST, len(centres)), largest=False).indices
-        offset = (torch.stack([cost(row - offsets) for row in rest[first]]) - 2 * offset_shares.log()).argmin(dim=1)
-        centres, log_shares = centres[first] + offsets[offset], log_shares[first] + offset_shares[offset].log()
-    likely = (cost(outline - centres) - 2 * log_shares).topk(min(num, len(centres)), largest=False).indices
-    return centres[likely], log_shares[likely]
+        covariance = (offsets * offset_shares[:, None]).T @ offsets + generator.factor @ generator.factor.T
+        precision = torch.linalg.inv(_ridge(covariance, TOLERANCES[0] ** 2))
+    found = []
+    for outline in outlines:
+        centres, log_shares = generator.centres, generator.shares.log()
+        if generator.config.num_offsets:
+            rest = outline - centres
+            first = smallest((rest @ precision * rest).sum(dim=1) - 2 * log_shares, NUM_FIRST)
+            offset = (torch.stack([cost(row - offsets) for row in rest[first]]) - 2 * offset_shares.log()).argmin(dim=1)
+            centres, log_shares = centres[first] + offsets[offset], log_shares[first] + offset_shares[offset].log()
+        likely = smallest(cost(outline - centres) - 2 * log_shares, num)
+        found.append((centres[likely], log_shares[likely]))
+    centre, log_share = (torch.stack(parts) for parts in zip(*found, strict=True))
+    return centre, log_share
 
 
-def descend(model: InvertibleModel, outlines: Tensor, centre: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
+def descend(model: OutlineModel, outlines: Tensor, centre: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
     """Minimise the cost above without its shares, starting at `normal` [N, D]; returns the noise [N, D] and its cost [N].
 
     A step is the gradient divided by the curvature from the generator's Jacobian (Levenberg 1944, Marquardt 1963); a step
     that does not reduce the cost is undone and shortened. Plain gradient steps do not converge: an outline moves a thousand
     times as far along the noise's widest direction as along its narrowest.
     """
+    generator: Any = model.generator
+
     def outline(normal: Tensor, centre: Tensor) -> Tensor:
-        return regenerate(model, Inverted(normal[None], centre[None]))[0]
+        return model.normalise(generator.around(centre[None], normal[None]))[0]
 
     make, jacobian = vmap(outline), vmap(jacfwd(outline))
     for tolerance in TOLERANCES:

@@ -16,8 +16,6 @@ from outlines.corpus.prepared import PreparedCorpus, Sentences
 from outlines.encoders.store import META, OutlineStore, read_sealed
 from outlines.errors import OutlinesError
 
-CHUNK = 8192
-
 
 class Neighbour(NamedTuple):
     """A training sentence: its row (from 0) and the cosine of its raw outline with the query's, -1 to 1."""
@@ -27,41 +25,34 @@ class Neighbour(NamedTuple):
     text: str
 
 
-class TrainingSet:
+class TrainingSet(NamedTuple):
     """A run's training sentences and their raw outlines, both memory-mapped."""
 
-    def __init__(self, sentences: Sentences, store: OutlineStore):
-        self.sentences = sentences
-        self.store = store
-
-    @classmethod
-    def of_run(cls, run: Path, description: dict[str, Any]) -> "TrainingSet":
-        """The training set of a run, as its run.json describes it; raises OutlinesError if it is missing or damaged."""
-        hashes = description.get("hashes", {})
-        cache = Path(str(description.get("cache", "")))
-        if "encoder" not in hashes:
-            raise OutlinesError(f"{run}: '{description.get('family')}' runs store no outlines of their corpus, so this "
-                                "command is not available.")
-        corpora = [manifest.parent for manifest in sorted(cache.glob(f"corpus-*/{MANIFEST}"))
-                   if sha256_file(manifest) == hashes.get("corpus")]
-        if not corpora:
-            raise OutlinesError(f"{cache}: the corpus of {run} is missing. Train any run on it to prepare it again.")
-        sentences = PreparedCorpus(corpora[0]).sentences["train"]
-        wanted = {"encoder_fingerprint": hashes["encoder"], "corpus_fingerprint": sentences.fingerprint}
-        for meta in sorted(cache.glob(f"outlines-*/{META}")):
-            if wanted.items() <= read_sealed(meta).items():
-                return cls(sentences, OutlineStore(meta.parent))
-        raise OutlinesError(f"{cache}: the outlines of {run} are missing. Train a run with its corpus and encoder to encode "
-                            "them again.")
-
-    def nearest(self, outlines: Tensor, num: int) -> list[list[Neighbour]]:
-        """The `num` training sentences nearest to each of the raw outlines [N, D], by cosine, nearest first; exact."""
-        cosines, rows = nearest_rows(outlines, self.store, num)
-        return [[Neighbour(row, cosine, self.sentences[row]) for cosine, row in zip(*pair, strict=True)]
-                for pair in zip(cosines.tolist(), rows.tolist(), strict=True)]
+    sentences: Sentences
+    store: OutlineStore
 
 
-def nearest_rows(queries: Tensor, store: OutlineStore, num: int, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+def training_set(run: Path, description: dict[str, Any]) -> TrainingSet:
+    """The training set that a run's run.json describes; raises OutlinesError if it is missing or damaged."""
+    hashes = description.get("hashes", {})
+    cache = Path(str(description.get("cache", "")))
+    if "encoder" not in hashes:
+        raise OutlinesError(f"{run}: '{description.get('family')}' runs store no outlines of their corpus, so this "
+                            "command is not available.")
+    corpora = [manifest.parent for manifest in sorted(cache.glob(f"corpus-*/{MANIFEST}"))
+               if sha256_file(manifest) == hashes.get("corpus")]
+    if not corpora:
+        raise OutlinesError(f"{cache}: the corpus of {run} is missing. Train any run on it to prepare it again.")
+    sentences = PreparedCorpus(corpora[0]).sentences["train"]
+    wanted = {"encoder_fingerprint": hashes["encoder"], "corpus_fingerprint": sentences.fingerprint}
+    for meta in sorted(cache.glob(f"outlines-*/{META}")):
+        if wanted.items() <= read_sealed(meta).items():
+            return TrainingSet(sentences, OutlineStore(meta.parent))
+    raise OutlinesError(f"{cache}: the outlines of {run} are missing. Train a run with its corpus and encoder to encode "
+                        "them again.")
+
+
+def nearest_rows(queries: Tensor, store: OutlineStore, num: int, chunk: int = 8192) -> tuple[Tensor, Tensor]:
     """Cosines and rows, [N, min(num, rows)] each, of the stored outlines nearest to each query [N, D], nearest first.
 
     Exact up to the store's float16; ties in any order. Memory: `chunk` rows and N × chunk cosines.

@@ -13,27 +13,29 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from outlines.corpus.tokenizer import Tokenizer
+from outlines.corpus.tokenizer import SentencePieceTokenizer, Tokenizer
 from outlines.decoding.sample import SamplingConfig
 from outlines.decoding.sampler import Sampler
 from outlines.decoding.scoring import nll_of_rows
 from outlines.devices import choose_precision
 from outlines.encoders import SentenceEncoder, load_encoder
-from outlines.errors import OutlinesError
+from outlines.errors import OutlinesError, TokenizerError
+from outlines.hardening import read_json
 from outlines.inference import interpolation
-from outlines.inference.interpolation import WALKS, Point, Smoothness, Walk
+from outlines.inference.interpolation import WALKS, Smoothness, Walk
 from outlines.inference.inversion import can_invert
-from outlines.inference.neighbours import Neighbour, TrainingSet
+from outlines.inference.neighbours import Neighbour, TrainingSet, nearest_rows, training_set
 from outlines.inference.rejection import rejecting
 from outlines.metrics.bleu import reconstruction_bleu
-from outlines.models.base import BATCH, BLOCK, Draw, TextModel
+from outlines.models.base import BATCH, Draw, TextModel
+from outlines.models.registry import load_model
 
 TEMPERATURE = 0.7
 GREEDY = SamplingConfig(temperature=0)
@@ -42,8 +44,8 @@ GREEDY = SamplingConfig(temperature=0)
 class Sentence(NamedTuple):
     """A generated sentence and, if requested, its scores.
 
-    nll: -log p(sentence | its vector) by the decoder at temperature 1, nats. critic_score: the critic's score of the
-    vector, None for families without a critic; it has no unit and is comparable only within one run.
+    nll: -log p(sentence | its vector) by the decoder at temperature 1, nats. critic_score: of the vector, None without a
+    critic; it has no unit and is comparable only within one run.
     """
 
     text: str
@@ -71,17 +73,6 @@ class Reconstruction(NamedTuple):
     num_targets: int
 
 
-@runtime_checkable
-class Conditional(Protocol):
-    """A model that generates outlines for given conditions."""
-
-    generator: Any
-
-    def number_of(self, label: str | None) -> int: ...
-    def condition(self, outlines: Tensor, labels: Tensor) -> Tensor: ...
-    def given(self, condition: Tensor, noise: Tensor, source: str | None = None) -> Tensor: ...
-
-
 class Pipeline:
     """A run's model and tokenizer; its encoder and training sentences are loaded when first used."""
 
@@ -95,6 +86,32 @@ class Pipeline:
         self.device = next(model.parameters()).device
         self.precision = choose_precision(precision, self.device)
         self.max_len: int = description["corpus"]["max_len"]
+
+    @classmethod
+    def load(cls, run: Path, device: torch.device, precision: str = "auto") -> "Pipeline":
+        """Load a finished run from its directory; raises OutlinesError."""
+        if not (run / "run.json").is_file():
+            raise OutlinesError(f"{run} is not a run: it has no run.json. Pass a run's directory, such as "
+                                "runs/001-outlines-default.")
+        if not (run / "model").is_dir():
+            raise OutlinesError(f"{run}: training has not finished. Continue it with `python -m train --resume {run}`.")
+        remedy = "Restore it from a backup, or train again."
+        description = read_json(run / "run.json", remedy)
+        try:
+            expected, max_len = description["hashes"]["tokenizer"], description["corpus"]["max_len"]
+            if type(max_len) is not int or max_len < 1:
+                raise ValueError(f"max_len is {max_len!r}")
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutlinesError(f"{run / 'run.json'}: damaged ({error}). {remedy}") from error
+        try:
+            tokenizer = SentencePieceTokenizer.load(run / "tokenizer.model", str(expected))
+        except TokenizerError as error:
+            raise OutlinesError(f"{error} `python -m train --resume {run}` writes it again.") from error
+        model = load_model(run / "model")
+        config = model.decoder.config
+        if config.vocab_size != tokenizer.vocab_size or config.never_written != tokenizer.special.never_written:
+            raise OutlinesError(f"{run}: the model and the tokenizer have different vocabularies. Train again.")
+        return cls(run, description, model.to(device), tokenizer, precision)
 
     @cached_property
     def encoder(self) -> SentenceEncoder | None:
@@ -113,7 +130,7 @@ class Pipeline:
 
     @cached_property
     def training_set(self) -> TrainingSet:
-        return TrainingSet.of_run(self.run, self.description)
+        return training_set(self.run, self.description)
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -134,7 +151,9 @@ class Pipeline:
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
         """The vectors [N, D] from which the decoder rebuilds the sentences: scaled outlines, or a VAE's posterior means."""
-        self._require_vector()
+        if self.model.latent_per_step:
+            raise OutlinesError(f"'{self.model.family}' models have a latent per step, not one vector per sentence, so this "
+                                "command is not available.")
         return self._vectors(sentences, self.rows(sentences))
 
     @torch.no_grad()
@@ -149,20 +168,13 @@ class Pipeline:
         assert self.encoder is not None
         return torch.from_numpy(self.encoder.encode(list(sentences))).to(self.device)
 
-    def _require_vector(self) -> None:
-        if self.model.latent_per_step:
-            raise OutlinesError(f"'{self.model.family}' models have a latent per step, not one vector per sentence, so this "
-                                "command is not available.")
-
     def mean(self, sentences: Iterable[str]) -> Tensor:
         """The mean vector [D] of sentences, computed in the encoder's units and normalised like its outlines."""
-        total, num, stream = torch.zeros((), dtype=torch.float64), 0, iter(sentences)
-        while chunk := list(islice(stream, BLOCK)):
-            total = total + self.model.to_encoder(self.encode(chunk)).cpu().double().sum(dim=0)
-            num += len(chunk)
-        if not num:
+        sentences = list(sentences)
+        if not sentences:
             raise OutlinesError("There are no sentences to average. Provide at least one sentence.")
-        return self.model.from_encoder((total / num).float().to(self.device)[None])[0]
+        average = self.model.to_encoder(self.encode(sentences)).cpu().double().mean(dim=0)
+        return self.model.from_encoder(average.float().to(self.device)[None])[0]
 
     def analogy(self, a: str, b: str, c: str) -> Tensor:
         """The vector [D] of c + b - a, computed in the encoder's units and normalised like its outlines.
@@ -173,11 +185,6 @@ class Pipeline:
         return self.model.from_encoder((of_c + of_b - of_a)[None])[0]
 
     # Vectors → text
-
-    def tokens(self, vectors: Tensor | None, uniforms: Tensor, sampling: SamplingConfig,
-               prefix: Sequence[int] = ()) -> list[list[int]]:
-        """Token ids of one sentence per row; see `outlines.decoding.sample`."""
-        return self.sampler(vectors, uniforms, sampling, prefix)
 
     def written(self, ids: list[list[int]], vectors: Tensor | None, scored: bool = False) -> list[Sentence]:
         """Sentences from token ids; scored: with the scores under their vectors [B, D]."""
@@ -208,21 +215,8 @@ class Pipeline:
                                 f"{name}. Use only one of the two options.")
         return rejecting(self.model, draw, rejection)
 
-    def sentences(self, num: int | None, seed: int, sampling: SamplingConfig, source: str | None = None, *,
-                  prefix: str = "", scored: bool = False, batch_size: int | None = None,
-                  rejection: float = 1.0, workers: int = 1) -> Iterator[Sentence]:
-        """Yield `num` new sentences (None: endlessly); sentence i depends only on (seed, i).
-
-        prefix: the beginning of every sentence. scored: with scores. batch_size: sentences decoded together (None: suits
-        the device). rejection: average number of vectors drawn per accepted one (outlines/inference/rejection.py); 1 accepts
-        all. workers: threads that each decode a batch; with more than one, set torch's own threads to one.
-        """
-        return self._sentences(self.source(source, sampling, rejection), num, seed, sampling, prefix, scored, batch_size,
-                               workers)
-
-    def around(self, vector: Tensor, radius: float, num: int | None, seed: int, sampling: SamplingConfig, *,
-               prefix: str = "", scored: bool = False) -> Iterator[Sentence]:
-        """Like `sentences`, from vectors at distance `radius` from one vector [D], in uniformly distributed directions.
+    def around(self, vector: Tensor, radius: float) -> Draw:
+        """A source of vectors at distance `radius` from one vector [D], in uniformly distributed directions.
 
         radius: in the encoder's units, before normalisation; 0 uses the vector itself.
         """
@@ -234,10 +228,19 @@ class Pipeline:
             directions = functional.normalize(torch.randn(count, len(centre), generator=rng)).to(centre)
             return self.model.from_encoder(centre + radius * directions) if radius else vector.expand(count, -1)
 
-        return self._sentences(draw, num, seed, sampling, prefix, scored)
+        return draw
 
-    def _sentences(self, draw: Draw, num: int | None, seed: int, sampling: SamplingConfig, prefix: str, scored: bool,
-                   batch_size: int | None = None, workers: int = 1) -> Iterator[Sentence]:
+    def sentences(self, num: int | None, seed: int, sampling: SamplingConfig, source: str | Draw | None = None, *,
+                  prefix: str = "", scored: bool = False, batch_size: int | None = None,
+                  rejection: float = 1.0, workers: int = 1) -> Iterator[Sentence]:
+        """Yield `num` new sentences (None: endlessly); sentence i depends only on (seed, i).
+
+        source: one of the model's, or a function such as `around` returns. prefix: the beginning of every sentence.
+        scored: with scores. batch_size: sentences decoded together (None: suits the device). rejection: average number of
+        vectors drawn per accepted one (outlines/inference/rejection.py); 1 accepts all. workers: threads that each decode a
+        batch; with more than one, set torch's own threads to one.
+        """
+        draw = source if callable(source) else self.source(source, sampling, rejection)
         batches = self.model.decode_draws(draw, num, seed, sampling, batch_size, self.prefix_tokens(prefix), workers,
                                           self.sampler)
         return (sentence for ids, vectors in batches for sentence in self.written(ids, vectors, scored))
@@ -246,8 +249,9 @@ class Pipeline:
               sampling: SamplingConfig | None = None, source: str | None = None, scored: bool = False,
               batch_size: int | None = None) -> Iterator[tuple[Condition, Sentence]]:
         """Yield `num` new sentences for each condition, in order; only for models that accept conditions."""
-        model, sampling = self.model, sampling or SamplingConfig(TEMPERATURE)
-        if not isinstance(model, Conditional):
+        model: Any = self.model
+        sampling = sampling or SamplingConfig(TEMPERATURE)
+        if not hasattr(model, "given"):
             raise OutlinesError(f"'{model.family}' models do not accept conditions. Use a run of the family 'conditional'.")
         name, start = model.check_source(source), 0
         draw: Draw = lambda count, rng: model.generator.draw(count, rng) * sampling.noise_scale  # noqa: E731
@@ -258,14 +262,13 @@ class Pipeline:
             labels = torch.tensor([model.number_of(label) for _, label in places], device=self.device)
             rows = model.condition(outlines, labels)[[places[condition] for condition in chunk]]
             noise, uniforms = model.draw_rows(draw, start, start + len(chunk), seed, sampling.max_len)
-            assert noise is not None
             vectors = model.given(rows, noise, name)
-            yield from zip(chunk, self.written(self.tokens(vectors, uniforms, sampling), vectors, scored), strict=True)
+            yield from zip(chunk, self.written(self.sampler(vectors, uniforms, sampling), vectors, scored), strict=True)
             start += len(chunk)
 
     def prefix_tokens(self, prefix: str) -> list[int]:
-        """The tokens of a sentence's beginning; none for an empty one."""
-        return self.tokenizer.encode([prefix])[0] if prefix else []
+        """The tokens of a sentence's beginning."""
+        return self.tokenizer.encode([prefix])[0]
 
     # Text → text
 
@@ -295,13 +298,11 @@ class Pipeline:
         num: number of vectors, both ends included. A gradient walk ends where the second sentence is as likely as under its
         own vector; its first step is 1 / (num - 1) of the distance between the two vectors.
         """
-        self._require_vector()
         if self.walks and walk not in self.walks:
             raise OutlinesError(f"'{self.model.family}' models have no walk {walk!r}. Choose from {', '.join(self.walks)}.")
         if num < 2:
             raise OutlinesError(f"A walk has at least 2 vectors, not {num}.")
-        model, rows = self.model, self.rows([start, end])
-        first, last = self._vectors([start, end], rows)
+        model, (first, last), rows = self.model, self.encode([start, end]), self.rows([start, end])
         ended = "reached"
         if walk == "linear":
             vectors = interpolation.linear(first, last, num)
@@ -314,11 +315,8 @@ class Pipeline:
             step = float((last - first).norm()) / (num - 1)
             vectors, ended = interpolation.gradient(model.decoder, first, rows[1], own_nll, step,
                                                     lambda vectors: model.from_encoder(model.to_encoder(vectors)))
-        texts = self.decode(vectors, sampling)
-        of_start, of_end = (interpolation.nll_along(model.decoder, row, vectors) for row in rows)
-        points = [Point(step, texts[step], of_start[step:step + count].tolist(), of_end[step:step + count].tolist())
-                  for step, count in interpolation.folded(texts)]
-        return Walk(walk, vectors, points, ended)
+        nll = [nll_of_rows(model.decoder, [row] * len(vectors), vectors)[0].tolist() for row in rows]
+        return Walk(walk, vectors, interpolation.folded(self.decode(vectors, sampling), *nll), ended)
 
     def smoothness(self, walk: Walk, judge: "Pipeline | None" = None) -> Smoothness:
         """How smooth a walk is, empty sentences left out.
@@ -341,8 +339,10 @@ class Pipeline:
     def nearest(self, sentences: Sequence[str], num: int = 5) -> list[list[Neighbour]]:
         """The `num` training sentences nearest to each sentence, by the cosine of their raw outlines."""
         self.rows(sentences)
-        training_set = self.training_set  # its errors say more than those of a missing encoder
-        return training_set.nearest(self._raw_outlines(sentences).cpu(), num)
+        training = self.training_set  # its errors say more than those of a missing encoder
+        cosines, rows = nearest_rows(self._raw_outlines(sentences).cpu(), training.store, num)
+        return [[Neighbour(row, cosine, training.sentences[row]) for cosine, row in zip(*pair, strict=True)]
+                for pair in zip(cosines.tolist(), rows.tolist(), strict=True)]
 
 
 def _as_rows(ids: Sequence[Sequence[int]]) -> list[np.ndarray]:

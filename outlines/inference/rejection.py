@@ -1,18 +1,8 @@
 """Rejection sampling of vectors by a critic: the accepted ones are closer to real vectors.
 
-With p the density of real vectors and q the source's, a draw x is accepted with probability
-
-    min(1, exp(r(x) - t)),    r(x) = log p(x) / q(x) up to a constant,
-
-where t makes the average number of draws per accepted one equal to `mean_draws`. The accepted vectors have a density
-proportional to min(p, eᵗ q). No other rule with the same acceptance rate comes closer to p (Verine et al., Optimal Budgeted
-Rejection Sampling for Generative Models, 2024). A constant in r changes t only.
-
-Estimate of r. In R3GAN, σ(D(x) - D(y)) is the probability that x is the real one of the pair, so D itself would be the log
-ratio at the optimum. But a gradient penalty flattens D, and a Wasserstein critic is no log ratio. We therefore only assume
-that r is linear in D, and fit the slope on vectors that the critic has not seen: logistic regression of held-out real
-against generated ones, as Turner et al. (Metropolis-Hastings Generative Adversarial Networks, 2019) calibrate a
-discriminator. See also Azadi et al., Discriminator Rejection Sampling (2019).
+A draw x is accepted with probability min(1, exp(r(x) - t)), where r is the log density ratio of real vectors over the
+source's, up to a constant. No other rule with the same acceptance rate comes closer to the real density (Verine et al.,
+Optimal Budgeted Rejection Sampling for Generative Models, 2024). docs/outline-gan.md explains the estimate of r.
 """
 
 import math

@@ -350,7 +350,7 @@ def test_variations_lie_at_their_radius(written: Written, pipeline: Pipeline, mo
     assert len(set(written("vary", A, "--radius", 1.5, "--num", 30))) > 3
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(type(pipeline.model), "from_encoder", lambda self, raw: seen.append(raw) or self.scaling.scale(raw))
-    next(pipeline.around(vector, 0.3, 20, 1, GREEDY))
+    next(pipeline.sentences(20, 1, GREEDY, pipeline.around(vector, 0.3)))
     distances = (seen[0] - pipeline.model.to_encoder(vector)).norm(dim=1)
     assert torch.allclose(distances, torch.full_like(distances, 0.3), atol=1e-5)
 

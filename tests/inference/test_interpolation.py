@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from outlines.decoding.scoring import nll_of_rows
-from outlines.inference.interpolation import folded, gradient, linear, nll_along, noise, smoothness, spherical
+from outlines.inference.interpolation import folded, gradient, linear, noise, smoothness, spherical
 from outlines.inference.inversion import invert
 from outlines.models.outlines import OutlineModel
 from outlines.networks.gan import GeneratorConfig
@@ -61,18 +61,18 @@ def test_a_gradient_walk_has_bounded_steps_and_stops_at_the_given_nll() -> None:
     model = decoder()
     start = unit(torch.randn(1, 6, generator=torch.Generator().manual_seed(0)))[0]
     first = float(nll_of_rows(model, [ROW], start[None])[0][0])
-    walk = gradient(model, start, ROW, first - 0.5, step=0.05, normalise=unit)
-    nll = nll_along(model, ROW, walk.vectors)
-    assert walk.ended == "reached" and torch.equal(walk.vectors[0], start)
+    vectors, ended = gradient(model, start, ROW, first - 0.5, step=0.05, normalise=unit)
+    nll, _ = nll_of_rows(model, [ROW] * len(vectors), vectors)
+    assert ended == "reached" and torch.equal(vectors[0], start)
     assert (np.diff(nll) < 0).all()
     assert nll[-1] <= first - 0.5 < nll[-2], "it stops at the first vector that is likely enough"
-    assert torch.allclose(walk.vectors.norm(dim=1), torch.ones(len(walk.vectors)))
-    assert float((walk.vectors[1:] - walk.vectors[:-1]).norm(dim=1).max()) <= 0.05 + 1e-5
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(len(vectors)))
+    assert float((vectors[1:] - vectors[:-1]).norm(dim=1).max()) <= 0.05 + 1e-5
 
 
 def test_the_first_step_follows_the_gradient() -> None:
     model, start, width = decoder(), torch.zeros(6), 1e-2
-    vector = gradient(model, start, ROW, -1.0, step=width, max_steps=1).vectors[1]
+    vector = gradient(model, start, ROW, -1.0, step=width, max_steps=1)[0][1]
     numeric = torch.stack([
         torch.tensor(np.subtract(*nll_of_rows(model, [ROW] * 2, torch.stack([1e-2 * axis, -1e-2 * axis]))[0]))
         for axis in torch.eye(6)])
@@ -82,12 +82,12 @@ def test_the_first_step_follows_the_gradient() -> None:
 
 def test_a_gradient_walk_says_why_it_ended() -> None:
     model, start = decoder(), torch.zeros(6)
-    assert gradient(model, start, ROW, 1e9, step=0.1).vectors.shape == (1, 6)
-    cut = gradient(model, start, ROW, -1.0, step=0.1, max_steps=4)
-    assert (cut.ended, len(cut.vectors)) == ("max_steps", 5)
+    assert gradient(model, start, ROW, 1e9, step=0.1)[0].shape == (1, 6)
+    vectors, ended = gradient(model, start, ROW, -1.0, step=0.1, max_steps=4)
+    assert (ended, len(vectors)) == ("max_steps", 5)
     # normalise maps every step back to the start, so no step helps.
-    assert gradient(model, start, ROW, -1.0, step=0.1, normalise=lambda vector: 0 * vector).ended == "stuck"
-    assert gradient(model, start, ROW, -1.0, step=0.0).ended == "stuck"
+    assert gradient(model, start, ROW, -1.0, step=0.1, normalise=lambda vector: 0 * vector)[1] == "stuck"
+    assert gradient(model, start, ROW, -1.0, step=0.0)[1] == "stuck"
     with pytest.raises(ValueError, match="evaluation mode"):
         gradient(model.train(), start, ROW, 0.0, step=0.1)
 
@@ -133,8 +133,11 @@ def test_a_noise_walk_joins_the_two_outlines_through_what_the_generator_makes(nu
 
 
 def test_equal_neighbours_are_folded() -> None:
-    assert folded(["a", "a", "b", "a", "c", "c", "c"]) == [(0, 2), (2, 1), (3, 1), (4, 3)]
-    assert folded([]) == []
+    nll_start, nll_end = list(range(7)), list(range(10, 17))
+    points = folded(["a", "a", "b", "a", "c", "c", "c"], nll_start, nll_end)  # type: ignore[arg-type]
+    assert [(point.step, len(point.nll_start)) for point in points] == [(0, 2), (2, 1), (3, 1), (4, 3)]
+    assert points[3] == (4, "c", [4, 5, 6], [14, 15, 16])
+    assert folded([], [], []) == []
 
 
 def test_smoothness_by_hand() -> None:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import outlines
 from generate.__main__ import main as generate
 from outlines.encoders.recurrent import RecurrentEncoderConfig
 from outlines.errors import OutlinesError
-from outlines.inference.loading import load_pipeline
 from outlines.inference.pipeline import Pipeline
 from outlines.models.arae import ARAE, CodeGeneratorConfig
 from outlines.networks.gru import GRUConfig
@@ -296,7 +296,7 @@ def run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipeline(run: Path) -> Pipeline:
-    return load_pipeline(run, torch.device("cpu"))
+    return outlines.load(run, "cpu")
 
 
 def test_figures_stand_under_the_keys_of_every_family(run: Path) -> None:
