@@ -1,4 +1,4 @@
-"""The plain language model: the outline decoder's own architecture, without an outline."""
+"""The language model: the outline decoder without an outline."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ from outlines.networks.decoder import DecoderConfig, build_decoder
 
 
 class LanguageModel(TextModel):
-    """p(x) alone. What any generator of text has to beat."""
+    """p(x), the baseline of every generator of text."""
 
     family = "lm"
     sources = ("lm",)

@@ -1,4 +1,4 @@
-"""Z-Forcing: a latent at every step of an autoregressive decoder, held by an auxiliary cost.
+"""Z-Forcing: a latent at every step of an autoregressive decoder, trained with an auxiliary cost.
 
 With the input x_t, the target y_t = x_{t+1}, and h_t the state of the forward LSTM:
 
@@ -6,16 +6,15 @@ With the input x_t, the target y_t = x_{t+1}, and h_t the state of the forward L
     prior                    p(z_t | h_{t-1})
     posterior                q(z_t | h_{t-1}, b_t)
     forward LSTM             h_t from z_t, x_t and h_{t-1}
-    words                    p(y_t | h_t): z acts through h_t alone
+    words                    p(y_t | h_t): z only acts through h_t
 
-To those who sample from it and score with it, it is a decoder and a vector as every family is. The vector holds the
-*innovations* of all steps, e_t = (z_t - mu_p) / sigma_p with the prior's mu_p and sigma_p at that step: by themselves
-N(0, 1), whatever was written before. So sampling draws the vector at once, a sentence's own vector is what its posterior
-drew, and another sentence's latents, given as innovations, tell nothing where posterior and prior are the same.
+For sampling and scoring it is a decoder with a vector, like every family. The vector holds the *innovations* of all steps,
+e_t = (z_t - mu_p) / sigma_p with the prior's mu_p and sigma_p of that step. Under the prior they are N(0, 1), independent
+of earlier tokens. So sampling draws the whole vector first, and a sentence's own vector holds its posterior's draws. If
+posterior and prior are the same, another sentence's innovations carry no information.
 
 Source: Goyal, Sordoni, Côté, Ke and Bengio, Z-Forcing: Training Stochastic Recurrent Networks (2017). Deviations:
-embedding and output layer are tied and stand behind a readout, as in this project's decoder, so that p(y_t | h_t) is that
-of the language model; bounds are smooth.
+embedding and output layer are tied, behind a readout, as in this project's decoder; bounds are smooth.
 """
 
 import dataclasses
@@ -35,9 +34,9 @@ from outlines.networks.stochastic import Gaussian, StochasticDecoder, Stochastic
 
 
 class Path(NamedTuple):
-    """A batch read with z from the posterior; what is called `_p` is the prior's. [B, T, Z] but for the first two."""
+    """A batch read with z from the posterior; `_p` marks the prior. [B, T, Z], except the first two."""
 
-    hidden: Tensor  # [B, T, embed_dim], what the output layer reads
+    hidden: Tensor  # [B, T, embed_dim], the readout's outputs
     before: Tensor  # [B, T, H], h_{t-1}
     mu: Tensor
     logvar: Tensor
@@ -45,7 +44,7 @@ class Path(NamedTuple):
     logvar_p: Tensor
 
     def in_units_of_the_prior(self) -> tuple[Tensor, Tensor]:
-        """mu and logvar of the innovations: both 0 where the posterior is the prior. The KL is that to N(0, 1)."""
+        """Return mu and logvar of the innovations; 0 if the posterior is the prior. Their KL to N(0, 1) is the KL."""
         return (self.mu - self.mu_p) * (-self.logvar_p / 2).exp(), self.logvar - self.logvar_p
 
 
@@ -60,18 +59,18 @@ class ZForcing(TextModel):
     def __init__(self, backward_hidden_dim: int, decoder: StochasticDecoderConfig):
         super().__init__()
         self.decoder = StochasticDecoder(decoder)
-        # No dropout: noise here would be noise in mu, and the posterior no longer the one that is written down.
+        # No dropout, which would add noise to mu.
         self.backward_lstm = nn.LSTM(decoder.embed_dim, backward_hidden_dim, batch_first=True)
         self.inference = Gaussian(decoder.hidden_dim, decoder.mlp_dim, decoder.latent_dim)
         self.inference_sees = nn.Linear(backward_hidden_dim, decoder.mlp_dim, bias=False)
 
     @property
     def num_steps(self) -> int:
-        """Steps that a vector has innovations for."""
+        """Steps in a vector of innovations."""
         return self.decoder.config.vector_dim // self.decoder.config.latent_dim
 
     def backward_states(self, batch: TokenBatch) -> Tensor:
-        """b_t [B, T, width]: what is still to come from y_t on. Padding comes after a row's first word, and is not seen."""
+        """Return b_t [B, T, width], which summarises y_t and all later targets. Padding does not change it."""
         last = batch.lengths.to(batch.targets.device)[:, None] - 1
         position = torch.arange(batch.targets.shape[1], device=batch.targets.device).expand_as(batch.targets)
         turned = torch.where(position <= last, last - position, position)  # its own inverse
@@ -79,7 +78,7 @@ class ZForcing(TextModel):
         return states.gather(1, turned[:, :, None].expand_as(states))
 
     def follow(self, batch: TokenBatch, backward: Tensor, noise: Tensor) -> Path:
-        """Read a batch with z_t = mu_t + sigma_t · noise_t from the posterior. backward: b_t. noise: [B, T, Z]."""
+        """Read a batch with z_t = mu_t + sigma_t · noise_t of the posterior. backward: b_t. noise: [B, T, Z]."""
         behind = self.inference_sees(backward)
         kept: list[tuple[Tensor, ...]] = []
 
@@ -94,9 +93,9 @@ class ZForcing(TextModel):
 
     @torch.no_grad()
     def follow_rows(self, rows: Sequence[np.ndarray], noise: Tensor, batch_size: int = 128) -> tuple[Steps, Tensor]:
-        """The posterior's steps that `noise` [N, num_steps, Z] draws, and -log p(x | z) [N] under them, nats; on the CPU.
+        """Return the posterior's steps for `noise` [N, num_steps, Z], and -log p(x | z) [N] in nats; on the CPU.
 
-        Past a sentence's end the posterior is the prior.
+        After the end of a sentence the posterior is the prior.
         """
         device = next(self.parameters()).device
         mu, logvar, nll = torch.zeros_like(noise), torch.zeros_like(noise), torch.zeros(len(rows), dtype=torch.double)
@@ -113,7 +112,7 @@ class ZForcing(TextModel):
         return torch.randn(num, self.num_steps, self.decoder.config.latent_dim, generator=rng)
 
     def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """mu and logvar of the innovations, [N, num_steps · Z], on the way where every z is the posterior's mean."""
+        """Return mu and logvar of the innovations, [N, num_steps · Z], if every z is the posterior's mean."""
         noise = torch.zeros(len(rows), self.num_steps, self.decoder.config.latent_dim)
         steps, _ = self.follow_rows(rows, noise)
         device = next(self.parameters()).device
@@ -123,7 +122,7 @@ class ZForcing(TextModel):
         return self.follow_rows(rows, self._noise(len(rows), rng))[0]
 
     def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor:
-        """Innovations [num, num_steps · Z] from the prior: N(0, 1), times `noise_scale`."""
+        """Return innovations [num, num_steps · Z] from the prior N(0, 1), times `noise_scale`."""
         return (noise_scale * self._noise(num, rng)).flatten(1).to(next(self.parameters()).device)
 
     def nll_terms(self, rows: Sequence[np.ndarray], outlines: Tensor | None, num_draws: int,
@@ -131,7 +130,7 @@ class ZForcing(TextModel):
         return bound_terms(self.draws(rows, num_draws, rng))
 
     def draws(self, rows: Sequence[np.ndarray], num_draws: int, rng: torch.Generator) -> "Iterator[Draw[Steps]]":
-        """So many draws of all latents of the sentences; the first is that of `posterior_steps`."""
+        """Yield draws of all latents of the sentences; the first one is that of `posterior_steps`."""
         for _ in range(num_draws):
             noise = self._noise(len(rows), rng)
             steps, nll = self.follow_rows(rows, noise)
@@ -143,7 +142,7 @@ class ZForcing(TextModel):
 
     def shape(self) -> dict[str, Any]:
         decoder = dataclasses.asdict(self.decoder.config)
-        del decoder["vector_dim"]  # larger than any tensor is
+        del decoder["vector_dim"]  # larger than any tensor, which build_module would refuse
         return {"backward_hidden_dim": self.backward_lstm.hidden_size, "num_steps": self.num_steps, "decoder": decoder}
 
     @classmethod
@@ -153,9 +152,9 @@ class ZForcing(TextModel):
 
 
 class Forcing(nn.Module):
-    """What holds the latents in training: p(b_t | z_t), and a head that makes b_t worth knowing. Sampling needs neither.
+    """The auxiliary networks of training: p(b_t | z_t), and a head that predicts words from b_t. Sampling needs neither.
 
-    Without h_{t-1}, z_t alone must say what is to come (the source calls that z-forced).
+    Without h_{t-1}, z_t alone must predict b_t (the source calls this z-forced).
     """
 
     def __init__(self, model: ZForcing, sees_state: bool):
@@ -166,11 +165,11 @@ class Forcing(nn.Module):
         self.head = nn.Linear(width, config.vocab_size)
 
     def predict(self, model: ZForcing, before: Tensor, backward: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """mean and logvar of p(b_t | z_t), [B, T, width], z_t drawn by `noise` as in `ZForcing.follow`.
+        """Return mean and logvar of p(b_t | z_t), [B, T, width], with z_t drawn by `noise` as in `ZForcing.follow`.
 
-        z_t is made again from h_{t-1} and b_t as they stand, so that the cost teaches the posterior and this network and
-        can reach the backward LSTM on no way: neither as what is predicted, nor through a z that has read it, at this
-        step or, by h_{t-1}, at one before. The published code cuts the first of these ways alone.
+        z_t is computed again from detached h_{t-1} and b_t. So the cost trains the posterior and this network, but never
+        the backward LSTM: neither as the target nor through a z that has read it. The published code only detaches the
+        target.
         """
         before = before.detach()
         mu, logvar = model.inference(before, model.inference_sees(backward.detach()))

@@ -1,8 +1,7 @@
-"""Where a decoder's words can start: at what a corpus' counts say of them, before any gradient.
+"""Initialisation of a decoder's embeddings and output bias from training-set counts.
 
-A word's embedding is made from the words that stand near it (positive pointwise mutual information, cut to the largest
-singular values), its output bias from how often it comes. A language model that is to learn from few steps begins with
-much of what it would spend the first third of them on.
+An embedding is computed from the tokens near a token (positive pointwise mutual information, reduced to the largest
+singular values), the output bias from its frequency. This replaces about the first third of a short training.
 """
 
 import math
@@ -17,9 +16,9 @@ from outlines.errors import OutlinesError
 from outlines.networks.decoder import Decoder, InitialisesWords
 
 REACH = 3
-"""Tokens to either side that count as near, each distance and side for itself."""
+"""Maximum distance of neighbours; each distance and side has its own counts."""
 MAX_COUNTED_ROWS = 200_000
-"""Sentences, at most, that are counted: memory stays flat."""
+"""Maximum number of counted sentences, which bounds memory."""
 ITERATIONS = 4
 
 
@@ -34,18 +33,18 @@ def start_words(decoder: Decoder, rows: Sequence[np.ndarray], seed: int) -> None
 
 def word_vectors(rows: Sequence[np.ndarray], vocab_size: int, width: int, seed: int,
                  special: SpecialIds) -> Tensor:
-    """Vectors [V, width] of tokens, by their neighbours in sentences; variance 1 / width, in directions drawn by `seed`.
+    """Return vectors [V, width] of tokens, with variance 1 / width and a random rotation from `seed`.
 
-    rows: as above; bos and eos are neighbours too. A token whose neighbours say nothing, or that has none, has zeros.
-    Source: Levy and Goldberg, Neural Word Embedding as Implicit Matrix Factorization (2014), section 5: the square root of
-    the singular values, no shift. Deviation: each distance and side has columns of its own.
+    rows: token ids of sentences; bos and eos count as neighbours. Tokens without informative neighbours have zeros.
+    Source: Levy and Goldberg, Neural Word Embedding as Implicit Matrix Factorization (2014), section 5, with the square
+    root of the singular values and no shift. Deviation: each distance and side has its own columns.
     """
     apart = np.full(REACH, -1)
     text = np.concatenate([part for row in rows for part in ([special.bos_id], row, [special.eos_id], apart)])
     places, counts = [], []
     for distance in range(1, REACH + 1):
         left, right = text[:-distance], text[distance:]
-        # Between two sentences stand as many marks as the reach, so that no pair steps over all of them.
+        # REACH separators between two sentences, so that no pair spans both.
         near = (left >= 0) & (right >= 0)
         pairs, number = np.unique(left[near].astype(np.int64) * vocab_size + right[near], return_counts=True)
         first, second = np.divmod(pairs, vocab_size)
@@ -70,7 +69,7 @@ def word_vectors(rows: Sequence[np.ndarray], vocab_size: int, width: int, seed: 
 
 
 def log_shares(rows: Sequence[np.ndarray], vocab_size: int, special: SpecialIds) -> Tensor:
-    """The log of each token's share [V] of what is to be written, eos included; half a token is added to each."""
+    """Return the log share [V] of each token among the targets, eos included; 0.5 is added to each count."""
     counts = np.bincount(np.concatenate(rows), minlength=vocab_size) + 0.5
     counts[special.eos_id] += len(rows)
     return torch.from_numpy(np.log(counts) - math.log(counts.sum())).float()

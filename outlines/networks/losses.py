@@ -1,4 +1,4 @@
-"""Losses as pure functions: one equation, one function, terms per example; the caller reduces once, visibly.
+"""Losses as pure functions: one equation per function, terms per example; the caller reduces once.
 
 Shapes: B batch, T tokens, V vocabulary, D outline width.
 """
@@ -95,7 +95,7 @@ def _nll_and_gradients(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Te
 
 
 def relativistic_critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    """What the critic minimises in R3, per pair [B]: softplus(-(D(real) - D(fake))).
+    """Return the critic's loss of R3, per pair [B]: softplus(-(D(real) - D(fake))).
 
     Source: Jolicoeur-Martineau 2018; Huang et al., The GAN is dead; long live the GAN! (arXiv 2501.05441), eq. 2.
     """
@@ -103,32 +103,32 @@ def relativistic_critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor
 
 
 def relativistic_generator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    """What the generator minimises in R3, per pair [B]: softplus(-(D(fake) - D(real))). Source as above."""
+    """Return the generator's loss of R3, per pair [B]: softplus(-(D(fake) - D(real))). Source as above."""
     return functional.softplus(real_scores - fake_scores)
 
 
 def wasserstein_critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    """What the critic minimises in WGAN, per pair [B]: D(fake) - D(real). Source: Arjovsky et al. 2017."""
+    """Return the critic's loss of WGAN, per pair [B]: D(fake) - D(real). Source: Arjovsky et al. 2017."""
     return fake_scores - real_scores
 
 
 def wasserstein_generator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    """What the generator minimises in WGAN, per pair [B]: -D(fake); the real scores do not depend on it."""
+    """Return the generator's loss of WGAN, per pair [B]: -D(fake); real scores do not depend on the generator."""
     return -fake_scores
 
 
 def score_gradients(critic: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
-    """A critic's scores [B] at points [B, D], and their gradients [B, D], themselves differentiable."""
+    """Return a critic's scores [B] at points [B, D] and their gradients [B, D], which are differentiable."""
     points = points.detach().requires_grad_(True)
     scores = critic(points)
-    # One sum yields per-example gradients only while the critic never mixes examples,
-    # so it must not use batch normalisation.
+    # One sum gives per-example gradients only if the critic never mixes examples,
+    # so the critic must not use batch normalisation.
     gradients, = torch.autograd.grad(scores.sum(), points, create_graph=True)
     return scores, gradients
 
 
 def zero_centred_penalty(gradients: Tensor) -> Tensor:
-    """R1 (at real points) and R2 (at fake points), per example [B]: half the squared norm of the score's gradient.
+    """Return R1 (real points) or R2 (fake points), per example [B]: half the squared norm of the score's gradient.
 
     Source: Mescheder et al. 2018; the weight is gamma in arXiv 2501.05441, eq. 5.
     """
@@ -136,15 +136,15 @@ def zero_centred_penalty(gradients: Tensor) -> Tensor:
 
 
 def one_centred_penalty(gradients: Tensor) -> Tensor:
-    """The penalty of WGAN-GP, per example [B]: (norm of the score's gradient - 1)².
+    """Return the penalty of WGAN-GP, per example [B]: (norm of the score's gradient - 1)².
 
-    Source: Gulrajani et al. 2017, eq. 3; to be taken at random points between real and fake ones.
+    Source: Gulrajani et al. 2017, eq. 3, where the points are random mixtures of real and fake ones.
     """
     return (gradients.norm(dim=1) - 1).square()
 
 
 def kl_to_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mu, exp(logvar)) || N(0, 1)) per dimension, nats [B, Z]; its sum over dimensions is that of the posterior.
+    """Return KL(N(mu, exp(logvar)) || N(0, 1)) per dimension, nats [B, Z]; the sum over Z is the posterior's KL.
 
     mu, logvar: [B, Z]. Source: Kingma and Welling, Auto-Encoding Variational Bayes (2014), appendix B.
     """
@@ -152,28 +152,28 @@ def kl_to_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 def free_bits(mean_kl: Tensor, floor: float, num_groups: int) -> Tensor:
-    """What each group of dimensions pays for its KL, nats [num_groups]: max(floor, KL), so the first nats are free.
+    """Return max(floor, KL) of each group of dimensions, nats [num_groups].
 
-    mean_kl: [Z], nats a dimension, the mean over the minibatch, as in the source: a sentence may stay below the floor.
-    Neighbours form the groups, whose sizes differ by one at most; with Z groups each dimension has a floor of its own.
+    mean_kl: [Z], nats per dimension, the mean over the minibatch as in the source; single sentences can be below the floor.
+    num_groups: groups of neighbouring dimensions, with sizes that differ by at most one.
     Source: Kingma et al., Improved Variational Inference with Inverse Autoregressive Flow (2016), appendix C.8.
     """
     return torch.stack([group.sum() for group in mean_kl.tensor_split(num_groups)]).clamp(min=floor)
 
 
 def linear_kl_weight(step: float, rise_steps: float) -> float:
-    """Share of the KL weight, 0 to 1, at optimiser step `step`: a straight line over the first `rise_steps`, then 1.
+    """Return the factor on the KL weight, 0 to 1, at an optimiser step: linear over the first `rise_steps`, then 1.
 
-    Source: Bowman et al., Generating Sentences from a Continuous Space (2016), section 3.1, where the rise is a sigmoid;
-    a line as in Sønderby et al., Ladder Variational Autoencoders (2016).
+    Source: Bowman et al., Generating Sentences from a Continuous Space (2016), section 3.1, with a sigmoid;
+    linear in Sønderby et al., Ladder Variational Autoencoders (2016).
     """
     return min(1.0, step / rise_steps)
 
 
 def cyclical_kl_weight(step: int, num_steps: int, num_cycles: int, rise: float) -> float:
-    """Share of the KL weight, 0 to 1, at optimiser step `step` of `num_steps`, split into `num_cycles` equal cycles.
+    """Return the factor on the KL weight, 0 to 1, at an optimiser step of `num_steps`, in `num_cycles` equal cycles.
 
-    Each cycle rises in a straight line over its first share `rise` and stays at 1 for the rest.
+    Each cycle rises linearly over its first share `rise` and then stays at 1.
     Source: Fu et al., Cyclical Annealing Schedule (2019), eq. 6 and 7.
     """
     cycle_steps = num_steps / num_cycles
@@ -181,23 +181,23 @@ def cyclical_kl_weight(step: int, num_steps: int, num_cycles: int, rise: float) 
 
 
 def moving_weight(start: float, end: float, per_step: float, step: int) -> float:
-    """A term's weight at optimiser step `step`: from `start` by `per_step` towards `end`, where it stays.
+    """Return a weight at an optimiser step: it moves from `start` to `end` by `per_step`, then stays.
 
-    Source: Goyal et al., Z-Forcing (2017), whose KL weight goes from 0.2 to 1 by 5e-5 an update.
+    Source: Goyal et al., Z-Forcing (2017), whose KL weight moves from 0.2 to 1 by 5e-5 per update.
     """
     moved = per_step * step
     return min(end, start + moved) if end >= start else max(end, start - moved)
 
 
 def gaussian_nll(values: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """-log N(values; mean, exp(logvar)) per dimension, nats; all arguments of one shape, and so is the result."""
+    """Return -log N(values; mean, exp(logvar)) per dimension, nats; arguments and result have one shape."""
     return (math.log(2 * math.pi) + logvar + (values - mean).square() * (-logvar).exp()) / 2
 
 
 def bag_of_words_nll(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """-log p(x as a bag | z), nats per sentence [B]: every real target (eos included) from one distribution.
+    """Return -log p(x as a bag | z), nats per sentence [B]: every real target, eos included, has one distribution.
 
-    logits: [B, V], one row a sentence. targets: [B, T] ids. mask: [B, T], True = a real target.
+    logits: [B, V], one row per sentence. targets: [B, T] ids. mask: [B, T], True = a real target.
     Source: Zhao et al., Learning Discourse-level Diversity for Neural Dialog Models (2017), section 3.3.
     """
     return -(logits.float().log_softmax(dim=1).gather(1, targets) * mask).sum(dim=1)
