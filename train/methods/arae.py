@@ -72,7 +72,7 @@ class ARAEOptions(DecoderOptions):
                                        "autoencoder", low=0)
 
     def without_effect(self) -> dict[str, str]:
-        return {} if self.noise_radius else {"noise_anneal": "without --noise-radius"}
+        return super().without_effect() | ({} if self.noise_radius else {"noise_anneal": "without --noise-radius"})
 
     def noise_radius_at(self, step: int) -> float:
         """Return the noise on the codes at a step."""

@@ -37,6 +37,11 @@ class DecoderOptions(ModelOptions):
     decoder_validate_every: int = option(500, "decoder steps between two validations", low=1)
     num_validation: int = option(2000, "maximum number of validation sentences", low=10, flag=False)
 
+    def without_effect(self) -> dict[str, str]:
+        known = {field.name for field in dataclasses.fields(find_decoder(self.decoder).config_class)}
+        return {name: f"decoder {self.decoder!r} does not use it" for name in ("hidden_dim", "num_layers", "dropout")
+                if name not in known}
+
 
 def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int, **settings: Any) -> DecoderConfig:
     """Return the decoder's configuration for this corpus: every field that the decoder kind shares with the options.

@@ -78,7 +78,7 @@ class VAEOptions(DecoderOptions):
                  "kl_cycles": ("--kl-anneal cyclical", self.kl_anneal == "cyclical"),
                  "free_bits_groups": ("--free-bits", self.free_bits > 0),
                  "aggressive_checks": ("--aggressive-steps", self.aggressive_steps > 0)}
-        return {name: f"without {flag}" for name, (flag, present) in needs.items() if not present}
+        return super().without_effect() | {name: f"without {flag}" for name, (flag, present) in needs.items() if not present}
 
     def kl_weight_at(self, step: int) -> float:
         """Return the KL weight at a step."""
@@ -303,7 +303,8 @@ class VAEMethod(Method):
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options = config.model
         assert isinstance(options, VAEOptions)
-        decoder = decoder_config(options, data, options.latent_dim, vector_into=options.z_into)
+        settings = {} if options.z_into == "every_step" else {"vector_into": options.z_into}
+        decoder = decoder_config(options, data, options.latent_dim, **settings)
         encoder = RecurrentEncoderConfig(data.tokenizer.vocab_size, options.embed_dim, options.encoder_hidden_dim,
                                          2 * options.latent_dim, dropout=0.0, **vars(data.tokenizer.special))
         self.model = VAE(encoder, decoder).to(data.device)
