@@ -38,27 +38,19 @@ class SpecialIds:
 
 SPECIAL = SpecialIds()
 NUM_SPECIALS = 4 + 256  # the special tokens, and one piece per byte
-
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 500, 32_000
-MAX_TRAINING_SENTENCES = 200_000
-MAX_SENTENCE_BYTES = 1 << 18
-
-
-def _rule(lowercase: bool) -> str:
-    return "nmt_nfkc_cf" if lowercase else "nmt_nfkc"
+NORMALIZATION = {False: "nmt_nfkc", True: "nmt_nfkc_cf"}  # whether to convert to lower case → SentencePiece's rule
 
 
 def vocabulary_size(sentences: Iterable[str], lowercase: bool = False) -> tuple[int, int]:
     """Return (the default vocabulary size for the corpus, the smallest possible one).
 
-    The default is three times the square root of the number of words, rounded to hundreds, from 500 to 32,000: the number
-    of distinct words grows at about this rate (Heaps' law). 1.78 million words of captions give 4,000. The smallest
-    counts special tokens, 256 bytes, the word boundary and every distinct character. The default is at least 1.25 times
-    the smallest.
+    The default is three times the square root of the number of words, rounded to hundreds: the number of distinct words
+    grows at about this rate (Heaps' law). It is at least 1.25 times the smallest, which counts special tokens, bytes,
+    the word boundary and every distinct character.
     """
-    normalizer = sentencepiece.SentencePieceNormalizer(rule_name=_rule(lowercase))
-    num_words = 0
-    characters: set[str] = set()
+    normalizer = sentencepiece.SentencePieceNormalizer(rule_name=NORMALIZATION[lowercase])
+    num_words, characters = 0, set[str]()
     for sentence in sentences:
         num_words += len(sentence.split())
         characters.update(normalizer.normalize(sentence))
@@ -68,16 +60,13 @@ def vocabulary_size(sentences: Iterable[str], lowercase: bool = False) -> tuple[
 
 
 def train_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int | None = None,
-                    lowercase: bool = False, max_sentences: int = MAX_TRAINING_SENTENCES) -> "SentencePieceTokenizer":
-    """Train a tokenizer, write it to `path` atomically, and return it.
+                    lowercase: bool = False, max_sentences: int = 200_000) -> "SentencePieceTokenizer":
+    """Train a tokenizer, write it to `path` atomically, and return it. The same sentences give the same file.
 
     sentences: the training split; a collection, not an iterator, because it is read twice.
     vocab_size: None for the default of `vocabulary_size`. A corpus with few words can have fewer pieces.
-    lowercase: convert to lower case; `decode` returns lower case too.
     max_sentences: train on a sample of this size; memory depends on it, not on the corpus.
-
-    The same sentences give the same file. Raises TokenizerError if there are no words, or more distinct characters than
-    `vocab_size` allows.
+    Raises TokenizerError if there are no words, or more distinct characters than `vocab_size` allows.
     """
     if isinstance(sentences, Iterator):
         raise TypeError("sentences are read twice: pass a collection, not an iterator")
@@ -92,12 +81,10 @@ def train_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int | N
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_recording(sentences, failures), model_writer=model, model_type="bpe",
-            vocab_size=vocab_size or suited, hard_vocab_limit=False, byte_fallback=True,
-            character_coverage=1.0, **asdict(SPECIAL),
-            normalization_rule_name=_rule(lowercase), max_sentence_length=MAX_SENTENCE_BYTES,
-            input_sentence_size=max_sentences, shuffle_input_sentence=True,
-            num_threads=1,  # stored in the model, so it must not depend on the machine
-            minloglevel=2)
+            vocab_size=vocab_size or suited, hard_vocab_limit=False, byte_fallback=True, character_coverage=1.0,
+            normalization_rule_name=NORMALIZATION[lowercase], max_sentence_length=1 << 18, **asdict(SPECIAL),
+            input_sentence_size=max_sentences, shuffle_input_sentence=True, minloglevel=2,
+            num_threads=1)  # stored in the model, so it must not depend on the machine
     except RuntimeError as error:
         # SentencePiece turns every exception of the iterator (CorpusError, Ctrl-C) into a RuntimeError.
         if failures:
@@ -117,40 +104,32 @@ def _recording(sentences: Iterable[str], failures: list[BaseException]) -> Itera
 
 
 class Tokenizer(Protocol):
-    """Text ↔ token ids; the rest of the project only uses this interface."""
+    """Text ↔ token ids; the rest of the project only uses this interface.
+
+    vocab_size: V, the number of ids, including special tokens. fingerprint: a hash of everything that decides the ids.
+    encode: returns the ids of each sentence, without bos and eos; raises TokenizerError for invalid text.
+    decode: returns the sentence of each row of ids, without bos, eos and pad. lines: the same, each on one line.
+    save: writes one file, atomically. load: returns the tokenizer in a file; raises TokenizerError.
+    """
 
     special: SpecialIds
 
     @property
-    def vocab_size(self) -> int:
-        """V: the number of ids, special ones included."""
-        ...
+    def vocab_size(self) -> int: ...
 
     @property
-    def fingerprint(self) -> str:
-        """A hash of everything that decides the ids."""
-        ...
+    def fingerprint(self) -> str: ...
 
-    def encode(self, sentences: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each sentence, without bos and eos; raises TokenizerError for invalid text."""
-        ...
+    def encode(self, sentences: Sequence[str]) -> list[list[int]]: ...
 
-    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Return the sentence of each row of ids."""
-        ...
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
 
-    def lines(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Return `decode` with each sentence on one line."""
-        ...
+    def lines(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
 
-    def save(self, path: Path) -> None:
-        """Write the tokenizer to one file."""
-        ...
+    def save(self, path: Path) -> None: ...
 
     @classmethod
-    def load(cls, path: Path, sha256: str | None = None) -> Self:
-        """Return the tokenizer in a file; raises TokenizerError. sha256: the file's hash, if it is known."""
-        ...
+    def load(cls, path: Path, sha256: str | None = None) -> Self: ...
 
 
 class SentencePieceTokenizer:
@@ -165,9 +144,9 @@ class SentencePieceTokenizer:
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             special = {name: getattr(processor, name)() for name in asdict(SPECIAL)}
-            pieces = range(processor.get_piece_size())
-            num_bytes = sum(processor.is_byte(piece) for piece in pieces)
-            processor.id_to_piece(list(pieces))  # raises if a piece is not UTF-8
+            ids = list(range(processor.get_piece_size()))
+            num_bytes = sum(processor.is_byte(ids))
+            pieces = processor.id_to_piece(ids)  # raises if a piece is not UTF-8
         except (RuntimeError, ValueError) as error:
             raise TokenizerError("not a SentencePiece model, or a damaged one.") from error
         if special != asdict(SPECIAL) or num_bytes != 256:
@@ -176,13 +155,13 @@ class SentencePieceTokenizer:
         self._model = model
         self._processor = processor
         # The text of each piece of letters and punctuation; None for pieces that need SentencePiece to decode.
-        self._plain: list[Any] = [
-            None if is_special or not re.fullmatch(r"▁?[^\s▁]+", piece) else piece.replace("▁", " ")
-            for piece, is_special in zip(processor.id_to_piece(list(pieces)), map(self._is_special, pieces), strict=True)]
+        others = {id for id in ids if processor.is_byte(id) or processor.is_control(id) or processor.is_unknown(id)}
+        self._plain: list[Any] = [piece.replace("▁", " ") if id not in others and re.fullmatch(r"▁?[^\s▁]+", piece) else None
+                                  for id, piece in enumerate(pieces)]
 
     @classmethod
     def load(cls, path: Path, sha256: str | None = None) -> "SentencePieceTokenizer":
-        """Return the tokenizer in a model file. Raises TokenizerError if it is missing or damaged.
+        """Return the tokenizer in a model file.
 
         sha256: the file's hash from a verified manifest or run.json. If None (a file that a user provides), the model is
             first tried in a child process, because SentencePiece can crash on a damaged file.
@@ -198,17 +177,14 @@ class SentencePieceTokenizer:
             raise TokenizerError(f"{path}: {error}") from error
 
     def save(self, path: Path) -> None:
-        """Write the model file atomically."""
         atomic_write(path, self._model)
 
     @property
     def vocab_size(self) -> int:
-        """V: the number of ids, including special tokens and bytes."""
         return self._processor.get_piece_size()
 
     @property
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the model file."""
         return hashlib.sha256(self._model).hexdigest()
 
     def normalize(self, sentence: str) -> str:
@@ -220,24 +196,18 @@ class SentencePieceTokenizer:
         return self._processor.normalize(sentence).replace("▁", " ").strip(" ")
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each sentence, without bos and eos, and never unk. Invisible text has no tokens.
-
-        Raises TokenizerError for a lone surrogate, which Python creates from arguments that are not UTF-8.
-        """
         try:
             return self._processor.encode(list(sentences), out_type=int)
-        except (TypeError, UnicodeEncodeError) as error:
+        except (TypeError, UnicodeEncodeError) as error:  # a lone surrogate, from arguments that are not UTF-8
             raise TokenizerError("The text has half a character, or bytes that are not UTF-8. Remove them.") from error
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Return the sentence of each row of ids, without bos, eos and pad. Invalid bytes become U+FFFD."""
         silent = {self.special.bos_id, self.special.eos_id, self.special.pad_id}
         rows = [row if isinstance(row, list) and silent.isdisjoint(row) else [int(i) for i in row if i not in silent]
                 for row in ids]
         return self._processor.decode(rows) if rows else []
 
     def lines(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Return what `decode` returns, but each on one line: byte pieces can encode line breaks."""
         plain, found, others = self._plain, list[str](), list[int]()
         for number, row in enumerate(ids):
             try:  # works for nearly every sentence and is faster than SentencePiece, the bottleneck with a GPU
@@ -246,11 +216,5 @@ class SentencePieceTokenizer:
                 found.append("")
                 others.append(number)
         for number, text in zip(others, self.decode([ids[number] for number in others]), strict=True):
-            found[number] = " ".join(text.split())
+            found[number] = " ".join(text.split())  # byte pieces can encode line breaks
         return found
-
-    def _is_special(self, piece: int) -> bool:
-        """Return whether decoding a piece needs more than its letters."""
-        processor = self._processor
-        return processor.is_byte(piece) or processor.is_control(piece) or processor.is_unknown(piece)
-
