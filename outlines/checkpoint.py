@@ -1,8 +1,7 @@
 """Checkpoints: safetensors and JSON files, written atomically and verified when they are read.
 
-A checkpoint is a directory with a manifest of its files' SHA-256. It is written to a staging directory beside its
-target, flushed to disk and renamed, so a reader sees all of it or nothing. safetensors does not detect a flipped
-bit in a tensor; the manifest does.
+A checkpoint is a directory with a manifest of its files' SHA-256, because safetensors does not detect a flipped bit.
+It is written to a staging directory, flushed to disk and renamed, so a reader sees all of it or nothing.
 """
 
 import contextlib
@@ -25,6 +24,7 @@ from outlines.hardening import check_plain_files, one_line, read_json
 MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
 ASIDE_PREFIX = ".aside-"
+ALTERED = f"damaged (its SHA-256 is not the one in {MANIFEST})."
 
 
 def sha256_file(path: Path) -> str:
@@ -80,10 +80,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def _rename_over(staging: Path, path: Path) -> None:
-    """Rename a directory to `path`. A rename cannot replace a full directory, so an existing one is moved aside first.
-
-    The name aside contains the original name: `sweep` restores it if the process dies between the two renames.
-    """
+    """Rename a directory to `path`. An existing one is moved aside first; `sweep` restores it if the process dies."""
     if not path.exists():
         os.replace(staging, path)
         return
@@ -114,7 +111,7 @@ def sweep(directory: Path) -> None:
 
 
 def _manifest(directory: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return the SHA-256 of each file of `directory`, `names` among them. Raises CheckpointError."""
+    """Return the SHA-256 of each file of `directory`, which must include `names`. Raises CheckpointError."""
     check_plain_files(directory, [MANIFEST])
     manifest = read_json(directory / MANIFEST)
     missing = [name for name in names if name not in manifest]
@@ -124,19 +121,12 @@ def _manifest(directory: Path, names: Iterable[str]) -> dict[str, str]:
     return manifest
 
 
-def _check_sum(file: Path, found: str, expected: str) -> None:
-    if found != expected:
-        raise CheckpointError(f"{file}: damaged (its SHA-256 is not the one in {MANIFEST}).")
-
-
 def verify(directory: Path, names: Iterable[str] = ()) -> dict[str, str]:
-    """Check all files of `directory` against its manifest, and that it lists `names`; return their SHA-256.
-
-    Raises CheckpointError for a file that is missing, damaged or not plain.
-    """
+    """Check all files of `directory`, which must include `names`, and return their SHA-256. Raises CheckpointError."""
     manifest = _manifest(directory, names)
     for name, expected in manifest.items():
-        _check_sum(directory / name, sha256_file(directory / name), expected)
+        if sha256_file(directory / name) != expected:
+            raise CheckpointError(f"{directory / name}: {ALTERED}")
     return manifest
 
 
@@ -158,7 +148,8 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         for name, expected in _manifest(path, ("tensors.safetensors", "meta.json")).items():
             found[name] = (path / name).read_bytes()
-            _check_sum(path / name, hashlib.sha256(found[name]).hexdigest(), expected)
+            if hashlib.sha256(found[name]).hexdigest() != expected:
+                raise CheckpointError(f"{path / name}: {ALTERED}")
         tensors, meta = load(found["tensors.safetensors"]), json.loads(found["meta.json"])
     except (OSError, ValueError, SafetensorError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged ({one_line(error)}).") from error

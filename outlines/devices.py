@@ -6,7 +6,6 @@ import torch
 
 from outlines.errors import OutlinesError
 
-GPU_WORKERS = 4
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -27,8 +26,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 def choose_precision(name: str, device: torch.device) -> str:
     """Return float32 or bfloat16, the precision of a decoder's matrix products; `auto` is the faster one on the device.
 
-    Among CPUs with AVX-512 BF16, AMD's train a decoder nearly twice as fast in bfloat16; Intel's are slower in it unless
-    they also have AMX (measured with benchmarks/decoder_speed.py).
+    On CPUs, bfloat16 is faster with AMX and on AMD's with AVX-512 BF16 (measured with benchmarks/decoder_speed.py).
     """
     if name != "auto":
         return name
@@ -46,11 +44,10 @@ def choose_precision(name: str, device: torch.device) -> str:
 def sampling_workers(device: torch.device) -> int:
     """Return how many threads should decode one batch each. On a CPU, this limits torch to one thread from now on.
 
-    On a CPU, threads that share a batch would synchronise at every small operation. On a GPU, one thread draws its noise
-    while another waits for its steps.
+    On a CPU, threads that share a batch would synchronise at every small operation.
     """
     if device.type != "cpu":
-        return GPU_WORKERS
+        return 4  # one draws its noise while another waits for its steps
     workers = torch.get_num_threads()
     torch.set_num_threads(1)
     return workers

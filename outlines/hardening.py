@@ -1,8 +1,7 @@
 """Checks that files must pass before they are used: they may be damaged, or written by somebody hostile.
 
-Readers of checkpoints, corpora and encoders call one function here per check, so these files can be skipped when
-reading the path from text to text. The rules: data never names code, a file never refers outside its directory,
-and memory is only allocated for values that are really in the file. docs/reliability.md lists the promises.
+The rules: data never names code, a file never refers outside its directory, and memory is only allocated for values
+that are really in the file. docs/reliability.md lists the promises.
 """
 
 import json
@@ -32,20 +31,21 @@ def one_line(error: BaseException) -> str:
 # Files of this project
 
 
-def _parse(path: Path) -> Any:
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"larger than {MAX_JSON_BYTES:,} bytes")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_json(path: Path, remedy: str = "Restore it from a copy.") -> dict[str, Any]:
-    """Return the JSON object in a file. Raises CheckpointError, which ends with `remedy`."""
+def _parse(path: Path, remedy: str) -> Any:
+    """Return the JSON data in a file. Raises CheckpointError, which ends with `remedy`."""
     try:
-        data = _parse(path)
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"larger than {MAX_JSON_BYTES:,} bytes")
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: missing. {remedy}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged ({one_line(error)}). {remedy}") from error
+
+
+def read_json(path: Path, remedy: str = "Restore it from a copy.") -> dict[str, Any]:
+    """Return the JSON object in a file. Raises CheckpointError, which ends with `remedy`."""
+    data = _parse(path, remedy)
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: damaged (not a JSON object). {remedy}")
     return data
@@ -124,6 +124,7 @@ def _largest(data: Any) -> float:
 
 MAX_TOKENIZER_BYTES = 1 << 26  # a model with 32,000 pieces has 1 MB
 TRIAL_SEC = 60
+# The program of the child process that tries a model.
 TRIAL = """
 import sys
 import sentencepiece
@@ -134,7 +135,6 @@ for text in (" ".join(characters), "".join(characters), "a" * 1000, "A dog runs.
     processor.decode(processor.encode(text))
 processor.decode([[piece] for piece in range(processor.get_piece_size())])
 """
-"""Program of the child process that tries a model."""
 
 
 def read_tokenizer(path: Path) -> bytes:
@@ -152,9 +152,9 @@ def read_tokenizer(path: Path) -> bytes:
 
 
 def try_tokenizer(model: bytes) -> None:
-    """Load and use a SentencePiece model in a child process. Raises TokenizerError if that fails.
+    """Load and use a SentencePiece model in a child process, because a damaged one can crash or never return.
 
-    SentencePiece is C++ code that trusts the file: a damaged model can crash the process or never return.
+    Raises TokenizerError if that fails.
     """
     try:
         # -P: nothing in the working directory can replace a package.
@@ -170,28 +170,27 @@ def try_tokenizer(model: bytes) -> None:
 
 # sentence-transformers models
 
+DOWNLOAD_AGAIN = "Download the model again."
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
-# Keys by which a configuration chooses code or the arguments of the call that loads it. `local_files_only` does not
-# protect against them, because what they name can be on this machine already.
+# Keys by which a configuration chooses code, or the arguments of the call that loads it.
 CODE_KEYS = {"auto_map", "attn_implementation", "_attn_implementation", "config_args", "config_kwargs", "custom_pipelines",
              "model_args", "model_kwargs", "processor_kwargs", "quantization_config", "tokenizer_args",
              "tokenizer_name_or_path", "trust_remote_code"}
-# The library's modules that hold only data. The library imports the dotted path in modules.json and calls its `load`,
-# so a check of the prefix would still allow everything that the library's own modules import.
+# The library's modules that hold only data. Checking only the prefix of a path in modules.json would allow everything
+# that the library's own modules import.
 MODULE_TYPES = {"Dense", "Dropout", "LayerNorm", "Normalize", "Pooling", "StaticEmbedding", "Transformer",
                 "WeightedLayerPooling"}
 
 
 def check_sentence_transformer(directory: Path) -> list[Path]:
-    """Return the folders of a model's modules after checking that loading them runs no code of the model.
+    """Return the folders of a model's modules, after checking that loading them runs no code of the model.
 
-    Raises OutlinesError if modules.json names a class that is not the library's own or a folder outside the model,
-    if weights are pickled or missing, or if the model is an adapter of weights stored elsewhere.
+    Raises OutlinesError for code, folders outside the model, pickled or missing weights, and adapters.
     """
     folders, listing = {directory}, directory / "modules.json"
-    modules = _configuration(listing) if listing.exists() else []
+    modules = _parse(listing, DOWNLOAD_AGAIN) if listing.exists() else []
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise OutlinesError(f"{listing}: damaged (not a list of modules). Download the model again.")
+        raise OutlinesError(f"{listing}: damaged (not a list of modules). {DOWNLOAD_AGAIN}")
     for module in modules:
         kind, path = str(module.get("type")), PurePosixPath(str(module.get("path", "")))
         if not kind.startswith("sentence_transformers.") or kind.rpartition(".")[2] not in MODULE_TYPES:
@@ -213,21 +212,13 @@ def check_sentence_transformer(directory: Path) -> list[Path]:
         if (folder / "adapter_config.json").exists():
             raise OutlinesError(f"{folder}: an adapter of weights stored elsewhere. Merge it into them first.")
     if not any(any(folder.glob("model*.safetensors")) for folder in folders):
-        raise OutlinesError(f"{directory}: no model.safetensors, so this is not a complete model. Download it again.")
+        raise OutlinesError(f"{directory}: no model.safetensors, so this model is incomplete. {DOWNLOAD_AGAIN}")
     return sorted(folders)
-
-
-def _configuration(file: Path) -> Any:
-    """Return the JSON data of a model's configuration file. Raises OutlinesError if it cannot be read."""
-    try:
-        return _parse(file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise OutlinesError(f"{file}: damaged ({one_line(error)}). Download the model again.") from error
 
 
 def _check_configuration(file: Path) -> None:
     """Raise OutlinesError if a JSON file of a model chooses code to run or weights outside its folder."""
-    data = _configuration(file)
+    data = _parse(file, DOWNLOAD_AGAIN)
     if not isinstance(data, dict):
         return
     chosen = sorted(key for key in CODE_KEYS & data.keys() if data[key])

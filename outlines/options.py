@@ -13,8 +13,8 @@ def option(default: Any = MISSING, help: str = "", choices: Iterable[str] | Call
            low: float = -math.inf, high: float = math.inf, flag: bool = True) -> Any:
     """Return a dataclass field of an option.
 
-    help: one line, with the unit. choices: allowed words; a function is called when they are needed, so that a registry
-    can grow until then. low, high: bounds of a number. flag: False for an option that only presets and files can set.
+    help: one line, with the unit. choices: allowed words, or a function that returns them when they are needed.
+    low, high: bounds of a number. flag: False for an option that only presets and files can set.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "flag": flag})
 

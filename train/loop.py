@@ -64,7 +64,8 @@ class Loop:
             raise OutlinesError(f"{directory}: the checkpoint does not fit this run ({reason}). Start a new run.") from error
         ranks.barrier()  # A slower rank must not restore a checkpoint that the first rank saves later.
         self.log = RunLog(directory if ranks.first else None, log_offset, self.examples)
-        self.log.layout(method.layout)
+        if method.layout:
+            self.log.writer.add_custom_scalars(method.layout)
 
     def run(self) -> None:
         """Train to the end. Raises Stopped after a signal, once the state is saved, and NotFinite."""
@@ -182,9 +183,9 @@ class Loop:
             criterion = found.criterion
             self.log.scalars({**found.figures, **found.levels}, stage.name, self.step, self.examples)
             for key, distribution in found.histograms.items():
-                self.log.histogram(key, distribution, self.examples)
+                self.log.writer.add_histogram(key, distribution.cpu(), self.examples)
             for key, picture in found.pictures.items():
-                self.log.picture(key, picture, self.examples)
+                self.log.writer.add_figure(key, picture, self.examples)
             shown = ", ".join(f"{key} {value:.3f}" for key, value in found.figures.items()
                               if f"{key}_per_token" not in found.figures)
             self.reporter.line(f"{stage.name} step {self.step:,}: {shown}")
@@ -203,7 +204,7 @@ class Loop:
         ids, _ = next(model.generate(EVALUATION_SAMPLES, 0, SamplingConfig(max_len=40)))
         model.train()
         sentences = self.data.tokenizer.decode(ids)
-        self.log.text("samples", "\n".join(f"- {sentence}" for sentence in sentences), self.examples)
+        self.log.writer.add_text("samples", "\n".join(f"- {sentence}" for sentence in sentences), self.examples)
 
     def _save(self) -> None:
         """Write a checkpoint unless this position has one; raises NotFinite if a value is not finite."""

@@ -7,6 +7,7 @@ processes agree without communication. Memory: one int32 permutation of the rows
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -37,13 +38,10 @@ class BatchOrder:
                              "must be at least 1")
         if lengths is not None and lengths.shape != (num_rows,):
             raise ValueError(f"lengths has shape {lengths.shape}, not {(num_rows,)}")
-        self.num_rows = num_rows
-        self.batches_per_epoch = -(-num_rows // batch_size)
-        self._seed = seed
-        self._lengths = lengths
-        self._pool_batches = pool_batches
-        self._epoch: tuple[int, np.ndarray] | None = None
-        self._pool: tuple[tuple[int, int], list[np.ndarray]] | None = None
+        self.num_rows, self.batches_per_epoch = num_rows, -(-num_rows // batch_size)
+        self._seed, self._lengths, self._pool_batches = seed, lengths, pool_batches
+        self._epoch_rows = lru_cache(1)(lambda epoch: permutation(num_rows, seed, epoch))
+        self._pool = lru_cache(1)(self._sorted_pool)
 
     def batch(self, step: int) -> np.ndarray:
         """Return the row numbers, int64 [B], of batch `step`, counted from 0 over all epochs."""
@@ -53,23 +51,20 @@ class BatchOrder:
         if self._lengths is None:
             return self._rows(epoch, index, index + 1)
         pool, place = divmod(index, self._pool_batches)
-        if self._pool is None or self._pool[0] != (epoch, pool):
-            self._pool = (epoch, pool), self._sorted_pool(epoch, pool, self._lengths)
-        return self._pool[1][place].copy()
+        return self._pool(epoch, pool)[place].copy()
 
     def _start(self, index: int) -> int:
         return index * self.num_rows // self.batches_per_epoch
 
     def _rows(self, epoch: int, first: int, end: int) -> np.ndarray:
-        if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = epoch, permutation(self.num_rows, self._seed, epoch)
-        return self._epoch[1][self._start(first):self._start(end)].astype(np.int64)
+        return self._epoch_rows(epoch)[self._start(first):self._start(end)].astype(np.int64)
 
-    def _sorted_pool(self, epoch: int, pool: int, lengths: np.ndarray) -> list[np.ndarray]:
+    def _sorted_pool(self, epoch: int, pool: int) -> list[np.ndarray]:
+        assert self._lengths is not None
         first = pool * self._pool_batches
         end = min(first + self._pool_batches, self.batches_per_epoch)
         rows = self._rows(epoch, first, end)
-        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        rows = rows[np.argsort(self._lengths[rows], kind="stable")]
         batches = np.split(rows, [self._start(index) - self._start(first) for index in range(first + 1, end)])
         return [batches[place] for place in permutation(end - first, self._seed, epoch, f"pool {pool}")]
 
@@ -89,8 +84,7 @@ class TokenBatch:
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """Return the batch on `device`."""
-        return TokenBatch(*(tensor.to(device, non_blocking=True)
-                            for tensor in (self.inputs, self.targets, self.mask, self.lengths)))
+        return TokenBatch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
 
 def collate(rows: Sequence[np.ndarray], special: SpecialIds) -> TokenBatch:

@@ -1,7 +1,6 @@
 """Lines of .txt, .jsonl and .csv files, each also .gz: decoded, numbered and bounded.
 
-Files are streamed. A line, and what a .gz decompresses to, is read up to a limit, so memory grows with neither.
-A line without text is returned as `Bad` with the reason, so the caller can count it.
+Files are streamed, and lines and .gz files are read up to a limit. A line without text is returned as `Bad`.
 """
 
 import csv
@@ -16,7 +15,6 @@ from pathlib import Path
 from outlines.errors import OutlinesError
 
 KINDS = (".txt", ".jsonl", ".csv")
-
 MAX_LINE_BYTES = 1 << 20
 GZ_BYTES = 1 << 30
 GZ_RATIO = 200  # text compresses by a factor of 3 to 10; zeros reach 1,032 with deflate
@@ -57,7 +55,7 @@ def require_file(path: Path) -> None:
 def read_fields(path: Path, columns: Sequence[str], gz_bytes: int = GZ_BYTES) -> Iterator[tuple[int, list[str] | Bad]]:
     """Yield (line number, text of each column), or Bad if one of them has no text. Raises CorpusError.
 
-    A .txt file has one column only: every name selects the whole line. A blank line has empty texts.
+    In a .txt file, every name selects the whole line. A blank line has empty texts.
     """
     lines, kind = _lines(path, gz_bytes), kind_of(path)
     if kind == ".jsonl":
@@ -69,43 +67,38 @@ def read_fields(path: Path, columns: Sequence[str], gz_bytes: int = GZ_BYTES) ->
             yield number, line if isinstance(line, Bad) else [line] * len(columns)
 
 
-def _pieces(path: Path, gz_bytes: int) -> Iterator[bytes]:
-    """Yield lines with their ends; a line longer than MAX_LINE_BYTES in several pieces."""
+def _lines(path: Path, gz_bytes: int) -> Lines:
+    """Yield numbered, decoded lines without their ends."""
     require_file(path)
-    number, total = 1, 0
+    number, total, at_start = 0, 0, True
     try:
         limit = max(gz_bytes, GZ_RATIO * path.stat().st_size)
         with gzip.open(path) if is_gz(path) else open(path, "rb") as file:
             while piece := file.readline(MAX_LINE_BYTES):
+                number += at_start
                 total += len(piece)
                 if total > limit and is_gz(path):
                     raise CorpusError(f"{path}:{number}: decompresses to more than {limit:,} bytes. Raise gz_bytes if "
                                       "the file is really that large.")
-                yield piece
-                number += piece.endswith(b"\n")
+                if at_start and number == 1 and piece.startswith((b"\xff\xfe", b"\xfe\xff")):
+                    raise CorpusError(f"{path}:1: encoded as UTF-16. Convert it: iconv -f UTF-16 -t UTF-8")
+                if at_start:  # later pieces of a line that is too long are skipped
+                    yield number, _text(piece, "utf-8-sig" if number == 1 else "utf-8")
+                at_start = piece.endswith(b"\n")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise CorpusError(f"{path}:{number}: damaged, truncated or not gzip ({error}). Restore it from a copy.") from error
+        raise CorpusError(f"{path}:{number + at_start}: damaged, truncated or not gzip ({error}). Restore it from a "
+                          "copy.") from error
     except OSError as error:
         raise CorpusError(f"{path}: {error.strerror or error}.") from error
 
 
-def _lines(path: Path, gz_bytes: int) -> Lines:
-    """Yield numbered, decoded lines without their ends."""
-    number, at_start = 0, True
-    for piece in _pieces(path, gz_bytes):
-        ended = piece.endswith(b"\n")
-        if at_start:
-            number += 1
-            complete = ended or len(piece) < MAX_LINE_BYTES
-            if number == 1:
-                if piece.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise CorpusError(f"{path}:1: encoded as UTF-16. Convert it: iconv -f UTF-16 -t UTF-8")
-                piece = piece.removeprefix(b"\xef\xbb\xbf")
-            try:
-                yield number, piece.rstrip(b"\r\n").decode() if complete else Bad("too long")
-            except UnicodeDecodeError:
-                yield number, Bad("not UTF-8")
-        at_start = ended
+def _text(piece: bytes, encoding: str) -> str | Bad:
+    if len(piece) == MAX_LINE_BYTES and not piece.endswith(b"\n"):
+        return Bad("too long")
+    try:
+        return piece.rstrip(b"\r\n").decode(encoding)
+    except UnicodeDecodeError:
+        return Bad("not UTF-8")
 
 
 def _no_column(path: Path, column: str, names: Sequence[str]) -> CorpusError:
@@ -116,11 +109,7 @@ def _no_column(path: Path, column: str, names: Sequence[str]) -> CorpusError:
 def _json_fields(path: Path, lines: Lines, columns: Sequence[str]) -> Iterator[tuple[int, list[str] | Bad]]:
     missing, others, names = "", False, list[str]()
     for number, line in lines:
-        if isinstance(line, Bad):
-            others = True
-            yield number, line
-            continue
-        record = _json_object(line) if line.strip() else dict.fromkeys(columns, "")
+        record = line if isinstance(line, Bad) else _json_object(line, columns)
         if isinstance(record, Bad):
             others = True
             yield number, record
@@ -135,9 +124,10 @@ def _json_fields(path: Path, lines: Lines, columns: Sequence[str]) -> Iterator[t
         raise _no_column(path, missing, names)
 
 
-def _json_object(line: str) -> dict[str, str] | Bad:
+def _json_object(line: str, columns: Sequence[str]) -> dict[str, str] | Bad:
+    """Return the object in a line; a blank line has empty texts."""
     try:
-        record = json.loads(line)
+        record = json.loads(line) if line.strip() else dict.fromkeys(columns, "")
     except (ValueError, RecursionError):
         return Bad("broken JSON")
     return record if isinstance(record, dict) else Bad("not a JSON object")
@@ -146,8 +136,8 @@ def _json_object(line: str) -> dict[str, str] | Bad:
 def _csv_fields(path: Path, lines: Lines, columns: Sequence[str]) -> Iterator[tuple[int, list[str] | Bad]]:
     """Yield the columns of each record with the number of its first line.
 
-    A record continues over further lines while a quote is open. If the quote is never closed properly, only the first
-    line is rejected and the others are read again: a stray quote costs one line, not the rest of the file.
+    A record continues over further lines while a quote is open. If it is never closed properly, only the first line is
+    rejected and the others are read again.
     """
     first = next(lines, (1, ""))[1]
     header = first if isinstance(first, Bad) else _csv_record([first])
@@ -164,10 +154,8 @@ def _csv_fields(path: Path, lines: Lines, columns: Sequence[str]) -> Iterator[tu
             continue
         held, record = [item], _csv_record([line], len(header))
         text, size, is_open = [line], len(line), line.count('"') % 2 == 1
-        while isinstance(record, Bad) and is_open and size < csv.field_size_limit():
-            item = ahead.popleft() if ahead else next(lines, None)
-            if item is None:
-                break
+        while (isinstance(record, Bad) and is_open and size < csv.field_size_limit()
+               and (item := ahead.popleft() if ahead else next(lines, None))):
             held.append(item)
             if isinstance(item[1], Bad):
                 break

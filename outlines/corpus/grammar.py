@@ -1,16 +1,8 @@
 """The embedded corpus: a probabilistic grammar of everyday scenes with exact log-probabilities and entropy.
 
-It needs no download, and a language model trained on it can be compared with the best possible model.
-
-A `Grammar` is a finite table of rules without recursion. It has two representations:
-
-- the rules: sampling and entropy, by recursion. The entropy of a rule is that of its choice plus the expected entropy
-  of its parts (Grenander, Syntax-Controlled Probabilities, 1967);
-- an acyclic automaton over words, compiled from the rules: log-probabilities, summed over all paths that spell a
-  sentence, so they are exact for ambiguous grammars too.
-
-The entropy of derivations is the entropy of sentences if no sentence has two derivations. A test proves this for the
-scenes: the rules have as many derivations as the determinised automaton has distinct sentences.
+Sampling and entropy use the rules; log-probabilities use an acyclic automaton over words, compiled from the rules.
+The entropy of derivations (Grenander, Syntax-Controlled Probabilities, 1967) is that of sentences if no sentence has two
+derivations. A test proves this for the scenes.
 """
 
 import functools
@@ -26,8 +18,7 @@ from outlines.corpus.scenes import SCENES, scene_rules
 from outlines.errors import OutlinesError
 
 _WORD = re.compile(r"[a-z][a-z'-]*|[,.]")
-_END = ""  # label of the automaton's last step; no word is empty
-_ACCEPT = 0  # the state after it
+_END, _ACCEPT = "", 0  # the label of the automaton's last step, and the state after it
 
 
 class _Rule(NamedTuple):
@@ -40,16 +31,13 @@ _Arc = tuple[str, float, int]  # word, probability, next state
 
 
 class Grammar:
-    """A probability distribution over finitely many sentences.
+    """A probability distribution over finitely many sentences, written like ordinary text.
 
     rules: name → alternatives, as in `{"S": "3: a dog barks . | two ADJ? dogs bark ."}`. A token with a capital letter
         is a rule's name, any other a word. "|" separates alternatives; they are equally likely unless they start with
         a weight ("3:"). `X?` is X or nothing, each with probability 1/2; `big/small` is one of the two; `sun_hat` is
         two words; an alternative without symbols is empty.
-    start: name of the rule that generates sentences.
     Raises OutlinesError for a missing or recursive rule, a malformed word and a weight that is not positive.
-
-    Sentences are written like ordinary text: the first letter in upper case, no space before punctuation.
     """
 
     def __init__(self, rules: Mapping[str, str], start: str = "S") -> None:
@@ -63,11 +51,10 @@ class Grammar:
         stack = [self._start]
         while stack:
             symbol = stack.pop()
-            rule = self._rules.get(symbol)
-            if rule is None:
-                words.append(symbol)
-            else:
+            if rule := self._rules.get(symbol):
                 stack.extend(reversed(rule.expansions[bisect(rule.cumulative, rng.random())]))
+            else:
+                words.append(symbol)
         return _render(words)
 
     def log_prob(self, sentence: str) -> float:
@@ -110,7 +97,7 @@ class Grammar:
             raise OutlinesError(f"Grammar rule {name!r} is missing (used by {' > '.join(above) or 'start'}). Define it.")
         total = sum(weight for weight, _ in alternatives)
         probs = tuple(weight / total for weight, _ in alternatives)
-        cumulative = (*tuple(accumulate(probs))[:-1], 1.0)
+        cumulative = (*accumulate(probs[:-1]), 1.0)
         for symbol in (symbol for _, expansion in alternatives for symbol in expansion):
             if symbol.endswith("?") or "/" in symbol or symbol != symbol.lower():
                 self._define(symbol, rules, (*above, name))
@@ -169,16 +156,14 @@ def scenes() -> Grammar:
 
 
 def sentences(num: int, seed: int) -> Iterator[str]:
-    """Yield `num` sentences about scenes, the same on every machine for the same seed."""
+    """Return `num` sentences about scenes, the same on every machine for the same seed."""
     rng = random.Random(seed)
-    for _ in range(num):
-        yield scenes().sample(rng)
+    return (scenes().sample(rng) for _ in range(num))
 
 
 def _alternative(text: str, name: str) -> tuple[float, tuple[str, ...]]:
     """Parse one alternative of rule `name`: return its weight and its symbols."""
-    symbols = text.split()
-    weight = 1.0
+    symbols, weight = text.split(), 1.0
     if symbols and symbols[0].endswith(":"):
         try:
             weight = float(symbols.pop(0)[:-1])

@@ -1,7 +1,4 @@
-"""Pairs of a condition and a text, for conditional generation: which rows of a corpus describe the same item.
-
-corpus/reading.py says which files define groups.
-"""
+"""Pairs of a condition and a text, for conditional generation: which rows of a corpus describe the same item."""
 
 from array import array
 from typing import NamedTuple
@@ -24,8 +21,7 @@ class Pairs:
         starts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
         sizes = np.diff(np.append(starts, len(groups)))
         self.first, self._size = np.repeat(starts, sizes), np.repeat(sizes, sizes)
-        self._headed = headed
-        self.labels = labels
+        self._headed, self.labels = headed, labels
         rows = np.arange(len(groups))
         self.targets = rows[self.first != rows] if headed else rows[self._size > 1]
 
@@ -33,10 +29,7 @@ class Pairs:
         return len(self.labels)
 
     def conditions(self, rows: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-        """Return a condition's row for each target row [B], never the row itself.
-
-        uniforms: [B] in [0, 1), choose one of several conditions.
-        """
+        """Return a condition's row for each target row [B], never the row itself. uniforms: [B] in [0, 1), choose it."""
         if self._headed:
             return self.first[rows]
         chosen = self.first[rows] + (uniforms * (self._size[rows] - 1)).astype(np.int64)

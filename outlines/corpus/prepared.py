@@ -1,7 +1,6 @@
 """A prepared corpus: a verified directory that everything later reads by memory map.
 
-`prepare_corpus` streams sentences to disk, trains the tokenizer on the training split and encodes every split. The
-directory appears complete or not at all. It contains:
+The directory appears complete or not at all. It contains:
 
     meta.json                  source, options and counts
     tokenizer.model
@@ -17,10 +16,11 @@ Sentences, token rows and outlines share their numbers: row i is always sentence
 import contextlib
 import json
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -35,32 +35,14 @@ MAX_LEN = 64
 CHUNK_SENTENCES = 4096
 
 
-@contextlib.contextmanager
-def _growing_array(path: Path, dtype: str) -> Iterator[Callable[[Sequence[int] | np.ndarray], None]]:
-    """Yield a function that appends values to a one-dimensional .npy file."""
-    kind, length = np.dtype(dtype), 0
-
-    def write_header() -> None:
-        # NumPy pads the header so that a growing length does not change its size.
-        np.lib.format.write_array_header_1_0(file, {"descr": kind.str, "fortran_order": False, "shape": (length,)})
-
-    def extend(values: Sequence[int] | np.ndarray) -> None:
-        nonlocal length
-        file.write(np.asarray(values, dtype=kind).tobytes())
-        length += len(values)
-
-    with open(path, "wb") as file:
-        write_header()
-        yield extend
-        file.seek(0)
-        write_header()
+def _write_header(file: BinaryIO, dtype: str, length: int) -> None:
+    """Write the start of a .npy file; NumPy pads it so that a growing length does not change its size."""
+    file.seek(0)
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": (length,)})
 
 
 def write_sentences(directory: Path, pairs: Iterable[tuple[str, str]]) -> dict[str, int]:
-    """Stream (split, sentence) pairs into `directory` and return the number of sentences of each split.
-
-    Raises CorpusError if a split is empty.
-    """
+    """Stream (split, sentence) pairs into `directory` and count them by split. Raises CorpusError for an empty split."""
     offsets = {split: array("q", [0]) for split in SPLITS}
     with contextlib.ExitStack() as stack:
         texts = {split: stack.enter_context(open(directory / f"{split}.txt", "wb")) for split in SPLITS}
@@ -113,24 +95,22 @@ def write_tokens(sentences: Sentences, tokenizer: Tokenizer, directory: Path, ma
                  progress: Callable[[int], None] | None = None) -> int:
     """Encode a split into `directory` and return the number of truncated rows.
 
-    max_len: longer sentences keep their first max_len tokens. They are not dropped, so row i of the tokens and of the
-        outlines is sentence i.
-    progress: called with the number of sentences done.
+    max_len: longer sentences keep their first max_len tokens. progress: called with the number of sentences done.
     """
     if max_len < 1:
         raise CorpusError(f"max_len is {max_len}. It must be at least 1.")
-    num_cut = 0
-    offsets = array("q", [0])
-    stream = iter(sentences)
+    num_cut, offsets, stream = 0, array("q", [0]), iter(sentences)
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<i4"
-    with _growing_array(directory / f"{sentences.split}.ids.npy", dtype) as extend:
+    with open(directory / f"{sentences.split}.ids.npy", "wb") as file:
+        _write_header(file, dtype, 0)
         while chunk := list(islice(stream, CHUNK_SENTENCES)):
             for row in tokenizer.encode(chunk):
                 num_cut += len(row) > max_len
-                extend(row[:max_len])
+                file.write(np.asarray(row[:max_len], dtype).tobytes())
                 offsets.append(offsets[-1] + min(len(row), max_len))
             if progress is not None:
                 progress(len(offsets) - 1)
+        _write_header(file, dtype, offsets[-1])
     np.save(directory / f"{sentences.split}.token_offsets.npy", np.array(offsets))
     return num_cut
 
@@ -147,22 +127,21 @@ class Tokens:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """int64 [N]: number of tokens of each row, without BOS and EOS."""
+        """int64 [N]: number of tokens of each row, without bos and eos."""
         return np.diff(self._offsets)
 
     def rows(self, indices: Iterable[int]) -> list[np.ndarray]:
-        """Return the token ids of the given rows, [length] each, without BOS and EOS: read-only views of the map."""
+        """Return the token ids of the given rows, [length] each, without bos and eos: read-only views of the map."""
         return [self.ids[self._offsets[index]:self._offsets[index + 1]] for index in indices]
 
 
 class PreparedCorpus:
-    """A directory that `prepare_corpus` wrote; every file is verified when it is opened.
+    """A directory that `prepare_corpus` wrote. Opening it verifies every file; raises CheckpointError.
 
     sentences, tokens: by split. tokenizer: the one that produced the tokens. meta: see prepare_corpus.
     """
 
     def __init__(self, directory: Path) -> None:
-        """Open `directory`. Raises CheckpointError if it is missing, incomplete or damaged."""
         names = [f"{split}.{part}" for split in SPLITS for part in ("txt", "offsets.npy", "ids.npy", "token_offsets.npy")]
         sums = verify(directory, ["meta.json", "tokenizer.model", *names])
         self.directory = directory
@@ -194,10 +173,8 @@ def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source:
     vocab_size, lowercase: see train_tokenizer. tokenizer: used instead of training one.
     progress: called with (sentences tokenised, total sentences).
 
-    meta.json has source, max_len, vocab_size (of the tokenizer), lowercase (None with a given tokenizer) and, under
-    splits, each split's sentences, tokens, truncated rows and fingerprint. An earlier prepared corpus is replaced;
-    another file or a non-empty directory raises CorpusError. Memory: 8 bytes per sentence, and the sample that trains
-    the tokenizer.
+    An earlier prepared corpus is replaced; another file or a non-empty directory raises CorpusError.
+    Memory: 8 bytes per sentence, and the sample that trains the tokenizer.
     """
     if tokenizer is not None and (vocab_size is not None or lowercase):
         raise CorpusError("vocab_size and lowercase have no effect on a given tokenizer. Remove these options.")
@@ -207,10 +184,9 @@ def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source:
     try:
         with atomic_directory(directory) as staging:
             counts = write_sentences(staging, pairs)
-            sentences = {split: Sentences(staging, split) for split in SPLITS}
             folded = lowercase if tokenizer is None else None
             if tokenizer is None:
-                tokenizer = train_tokenizer(sentences["train"], staging / "tokenizer.model", vocab_size=vocab_size,
+                tokenizer = train_tokenizer(Sentences(staging, "train"), staging / "tokenizer.model", vocab_size=vocab_size,
                                             lowercase=lowercase)
             else:
                 tokenizer.save(staging / "tokenizer.model")
@@ -219,9 +195,10 @@ def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source:
                 def report(done: int, before: int = before) -> None:
                     if progress is not None:
                         progress(before + done, sum(counts.values()))
-                cut = write_tokens(sentences[split], tokenizer, staging, max_len, report)
+                sentences = Sentences(staging, split)
+                cut = write_tokens(sentences, tokenizer, staging, max_len, report)
                 splits[split] = {"sentences": counts[split], "cut": cut, "tokens": len(Tokens(staging, split).ids),
-                                 "fingerprint": sentences[split].fingerprint}
+                                 "fingerprint": sentences.fingerprint}
                 before += counts[split]
             meta = {"source": source, "max_len": max_len, "vocab_size": tokenizer.vocab_size,
                     "lowercase": folded, "splits": splits}

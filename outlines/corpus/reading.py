@@ -3,18 +3,11 @@
 A corpus is one or more files with one sentence per line: `.txt`, `.jsonl` (one object per line) or `.csv` (with a
 header; a quoted field may contain line breaks), each also `.gz`, in UTF-8 with LF or CRLF line ends.
 
-Normalisation: white space at both ends is removed, and every other run of white space (tabs, no-break spaces, Unicode
-line separators, a newline in a quoted field) becomes one space. A line without a sentence is never skipped silently:
-it is counted and reported with file and line, or, with `strict`, an error.
+Every run of white space becomes one space. A line without a sentence is counted and reported, or an error with `strict`.
 
-A corpus can also say which sentences describe the same item, for conditional generation:
-
-    .txt with group_lines                N consecutive lines are one group; each is a condition for the others
-    .jsonl, .csv with condition_column   a condition and a text per line, and a label with label_column; consecutive
-                                         lines with the same condition are one group
-
-All sentences of a group are in the same split. Groups are counted by line numbers in the file, so a skipped line
-does not move others to another group.
+A corpus can also say which sentences describe the same item, for conditional generation: consecutive lines of a .txt
+file with `group_lines`, consecutive records with the same condition with `condition_column`. All sentences of a group are
+in the same split. Groups are counted by line numbers, so a skipped line does not move others to another group.
 """
 
 import hashlib
@@ -36,14 +29,11 @@ MAX_CHARS_LIMIT = 50_000  # a character takes up to 12 bytes in JSON, so the lin
 class CorpusFiles:
     """The files of a corpus, and how they are read and split.
 
-    train, valid, test: paths. Without valid or test files, a fraction of the train files' sentences is used instead.
-    text_column: column of `.jsonl` and `.csv` files that contains the sentence.
+    text_column, condition_column, label_column: columns of `.jsonl` and `.csv` files; empty for none.
     strict: raise an error at a line without a sentence, instead of counting and skipping it.
     max_chars: longer sentences are rejected.
     valid_fraction, test_fraction: share of the train files' sentences for a split without files.
     group_lines: number of consecutive lines of a `.txt` file that describe the same item; 0: lines are unrelated.
-    condition_column: column of `.jsonl` and `.csv` files with the condition for the text; empty: none.
-    label_column: column with the pair's label; empty: none.
     gz_bytes: limit for the decompressed size of a `.gz`; 200 times its own size if that is more.
     """
 
@@ -95,12 +85,6 @@ class ReadingReport:
     examples: list[str] = field(default_factory=list)
     max_examples: int = 5
 
-    def reject(self, place: str, reason: str) -> None:
-        """Count a line at `place` (file:line) that contains no sentence."""
-        self.rejected[reason] += 1
-        if len(self.examples) < self.max_examples:
-            self.examples.append(f"{place}: {reason}")
-
     def summary(self) -> str:
         """Return one line of counts and, if lines were rejected, one line per example."""
         counts = ", ".join(f"{split} {self.accepted[split]:,}" for split in SPLITS)
@@ -146,13 +130,11 @@ def _sentence(text: str, max_chars: int) -> str | Bad:
 
 def read_records(files: CorpusFiles, paths: Sequence[str], columns: Sequence[str],
                  report: ReadingReport) -> Iterator[Record]:
-    """Yield the normalised sentences of `paths` in order, with the options of `files`.
+    """Yield the normalised sentences of `paths` in order, with the options of `files`, and count rejected lines.
 
-    A line without a sentence in one of the columns is rejected and counted in `report`. Raises CorpusError if a file
-    cannot be read, if `files.strict` and a line is rejected, and at the end if there was no sentence at all.
+    Raises CorpusError if a file cannot be read, if `files.strict` and a line is rejected, or if there is no sentence.
     """
-    num_accepted = num_rejected = 0
-    reason = ""
+    num_accepted, num_rejected, reason = 0, 0, ""
     for file, path in enumerate(paths):
         for number, texts in read_fields(Path(path), columns, files.gz_bytes):
             found = [texts] if isinstance(texts, Bad) else [_sentence(text, files.max_chars) for text in texts]
@@ -165,7 +147,9 @@ def read_records(files: CorpusFiles, paths: Sequence[str], columns: Sequence[str
             if files.strict:
                 raise CorpusError(f"{path}:{number}: {reason}. Correct the line, or remove --strict to skip it.")
             num_rejected += 1
-            report.reject(f"{path}:{number}", reason)
+            report.rejected[reason] += 1
+            if len(report.examples) < report.max_examples:
+                report.examples.append(f"{path}:{number}: {reason}")
     if not num_accepted:
         details = f"{num_rejected:,} lines rejected, the last one: {reason}" if num_rejected else "empty"
         raise CorpusError(f"{', '.join(paths)}: no sentence found ({details}). Check the file and the column.")
@@ -173,8 +157,7 @@ def read_records(files: CorpusFiles, paths: Sequence[str], columns: Sequence[str
 
 def split_of(sentence: str, valid_fraction: float = 0.02, test_fraction: float = 0.02) -> str:
     """Return the split of a sentence. It depends only on its BLAKE2b hash, so no sentence is in two splits."""
-    digest = hashlib.blake2b(sentence.encode(), digest_size=8).digest()
-    position = int.from_bytes(digest, "big") / 2**64
+    position = int.from_bytes(hashlib.blake2b(sentence.encode(), digest_size=8).digest(), "big") / 2**64
     if position < valid_fraction:
         return "valid"
     return "test" if position < valid_fraction + test_fraction else "train"

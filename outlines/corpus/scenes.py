@@ -1,17 +1,14 @@
 """The lexicon of the embedded corpus: twelve types of everyday scene, with people, actions, things and places.
 
-`scene_rules` expands the tables of scenes.toml into rules for `outlines.corpus.grammar.Grammar`. Agreement is resolved here:
-subject and verb, possessives, the things of several people, a or an, inflected forms.
-
-A frame describes an action, for example "*throw a:STICK for own:DOG AT". A star marks a verb to inflect; AT and ALONG
-are the scene's own places and ways; POSS is his, her, its or their; THINGS are written as
+`scene_rules` expands the tables of scenes.toml into rules for `Grammar` and resolves agreement and inflection. A frame
+describes an action, for example "*throw a:STICK for own:DOG AT". A star marks a verb to inflect; AT and ALONG are the
+scene's own places and ways; POSS is his, her, its or their; THINGS are written as
 
     n:BALL     red ball            a:BALL     a red ball   s:BALL  red balls
     some:BALL  three red balls     each:BALL  a red ball; for a plural subject, red balls
     own:BALL   her red ball; for a plural subject, their red balls
 
-Everything else is the notation of `Grammar`. A test checks that scenes share no sentence and that every sentence has
-one derivation.
+Everything else is the notation of `Grammar`.
 """
 
 import re

@@ -32,10 +32,7 @@ class SentenceEncoder(Protocol):
     normalized: bool
 
     def encode(self, sentences: list[str]) -> np.ndarray:
-        """Return the outlines of N sentences: [N, D] float32, in the same order.
-
-        A sentence's outline does not depend on the other sentences of the call, up to float16 rounding.
-        """
+        """Return the outlines of N sentences: [N, D] float32, each independent of the others up to float16 rounding."""
         ...
 
 

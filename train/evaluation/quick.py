@@ -20,7 +20,7 @@ from train.evaluation.judges import Judges
 from train.evaluation.sampling import REAL_OUTLINES, REAL_TEXT
 from train.evaluation.yardstick import Yardstick
 from train.method import find_method
-from train.runtime.log import RunLog
+from train.runtime.log import RunLog, write_hparams
 from train.runtime.progress import Reporter
 from train.runtime.run_directory import read_json, read_run, write_json
 
@@ -80,12 +80,12 @@ def _log(directory: Path, config: RunConfig, figures: dict[str, Any], model: Tex
         else:
             continue
         log.scalars(measured, "report", 0, round(100 * row["temperature"]))
-    log.hparams(tables.flat_options(config.to_json()))
+    write_hparams(log.writer, tables.flat_options(config.to_json()))
     kinds = list(_projected(model, data))
     if kinds:
         labels = [[kind, " ".join(sentence.split())] for kind, _, sentences in kinds for sentence in sentences]
         log.vectors(torch.cat([vectors.cpu() for _, vectors, _ in kinds]), labels, ["set", "sentence"])
-    log.text("report", _render([figures]), 0)
+    log.writer.add_text("report", _render([figures]), 0)
     log.close()
 
 

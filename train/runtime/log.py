@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -18,8 +17,7 @@ EVENTS = "events.out.tfevents.*"
 def write_hparams(writer: Any, options: dict[str, Any]) -> None:
     """Write the options of a run, a flat dictionary.
 
-    `SummaryWriter.add_hparams` also writes a list of options and figures, and TensorBoard uses the list of one run for
-    all, so options of other families would be missing. Without a list, it collects them from every run.
+    `SummaryWriter.add_hparams` also writes a list of options, and TensorBoard uses the list of one run for all families.
     """
     _, started, ended = hparams(options, {})
     for summary in (started, ended):
@@ -29,11 +27,9 @@ def write_hparams(writer: Any, options: dict[str, Any]) -> None:
 def _last_writer(directory: Path, purge_step: int | None) -> SummaryWriter:
     """Return a writer whose file sorts after the existing ones, if that is possible within 1.5 s.
 
-    TensorBoard reads the files of a run by name (second, host, process, number), and the last one wins. Names can
-    collide within one second, and the clock may have been set back.
+    TensorBoard reads files by name (second, host, process, number), so names can collide or the clock can be set back.
     """
-    earlier = set(directory.glob(EVENTS))
-    end = time.monotonic() + 1.5
+    earlier, end = set(directory.glob(EVENTS)), time.monotonic() + 1.5
     while True:
         writer = SummaryWriter(str(directory), purge_step=purge_step, flush_secs=10)
         files = set(directory.glob(EVENTS))
@@ -53,68 +49,45 @@ class _Silent:
 
 
 class RunLog:
-    """Writes figures, texts and images. Without a directory (ranks other than the first) it writes nothing.
+    """Writes metrics.jsonl and TensorBoard's events. Without a directory (ranks other than the first) it writes nothing.
 
-    One quantity has one key in every family, so the curves of several runs overlay in TensorBoard.
+    writer: TensorBoard's SummaryWriter, for texts and images.
     """
 
     def __init__(self, directory: Path | None, offset: int = 0, examples: int = 0):
         """offset: bytes of metrics.jsonl that a resumed run keeps. examples: seen so far; later events are hidden."""
         self._directory = directory
-        self._writer: Any = _Silent()
+        self.writer: Any = _Silent()
+        self._file: Any = _Silent()
         if directory is not None:
             self._file = open(directory / "metrics.jsonl", "ab")  # noqa: SIM115 - closed by close()
             os.truncate(self._file.fileno(), min(offset, self._file.tell()))
-            purge_step = None
-            if any(directory.glob(EVENTS)):
-                purge_step = examples + 1 if offset else 0  # 0: nothing was saved, so the run starts again
-            self._writer = _last_writer(directory, purge_step)
+            # 0: nothing was saved, so the run starts again
+            purge_step = (examples + 1 if offset else 0) if any(directory.glob(EVENTS)) else None
+            self.writer = _last_writer(directory, purge_step)
 
     def scalars(self, values: dict[str, float], stage: str, step: int, examples: int) -> None:
         """Write one line of metrics.jsonl, and one TensorBoard point per value."""
-        if self._directory is not None:
-            line = {"stage": stage, "step": step, "examples": examples, **values}
-            self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.write(json.dumps({"stage": stage, "step": step, "examples": examples, **values}).encode() + b"\n")
         for key, value in values.items():
-            self._writer.add_scalar(key, value, examples)
-
-    def text(self, key: str, markdown: str, examples: int) -> None:
-        self._writer.add_text(key, markdown, examples)
-
-    def histogram(self, key: str, values: Tensor, examples: int) -> None:
-        """Write the distribution of values of any shape."""
-        self._writer.add_histogram(key, values.cpu(), examples)
-
-    def picture(self, key: str, picture: Figure, examples: int) -> None:
-        self._writer.add_figure(key, picture, examples)
-
-    def layout(self, layout: dict[str, dict[str, list[Any]]]) -> None:
-        """Define charts with several curves (TensorBoard's custom scalars)."""
-        if layout:
-            self._writer.add_custom_scalars(layout)
-
-    def hparams(self, options: dict[str, Any]) -> None:
-        """Write the run's options, for TensorBoard's table of hyperparameters."""
-        if self._directory is not None:
-            write_hparams(self._writer, options)
+            self.writer.add_scalar(key, value, examples)
 
     def vectors(self, vectors: Tensor, labels: list[list[str]], header: list[str]) -> None:
         """Write vectors [N, D] for the projector, replacing earlier ones. header: names of the columns of labels."""
         if self._directory is not None:
             shutil.rmtree(self._directory / "00000", ignore_errors=True)
-            self._writer.add_embedding(vectors.cpu(), labels, metadata_header=header, global_step=0, tag="vectors")
+            self.writer.add_embedding(vectors.cpu(), labels, metadata_header=header, global_step=0, tag="vectors")
 
     def flush(self) -> int:
         """Flush everything to disk and return the size of metrics.jsonl in bytes."""
         if self._directory is None:
             return 0
-        self._writer.flush()
+        self.writer.flush()
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
-        if self._directory is not None:
-            self.flush()
-            self._writer.close()
-            self._file.close()
+        self.flush()
+        self.writer.close()
+        self._file.close()

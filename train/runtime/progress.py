@@ -22,9 +22,8 @@ class Reporter:
 
     def __init__(self, quiet: bool = False, silent: bool = False):
         """quiet: print only warnings. silent: print nothing."""
-        self.quiet = quiet or silent
-        self.silent = silent
-        self._bars = sys.stderr.isatty()
+        self.quiet, self.silent = quiet or silent, silent
+        self._bars = sys.stderr.isatty() and not self.quiet
 
     def line(self, text: str) -> None:
         if not self.quiet:
@@ -40,12 +39,12 @@ class Reporter:
         """Yield the function that updates a progress bar."""
         started = last = time.monotonic()
         # The delay hides bars of work that finishes at once.
-        bar = tqdm(desc=name, unit=f" {unit}", file=sys.stderr, disable=self.quiet or not self._bars, delay=0.5)
+        bar = tqdm(desc=name, unit=f" {unit}", file=sys.stderr, disable=not self._bars, delay=0.5)
 
         def progress(done: int, total: int, note: str = "", /) -> None:
             nonlocal last
             now = time.monotonic()
-            if self._bars and not self.quiet:
+            if self._bars:
                 bar.total = total
                 if note:
                     bar.set_postfix_str(note, refresh=False)

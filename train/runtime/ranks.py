@@ -1,9 +1,8 @@
 """Data-parallel training with several processes, started by torchrun.
 
-Every rank iterates over the same global batches and uses every `world`-th row of each. Gradients are summed over ranks
-after the backward pass, instead of by DistributedDataParallel's hooks, because a gradient penalty differentiates
-twice, which the hooks do not support. Losses are sums divided by the global number of rows, so the sum over ranks is
-the loss of the whole batch.
+Every rank uses every `world`-th row of the same global batches. Losses are divided by the global number of rows, so their
+sum over ranks is the loss of the batch. Gradients are summed after the backward pass, because the hooks of
+DistributedDataParallel do not support the second derivatives of a gradient penalty.
 """
 
 import contextlib
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from outlines.errors import OutlinesError
+from outlines.hardening import one_line
 
 
 @contextlib.contextmanager
@@ -27,8 +27,7 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:150]
-        raise OutlinesError(f"another process of this job has died ({reason}). Continue with --resume.") from error
+        raise OutlinesError(f"another process of this job has died ({one_line(error)}). Continue with --resume.") from error
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class Ranks:
     rank: int = 0
     world: int = 1
     local_rank: int = 0
+    device: str = "cpu"  # of messages
 
     @property
     def first(self) -> bool:
@@ -57,11 +57,11 @@ class Ranks:
         """Return rank 0's value on every rank. JSON data only, because torch's broadcast of objects pickles them."""
         if self.world == 1:
             return value
-        data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=_device())
-        size = torch.tensor([len(data)], device=_device())
+        data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=self.device)
+        size = torch.tensor([len(data)], device=self.device)
         with _together():
             dist.broadcast(size, src=0)
-            data = data if self.first else torch.empty(int(size), dtype=torch.uint8, device=_device())
+            data = data if self.first else torch.empty(int(size), dtype=torch.uint8, device=self.device)
             dist.broadcast(data, src=0)
         return json.loads(bytes(data.tolist()))
 
@@ -80,15 +80,10 @@ class Ranks:
         """Return the largest of the ranks' numbers."""
         if self.world == 1:
             return number
-        box = torch.tensor([number], device=_device())
+        box = torch.tensor([number], device=self.device)
         with _together():
             dist.all_reduce(box, op=dist.ReduceOp.MAX)
         return int(box)
-
-
-def _device() -> str:
-    """Return the device of the group's messages."""
-    return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def join(device: str) -> Ranks:
@@ -104,7 +99,7 @@ def join(device: str) -> Ranks:
         torch.cuda.set_device(local_rank)
     # The others wait while rank 0 evaluates.
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=6))
-    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank)
+    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, "cuda" if on_gpu else "cpu")
 
 
 def leave() -> None:

@@ -8,11 +8,8 @@
     report.json         the final figures
     evaluation.json     every row that `python -m train evaluate` measured
 
-At the end of training some runs also have collapse.json (all figures about the use of the vector), probes/ (posteriors
-of fixed sentences, for the drift), and projector_config.pbtxt and 00000/ (vectors for TensorBoard's projector).
-
 The directory of several runs has runs.json and one directory per run: seed-1, seed-2, … for several seeds; outlines,
-lm, … for a comparison, each of which can again be a directory of several seeds.
+lm, … for a comparison, each of which can again be a directory of several seeds. docs/runs.md describes all files.
 """
 
 import contextlib
@@ -48,8 +45,7 @@ def new_run_directory(root: Path, description: str) -> Path:
 def locked(directory: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Lock the directory for this process, and delete what interrupted writes left in it.
 
-    waiting: called with a message if another process holds the lock, before waiting for it; if None, that is an error.
-    The kernel releases the lock when the process ends, so it is never stale.
+    waiting: called with a message before waiting for another process; if None, a lock held elsewhere is an error.
     """
     with open(directory / "lock", "a+") as file:
         try:
@@ -64,8 +60,8 @@ def locked(directory: Path, waiting: Callable[[str], None] | None = None) -> Ite
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        for folder in (directory, directory / "checkpoints"):
-            sweep(folder)
+        sweep(directory)
+        sweep(directory / "checkpoints")
         yield
 
 
@@ -93,11 +89,10 @@ def read_run(directory: Path) -> dict[str, Any]:
 
 
 class Group(NamedTuple):
-    """A directory of several runs: the seeds of one run, or a comparison."""
+    """A directory of several runs: the seeds of one run, or a comparison. Each of its runs can be another group."""
 
     kind: str
     runs: list[Path]
-    """Each is a run or another group."""
 
 
 def begin_group(directory: Path, kind: str, names: Sequence[str]) -> None:
@@ -137,9 +132,9 @@ def checkpoints(directory: Path) -> list[Path]:
 
 
 def newest_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]] | None:
-    """Return tensors and meta of the newest valid checkpoint, and the errors of newer ones; None if there is none.
+    """Return tensors and meta of the newest valid checkpoint, and the errors of newer ones; None without checkpoints.
 
-    Raises OutlinesError if there are checkpoints, but all of them are damaged.
+    Raises OutlinesError if all checkpoints are damaged.
     """
     found = checkpoints(directory)
     damaged: list[str] = []
@@ -161,8 +156,6 @@ def newest_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any], 
 def prune(directory: Path, keep: int, newest: Path) -> None:
     """Keep the last `keep` checkpoints up to `newest`. Delete older ones, damaged later ones and leftovers of writes."""
     found = checkpoints(directory)
-    kept = [path for path in found if path <= newest][-keep:]
-    for path in found:
-        if path not in kept:
-            shutil.rmtree(path)
+    for path in set(found) - set([path for path in found if path <= newest][-keep:]):
+        shutil.rmtree(path)
     sweep(directory / "checkpoints")
