@@ -1,7 +1,4 @@
-"""BLEU of generated sentences: against a test set, against each other, and against the sentence to reconstruct.
-
-A sentence is a list of words from `outlines.metrics.text.words`, except where a function takes raw strings.
-"""
+"""BLEU of generated sentences: against a test set, against each other, and against the sentence to reconstruct."""
 
 import math
 from collections import Counter
@@ -15,8 +12,8 @@ from outlines.metrics.text import Ngram, Words, ngrams, require_sentences
 class References:
     """Reference sentences with their n-grams counted once, so BLEU costs the same for any number of references.
 
-    BLEU clips the count of an n-gram at its largest count in any one reference. If the hypothesis is a reference itself
-    and holds the largest count, the second largest is used.
+    BLEU clips the count of an n-gram at its largest count in one reference, or at the second largest if the hypothesis is
+    itself the reference with the largest.
     """
 
     def __init__(self, sentences: Sequence[Words], max_n: int = 5) -> None:
@@ -54,10 +51,9 @@ def _sentence_bleu(hypothesis: Words, references: References, is_member: bool) -
     if matches[0] == 0:
         return [0.0] * len(matches)
     length = len(hypothesis)
-    log_precisions = [math.log((matches[n - 1] or 0.1) / max(1, length - n + 1)) for n in orders]
+    log_precisions = accumulate(math.log((matches[n - 1] or 0.1) / max(1, length - n + 1)) for n in orders)
     penalty = math.exp(min(0.0, 1 - references.closest_length(length, is_member) / length))
-    sums = accumulate(log_precisions)
-    return [penalty * math.exp(log_sum / n) for n, log_sum in zip(orders, sums, strict=True)]
+    return [penalty * math.exp(log_sum / n) for n, log_sum in zip(orders, log_precisions, strict=True)]
 
 
 def _mean_bleu(hypotheses: Sequence[Words], references: References, is_member: bool) -> dict[int, float]:
@@ -66,13 +62,11 @@ def _mean_bleu(hypotheses: Sequence[Words], references: References, is_member: b
     return dict(enumerate(means[1:], start=2))
 
 
-def bleu_scores(hypotheses: Sequence[Words], references: Sequence[Words] | References,
-                max_n: int = 5) -> dict[int, float]:
+def bleu_scores(hypotheses: Sequence[Words], references: Sequence[Words] | References, max_n: int = 5) -> dict[int, float]:
     """Return BLEU-2 to BLEU-max_n of samples against a test set: {n: score in 0..1}.
 
-    Mean over hypotheses of sentence BLEU-n with the whole set as references and NLTK's smoothing method1 (Chen and Cherry
-    2014). It grows with the number of references. Real held-out sentences show what can be reached.
-    references: sentences, or `References` to count one test set once for many calls.
+    Mean over hypotheses of sentence BLEU-n with the whole set as references and NLTK's smoothing method1. It grows with the
+    number of references. references: sentences, or `References` to count one test set once for many calls.
     Source: Texygen, Zhu et al. (2018), with all references instead of the first 500.
     """
     require_sentences("BLEU", hypotheses)
@@ -85,9 +79,8 @@ def bleu_scores(hypotheses: Sequence[Words], references: Sequence[Words] | Refer
 def self_bleu_scores(samples: Sequence[Words], max_n: int = 5) -> dict[int, float]:
     """Return self-BLEU-2 to self-BLEU-max_n: {n: score in 0..1}; higher = less diverse.
 
-    Mean over samples of sentence BLEU-n with all other samples as references and NLTK's smoothing method1. A duplicate of
-    a sample is a reference for it, so 1 means that every sentence has a duplicate. It grows with the number of samples:
-    compare equal numbers, also with real sentences, which are far from 0.
+    Mean over samples of sentence BLEU-n with all other samples as references and NLTK's smoothing method1. 1 means that
+    every sentence has a duplicate. It grows with the number of samples: compare equal numbers, also with real sentences.
     Source: Texygen, Zhu et al. (2018), with all samples instead of the first 500.
     """
     require_sentences("self-BLEU", samples, at_least=2)

@@ -1,17 +1,14 @@
 """Instruments for posterior collapse: does the vector depend on the sentence, and does the decoder use it?
 
-A posterior q(z|x) = N(mu(x), sigma²(x)) can be too weak (mu and sigma are the same for every x) or too noisy (mu depends
-on x, but sigma is large or mu moves from update to update; Goyal et al., Z-Forcing, 2017). `metrics/diagnosis.py` turns
-the instruments into a verdict; docs/posterior-collapse.md explains them. For a vector without noise (an outline or a
-code), logvar is None, the noise is 0, and KL and mutual information do not exist.
-
-Shapes: N held-out sentences, P probe sentences, Z latent dimensions. nll, kl and information are nats per sentence unless
-the name ends in `_per_token`. Posteriors are converted to float64 on the CPU.
+docs/posterior-collapse.md explains the instruments; `metrics/diagnosis.py` turns them into a verdict. A posterior is
+q(z|x) = N(mu(x), sigma²(x)). A vector without noise (an outline or a code) has logvar None, no KL and no mutual information.
+Shapes: N held-out sentences, Z latent dimensions, T steps. nll, kl and information are nats per sentence.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, overload
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,18 +29,15 @@ Posterior = tuple[Tensor, Tensor | None]
 """mu and logvar = log sigma², both [N, Z]; logvar is None for a vector without noise."""
 
 
-@overload
-def checked(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]: ...
-@overload
-def checked(mu: Tensor, logvar: Tensor | None) -> Posterior: ...
-def checked(mu: Tensor, logvar: Tensor | None) -> Posterior:
-    """Return the posterior in float64 on the CPU. Raises OutlinesError for wrong shapes and non-finite values."""
-    if mu.ndim != 2 or len(mu) < 2 or (logvar is not None and logvar.shape != mu.shape):
-        shapes = [list(part.shape) for part in (mu, logvar) if part is not None]
-        raise OutlinesError(f"collapse: mu and logvar must be [N, Z] with at least two sentences, not {shapes}")
-    if not all(bool(part.isfinite().all()) for part in (mu, logvar) if part is not None):
+def checked(*posterior: Tensor | None) -> Any:
+    """Return mu and logvar in float64 on the CPU. Raises OutlinesError for wrong shapes and non-finite values."""
+    parts = [part for part in posterior if part is not None]
+    if parts[0].ndim != 2 or len(parts[0]) < 2 or parts[0].shape != parts[-1].shape:
+        raise OutlinesError("collapse: mu and logvar must be [N, Z] with at least two sentences, not "
+                            f"{[list(part.shape) for part in parts]}")
+    if not all(part.isfinite().all() for part in parts):
         raise OutlinesError("collapse: mu or logvar contains NaN or infinity")
-    return mu.detach().cpu().double(), None if logvar is None else logvar.detach().cpu().double()
+    return [None if part is None else part.detach().cpu().double() for part in posterior]
 
 
 def draw_posterior(mu: Tensor, logvar: Tensor | None, rng: torch.Generator) -> Tensor:
@@ -54,21 +48,18 @@ def draw_posterior(mu: Tensor, logvar: Tensor | None, rng: torch.Generator) -> T
 
 
 def kl_by_dim(mu: Tensor, logvar: Tensor) -> Tensor:
-    """Return KL(q(z|x) || N(0, I)) of each dimension, averaged over x: [Z], nats per sentence.
+    """Return KL(q(z|x) || N(0, I)) of each dimension, averaged over x: [Z].
 
-    The KL measures the distance from the prior. A posterior that is the same for every x but differs from the prior has
-    a large KL and tells the decoder nothing; see `mutual_information`.
-    mu, logvar: [N, Z]. Source: Kingma and Welling, Auto-Encoding Variational Bayes (2014), appendix B.
+    Source: Kingma and Welling, Auto-Encoding Variational Bayes (2014), appendix B.
     """
     mu, logvar = checked(mu, logvar)
     return (mu.square() + logvar.exp() - 1 - logvar).mean(dim=0) / 2
 
 
 class Steps(NamedTuple):
-    """Posteriors with a latent at every step, following one draw per sentence; each [N, T, Z].
+    """Posteriors with a latent at every step, following one draw per sentence; each [N, T, Z], in units of the step's prior.
 
-    Values are in units of the prior at that step, which may depend on earlier tokens and latents. If the posterior equals
-    the prior, mu and logvar are 0 and `drawn` is N(0, 1). The same holds for steps after the end of a sentence.
+    After the end of a sentence, mu and logvar are 0 and `drawn` is N(0, 1).
     """
 
     mu: Tensor
@@ -83,29 +74,21 @@ class Steps(NamedTuple):
 
 
 def kl_by_position(steps: Steps) -> Tensor:
-    """Return KL(q(z_t|x, earlier z) || p(z_t|earlier tokens and z)) at each position: nats per step [longest sentence].
-
-    The mean is over the sentences that have the step. Exact given each sentence's draw of the earlier latents.
-    """
+    """Return KL(q(z_t|x, earlier z) || p(z_t|earlier tokens and z)), averaged over the sentences that have the step: [T]."""
     mu, logvar = steps.mu.double(), steps.logvar.double()
     kl = (mu.square() + logvar.exp() - 1 - logvar).sum(dim=2) / 2
     reached = torch.arange(kl.shape[1]) < steps.lengths[:, None]
     return ((kl * reached).sum(dim=0) / reached.sum(dim=0).clamp_min(1))[:int(steps.lengths.max())]
 
 
-def active_positions(steps: Steps, threshold: float = ACTIVE_VARIANCE) -> int:
-    """Count the positions where mu of at least one dimension varies over sentences by more than `threshold`.
-
-    Only sentences that have the step count; positions that fewer than two sentences have are skipped.
-    """
-    count = 0
-    for position in range(int(steps.lengths.max())):
-        mu = steps.mu[steps.lengths > position, position].double()
-        count += len(mu) > 1 and bool((mu.var(dim=0) > threshold).any())
-    return count
+def active_positions(steps: Steps) -> int:
+    """Count the positions with an active dimension; a position that fewer than two sentences have does not count."""
+    means = (steps.mu[steps.lengths > position, position] for position in range(int(steps.lengths.max())))
+    return sum(len(mu) > 1 and active_units(mu) > 0 for mu in means)
 
 
-class MutualInformation(NamedTuple):
+@dataclass(frozen=True)
+class MutualInformation:
     """I(x; z) under q, in nats."""
 
     nats: float
@@ -116,12 +99,10 @@ class MutualInformation(NamedTuple):
 
 def mutual_information(mu: Tensor, logvar: Tensor, rng: torch.Generator, num_draws: int = 1,
                        chunk: int = 512) -> MutualInformation:
-    """Estimate I(x; z) under q: how much z tells about which of the N sentences it was drawn for.
+    """Estimate I(x; z) = E_x E_q(z|x) [log q(z|x) - log q(z)] with q(z) = (1/N) sum_j q(z|x_j).
 
-    I = E_x E_q(z|x) [log q(z|x) - log q(z)], with q(z) = (1/N) sum_j q(z|x_j) over all N sentences. Monte Carlo with
-    `num_draws` z per sentence, exact in the sum over j. The ceiling is log N, and near it the estimate is too low.
-    For one dimension, pass one column. Cost: N² Z num_draws products, in blocks of chunk × N.
-    mu, logvar: [N, Z]. Source: Hoffman and Johnson, ELBO surgery (2016), equation 6.
+    Monte Carlo with `num_draws` z per sentence, exact in the sum over j. The estimate is too low near its ceiling.
+    Source: Hoffman and Johnson, ELBO surgery (2016), equation 6.
     """
     mu, logvar = checked(mu, logvar)
     total_kl = float(kl_by_dim(mu, logvar).sum())
@@ -144,10 +125,10 @@ def mutual_information(mu: Tensor, logvar: Tensor, rng: torch.Generator, num_dra
 def active_units(mu: Tensor, threshold: float = ACTIVE_VARIANCE) -> int:
     """Count the dimensions whose mu varies over sentences by more than `threshold`, 0..Z.
 
-    The count ignores sigma: an active dimension can be drowned in noise. mu: [N, Z], the whole held-out split.
+    The count ignores sigma: an active dimension can be drowned in noise.
     Source: Burda et al., Importance Weighted Autoencoders (2016), section 5.
     """
-    return int((checked(mu, None)[0].var(dim=0) > threshold).sum())
+    return int((checked(mu)[0].var(dim=0) > threshold).sum())
 
 
 class SignalNoise(NamedTuple):
@@ -163,9 +144,8 @@ class SignalNoise(NamedTuple):
 def signal_noise(mu: Tensor, logvar: Tensor | None) -> SignalNoise:
     """Return signal, noise, their ratio and ½ log(1 + ratio) nats for each dimension.
 
-    Variances are over N - 1. The information equals I(x; z) of one dimension if mu is Gaussian over x and sigma is
-    constant; for any other mu with that variance it is an upper bound. Without noise, the resolution of float32 stands in
-    for it, which limits the information to about 16 nats. mu, logvar: [N, Z].
+    The information equals I(x; z) of one dimension if mu is Gaussian over x and sigma is constant; otherwise it is an upper
+    bound. Without noise, the resolution of float32 replaces it, which limits the information to about 16 nats.
     """
     mu, logvar = checked(mu, logvar)
     signal = mu.var(dim=0)
@@ -184,12 +164,10 @@ class Drift(NamedTuple):
 
 
 def drift(evaluations: Sequence[Posterior]) -> Drift:
-    """Measure how far mu and sigma of the same probe sentences move from one evaluation to the next.
+    """Return the root mean square change of mu and sigma of the same sentences from one evaluation to the next.
 
-    Root mean square, over sentences and successive evaluations, of the change of mu and of sigma, divided by the standard
-    deviation of mu over sentences. 0 for a frozen encoder, √2 if mu is redrawn every time, no ceiling. A shift or rotation
-    of the whole space also counts, although a decoder can follow it; the latent gap shows whether it did.
-    evaluations: at least two, oldest first; mu [P, Z], logvar [P, Z] or None.
+    0 for a frozen encoder, √2 if mu is redrawn every time, no ceiling. A shift or rotation of the whole space also counts,
+    although a decoder can follow it; the latent gap shows whether it did. evaluations: at least two, oldest first.
     """
     if len(evaluations) < 2 or len({mu.shape for mu, _ in evaluations}) != 1:
         raise OutlinesError("drift: needs two or more evaluations of the same probe sentences")
@@ -204,18 +182,17 @@ def drift(evaluations: Sequence[Posterior]) -> Drift:
 def other_rows(num_rows: int, num_swaps: int, rng: torch.Generator) -> Tensor:
     """Return `num_swaps` other rows for each row, [num_swaps, N]; each line is a permutation without fixed points.
 
-    Lines are rotations of one random circle, not of the file's order, because neighbouring captions describe one picture.
+    Lines rotate one random circle, not the file's order, because neighbouring captions describe one picture.
     """
     if not 1 <= num_swaps < num_rows:
         raise OutlinesError(f"collapse: {num_swaps} swaps need more sentences than {num_rows}")
     circle = torch.randperm(num_rows, generator=rng)
-    others = torch.empty(num_swaps, num_rows, dtype=torch.long)
-    for turn in range(num_swaps):
-        others[turn, circle] = circle.roll(turn + 1)
-    return others
+    place = circle.argsort()
+    return torch.stack([circle.roll(turn)[place] for turn in range(1, num_swaps + 1)])
 
 
-class Gap(NamedTuple):
+@dataclass(frozen=True)
+class Gap:
     """Rise of the nll with another vector, nats per token, and its standard error over sentences."""
 
     per_token: float
@@ -236,7 +213,7 @@ def _gap(own: np.ndarray, changed: np.ndarray, num_targets: np.ndarray) -> Gap:
 def latent_gap(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor, *others: Tensor) -> Gap:
     """Return the nll of sentences with other vectors minus the nll with their own, per token; the mean over `others`.
 
-    0: the decoder ignores the vector. Below 0: the other vectors fit better. No ceiling, because a wrong vector misleads.
+    0: the decoder ignores the vector. No ceiling, because a wrong vector misleads.
     rows: token ids of N sentences. vectors, others: [N, Z]. decoder: in evaluation mode.
     """
     own, num_targets = nll_of_rows(decoder, rows, vectors)
@@ -248,7 +225,6 @@ def latent_gap_by_dim(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Ten
                       num_dims: int | None = None) -> list[Gap]:
     """Return the latent gap of each dimension when only this dimension is swapped; scores the rows Z + 1 times.
 
-    The gaps do not sum to the whole gap: information that two dimensions share is missing in neither.
     num_dims: Z, if the vectors hold it once per step, [N, T · Z]; a dimension is then swapped at every step.
     """
     own, num_targets = nll_of_rows(decoder, rows, vectors)
@@ -271,7 +247,8 @@ def edit_distance(a: Sequence[int], b: Sequence[int]) -> float:
     return previous[-1] / max(1, len(a), len(b))
 
 
-class OutputChange(NamedTuple):
+@dataclass(frozen=True)
+class OutputChange:
     """How much greedy output changes with the vector."""
 
     distinct: float  # distinct outputs / outputs; 1 / num if the vector changes nothing
@@ -281,10 +258,7 @@ class OutputChange(NamedTuple):
 
 def output_change(decoder: Decoder, vectors: Tensor, rng: torch.Generator,
                   max_len: int = SamplingConfig.max_len) -> OutputChange:
-    """Decode each vector [N, Z] greedily; return the share of distinct outputs and the mean edit distance over N pairs.
-
-    Decoding is greedy, so only the vector can make outputs differ. The distinct share falls with N: compare equal N.
-    """
+    """Decode each vector [N, Z] greedily; return the share of distinct outputs and the mean edit distance over N pairs."""
     device = next(decoder.parameters()).device
     outputs = Sampler(decoder)(vectors.to(device), torch.zeros(len(vectors), max_len, device=device),
                                SamplingConfig(temperature=0, max_len=max_len))

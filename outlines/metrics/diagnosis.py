@@ -6,9 +6,8 @@ The instruments are in `metrics/collapse.py`. Shapes as there: N sentences, Z di
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +31,11 @@ MIN_GAP = 0.01
 """Nats per token that the nll must rise with another sentence's vector (1 % of perplexity). One dimension must reach an
 equal share, MIN_GAP / Z, so the rule fits a z of 2 dimensions and an outline of 384."""
 
+NUM_SWAPS = 3
+"""Other vectors tried per sentence."""
+NUM_OUTPUTS = 100
+"""Vectors decoded greedily."""
+
 
 class Verdict(StrEnum):
     """What happens to the vector, or to one dimension of it."""
@@ -46,9 +50,7 @@ class Verdict(StrEnum):
 def judge(signal: float, sigma_variation: float, information: float, drift: float | None, used: bool) -> Verdict:
     """Return the verdict on one dimension.
 
-    If a drawn z says nothing about x, the dimension is too weak (mu and sigma are constant) or too noisy. A small mu with
-    an even smaller sigma is a clear signal, so mu is never judged by its size. A decoder that uses z has followed its
-    drift, so `used` is checked before the drift.
+    A decoder that uses z has followed its drift, so `used` is checked before the drift.
     signal, sigma_variation, information: as in `SignalNoise`. drift: of mu, or None if not measured.
     used: whether the nll depends on the dimension.
     """
@@ -63,19 +65,13 @@ def judge(signal: float, sigma_variation: float, information: float, drift: floa
 
 
 def judge_model(dims: Sequence[Verdict], used: bool) -> Verdict:
-    """Return the verdict on the model: used, or the most common reason of its dimensions.
-
-    Dimensions that carry information decide if there are any, because weakness is then not the reason.
-    """
+    """Return the verdict on the model: used, or the most common reason of its dimensions, informative ones first."""
     informative = [dim for dim in dims if dim in (Verdict.TOO_NOISY_DRIFT, Verdict.IGNORED)]
     return Verdict.USED if used else Counter(informative or dims).most_common(1)[0][0]
 
 
 def decide(gap: Gap, information: float, needed: float, name: str) -> tuple[bool, str]:
-    """Return whether the vector is used, and a sentence with the figure that decided and its threshold.
-
-    information, needed: nats, called `name` in the sentence.
-    """
+    """Return whether the vector is used, and a sentence that names the figure that decided. information, needed: nats."""
     if information < needed:
         return False, f"{name} is {information:.3f} nats, below the threshold of {needed:.2f}."
     rise = f"With another sentence's vector, the NLL rises by {gap.per_token:.3f} ± {gap.error:.3f} nats per token, "
@@ -86,7 +82,8 @@ def decide(gap: Gap, information: float, needed: float, name: str) -> tuple[bool
     return True, rise + f"above the threshold of {MIN_GAP}."
 
 
-class Dimension(NamedTuple):
+@dataclass(frozen=True)
+class Dimension:
     """The verdict on one dimension and its figures; None if there is no noise or no probes were given."""
 
     verdict: Verdict
@@ -104,7 +101,10 @@ class Dimension(NamedTuple):
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The verdict on the model, the verdicts on its dimensions, and all figures. nll, kl: nats per sentence."""
+    """The verdict on the model, the verdicts on its dimensions, and all figures. nll, kl: nats per sentence.
+
+    With a latent at every step, KL and information are summed over steps.
+    """
 
     verdict: Verdict
     reason: str
@@ -122,58 +122,29 @@ class Diagnosis:
     gap_prior: Gap | None
     """with a vector from the prior or generator; None if there is none"""
     output_change: OutputChange
-
-    def to_json(self) -> dict[str, Any]:
-        """Return every figure as JSON data; named tuples become objects."""
-        return {name: _as_json(value) for name, value in vars(self).items()}
+    kl_by_position: tuple[float, ...] = ()
+    """nats per step; empty without a latent at every step"""
+    active_positions: int | None = None
 
     def in_words(self) -> str:
         """Return the verdict in two sentences."""
         return f"The vector is {self.verdict}. {self.reason}"
 
     def details(self) -> list[str]:
-        """Return the verdicts on the dimensions, counted."""
+        """Return the verdicts on the dimensions, counted, and what is special to a latent at every step."""
         counts = Counter(dim.verdict for dim in self.dims).most_common()
-        return [f"{len(self.dims)} dimensions, swapped one at a time on {self.num_dim_sentences} sentences: "
-                + ", ".join(f"{num} {verdict}" for verdict, num in counts) + "."]
-
-
-@dataclass(frozen=True)
-class StepDiagnosis(Diagnosis):
-    """A diagnosis of latents at every step. KL and information of a dimension are summed over steps, per sentence."""
-
-    kl_by_position: tuple[float, ...]
-    """nats per step"""
-    active_positions: int
-
-    def details(self) -> list[str]:
-        kl = self.kl_by_position
-        return [*super().details(),
-                "The model has a latent at every step; the vector is all of them. The KL is "
-                f"{min(kl):.2g} to {max(kl):.2g} nats per step, largest at position {kl.index(max(kl))}. mu depends on the "
-                f"sentence at {self.active_positions} of {len(kl)} positions. The mutual information is not computed."]
-
-
-def _as_json(value: Any) -> Any:
-    if hasattr(value, "_asdict"):
-        return {name: _as_json(part) for name, part in value._asdict().items()}
-    return [_as_json(part) for part in value] if isinstance(value, tuple) else value
-
-
-def _judge_dims(strength: SignalNoise, kl: Sequence[float | None], moved: Sequence[tuple[float | None, float | None]],
-                gaps: Sequence[Gap], used: bool) -> tuple[Dimension, ...]:
-    """Judge every dimension. moved: drift of mu and sigma. used: whether the model uses the vector."""
-    dims = []
-    for dim_kl, (signal, noise, snr, nats, variation), (drift_mu, drift_sigma), gap in zip(
-            kl, torch.stack(strength, dim=1).tolist(), moved, gaps, strict=True):
-        verdict = judge(signal, variation, nats, drift_mu, used and gap.reaches(MIN_GAP / len(gaps)))
-        dims.append(Dimension(verdict, dim_kl, signal, noise, snr, nats, variation, drift_mu, drift_sigma, gap))
-    return tuple(dims)
+        found = [f"{len(self.dims)} dimensions, swapped one at a time on {self.num_dim_sentences} sentences: "
+                 + ", ".join(f"{num} {verdict}" for verdict, num in counts) + "."]
+        if kl := self.kl_by_position:
+            found.append(f"The model has a latent at every step; the vector is all of them. The KL is {min(kl):.2g} to "
+                         f"{max(kl):.2g} nats per step, largest at position {kl.index(max(kl))}. mu depends on the sentence "
+                         f"at {self.active_positions} of {len(kl)} positions. The mutual information is not computed.")
+        return found
 
 
 def diagnose(decoder: Decoder, rows: Sequence[np.ndarray], mu: Tensor, logvar: Tensor | None = None,
-             probes: Sequence[Posterior] = (), prior: Tensor | None = None, seed: int = 0, num_swaps: int = 3,
-             num_dim_rows: int = 256, num_outputs: int = 100, max_len: int = SamplingConfig.max_len) -> Diagnosis:
+             probes: Sequence[Posterior] = (), prior: Tensor | None = None, seed: int = 0, num_dim_rows: int = 256,
+             max_len: int = SamplingConfig.max_len) -> Diagnosis:
     """Apply every instrument and return the verdict. Deterministic given the seed.
 
     The vector is used if it carries information (mutual information of at least MIN_MODEL_INFORMATION; without noise, one
@@ -182,59 +153,65 @@ def diagnose(decoder: Decoder, rows: Sequence[np.ndarray], mu: Tensor, logvar: T
 
     decoder: in evaluation mode. rows: token ids of N held-out sentences. mu, logvar: [N, Z]; logvar None: mu is the vector.
     probes: posteriors of fixed sentences at successive evaluations, oldest first; empty: no drift. prior: vectors [N, Z]
-    for `gap_prior`; None: N(0, I), or nothing without logvar. num_swaps: other vectors tried per sentence.
-    num_dim_rows: sentences for the gaps of single dimensions, which are scored Z + 1 times.
+    for `gap_prior`; None: N(0, I), or nothing without logvar. num_dim_rows: sentences for the gaps of single dimensions.
     """
     mu, logvar = collapse.checked(mu, logvar)
     if len(rows) != len(mu):
         raise OutlinesError(f"collapse: {len(rows)} sentences, but {len(mu)} posteriors")
     rng = torch.Generator().manual_seed(seed)
     vectors = collapse.draw_posterior(mu, logvar, rng).float()
-    others = vectors[collapse.other_rows(len(vectors), num_swaps, rng)]
-    if prior is None and logvar is not None:
-        prior = torch.randn(vectors.shape, generator=rng)
-    gap = collapse.latent_gap(decoder, rows, vectors, *others)
-    gap_prior = None if prior is None else collapse.latent_gap(decoder, rows, vectors, prior)
-    gaps = collapse.latent_gap_by_dim(decoder, rows[:num_dim_rows], vectors[:num_dim_rows], others[0, :num_dim_rows])
-    strength = collapse.signal_noise(mu, logvar)
-    information, kl = None, None
-    if logvar is None:
-        used, reason = decide(gap, float(strength.information.max()), MIN_INFORMATION,
-                              "The largest information of a dimension")
-    else:
-        information, kl = collapse.mutual_information(mu, logvar, rng), collapse.kl_by_dim(mu, logvar).tolist()
-        used, reason = decide(gap, information.nats, MIN_MODEL_INFORMATION, "Its mutual information with the sentence")
-    moved = torch.stack(collapse.drift(probes), dim=1).tolist() if probes else [(None, None)] * len(gaps)
-    dims = _judge_dims(strength, kl or [None] * len(gaps), moved, gaps, used)
-    return Diagnosis(judge_model([dim.verdict for dim in dims], used), reason, dims, len(rows), len(rows[:num_dim_rows]),
-                     sum(kl) if kl else None, information, collapse.active_units(mu), gap, gap_prior,
-                     collapse.output_change(decoder, vectors[:num_outputs], rng, max_len))
+    others = vectors[collapse.other_rows(len(vectors), NUM_SWAPS, rng)]
+    strength, kl, information = collapse.signal_noise(mu, logvar), None, None
+    evidence = float(strength.information.max()), MIN_INFORMATION, "The largest information of a dimension"
+    if logvar is not None:
+        prior = torch.randn(vectors.shape, generator=rng) if prior is None else prior
+        kl, information = collapse.kl_by_dim(mu, logvar).tolist(), collapse.mutual_information(mu, logvar, rng)
+        evidence = information.nats, MIN_MODEL_INFORMATION, "Its mutual information with the sentence"
+    drift = torch.stack(collapse.drift(probes), dim=1).tolist() if probes else None
+    found = _diagnose(decoder, rows, vectors, others, prior, strength, kl, drift, evidence, rng, num_dim_rows, max_len)
+    return replace(found, mutual_information=information)
 
 
-def diagnose_steps(decoder: Decoder, rows: Sequence[np.ndarray], steps: Steps, prior: Tensor, seed: int = 0,
-                   num_swaps: int = 3, num_dim_rows: int = 256, num_outputs: int = 100,
-                   max_len: int = SamplingConfig.max_len) -> StepDiagnosis:
+def diagnose_steps(decoder: Decoder, rows: Sequence[np.ndarray], steps: Steps, prior: Tensor, num_dim_rows: int = 256,
+                   max_len: int = SamplingConfig.max_len) -> Diagnosis:
     """Diagnose a decoder whose vector [N, T · Z] is a latent of Z dimensions for each of T steps.
 
     Swapped latents are exchanged step by step in units of the prior, so a posterior equal to the prior leaves no gap.
-    After the other sentence's end they come from the prior. Signal and noise are computed over all real steps; a
-    dimension's information is that of one step times the mean number of steps. The KL replaces the mutual information,
-    which would need the posterior of every pair of sentences; the KL is never smaller. Drift is not measured.
+    Signal and noise are computed over all real steps; a dimension's information is that of one step times the mean number
+    of steps. The KL replaces the mutual information, which would need the posterior of every pair of sentences; the KL is
+    never smaller. Drift is not measured.
     """
-    rng = torch.Generator().manual_seed(seed)
-    num_dims, vectors = steps.mu.shape[2], steps.drawn.flatten(1)
-    others = vectors[collapse.other_rows(len(vectors), num_swaps, rng)]
-    gap, gap_prior = collapse.latent_gap(decoder, rows, vectors, *others), collapse.latent_gap(decoder, rows, vectors, prior)
-    gaps = collapse.latent_gap_by_dim(decoder, rows[:num_dim_rows], vectors[:num_dim_rows], others[0, :num_dim_rows],
-                                      num_dims)
+    rng, vectors = torch.Generator().manual_seed(0), steps.drawn.flatten(1)
+    others = vectors[collapse.other_rows(len(vectors), NUM_SWAPS, rng)]
     mu, logvar = steps.real(steps.mu), steps.real(steps.logvar)
     mean_steps = float(steps.lengths.double().mean())
     strength = collapse.signal_noise(mu, logvar)
     strength = strength._replace(information=strength.information * mean_steps)
     kl = (collapse.kl_by_dim(mu, logvar) * mean_steps).tolist()
-    used, reason = decide(gap, sum(kl), MIN_MODEL_INFORMATION, "Its KL to the prior")
-    dims = _judge_dims(strength, kl, [(None, None)] * num_dims, gaps, used)
-    return StepDiagnosis(judge_model([dim.verdict for dim in dims], used), reason, dims, len(rows),
-                         len(rows[:num_dim_rows]), sum(kl), None, collapse.active_units(mu), gap, gap_prior,
-                         collapse.output_change(decoder, vectors[:num_outputs], rng, max_len),
-                         tuple(collapse.kl_by_position(steps).tolist()), collapse.active_positions(steps))
+    evidence = sum(kl), MIN_MODEL_INFORMATION, "Its KL to the prior"
+    found = _diagnose(decoder, rows, vectors, others, prior, strength, kl, None, evidence, rng, num_dim_rows, max_len)
+    return replace(found, kl_by_position=tuple(collapse.kl_by_position(steps).tolist()),
+                   active_positions=collapse.active_positions(steps))
+
+
+def _diagnose(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor, others: Tensor, prior: Tensor | None,
+              strength: SignalNoise, kl: list[float] | None, drift: list[list[float]] | None,
+              evidence: tuple[float, float, str], rng: torch.Generator, num_dim_rows: int, max_len: int) -> Diagnosis:
+    """Measure the gaps and judge the model and every dimension.
+
+    others: [swaps, N, ...]. kl, drift: of each dimension. evidence: information in nats, its threshold, its name.
+    """
+    gap = collapse.latent_gap(decoder, rows, vectors, *others)
+    gap_prior = None if prior is None else collapse.latent_gap(decoder, rows, vectors, prior)
+    part, num_dims = slice(num_dim_rows), len(strength.signal)
+    gaps = collapse.latent_gap_by_dim(decoder, rows[part], vectors[part], others[0, part], num_dims)
+    used, reason = decide(gap, *evidence)
+    dims = []
+    for dim, (signal, noise, snr, information, variation) in enumerate(torch.stack(strength, dim=1).tolist()):
+        drift_mu, drift_sigma = drift[dim] if drift else (None, None)
+        verdict = judge(signal, variation, information, drift_mu, used and gaps[dim].reaches(MIN_GAP / num_dims))
+        dims.append(Dimension(verdict, kl[dim] if kl else None, signal, noise, snr, information, variation, drift_mu,
+                              drift_sigma, gaps[dim]))
+    return Diagnosis(judge_model([dim.verdict for dim in dims], used), reason, tuple(dims), len(rows), len(rows[part]),
+                     sum(kl) if kl else None, None, int((strength.signal > collapse.ACTIVE_VARIANCE).sum()), gap, gap_prior,
+                     collapse.output_change(decoder, vectors[:NUM_OUTPUTS], rng, max_len))

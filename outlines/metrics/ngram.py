@@ -1,12 +1,8 @@
 """An n-gram language model with modified Kneser-Ney smoothing: a judge of another architecture than the models it judges.
 
-Trained on real text it scores samples (forward nll); trained on samples it scores real text (reverse nll). It sees only
-order - 1 tokens back, so it does not measure long-range coherence, which outlines are meant to provide. Reverse nll favours
-surface diversity. Both figures fall with the size of the training text: compare equal numbers of sentences.
-
-Sources: Kneser and Ney, Improved Backing-off for M-gram Language Modeling (1995); Chen and Goodman, An Empirical Study of
-Smoothing Techniques for Language Modeling (1998), interpolated. Forward and reverse perplexity: Zhao et al., Adversarially
-Regularized Autoencoders (2018), there over words and without the end of the sentence, here over tokens with eos.
+It sees only order - 1 tokens back, so it does not measure long-range coherence. Its nll falls with the size of the training
+text: compare equal numbers of sentences.
+Source: Chen and Goodman, An Empirical Study of Smoothing Techniques for Language Modeling (1998), interpolated.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +14,6 @@ from outlines.errors import OutlinesError
 from outlines.metrics.text import require_sentences
 
 Row = np.ndarray | Sequence[int]
-
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
 
 
@@ -30,12 +25,11 @@ def discounts(counts: np.ndarray) -> np.ndarray:
     Source: Chen and Goodman (1998), equation 26.
     """
     n1, n2, n3, n4 = (int((counts == count).sum()) for count in (1, 2, 3, 4))
-    chosen = FALLBACK_DISCOUNTS
+    found = FALLBACK_DISCOUNTS
     if n1 and n2 and n3 and n4:
         y = n1 / (n1 + 2 * n2)
-        formula = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
-        chosen = formula if min(formula) > 0 else chosen
-    return np.array([0.0, *chosen])
+        found = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
+    return np.array([0.0, *(found if min(found) > 0 else FALLBACK_DISCOUNTS)])
 
 
 class _Grams:
@@ -63,7 +57,7 @@ class _Grams:
 
 
 def _as_contexts(ids: np.ndarray, tokens: np.ndarray, unseen: int, bos_id: int) -> np.ndarray:
-    """Return for each token the id of the gram that ends just before it; `unseen` at BOS."""
+    """Return the id of the gram that ends before each token; `unseen` at BOS."""
     contexts = np.roll(ids, 1)
     contexts[tokens == bos_id] = unseen
     return contexts
@@ -81,8 +75,7 @@ class NgramModel:
     shorter grams. Grams that begin with BOS have no preceding token and keep their occurrences, as in KenLM.
     """
 
-    def __init__(self, rows: Iterable[Row], vocab_size: int, order: int = 5,
-                 special: SpecialIds = SPECIAL) -> None:
+    def __init__(self, rows: Iterable[Row], vocab_size: int, order: int = 5, special: SpecialIds = SPECIAL) -> None:
         """Count the grams of `rows`: token ids of each sentence, without BOS and EOS. Raises OutlinesError without rows."""
         if order < 1:
             raise OutlinesError(f"n-gram model: the order is {order}. It must be at least 1.")

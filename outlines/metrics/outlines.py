@@ -1,8 +1,7 @@
 """Quality and diversity of generated outlines, compared with real held-out outlines.
 
-The functions also apply to generated text after re-encoding, so every family can be measured. Real rows must be held-out:
-compared with training rows, a generator that memorised them looks perfect. All functions are deterministic and leave the
-global random state unchanged.
+Real rows must be held out: compared with training rows, a generator that memorised them looks perfect. All functions are
+deterministic and leave the global random state unchanged.
 """
 
 import math
@@ -17,38 +16,33 @@ from outlines.errors import OutlinesError
 Outlines = Tensor | np.ndarray
 
 
-def _rows(outlines: Outlines, metric: str, dtype: torch.dtype) -> Tensor:
-    """Return outlines [N, D] on the CPU. Raises OutlinesError for a wrong shape or a non-finite value."""
-    # Copied, because torch cannot share memory with a read-only array such as a memory-mapped store.
-    rows = outlines.detach().cpu() if isinstance(outlines, Tensor) else torch.from_numpy(np.array(outlines))
-    if rows.ndim != 2:
-        raise OutlinesError(f"{metric}: outlines must be [N, D], got {list(rows.shape)}")
-    num_bad = int((~rows.isfinite()).any(dim=1).sum())
-    if num_bad:
-        raise OutlinesError(f"{metric}: {num_bad} of {len(rows)} outlines contain NaN or infinity")
-    return rows.to(dtype)
-
-
 def _pair(a: Outlines, b: Outlines, metric: str, dtype: torch.dtype, min_rows: int,
-          same_size: bool = True) -> tuple[Tensor, Tensor]:
-    first, second = _rows(a, metric, dtype), _rows(b, metric, dtype)
+          same_size: bool = True) -> list[Tensor]:
+    """Return outlines [N, D] and [M, D] on the CPU. Raises OutlinesError for wrong shapes and non-finite values."""
+    pair = []
+    for outlines in (a, b):
+        rows = torch.as_tensor(outlines).detach().cpu()
+        if rows.ndim != 2:
+            raise OutlinesError(f"{metric}: outlines must be [N, D], got {list(rows.shape)}")
+        if num_bad := int((~rows.isfinite()).any(dim=1).sum()):
+            raise OutlinesError(f"{metric}: {num_bad} of {len(rows)} outlines contain NaN or infinity")
+        pair.append(rows.to(dtype))
+    first, second = pair
     if first.shape[1] != second.shape[1]:
         raise OutlinesError(f"{metric}: {first.shape[1]} dimensions against {second.shape[1]}")
     if same_size and len(first) != len(second):
         raise OutlinesError(f"{metric}: {len(first)} rows against {len(second)}. Cut both to the same number.")
     if min(len(first), len(second)) < min_rows:
         raise OutlinesError(f"{metric}: needs {min_rows} rows of each, has {len(first)} and {len(second)}")
-    return first, second
+    return pair
 
 
 def frechet_distance(a: Outlines, b: Outlines) -> float:
     """Return the Fréchet distance between Gaussians fitted to two sets, in squared units of the outlines.
 
-    |mean_a - mean_b|² + tr(C_a + C_b - 2 (C_a C_b)^½), in float64, covariances over N - 1. Biased upwards for few rows:
-    compare equal N, also with two real sets. It cannot see what a Gaussian fitted to the real rows lacks.
+    |mean_a - mean_b|² + tr(C_a + C_b - 2 (C_a C_b)^½), covariances over N - 1. Biased upwards for few rows: compare equal N.
     a: [N, D]; b: [M, D]; at least two rows each.
-    Source: Heusel et al., GANs Trained by a Two Time-Scale Update Rule (2017), equation 6 (FID); for text embeddings,
-    Cífka et al., Eval All, Trust a Few (2018).
+    Source: Heusel et al., GANs Trained by a Two Time-Scale Update Rule (2017), equation 6 (FID).
     """
     first, second = _pair(a, b, "Fréchet distance", torch.float64, min_rows=2, same_size=False)
     # With C = R'R, the square roots of the eigenvalues of C_a C_b are the singular values of R_a R_b'. They stay exact
@@ -71,8 +65,7 @@ class PrecisionRecall(NamedTuple):
 def energy_score(draws: Tensor, observed: Tensor) -> Tensor:
     """Return the energy score of draws from p(x | condition) for what was observed: [N], in the outlines' units.
 
-    mean |draw - observed| - mean |draw - another draw| / 2. Lower is better. Strictly proper: the true p has the best
-    expected score. Sensitive to the location of p, less to its shape. Unbiased for any number M >= 2 of draws.
+    mean |draw - observed| - mean |draw - another draw| / 2. Lower is better, and unbiased for any number M >= 2 of draws.
     draws: [N, M, D]; observed: [N, D].
     Source: Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation (2007), section 4.3.
     """
@@ -94,8 +87,7 @@ def knn_precision_recall(real: Outlines, fake: Outlines, k: int = 5, chunk: int 
     """Return k-NN precision (are the fakes realistic?) and recall (is all of the real set covered?).
 
     The region of a set is the union of balls around its rows; a ball reaches to the row's k-th nearest neighbour in the
-    set. The values depend on N and k, so compare equal N and k, also with two real sets. Exact, in float64; memory is
-    chunk × N. real, fake: [N, D] each, N > k.
+    set. The values depend on N and k. Memory is chunk × N. real, fake: [N, D] each, N > k.
     Source: Kynkäänniemi et al., Improved Precision and Recall Metric for Assessing Generative Models (2019).
     """
     rows_real, rows_fake = _pair(real, fake, "k-NN precision and recall", torch.float64, min_rows=k + 1)
@@ -107,8 +99,7 @@ def knn_precision_recall(real: Outlines, fake: Outlines, k: int = 5, chunk: int 
     def covered(points: Tensor, centers: Tensor) -> float:
         radii = torch.cat([_squared_distances(part, centers).kthvalue(k + 1, dim=1).values  # + 1: itself
                            for part in centers.split(chunk)])
-        inside = [(_squared_distances(part, centers) <= radii + slack).any(dim=1)
-                  for part in points.split(chunk)]
+        inside = [(_squared_distances(part, centers) <= radii + slack).any(dim=1) for part in points.split(chunk)]
         return float(torch.cat(inside).double().mean())
 
     return PrecisionRecall(precision=covered(rows_fake, rows_real), recall=covered(rows_real, rows_fake))
@@ -139,17 +130,15 @@ def two_sample_accuracy(real: Outlines, fake: Outlines, learn_from: tuple[Outlin
     """Return how often a classifier tells fake from real: 0.5 = never, 1 = always.
 
     An MLP is trained on the first half of the rows and scored on the second (num_test about N), or trained on all of
-    `learn_from` and scored on all of `real` and `fake` (num_test = 2 N). Rows are not shuffled, so keep the file's order:
-    captions of one picture in both halves would lift real against real above 0.5. Rows are divided by one scale, because
-    whitening would hide structure. More rows teach finer differences: compare equal numbers.
-    real, fake: [N, D], N >= 20; learn_from: two sets [M, D]. Deterministic given seed and device.
+    `learn_from` and scored on all of `real` and `fake` (num_test = 2 N). Keep the file's order of rows: captions of one
+    picture in both halves would lift real against real above 0.5. More rows teach finer differences.
+    real, fake: [N, D], N >= 20; learn_from: two sets [M, D].
     Source: Lopez-Paz and Oquab, Revisiting Classifier Two-Sample Tests (2017).
     """
     test_real, test_fake = _pair(real, fake, "two-sample accuracy", torch.float32, min_rows=20)
     if learn_from is None:
-        half = len(test_real) // 2
-        learn_real, test_real = test_real[:half], test_real[half:]
-        learn_fake, test_fake = test_fake[:half], test_fake[half:]
+        (learn_real, test_real), (learn_fake, test_fake) = (rows.tensor_split([len(rows) // 2])
+                                                            for rows in (test_real, test_fake))
     else:
         learn_real, learn_fake = _pair(*learn_from, "two-sample accuracy", torch.float32, min_rows=10)
         if learn_real.shape[1] != test_real.shape[1]:
@@ -170,11 +159,9 @@ def two_sample_accuracy(real: Outlines, fake: Outlines, learn_from: tuple[Outlin
 
 
 def _train_classifier(rows: Tensor, num_real: int, num_epochs: int = 100, max_steps: int = 2000) -> nn.Module:
-    """Train an MLP whose logit is positive for the first `num_real` rows and negative for the others.
-
-    No early stopping: if only higher moments differ, the validation loss rises long before the accuracy does (20,000 MiniLM
-    outlines against a mixture of 2,000 centres: accuracy 0.50 at the lowest validation loss, 0.93 at the end).
-    """
+    """Train an MLP whose logit is positive for the first `num_real` rows and negative for the others."""
+    # No early stopping: if only higher moments differ, the validation loss rises long before the accuracy does (20,000
+    # MiniLM outlines against a mixture of 2,000 centres: accuracy 0.50 at the lowest validation loss, 0.93 at the end).
     classifier = nn.Sequential(nn.Linear(rows.shape[1], 512), nn.SiLU(), nn.Dropout(0.3),
                                nn.Linear(512, 512), nn.SiLU(), nn.Dropout(0.3), nn.Linear(512, 1)).to(rows.device)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=0.1)

@@ -8,8 +8,9 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
 from typing import NamedTuple
+
+import numpy as np
 
 from outlines.errors import OutlinesError
 
@@ -37,9 +38,8 @@ def require_sentences(metric: str, sentences: Sequence[object], at_least: int = 
 
 
 def distinct_n(samples: Sequence[Words], n: int) -> float:
-    """Return distinct n-grams / n-grams of the samples, 0..1; 0 if no sample has n words.
+    """Return distinct n-grams / n-grams of the samples, 0..1; it falls as samples are added: compare equal numbers.
 
-    It falls as samples are added: compare equal numbers, also with real sentences.
     Source: Li et al., A Diversity-Promoting Objective Function for Neural Conversation Models (2016).
     """
     require_sentences("distinct-n", samples)
@@ -50,17 +50,16 @@ def distinct_n(samples: Sequence[Words], n: int) -> float:
 def unique_rate(samples: Sequence[Words]) -> float:
     """Return distinct sentences / sentences, 0..1. It falls as samples are added: compare equal numbers.
 
-    Source: common usage; "uniqueness" in Brown et al., GuacaMol (2019).
+    Source: "uniqueness" in Brown et al., GuacaMol (2019).
     """
     require_sentences("unique rate", samples)
     return len(set(map(tuple, samples))) / len(samples)
 
 
 def copied_rate(samples: Sequence[Words], training: Iterable[Words]) -> float:
-    """Return the share of samples that occur word for word in the training text, 0..1.
+    """Return the share of samples that occur word for word in the training text, 0..1. Reads `training` once.
 
-    Short sentences recur, so real held-out text is not at 0 either. `training` is read once; memory grows with the samples.
-    Source: common usage; the complement of "novelty", Brown et al., GuacaMol (2019).
+    Source: the complement of "novelty", Brown et al., GuacaMol (2019).
     """
     require_sentences("copied rate", samples)
     counts = Counter(map(tuple, samples))
@@ -78,9 +77,7 @@ class NearestOverlap(NamedTuple):
 def nearest_overlap(samples: Sequence[Words], training: Iterable[Words], n: int = 4) -> NearestOverlap:
     """Return, for each sample, the largest share of its distinct n-grams that one training sentence contains.
 
-    Also finds training sentences with a changed beginning or end, unlike `copied_rate`. A sentence of fewer than n words
-    counts as one n-gram. It grows with the number of training sentences; real held-out text shows the expected value.
-    Memory: an inverted index of the samples' n-grams.
+    A sentence of fewer than n words counts as one n-gram. It grows with the number of training sentences.
     Source: McCoy et al., How Much Do Language Models Copy From Their Training Data? (2023), here per training sentence.
     """
     require_sentences("nearest overlap", samples)
@@ -101,18 +98,12 @@ def nearest_overlap(samples: Sequence[Words], training: Iterable[Words], n: int 
 def length_distance(samples: Sequence[Words], reference: Sequence[Words]) -> float:
     """Return the 1-Wasserstein distance between two distributions of sentence length, in words.
 
-    The area between the two empirical distribution functions. Two samples of N sentences of the same text differ by about
-    the standard deviation of the length / √N.
     Source: Vallender, Calculation of the Wasserstein Distance Between Probability Distributions on the Line (1974).
     """
     require_sentences("length distance", samples)
     require_sentences("length distance", reference)
-    excess: Counter[int] = Counter()  # units of 1 / (samples × reference), so sums are exact
-    for sentences, weight in ((samples, len(reference)), (reference, -len(samples))):
-        for sentence in sentences:
-            excess[len(sentence)] += weight
-    lengths = sorted(excess)
-    heights = accumulate(excess[length] for length in lengths)
-    area = sum(abs(height) * (end - start)
-               for height, start, end in zip(heights, lengths, lengths[1:], strict=False))
-    return area / (len(samples) * len(reference))
+    lengths = [np.sort([len(sentence) for sentence in sentences]) for sentences in (samples, reference)]
+    points = np.unique(np.concatenate(lengths))
+    below, below_reference = (np.searchsorted(own, points, side="right") for own in lengths)
+    heights = abs(below * len(reference) - below_reference * len(samples))  # integers, so the sum is exact
+    return float(heights[:-1] @ np.diff(points)) / (len(samples) * len(reference))

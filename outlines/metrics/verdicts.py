@@ -1,7 +1,4 @@
-"""The verdict on a generator compared with untrained controls (the mixture, one Gaussian) and with real outlines.
-
-All are measured alike: equally many outlines, compared with the same held-out ones. Real outlines show what can be reached.
-"""
+"""The verdict on a generator compared with untrained controls (the mixture, one Gaussian) and with real outlines."""
 
 import math
 from enum import StrEnum
@@ -78,9 +75,7 @@ class GanDiagnosis(NamedTuple):
 def memorised_share(training: Tensor, held_out: Tensor, generated: Tensor) -> float:
     """Return the share of the critic's margin (training minus generated mean score) by which held-out outlines fall short.
 
-    0: held-out outlines score like training ones. 1: like generated ones, so the critic has memorised its training
-    outlines. 0 also if the shortfall is within three standard errors or the margin is not positive.
-    training, held_out, generated: scores [N], [M], [K].
+    0 also if the shortfall is within three standard errors or the margin is not positive. All arguments are scores [N].
     """
     short = float(training.mean() - held_out.mean())
     error = math.sqrt(float(training.var()) / len(training) + float(held_out.var()) / len(held_out))

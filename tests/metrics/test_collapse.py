@@ -1,5 +1,6 @@
 """Each instrument against a closed form, and the verdict on models whose trouble is known because it was built in."""
 
+import dataclasses
 import json
 import math
 from dataclasses import dataclass
@@ -31,7 +32,6 @@ from outlines.metrics.collapse import (
 from outlines.metrics.diagnosis import (
     MIN_GAP,
     Diagnosis,
-    StepDiagnosis,
     Verdict,
     decide,
     diagnose,
@@ -403,7 +403,7 @@ def test_a_diagnosis_is_deterministic_and_plain_json() -> None:
     state = torch.get_rng_state()
     first, second, other = (diagnose(*arguments, seed=seed, max_len=2) for seed in (3, 3, 4))
     assert first == second != other and torch.equal(torch.get_rng_state(), state)
-    figures = json.loads(json.dumps(first.to_json(), allow_nan=False))
+    figures = json.loads(json.dumps(dataclasses.asdict(first), allow_nan=False))
     assert figures["verdict"] == figures["dims"][0]["verdict"] == "used" and figures["dims"][1]["verdict"] != "used"
     assert figures["gap"]["per_token"] == first.gap.per_token
     assert figures["mutual_information"]["ceiling"] == math.log(NUM)
@@ -506,10 +506,10 @@ def test_a_dimension_of_a_step_is_changed_at_every_step() -> None:
     assert first.per_token == pytest.approx(whole.per_token) and whole.per_token > 1 and second.per_token == 0
 
 
-def diagnosis_of_steps(signal: float, noise: float, weight: float) -> StepDiagnosis:
+def diagnosis_of_steps(signal: float, noise: float, weight: float) -> Diagnosis:
     rows, steps = step_posterior(signal, noise)
     prior = torch.randn(NUM, 2 * (LENGTH + 1), generator=rng(9))
-    return diagnose_steps(StepSigns(weight, LENGTH + 1).eval(), rows, steps, prior, num_outputs=20, max_len=8)
+    return diagnose_steps(StepSigns(weight, LENGTH + 1).eval(), rows, steps, prior, max_len=8)
 
 
 @pytest.mark.parametrize(("signal", "noise", "weight", "verdict"), [
@@ -532,5 +532,5 @@ def test_a_posterior_that_is_the_prior_leaves_no_gap_however_strongly_the_decode
     assert abs(found.gap.per_token) < 4 * found.gap.error and found.kl == 0
     assert "a latent at every step" in " ".join(found.details())
     assert found.in_words() == "The vector is too weak. Its KL to the prior is 0.000 nats, below the threshold of 0.69."
-    data = json.loads(json.dumps(found.to_json()))
+    data = json.loads(json.dumps(dataclasses.asdict(found)))
     assert len(data["kl_by_position"]) == LENGTH + 1 and len(data["dims"]) == 2 and data["mutual_information"] is None

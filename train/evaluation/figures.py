@@ -13,7 +13,7 @@ from outlines.decoding.sample import SamplingConfig
 from outlines.decoding.sampler import Sampler
 from outlines.decoding.scoring import nll_of_rows
 from outlines.metrics.collapse import Posterior, other_rows
-from outlines.metrics.diagnosis import Diagnosis, StepDiagnosis, diagnose, diagnose_steps
+from outlines.metrics.diagnosis import Diagnosis, diagnose, diagnose_steps
 from outlines.metrics.verdicts import GanDiagnosis, Quality, judge_generator, memorised_share
 from outlines.models.base import TextModel
 from train.data import Dataset
@@ -99,7 +99,7 @@ def collapse_figures(diagnosis: Diagnosis) -> dict[str, Any]:
     if diagnosis.mutual_information is not None:
         figures |= {"test/kl": diagnosis.kl, "test/mutual_information": diagnosis.mutual_information.nats,
                     "test/mutual_information_ceiling": diagnosis.mutual_information.ceiling}
-    if isinstance(diagnosis, StepDiagnosis):
+    if diagnosis.active_positions is not None:
         figures["test/active_positions"] = diagnosis.active_positions
     return figures
 

@@ -1,5 +1,6 @@
 """The quick report at the end of training: report.json, report.md, TensorBoard, and a short form for the terminal."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def measure_run(directory: Path, config: RunConfig, model: TextModel, data: Data
     num = config.training.num_evaluation
     rebuilt = sampling.reconstruction(model, data, num, sampling.QUICK_DRAWS)
     if (diagnosis := diagnose_vector(model, data, num, directory, quick=True)) is not None:
-        write_json(directory / "collapse.json", diagnosis.to_json())
+        write_json(directory / "collapse.json", dataclasses.asdict(diagnosis))
         rebuilt |= collapse_figures(diagnosis)
     rows = list(_rows(Yardstick(config, data, judges), model, lm, reporter)) if model.sources else []
     figures: dict[str, Any] = {"family": model.family, "reconstruction": rebuilt, "rows": rows}
