@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from outlines.decoding.fast_gru import FastGRU
 from outlines.decoding.sample import Reader, SamplingConfig
 from outlines.networks.decoder import Decoder
 
 
 @torch.no_grad()
 def beam_search(decoder: Decoder, vector: Tensor | None, num: int, config: SamplingConfig,
-                prefix: Sequence[int] = ()) -> list[list[int]]:
+                prefix: Sequence[int] = (), fast: FastGRU | None = None) -> list[list[int]]:
     """Return, for each of `num` rows, the sentence found with the highest log p(sentence, eos | vector).
 
     The sum is not divided by the length, so the result estimates the mode; a beam of all prefixes finds the mode.
@@ -19,11 +20,13 @@ def beam_search(decoder: Decoder, vector: Tensor | None, num: int, config: Sampl
     finished sentence, because a prefix only gets less likely as it grows. A row in whose beam nothing ends within max_len
     returns its likeliest prefix.
 
-    vector: [num, D] or None. prefix: tokens that every sentence starts with; they count towards max_len.
+    vector: [num, D] or None. prefix: tokens that every sentence starts with; they count towards max_len. fast: the decoder's
+    fast layout, if it has one.
     Source: Sutskever, Vinyals and Le, Sequence to Sequence Learning with Neural Networks (2014), section 3.2.
     """
-    reader, eos = Reader(decoder, vector, num, config, prefix), decoder.config.eos_id
-    width, vocab_size, device = config.beam, decoder.config.vocab_size, reader.tokens.device
+    reader = fast.reader(vector, num, config, prefix) if fast else Reader(decoder, vector, num, config, prefix)
+    width, vocab_size, eos = config.beam, decoder.config.vocab_size, decoder.config.eos_id
+    device = reader.tokens.device
     reader.select(torch.arange(num, device=device).repeat_interleave(width))
     tokens = reader.tokens.repeat_interleave(width)
     scores = torch.full((num, width), -torch.inf, device=device)

@@ -43,6 +43,11 @@ class FastGRU:
         self.output = functional.pad(decoder.embedding.weight.T, (0, padding, 0, ONES))
         self.output[-ONES] = functional.pad(bias, (0, padding), value=-torch.inf)
 
+    def reader(self, vector: Tensor | None, num: int, config: SamplingConfig, prefix: Sequence[int]) -> "_Reader":
+        """Return the `Reader` of sample.py for beam search, for the same arguments."""
+        check(self.decoder, vector, config, prefix)
+        return _Reader(self, vector, num, prefix, config, temperature=1.0)
+
     def input_layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return the weight [3H, width] and the bias of a layer's inputs.
 
@@ -119,10 +124,10 @@ class _Reader:
         # Each layer's states [G, N, H] and the vectors' terms [G, N, 3H + embed_dim]. They are float32 in any case: what
         # is carried from step to step must not be rounded.
         with self._cast():
-            first = torch.stack([decoder.start(each, num).state.float() for each in vectors], dim=1)
-            self._states, self._terms = list(first), None
-            if vector is not None and decoder.sees_every_step:
-                self._terms = torch.stack([self._terms_of(each) for each in vectors if each is not None])
+            caches = [decoder.start(each, num) for each in vectors]
+            self._states = list(torch.stack([cache.state.float() for cache in caches], dim=1))
+            terms = [self._terms_of(*cache.terms) for cache in caches if cache.terms]
+            self._terms = torch.stack(terms) if terms else None
             # Memory that every step needs is allocated once; new pages at every step took a tenth of the time.
             self._words = fast.words.new_empty(num * len(vectors), fast.words.shape[1])
             for tokens in before:
@@ -137,11 +142,10 @@ class _Reader:
     def _cast(self) -> torch.autocast:
         return torch.autocast(self.tokens.device.type, torch.bfloat16, enabled=self._bfloat16)
 
-    def _terms_of(self, vector: Tensor) -> Tensor:
-        """Return what vectors [N, D] add at every step, [N, 3H + embed_dim]: to the gates, and to the readout."""
-        decoder = self._fast.decoder
-        to_gates = functional.linear(decoder.every_step(vector), decoder.gru.all_weights[0][0])
-        return torch.cat([to_gates, decoder.every_readout(vector)], dim=1).float()
+    def _terms_of(self, to_inputs: Tensor, to_readout: Tensor) -> Tensor:
+        """Return what a vector adds at every step, [N, 3H + embed_dim]: to the gates, and to the readout."""
+        to_gates = functional.linear(to_inputs, self._fast.decoder.gru.all_weights[0][0])
+        return torch.cat([to_gates, to_readout], dim=1).float()
 
     def _advance(self, tokens: Tensor) -> Tensor:
         """Return the readout's outputs [G, N, embed_dim] after tokens [N]; advances the states."""
@@ -160,15 +164,29 @@ class _Reader:
             self._states[index] = _gru_step(inputs, state.flatten(0, 1), weight, bias).view_as(state)
         return decoder.readout(self._states[-1]) + to_readout
 
-    def choose(self, uniforms: Tensor, config: SamplingConfig) -> Tensor:
-        """Return each row's next token [N] after `tokens`. uniforms: [N]."""
+    def _hidden(self, tokens: Tensor) -> Tensor:
+        """Return the inputs of the output layer [N, embed_dim + ONES] after tokens [N]."""
         with self._cast():
-            given, *blind = self._advance(self.tokens)
+            given, *blind = self._advance(tokens)
         # Guidance mixes the inputs of the output layer: the layer is linear, and its output is wider.
         hidden = torch.lerp(blind[0], given, self._guidance) if blind else given
-        hidden = functional.pad(hidden.to(self._output), (0, ONES), value=1.0)
+        return functional.pad(hidden.to(self._output), (0, ONES), value=1.0)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Return the next logits after tokens [N], as `Reader` in sample.py does."""
+        return torch.mm(self._hidden(tokens), self._output)
+
+    def select(self, rows: Tensor) -> None:
+        """Continue with these rows [N]: reordered, dropped or repeated."""
+        self._states = [state[:, rows] for state in self._states]
+        self._terms = None if self._terms is None else self._terms[:, rows]
+        if len(rows) * len(self._states[0]) > len(self._words):
+            self._words = self._words.new_empty(len(rows) * len(self._states[0]), self._words.shape[1])
+
+    def choose(self, uniforms: Tensor, config: SamplingConfig) -> Tensor:
+        """Return each row's next token [N] after `tokens`. uniforms: [N]."""
         size, chosen = len(self._logits), []
-        for part, numbers in zip(hidden.split(size), uniforms.split(size), strict=True):
+        for part, numbers in zip(self._hidden(self.tokens).split(size), uniforms.split(size), strict=True):
             products, logits = self._products[:len(part)], self._logits[:len(part)]
             torch.mm(part, self._output, out=products)
             if self._bfloat16:

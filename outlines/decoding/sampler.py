@@ -33,7 +33,7 @@ class Sampler:
         if not len(uniforms):
             return []
         if config.beam:
-            return beam_search(self.decoder, vector, len(uniforms), config, prefix)
+            return beam_search(self.decoder, vector, len(uniforms), config, prefix, self._fast)
         if self._fast:
             return self._fast.sample(vector, uniforms, config, prefix)
         rows_at_once = CPU_ROWS if uniforms.device.type == "cpu" else len(uniforms)

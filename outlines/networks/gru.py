@@ -96,13 +96,13 @@ class TiedDecoder(Decoder):
 
 @dataclass
 class GRUCache:
-    """state: [layers, B, H]. vector: [B, D] if it is added at every step, else None."""
+    """state: [layers, B, H]. terms: what the vector adds at every step to the embeddings and to the readout, [B, E] each."""
 
     state: Tensor
-    vector: Tensor | None
+    terms: tuple[Tensor, Tensor] | None = None
 
     def select(self, rows: Tensor) -> "GRUCache":
-        return GRUCache(self.state[:, rows], None if self.vector is None else self.vector[rows])
+        return GRUCache(self.state[:, rows], self.terms and (self.terms[0][rows], self.terms[1][rows]))
 
 
 @register
@@ -131,16 +131,16 @@ class GRUDecoder(TiedDecoder):
     def start(self, vector: Tensor | None, num: int) -> GRUCache:
         layers, width = self.config.num_layers, self.config.hidden_dim
         if vector is None:
-            return GRUCache(self.output_bias.new_zeros(layers, num, width), None)
+            return GRUCache(self.output_bias.new_zeros(layers, num, width))
         state = torch.tanh(self.first_state(vector)).view(-1, layers, width).transpose(0, 1).contiguous()
-        return GRUCache(state, vector if self.sees_every_step else None)
+        return GRUCache(state, (self.every_step(vector), self.every_readout(vector)) if self.sees_every_step else None)
 
     def advance(self, tokens: Tensor, cache: GRUCache) -> Tensor:
         inputs = self.embed(tokens)
-        if cache.vector is not None:
-            inputs = inputs + self.every_step(cache.vector)[:, None]
+        if cache.terms:
+            inputs = inputs + cache.terms[0][:, None]
         outputs, cache.state = self.gru(self.dropout(inputs), cache.state)
         hidden = self.readout(self.dropout(outputs))
-        if cache.vector is not None:
-            hidden = hidden + self.every_readout(cache.vector)[:, None]
+        if cache.terms:
+            hidden = hidden + cache.terms[1][:, None]
         return hidden

@@ -92,8 +92,11 @@ def test_a_beam_in_which_nothing_ends_gives_its_likeliest_prefix() -> None:
 
 def test_rows_of_a_beam_search_do_not_touch_one_another() -> None:
     torch.manual_seed(1)
-    decoder = strong_minded(GRUConfig(20, 3, embed_dim=8, hidden_dim=8))
+    decoder = strong_minded(GRUConfig(20, 3, embed_dim=8, hidden_dim=8, vector_dropout=0.1))
     vectors, config = 3 * torch.randn(9, 3), SamplingConfig(beam=3, max_len=10)
     together = beam_search(decoder, vectors, 9, config)
     assert together == [beam_search(decoder, vector[None], 1, config)[0] for vector in vectors]
+    assert Sampler(decoder)(vectors, torch.zeros(9, 10), config) == together, "the fast layout"
+    guided = SamplingConfig(beam=3, max_len=10, guidance=1.5)
+    assert Sampler(decoder)(vectors, torch.zeros(9, 10), guided, [5]) == beam_search(decoder, vectors, 9, guided, [5])
     assert len({len(sentence) for sentence in together}) > 1
