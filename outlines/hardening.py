@@ -83,8 +83,7 @@ def map_offsets(path: Path, num_values: int) -> np.ndarray:
 def build_module(build: Callable[[], Module], sizes: Any, tensors: dict[str, Tensor], where: Path) -> Module:
     """Return the module that `build` creates, loaded with `tensors`. Raises CheckpointError if they do not match.
 
-    sizes: the JSON data that `build` reads. The module is first built on the meta device, so a small file cannot
-        request more memory than its tensors occupy.
+    sizes: the JSON data that `build` reads. A meta device is tried first, so a small file cannot request much memory.
     """
     try:
         if _largest(sizes) > max((max(tensor.shape, default=1) for tensor in tensors.values()), default=1):
@@ -104,7 +103,7 @@ def build_module(build: Callable[[], Module], sizes: Any, tensors: dict[str, Ten
 
 
 class _SkipInit(TorchFunctionMode):
-    """Skip weight initialisation: on the meta device it would import torch's compiler, as slow as importing torch."""
+    """Skip weight initialisation, which would import torch's compiler on the meta device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

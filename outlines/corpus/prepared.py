@@ -64,8 +64,7 @@ class Sentences:
     """The sentences of one split: by number from a memory map, or streamed in order."""
 
     def __init__(self, directory: Path, split: str) -> None:
-        self.split = split
-        self._path = directory / f"{split}.txt"
+        self.split, self._path = split, directory / f"{split}.txt"
         try:
             self._text = np.asarray(np.memmap(self._path, dtype=np.uint8, mode="r"))
         except (OSError, ValueError) as error:

@@ -98,7 +98,7 @@ class ReadingReport:
 
 
 class Record(NamedTuple):
-    """One line: its file (counted from 0), its number (from 1) and a normalised sentence per column."""
+    """One line: its file (from 0), its number (from 1) and a normalised sentence per column."""
 
     file: int
     number: int
@@ -106,7 +106,7 @@ class Record(NamedTuple):
 
 
 class Member(NamedTuple):
-    """One sentence of the corpus: its split, the number of its group, and its label (empty if none)."""
+    """A sentence, its split, the number of its group, and its label (empty if none)."""
 
     split: str
     sentence: str
@@ -166,8 +166,7 @@ def split_of(sentence: str, valid_fraction: float = 0.02, test_fraction: float =
 def read_corpus(files: CorpusFiles, report: ReadingReport) -> Iterator[Member]:
     """Yield all sentences, group by group, and count all lines in `report`. Raises CorpusError.
 
-    The condition of a group, if there is one, comes before its texts. A group of the train files belongs to the split
-    of its first sentence. Without pairs, every sentence is a group.
+    A group's condition comes before its texts. A group of the train files is in the split of its first sentence.
     """
     valid_fraction = 0.0 if files.valid else files.valid_fraction
     test_fraction = 0.0 if files.test else files.test_fraction
@@ -176,10 +175,9 @@ def read_corpus(files: CorpusFiles, report: ReadingReport) -> Iterator[Member]:
     for split, paths in (("train", files.train), ("valid", files.valid), ("test", files.test)):
         if not paths:
             continue
-        for record in read_records(files, paths, columns, report):
-            first = record.fields[0]
-            item = (split, record.file,
-                    first if files.condition_column else (record.number - 1) // max(files.group_lines, 1))
+        for file, number, fields in read_records(files, paths, columns, report):
+            first = fields[0]
+            item = split, file, first if files.condition_column else (number - 1) // max(files.group_lines, 1)
             if item != current:
                 group, current = group + 1, item
                 where = split_of(first, valid_fraction, test_fraction) if split == "train" else split
@@ -187,16 +185,12 @@ def read_corpus(files: CorpusFiles, report: ReadingReport) -> Iterator[Member]:
                     report.accepted[where] += 1
                     yield Member(where, first, group, "")
             report.accepted[where] += 1
-            yield Member(where, record.fields[bool(files.condition_column)], group,
-                         record.fields[2] if files.label_column else "")
+            yield Member(where, fields[bool(files.condition_column)], group, fields[2] if files.label_column else "")
 
 
 def fingerprint(files: CorpusFiles) -> str:
-    """Return the SHA-256 of the files' bytes and types and of the options. Paths do not matter."""
+    """Return the SHA-256 of the files' bytes and types and of the options, but not of paths."""
     described = asdict(files)
-    if not files.are_pairs:
-        for name in ("group_lines", "condition_column", "label_column"):
-            del described[name]
     for split in SPLITS:
         paths = [Path(path) for path in getattr(files, split)]
         for path in paths:

@@ -1,7 +1,7 @@
 """Sentences to token ids and back: SentencePiece BPE with byte fallback, trained on the training split only.
 
 With byte fallback, a character without a piece is encoded as bytes. No token is ever unknown, and decoding returns
-every sentence up to `SentencePieceTokenizer.normalize`.
+every sentence after NFKC normalisation, without control characters and with single spaces.
 Source: Kudo and Richardson, SentencePiece (2018); BPE: Sennrich et al. (2016).
 """
 
@@ -186,14 +186,6 @@ class SentencePieceTokenizer:
     @property
     def fingerprint(self) -> str:
         return hashlib.sha256(self._model).hexdigest()
-
-    def normalize(self, sentence: str) -> str:
-        """Return `decode(encode(sentence))`: NFKC without control characters, with single spaces.
-
-        A tokenizer trained with `lowercase` also converts to lower case. "▁" (U+2581), SentencePiece's symbol for a
-        space, becomes a space.
-        """
-        return self._processor.normalize(sentence).replace("▁", " ").strip(" ")
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
         try:

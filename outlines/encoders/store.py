@@ -11,32 +11,25 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from outlines.checkpoint import atomic_write, sha256_file, sweep
+from outlines.corpus.prepared import Sentences
 from outlines.encoders import SentenceEncoder
 from outlines.errors import CheckpointError, OutlinesError
 from outlines.hardening import read_json
 
 META = "meta.json"
 SHARD_ROWS = 16_384
-CHUNK_SENTENCES = 2_048  # one call of the encoder: enough to sort by length, few enough to report progress
+CHUNK_SENTENCES = 2_048  # per call of the encoder: enough to sort by length, few enough to report progress
 MAX_MAPPED_SHARDS = 512  # each map holds a file descriptor; a process usually has 1,024
 DTYPE = np.dtype("<f2")
 KEY = {"rows": "number of sentences", "shard_rows": "shard size", "dim": "outline width",
        "encoder_fingerprint": "encoder", "corpus_fingerprint": "corpus"}
 ENCODE_AGAIN = "Delete it if it exists and run the encoding again."
 Progress = Callable[[int, int], None]
-
-
-class Sentences(Protocol):
-    """Sentences by number: a list, or a memory-mapped corpus."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> str: ...
 
 
 def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Path, *, corpus_fingerprint: str,
@@ -127,7 +120,7 @@ class OutlineStore:
 
     @property
     def encoder(self) -> dict[str, str]:
-        """Name and fingerprint of the encoder, as models store them."""
+        """The encoder's name and fingerprint, as models store them."""
         return {"name": self.encoder_name, "fingerprint": self.encoder_fingerprint}
 
     def rows(self, indices: np.ndarray) -> np.ndarray:

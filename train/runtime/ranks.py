@@ -5,10 +5,9 @@ sum over ranks is the loss of the batch. Gradients are summed after the backward
 DistributedDataParallel do not support the second derivatives of a gradient penalty.
 """
 
-import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -21,11 +20,10 @@ from outlines.errors import OutlinesError
 from outlines.hardening import one_line
 
 
-@contextlib.contextmanager
-def _together() -> Iterator[None]:
-    """Turn the exception of a collective whose peer has died into a user error."""
+def _together(operation: Callable[..., object], *arguments: Any, **options: Any) -> None:
+    """Run a collective. Raises OutlinesError if another process has died."""
     try:
-        yield
+        operation(*arguments, **options)
     except RuntimeError as error:
         raise OutlinesError(f"another process of this job has died ({one_line(error)}). Continue with --resume.") from error
 
@@ -50,8 +48,7 @@ class Ranks:
 
     def barrier(self) -> None:
         if self.world > 1:
-            with _together():
-                dist.barrier()
+            _together(dist.barrier)
 
     def agree(self, value: Any) -> Any:
         """Return rank 0's value on every rank. JSON data only, because torch's broadcast of objects pickles them."""
@@ -59,10 +56,9 @@ class Ranks:
             return value
         data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=self.device)
         size = torch.tensor([len(data)], device=self.device)
-        with _together():
-            dist.broadcast(size, src=0)
-            data = data if self.first else torch.empty(int(size), dtype=torch.uint8, device=self.device)
-            dist.broadcast(data, src=0)
+        _together(dist.broadcast, size, src=0)
+        data = data if self.first else torch.empty(int(size), dtype=torch.uint8, device=self.device)
+        _together(dist.broadcast, data, src=0)
         return json.loads(bytes(data.tolist()))
 
     def sum_(self, tensors: Iterable[Tensor]) -> None:
@@ -71,8 +67,7 @@ class Ranks:
             return
         tensors = list(tensors)
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        with _together():
-            dist.all_reduce(flat)
+        _together(dist.all_reduce, flat)
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -81,8 +76,7 @@ class Ranks:
         if self.world == 1:
             return number
         box = torch.tensor([number], device=self.device)
-        with _together():
-            dist.all_reduce(box, op=dist.ReduceOp.MAX)
+        _together(dist.all_reduce, box, op=dist.ReduceOp.MAX)
         return int(box)
 
 
