@@ -59,10 +59,7 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a staging directory, which replaces `path` when the block ends, with a manifest of its files' SHA-256.
-
-    If the block raises, the staging directory is deleted and `path` is unchanged.
-    """
+    """Yield a staging directory, which replaces `path` when the block ends and is deleted if the block raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=path.parent))
     try:

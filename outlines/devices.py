@@ -11,10 +11,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """Return the device with that name; `auto` prefers cuda, then mps, then cpu. local_rank: number of the GPU.
-
-    Raises OutlinesError if this machine has no such device.
-    """
+    """Return the device with that name; `auto` prefers cuda, then mps, then cpu. Raises OutlinesError if there is none."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device in available if available[device])
@@ -42,10 +39,7 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def sampling_workers(device: torch.device) -> int:
-    """Return how many threads should decode one batch each. On a CPU, this limits torch to one thread from now on.
-
-    On a CPU, threads that share a batch would synchronise at every small operation.
-    """
+    """Return how many threads should decode one batch each. On a CPU, this limits torch to one thread from now on."""
     if device.type != "cpu":
         return 4  # one draws its noise while another waits for its steps
     workers = torch.get_num_threads()

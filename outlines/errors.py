@@ -2,10 +2,7 @@
 
 
 class OutlinesError(Exception):
-    """A user error. The message is one line: where, the fact, the remedy.
-
-    The command lines print it after `error: `, without a traceback, and exit with status 2.
-    """
+    """A user error. Its message is one line. The command lines print it without a traceback and exit with status 2."""
 
 
 class CheckpointError(OutlinesError):

@@ -151,10 +151,7 @@ def read_tokenizer(path: Path) -> bytes:
 
 
 def try_tokenizer(model: bytes) -> None:
-    """Load and use a SentencePiece model in a child process, because a damaged one can crash or never return.
-
-    Raises TokenizerError if that fails.
-    """
+    """Use a SentencePiece model in a child process, because a damaged one can crash or hang. Raises TokenizerError."""
     try:
         # -P: nothing in the working directory can replace a package.
         status = subprocess.run([sys.executable, "-P", "-c", TRIAL], input=model, stdout=subprocess.DEVNULL,
@@ -182,10 +179,7 @@ MODULE_TYPES = {"Dense", "Dropout", "LayerNorm", "Normalize", "Pooling", "Static
 
 
 def check_sentence_transformer(directory: Path) -> list[Path]:
-    """Return the folders of a model's modules, after checking that loading them runs no code of the model.
-
-    Raises OutlinesError for code, folders outside the model, pickled or missing weights, and adapters.
-    """
+    """Return a model's folders. Raises OutlinesError for code, pickled or missing weights, and paths outside the model."""
     folders, listing = {directory}, directory / "modules.json"
     modules = _parse(listing, DOWNLOAD_AGAIN) if listing.exists() else []
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):

@@ -1,7 +1,6 @@
 """Token rows to batches, in an order that depends only on (seed, epoch).
 
-The rows of a batch are a pure function of its number. A resumed run therefore needs no loader state, and several
-processes agree without communication. Memory: one int32 permutation of the rows.
+A resumed run therefore needs no loader state, and several processes agree without communication.
 """
 
 import hashlib
@@ -23,11 +22,10 @@ def permutation(num_rows: int, *key: int | str) -> np.ndarray:
 
 
 class BatchOrder:
-    """The rows of every batch of every epoch.
+    """The rows of every batch. Each epoch covers each row once, in batches whose sizes differ by at most one row.
 
-    Each epoch covers each row once, in ceil(num_rows / batch_size) batches. Batch sizes differ by at most one row.
-    Without `lengths`, batches are uniform samples. With `lengths`, the rows of `pool_batches` batches are sorted by
-    length and then cut into batches, so a batch needs little padding; the batches of a pool are shuffled.
+    Without `lengths`, batches are uniform samples. With `lengths`, the rows of `pool_batches` batches are sorted by length
+    and then cut into batches, so a batch needs little padding; the batches of a pool are shuffled.
     """
 
     def __init__(self, num_rows: int, batch_size: int, seed: int, lengths: np.ndarray | None = None,
@@ -73,8 +71,8 @@ class BatchOrder:
 class TokenBatch:
     """A padded batch for teacher forcing: `targets` are `inputs` shifted by one step.
 
-    inputs: int64 [B, T], bos and the tokens. targets: int64 [B, T], the tokens and eos. Both are padded with pad.
-    mask: bool [B, T], True at real targets. lengths: int64 [B], number of real targets per row (tokens and eos).
+    inputs: int64 [B, T], bos and the tokens. targets: int64 [B, T], the tokens and eos.
+    mask: bool [B, T], True at real targets. lengths: int64 [B], number of real targets per row.
     """
 
     inputs: Tensor

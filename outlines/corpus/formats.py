@@ -1,7 +1,4 @@
-"""Lines of .txt, .jsonl and .csv files, each also .gz: decoded, numbered and bounded.
-
-Files are streamed, and lines and .gz files are read up to a limit. A line without text is returned as `Bad`.
-"""
+"""Lines of .txt, .jsonl and .csv files, each also .gz: streamed, decoded, numbered and bounded."""
 
 import csv
 import gzip
@@ -134,11 +131,7 @@ def _json_object(line: str, columns: Sequence[str]) -> dict[str, str] | Bad:
 
 
 def _csv_fields(path: Path, lines: Lines, columns: Sequence[str]) -> Iterator[tuple[int, list[str] | Bad]]:
-    """Yield the columns of each record with the number of its first line.
-
-    A record continues over further lines while a quote is open. If it is never closed properly, only the first line is
-    rejected and the others are read again.
-    """
+    """Yield the columns of each record. If an open quote is never closed, only the record's first line is rejected."""
     first = next(lines, (1, ""))[1]
     header = first if isinstance(first, Bad) else _csv_record([first])
     if isinstance(header, Bad):

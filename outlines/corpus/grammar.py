@@ -1,8 +1,7 @@
 """The embedded corpus: a probabilistic grammar of everyday scenes with exact log-probabilities and entropy.
 
-Sampling and entropy use the rules; log-probabilities use an acyclic automaton over words, compiled from the rules.
-The entropy of derivations (Grenander, Syntax-Controlled Probabilities, 1967) is that of sentences if no sentence has two
-derivations. A test proves this for the scenes.
+Source of the entropy of derivations: Grenander, Syntax-Controlled Probabilities (1967). It is the entropy of sentences
+if no sentence has two derivations, which a test proves for the scenes.
 """
 
 import functools
@@ -33,10 +32,9 @@ _Arc = tuple[str, float, int]  # word, probability, next state
 class Grammar:
     """A probability distribution over finitely many sentences, written like ordinary text.
 
-    rules: name → alternatives, as in `{"S": "3: a dog barks . | two ADJ? dogs bark ."}`. A token with a capital letter
-        is a rule's name, any other a word. "|" separates alternatives; they are equally likely unless they start with
-        a weight ("3:"). `X?` is X or nothing, each with probability 1/2; `big/small` is one of the two; `sun_hat` is
-        two words; an alternative without symbols is empty.
+    rules: name → alternatives, as in `{"S": "3: a dog barks . | two ADJ? dogs bark ."}`. A token with a capital letter is a
+        rule's name. Alternatives are equally likely unless they start with a weight ("3:"). `X?` is X or nothing, each with
+        probability 1/2; `big/small` is one of the two; `sun_hat` is two words.
     Raises OutlinesError for a missing or recursive rule, a malformed word and a weight that is not positive.
     """
 

@@ -1,6 +1,4 @@
-"""A prepared corpus: a verified directory that everything later reads by memory map.
-
-The directory appears complete or not at all. It contains:
+"""A prepared corpus: a verified directory that appears complete or not at all, read by memory map. Row i is sentence i.
 
     meta.json                  source, options and counts
     tokenizer.model
@@ -9,8 +7,6 @@ The directory appears complete or not at all. It contains:
     {split}.ids.npy            uint16 or int32 [total tokens], the token ids of all rows
     {split}.token_offsets.npy  int64 [N + 1], where each row starts in the ids
     manifest.json              SHA-256 of these files
-
-Sentences, token rows and outlines share their numbers: row i is always sentence i.
 """
 
 import contextlib
@@ -92,10 +88,7 @@ class Sentences:
 
 def write_tokens(sentences: Sentences, tokenizer: Tokenizer, directory: Path, max_len: int = MAX_LEN,
                  progress: Callable[[int], None] | None = None) -> int:
-    """Encode a split into `directory` and return the number of truncated rows.
-
-    max_len: longer sentences keep their first max_len tokens. progress: called with the number of sentences done.
-    """
+    """Encode a split, truncate its rows to max_len tokens, and return the number of truncated rows."""
     if max_len < 1:
         raise CorpusError(f"max_len is {max_len}. It must be at least 1.")
     num_cut, offsets, stream = 0, array("q", [0]), iter(sentences)
@@ -135,10 +128,7 @@ class Tokens:
 
 
 class PreparedCorpus:
-    """A directory that `prepare_corpus` wrote. Opening it verifies every file; raises CheckpointError.
-
-    sentences, tokens: by split. tokenizer: the one that produced the tokens. meta: see prepare_corpus.
-    """
+    """A directory that `prepare_corpus` wrote. Opening it verifies every file; raises CheckpointError."""
 
     def __init__(self, directory: Path) -> None:
         names = [f"{split}.{part}" for split in SPLITS for part in ("txt", "offsets.npy", "ids.npy", "token_offsets.npy")]
@@ -168,10 +158,8 @@ def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source:
                    progress: Callable[[int, int], None] | None = None) -> PreparedCorpus:
     """Write (split, sentence) pairs, a tokenizer and the tokens to `directory`, and return the prepared corpus.
 
-    source: identifies the pairs in meta.json, for example `fingerprint(files)`, or a grammar's size and seed.
-    vocab_size, lowercase: see train_tokenizer. tokenizer: used instead of training one.
-    progress: called with (sentences tokenised, total sentences).
-
+    source: identifies the pairs in meta.json. vocab_size, lowercase: see train_tokenizer.
+    tokenizer: used instead of training one. progress: called with (sentences tokenised, total sentences).
     An earlier prepared corpus is replaced; another file or a non-empty directory raises CorpusError.
     Memory: 8 bytes per sentence, and the sample that trains the tokenizer.
     """

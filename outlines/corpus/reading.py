@@ -1,13 +1,8 @@
 """Files to sentences, and the split that each sentence belongs to.
 
-A corpus is one or more files with one sentence per line: `.txt`, `.jsonl` (one object per line) or `.csv` (with a
-header; a quoted field may contain line breaks), each also `.gz`, in UTF-8 with LF or CRLF line ends.
-
-Every run of white space becomes one space. A line without a sentence is counted and reported, or an error with `strict`.
-
-A corpus can also say which sentences describe the same item, for conditional generation: consecutive lines of a .txt
-file with `group_lines`, consecutive records with the same condition with `condition_column`. All sentences of a group are
-in the same split. Groups are counted by line numbers, so a skipped line does not move others to another group.
+Files are `.txt`, `.jsonl` or `.csv`, each also `.gz`, in UTF-8. Every run of white space becomes one space. A line without a
+sentence is counted and reported. Sentences that describe the same item form a group, which is in one split. Groups are
+counted by line numbers, so a skipped line does not move others to another group.
 """
 
 import hashlib
@@ -31,7 +26,6 @@ class CorpusFiles:
 
     text_column, condition_column, label_column: columns of `.jsonl` and `.csv` files; empty for none.
     strict: raise an error at a line without a sentence, instead of counting and skipping it.
-    max_chars: longer sentences are rejected.
     valid_fraction, test_fraction: share of the train files' sentences for a split without files.
     group_lines: number of consecutive lines of a `.txt` file that describe the same item; 0: lines are unrelated.
     gz_bytes: limit for the decompressed size of a `.gz`; 200 times its own size if that is more.
@@ -130,10 +124,7 @@ def _sentence(text: str, max_chars: int) -> str | Bad:
 
 def read_records(files: CorpusFiles, paths: Sequence[str], columns: Sequence[str],
                  report: ReadingReport) -> Iterator[Record]:
-    """Yield the normalised sentences of `paths` in order, with the options of `files`, and count rejected lines.
-
-    Raises CorpusError if a file cannot be read, if `files.strict` and a line is rejected, or if there is no sentence.
-    """
+    """Yield the normalised sentences of `paths` in order and count rejected lines. Raises CorpusError."""
     num_accepted, num_rejected, reason = 0, 0, ""
     for file, path in enumerate(paths):
         for number, texts in read_fields(Path(path), columns, files.gz_bytes):

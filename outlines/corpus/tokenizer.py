@@ -1,7 +1,6 @@
-"""Sentences to token ids and back: SentencePiece BPE with byte fallback, trained on the training split only.
+"""Sentences to token ids and back: SentencePiece BPE with byte fallback, so that no token is ever unknown.
 
-With byte fallback, a character without a piece is encoded as bytes. No token is ever unknown, and decoding returns
-every sentence after NFKC normalisation, without control characters and with single spaces.
+Decoding returns every sentence after NFKC normalisation, without control characters and with single spaces.
 Source: Kudo and Richardson, SentencePiece (2018); BPE: Sennrich et al. (2016).
 """
 
@@ -45,9 +44,8 @@ NORMALIZATION = {False: "nmt_nfkc", True: "nmt_nfkc_cf"}  # whether to convert t
 def vocabulary_size(sentences: Iterable[str], lowercase: bool = False) -> tuple[int, int]:
     """Return (the default vocabulary size for the corpus, the smallest possible one).
 
-    The default is three times the square root of the number of words, rounded to hundreds: the number of distinct words
-    grows at about this rate (Heaps' law). It is at least 1.25 times the smallest, which counts special tokens, bytes,
-    the word boundary and every distinct character.
+    The default is three times the square root of the number of words, because the number of distinct words grows at about
+    this rate (Heaps' law), and at least 1.25 times the smallest.
     """
     normalizer = sentencepiece.SentencePieceNormalizer(rule_name=NORMALIZATION[lowercase])
     num_words, characters = 0, set[str]()
@@ -63,10 +61,9 @@ def train_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int | N
                     lowercase: bool = False, max_sentences: int = 200_000) -> "SentencePieceTokenizer":
     """Train a tokenizer, write it to `path` atomically, and return it. The same sentences give the same file.
 
-    sentences: the training split; a collection, not an iterator, because it is read twice.
+    sentences: a collection, not an iterator, because it is read twice.
     vocab_size: None for the default of `vocabulary_size`. A corpus with few words can have fewer pieces.
-    max_sentences: train on a sample of this size; memory depends on it, not on the corpus.
-    Raises TokenizerError if there are no words, or more distinct characters than `vocab_size` allows.
+    max_sentences: train on a sample of this size. Raises TokenizerError if there are no words, or too many characters.
     """
     if isinstance(sentences, Iterator):
         raise TypeError("sentences are read twice: pass a collection, not an iterator")

@@ -1,6 +1,4 @@
-"""Frozen sentence encoders: sentences → outlines.
-
-The decoder, the GAN and the metrics only see an encoder's vectors. An encoder is selected by a short name:
+"""Frozen sentence encoders: sentences → outlines. An encoder is selected by a short name:
 
     minilm          all-MiniLM-L6-v2 through sentence-transformers (needs the extra `minilm`)
     st:NAME         any other sentence-transformers model: a name on the hub, or a directory
@@ -20,10 +18,8 @@ from outlines.errors import OutlinesError
 class SentenceEncoder(Protocol):
     """A frozen map from sentences to outlines.
 
-    name: the argument of `load_encoder` that loads it again.
-    dim: D, the width of its outlines.
-    fingerprint: a hash of everything that determines its outlines: weights, vocabulary, settings.
-    normalized: every outline has unit norm.
+    name: the argument of `load_encoder` that loads it again. dim: D, the width of its outlines.
+    fingerprint: a hash of everything that determines its outlines. normalized: every outline has unit norm.
     """
 
     name: str
@@ -37,10 +33,7 @@ class SentenceEncoder(Protocol):
 
 
 def load_encoder(name: str, device: str = "cpu") -> SentenceEncoder:
-    """Return the frozen encoder with this name (see the module's docstring) on `device`.
-
-    Raises OutlinesError if the name is unknown, an extra is missing, or the model is damaged or unsafe to load.
-    """
+    """Return the frozen encoder with this name on `device`. Raises OutlinesError if it is unknown, damaged or unsafe."""
     kind, _, argument = name.partition(":")
     if name == "minilm":
         return load_minilm(device)

@@ -1,6 +1,5 @@
 """The project's own sentence encoder: a bidirectional GRU over the corpus's tokens, frozen after training.
 
-It needs no extra. `python -m train encoder` trains it to reconstruct sentences from the outlines of noisy copies.
 Sources: Hill, Cho and Korhonen, Learning Distributed Representations of Sentences from Unlabelled Data (2016);
 Conneau et al., Supervised Learning of Universal Sentence Representations (2017), for the network.
 """
@@ -108,10 +107,7 @@ def corrupt(inputs: Tensor, lengths: Tensor, drop: float, shuffle_distance: int,
 
 
 class FrozenRecurrentEncoder:
-    """A trained `RecurrentEncoder` and its tokenizer, loaded from a directory. Implements `SentenceEncoder`.
-
-    Raises OutlinesError unless `save_recurrent_encoder` wrote the directory.
-    """
+    """A trained `RecurrentEncoder` and its tokenizer. Raises OutlinesError unless `save_recurrent_encoder` wrote them."""
 
     normalized = True
 

@@ -1,6 +1,5 @@
-"""Frozen sentence-transformers models as encoders.
+"""Frozen sentence-transformers models as encoders, checked before they are loaded (see hardening.py).
 
-A model's files are checked before any of them is loaded (see hardening.py). The library then loads only that directory.
 Source: Reimers and Gurevych, Sentence-BERT (2019).
 """
 
@@ -56,10 +55,7 @@ class SentenceTransformerEncoder:
 
 
 def load_minilm(device: str = "cpu") -> SentenceTransformerEncoder:
-    """Return all-MiniLM-L6-v2 from an installed package, the hub's cache or the hub: D = 384, unit norm.
-
-    Raises OutlinesError unless the weights have the SHA-256 of the published ones.
-    """
+    """Return all-MiniLM-L6-v2 (D = 384, unit norm). Raises OutlinesError if its weights are not the published ones."""
     _import_library("minilm")
     directory = _packaged_minilm() or _from_hub(MINILM_HUB_NAME)
     weights = directory / "model.safetensors"

@@ -1,9 +1,8 @@
-"""The outlines of a corpus on disk: encoded once, memory-mapped afterwards.
+"""The outlines of a corpus on disk: encoded once, memory-mapped afterwards, scaled at load.
 
-A store is a directory of shards. A shard holds [shard_rows, D] raw outlines in little-endian float16; a small JSON file
-beside it, its label, has its SHA-256, corpus and encoder. A shard counts when both files exist, so an interrupted
-encoding continues with the first missing shard. `meta.json` is written last.
-Outlines are scaled at load, as in EDM2 (Karras et al., 2024), so the scaling can change without encoding again.
+A store is a directory of shards of [shard_rows, D] raw outlines in little-endian float16. A small JSON file beside each, its
+label, has its SHA-256, corpus and encoder. A shard counts when both files exist, so an interrupted encoding continues with
+the first missing shard. `meta.json` is written last.
 """
 
 import hashlib
@@ -69,10 +68,7 @@ def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Pat
 
 
 def finish_store(directory: Path) -> "OutlineStore":
-    """Write `meta.json` after all ranks have encoded their shards, and return the store. One process calls this.
-
-    Raises OutlinesError if a shard is missing, damaged or from another corpus or encoder.
-    """
+    """Write `meta.json` after all ranks have encoded their shards, and return the store. Raises OutlinesError."""
     first = read_sealed(_shard_file(directory, 0).with_suffix(".json"))
     sums: list[str] = []
     for shard in range(math.ceil(first["rows"] / first["shard_rows"])):
