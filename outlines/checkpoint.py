@@ -182,5 +182,4 @@ def load_modules(modules: dict[str, nn.Module], tensors: dict[str, Tensor], pref
     """Load what `module_tensors` returned. Raises RuntimeError for a missing, unexpected or wrongly shaped tensor."""
     for module_name, module in modules.items():
         start = f"{prefix}.{module_name}."
-        module.load_state_dict({name.removeprefix(start): tensor for name, tensor in tensors.items()
-                                if name.startswith(start)})
+        module.load_state_dict({name[len(start):]: tensor for name, tensor in tensors.items() if name.startswith(start)})

@@ -30,10 +30,8 @@ def choose_precision(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         faster = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        try:
-            processor = Path("/proc/cpuinfo").read_text() if device.type == "cpu" else ""
-        except OSError:
-            processor = ""
+        info = Path("/proc/cpuinfo")
+        processor = info.read_text() if device.type == "cpu" and info.exists() else ""
         faster = "amx_bf16" in processor or ("AuthenticAMD" in processor and "avx512_bf16" in processor)
     return "bfloat16" if faster else "float32"
 

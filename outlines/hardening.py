@@ -28,9 +28,6 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-# Files of this project
-
-
 def _parse(path: Path, remedy: str) -> Any:
     """Return the JSON data in a file. Raises CheckpointError, which ends with `remedy`."""
     try:

@@ -30,10 +30,8 @@ class BatchOrder:
 
     def __init__(self, num_rows: int, batch_size: int, seed: int, lengths: np.ndarray | None = None,
                  pool_batches: int = 64) -> None:
-        """lengths: [N] tokens of each row, or None for uniform batches."""
         if num_rows < 1 or batch_size < 1 or pool_batches < 1:
-            raise ValueError(f"num_rows {num_rows}, batch_size {batch_size} and pool_batches {pool_batches} "
-                             "must be at least 1")
+            raise ValueError(f"num_rows {num_rows}, batch_size {batch_size}, pool_batches {pool_batches} must be at least 1")
         if lengths is not None and lengths.shape != (num_rows,):
             raise ValueError(f"lengths has shape {lengths.shape}, not {(num_rows,)}")
         self.num_rows, self.batches_per_epoch = num_rows, -(-num_rows // batch_size)
@@ -81,7 +79,6 @@ class TokenBatch:
     lengths: Tensor
 
     def to(self, device: torch.device | str) -> "TokenBatch":
-        """Return the batch on `device`."""
         return TokenBatch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
 

@@ -75,16 +75,14 @@ def _lines(path: Path, gz_bytes: int) -> Lines:
                 number += at_start
                 total += len(piece)
                 if total > limit and is_gz(path):
-                    raise CorpusError(f"{path}:{number}: decompresses to more than {limit:,} bytes. Raise gz_bytes if "
-                                      "the file is really that large.")
+                    raise CorpusError(f"{path}:{number}: decompresses to more than {limit:,} bytes. Decompress it first.")
                 if at_start and number == 1 and piece.startswith((b"\xff\xfe", b"\xfe\xff")):
                     raise CorpusError(f"{path}:1: encoded as UTF-16. Convert it: iconv -f UTF-16 -t UTF-8")
                 if at_start:  # later pieces of a line that is too long are skipped
                     yield number, _text(piece, "utf-8-sig" if number == 1 else "utf-8")
                 at_start = piece.endswith(b"\n")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise CorpusError(f"{path}:{number + at_start}: damaged, truncated or not gzip ({error}). Restore it from a "
-                          "copy.") from error
+        raise CorpusError(f"{path}:{number + at_start}: damaged or not gzip ({error}). Restore it from a copy.") from error
     except OSError as error:
         raise CorpusError(f"{path}: {error.strerror or error}.") from error
 

@@ -10,7 +10,7 @@ from outlines.corpus.reading import SPLITS, CorpusFiles, ReadingReport, read_cor
 
 
 class Pairs:
-    """The groups of one split by row: which rows are target texts, and the rows of their conditions.
+    """The groups of one split, by row.
 
     first: [N], the first row of each row's group. targets: rows of the texts that have a condition.
     labels: [N], each row's label by number, -1 if it has none.

@@ -1,12 +1,7 @@
 """A prepared corpus: a verified directory that appears complete or not at all, read by memory map. Row i is sentence i.
 
-    meta.json                  source, options and counts
-    tokenizer.model
-    {split}.txt                the sentences, one per line
-    {split}.offsets.npy        int64 [N + 1], where each line starts
-    {split}.ids.npy            uint16 or int32 [total tokens], the token ids of all rows
-    {split}.token_offsets.npy  int64 [N + 1], where each row starts in the ids
-    manifest.json              SHA-256 of these files
+It contains meta.json, tokenizer.model, manifest.json and, per split, the sentences (.txt), the token ids of all rows
+(.ids.npy) and int64 [N + 1], where each sentence and each row starts (.offsets.npy, .token_offsets.npy).
 """
 
 import contextlib
@@ -89,8 +84,6 @@ class Sentences:
 def write_tokens(sentences: Sentences, tokenizer: Tokenizer, directory: Path, max_len: int = MAX_LEN,
                  progress: Callable[[int], None] | None = None) -> int:
     """Encode a split, truncate its rows to max_len tokens, and return the number of truncated rows."""
-    if max_len < 1:
-        raise CorpusError(f"max_len is {max_len}. It must be at least 1.")
     num_cut, offsets, stream = 0, array("q", [0]), iter(sentences)
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<i4"
     with open(directory / f"{sentences.split}.ids.npy", "wb") as file:
@@ -191,6 +184,5 @@ def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source:
                     "lowercase": folded, "splits": splits}
             (staging / "meta.json").write_text(json.dumps(meta, indent=1))
     except OSError as error:
-        raise CorpusError(f"{directory}: cannot be written: {error.strerror or error}. Free space, or choose another "
-                          "cache.") from error
+        raise CorpusError(f"{directory}: {error.strerror or error}. Free space, or choose another cache.") from error
     return PreparedCorpus(directory)

@@ -149,9 +149,7 @@ def read_records(files: CorpusFiles, paths: Sequence[str], columns: Sequence[str
 def split_of(sentence: str, valid_fraction: float = 0.02, test_fraction: float = 0.02) -> str:
     """Return the split of a sentence. It depends only on its BLAKE2b hash, so no sentence is in two splits."""
     position = int.from_bytes(hashlib.blake2b(sentence.encode(), digest_size=8).digest(), "big") / 2**64
-    if position < valid_fraction:
-        return "valid"
-    return "test" if position < valid_fraction + test_fraction else "train"
+    return "valid" if position < valid_fraction else "test" if position < valid_fraction + test_fraction else "train"
 
 
 def read_corpus(files: CorpusFiles, report: ReadingReport) -> Iterator[Member]:

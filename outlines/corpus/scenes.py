@@ -61,8 +61,7 @@ def scene_rules(types: Sequence[str]) -> dict[str, str]:
             rules |= _aside_rules(cast, name, f"{name}.aside.{i}")
         rules[f"S.{name}"] = _any(f"{cast.weight}: S.{name}.{i}" for i, cast in enumerate(scene.casts))
         for tense in ("NOW", "PAST"):
-            aside = _any(f"{tense}.{name}.aside.{i}" for i in range(len(scene.asides)))
-            rules[f"ASIDE.{tense}.{name}"] = aside
+            rules[f"ASIDE.{tense}.{name}"] = _any(f"{tense}.{name}.aside.{i}" for i in range(len(scene.asides)))
             rules[f"AND.{tense}.{name}"] = f"6: | 2: TIME.{name} | 2: while/as ASIDE.{tense}.{name}"
     return rules
 
@@ -92,9 +91,7 @@ def indefinite(phrase: str) -> str:
 
 
 def _with_s(word: str) -> str:
-    if re.search(r"(s|sh|ch|x|z)$", word):
-        return word + "es"
-    return re.sub(r"(?<![aeiou])y$", "ie", word) + "s"
+    return word + "es" if re.search(r"(s|sh|ch|x|z)$", word) else re.sub(r"(?<![aeiou])y$", "ie", word) + "s"
 
 
 def _any(alternatives: Iterable[str]) -> str:
@@ -103,9 +100,8 @@ def _any(alternatives: Iterable[str]) -> str:
 
 def _expand(frame: str, scene: str, who: str, form: str) -> str:
     """Return a frame in the notation of Grammar, with verbs in `form` and things that agree with the subject."""
-    owner, each = _POSSESSIVES[who], "S" if who == "all" else "A"
-    own = f"{owner} {'S' if who == 'all' else 'N'}"
-    determiners = {"n": "N", "a": "A", "s": "S", "some": "COUNT S", "each": each, "own": own}
+    owner, (each, own) = _POSSESSIVES[who], ("S", "S") if who == "all" else ("A", "N")
+    determiners = {"n": "N", "a": "A", "s": "S", "some": "COUNT S", "each": each, "own": f"{owner} {own}"}
 
     def expand(token: str) -> str:
         determiner, colon, thing = token.partition(":")
@@ -150,10 +146,8 @@ def _clause_rules(cast: Cast, scene: str, name: str, who: str, looks: str) -> di
     here = [frame.removesuffix(f" AT.{scene}") for frame in ing if frame.endswith(f" AT.{scene}")]
     rules = {f"NOUN.{name}": _any(nouns), f"ADJ.{name}": _any(adjectives)}
     rules |= {f"A.NOUN.{name}": _any(map(indefinite, nouns)), f"A.ADJ.{name}": _any(map(indefinite, adjectives))}
-    if who == "all":
-        rules[f"ANY.{name}"] = f"COUNT ADJ.{name}? NOUN.{name}"
-    else:
-        rules[f"ANY.{name}"] = f"A.NOUN.{name} | 2: A.ADJ.{name} NOUN.{name}"
+    one = f"A.NOUN.{name} | 2: A.ADJ.{name} NOUN.{name}"
+    rules[f"ANY.{name}"] = f"COUNT ADJ.{name}? NOUN.{name}" if who == "all" else one
     look = [_expand(item, scene, who, "") for item in looks.split("|") if item]
     # "wearing" only before a finite verb: "a man wearing a hat riding a bike" is hard to read.
     worn = [re.sub(r"^in ", "in/wearing ", item) for item in look]

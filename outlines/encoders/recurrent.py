@@ -20,7 +20,6 @@ from outlines.corpus.tokenizer import SentencePieceTokenizer, SpecialIds
 from outlines.errors import OutlinesError
 from outlines.hardening import build_module
 
-BATCH_SIZE = 64
 KIND = "recurrent-encoder"
 
 
@@ -73,7 +72,7 @@ class RecurrentEncoder(nn.Module):
         """Return `project_sentences` [N, D] of N rows of token ids, computed in batches of similar length."""
         weight = self.project.weight
         projected = weight.new_empty(len(rows), self.config.outline_dim)
-        for chosen in in_like_length(rows, BATCH_SIZE):
+        for chosen in in_like_length(rows, batch_size=64):
             batch = collate([rows[row] for row in chosen], self.config)
             projected[torch.from_numpy(chosen)] = self.project_sentences(batch.inputs.to(weight.device), batch.lengths)
         return projected
@@ -101,8 +100,7 @@ def corrupt(inputs: Tensor, lengths: Tensor, drop: float, shuffle_distance: int,
     order = order.masked_fill(inputs == special.eos_id, inputs.shape[1] + shuffle_distance + 1)
     order = order.masked_fill(~kept, float("inf")).argsort(dim=1, stable=True)
     new_lengths = kept.sum(dim=1)
-    gone = position >= new_lengths[:, None]
-    noisy = inputs.gather(1, order).masked_fill(gone, special.pad_id)
+    noisy = inputs.gather(1, order).masked_fill(position >= new_lengths[:, None], special.pad_id)
     return noisy[:, :int(new_lengths.max())], new_lengths.to(lengths)
 
 

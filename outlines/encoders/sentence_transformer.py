@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from outlines.checkpoint import sha256_file
 from outlines.errors import OutlinesError
@@ -28,8 +29,6 @@ class SentenceTransformerEncoder:
     def __init__(self, name: str, directory: Path, device: str = "cpu"):
         folders = check_sentence_transformer(directory)
         library = _import_library(name)
-        from safetensors import SafetensorError
-
         try:
             with _quiet():
                 model = library.SentenceTransformer(
@@ -42,7 +41,9 @@ class SentenceTransformerEncoder:
         # The library keeps the file's dtype. On a CPU, bfloat16 is slower and less exact than float32.
         self._model = model.float().eval().requires_grad_(False)
         self.name = name
-        self.fingerprint = _fingerprint(directory, folders)
+        files = sorted({file for folder in folders for pattern in DATA_PATTERNS for file in folder.glob(pattern)})
+        listing = "".join(f"{file.relative_to(directory).as_posix()} {sha256_file(file)}\n" for file in files)
+        self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()
         self.normalized = type(list(model)[-1]).__name__ == "Normalize"
         self.dim = self.encode([""]).shape[1]
 
@@ -75,14 +76,6 @@ def load_sentence_transformer(name_or_path: str, device: str = "cpu") -> Sentenc
             raise OutlinesError(f"{name_or_path}: no such directory. Check the path after st:.")
         path = _from_hub(name_or_path if "/" in name_or_path else f"sentence-transformers/{name_or_path}")
     return SentenceTransformerEncoder(f"st:{name_or_path}", path, device)
-
-
-def _fingerprint(directory: Path, folders: list[Path]) -> str:
-    """Return the SHA-256 of a model's weights, vocabulary and configuration files."""
-    digest = hashlib.sha256()
-    for file in sorted({file for folder in folders for pattern in DATA_PATTERNS for file in folder.glob(pattern)}):
-        digest.update(f"{file.relative_to(directory).as_posix()} {sha256_file(file)}\n".encode())
-    return digest.hexdigest()
 
 
 def _packaged_minilm() -> Path | None:

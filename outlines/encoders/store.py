@@ -28,12 +28,11 @@ DTYPE = np.dtype("<f2")
 KEY = {"rows": "number of sentences", "shard_rows": "shard size", "dim": "outline width",
        "encoder_fingerprint": "encoder", "corpus_fingerprint": "corpus"}
 ENCODE_AGAIN = "Delete it if it exists and run the encoding again."
-Progress = Callable[[int, int], None]
 
 
 def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Path, *, corpus_fingerprint: str,
                   shard_rows: int = SHARD_ROWS, rank: int = 0, world: int = 1,
-                  progress: Progress | None = None) -> None:
+                  progress: Callable[[int, int], None] | None = None) -> None:
     """Encode the shards of one rank: every `world`-th, starting at `rank`. `finish_store` completes the store.
 
     Complete shards are skipped, damaged ones are encoded again. Memory holds one shard at a time.

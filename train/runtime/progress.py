@@ -8,8 +8,6 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-PLAIN_LINE_SEC = 10.0
-
 
 class Progress(Protocol):
     """Reports (done, total). It can be called at every step; `note`, such as a speed, is shown after the counts."""
@@ -49,7 +47,7 @@ class Reporter:
                 if note:
                     bar.set_postfix_str(note, refresh=False)
                 bar.update(done - bar.n)
-            elif now - last >= PLAIN_LINE_SEC or done == total:
+            elif now - last >= 10 or done == total:  # a plain line every 10 s
                 last = now
                 rate = max(done / max(now - started, 1e-9), 1e-9)
                 self.line(f"{name}: {done:,} of {total:,} {unit}, {rate:,.0f}/s{', ' + note if note else ''}, "

@@ -1,15 +1,6 @@
 """The directory of a run: its files, its lock, its checkpoints.
 
-    run.json            the resolved configuration, versions, seed and hashes, written before step 0
-    tokenizer.model     with run.json and model/, everything that `python -m generate` needs
-    checkpoints/        the last few, each complete and verified: weights, optimisers, position
-    model/              the finished model; exists after training
-    metrics.jsonl       every logged figure; TensorBoard's event files are beside it
-    report.json         the final figures
-    evaluation.json     every row that `python -m train evaluate` measured
-
-The directory of several runs has runs.json and one directory per run: seed-1, seed-2, … for several seeds; outlines,
-lm, … for a comparison, each of which can again be a directory of several seeds. docs/runs.md describes all files.
+docs/runs.md lists the files. The directory of several runs, a group, has runs.json and one directory per run or group.
 """
 
 import contextlib
