@@ -21,6 +21,7 @@ from outlines.corpus.reading import SPLITS, ReadingReport, fingerprint, read_cor
 from outlines.corpus.tokenizer import SentencePieceTokenizer
 from outlines.encoders import load_encoder
 from outlines.encoders.store import OutlineStore, encode_shards, finish_store
+from outlines.models.outline_decoding import OutlineDecoding
 from outlines.networks.scaling import Scaling
 from train.config import CorpusConfig
 from train.runtime.progress import Reporter
@@ -94,6 +95,12 @@ class Dataset:
         """Return the hashes of corpus, tokenizer and, with outlines, encoder, by name."""
         of_encoder = {"encoder": self.stores["train"].encoder_fingerprint} if self.stores else {}
         return {"corpus": self.corpus.fingerprint, "tokenizer": self.tokenizer.fingerprint, **of_encoder}
+
+    def set_scaling(self, model: OutlineDecoding) -> None:
+        """Copy the scaling into a model and move the model to the device."""
+        assert self.scaling is not None
+        model.scaling.load_state_dict(self.scaling.state_dict())
+        model.to(self.device)
 
     def num_rows(self, split: str) -> int:
         return len(self.corpus.tokens[split])

@@ -1,11 +1,12 @@
 """What the loop knows of training: a Method is a model and a list of stages.
 
-A Stage owns its modules, optimisers and schedule, and says what a step and a validation are. The loop owns batches,
-learning rates, logging, validation and checkpoints. It never asks which method or stage it runs.
+The loop owns batches, learning rates, logging and checkpoints, and never asks which method or stage it runs.
 """
 
+import contextlib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,14 +35,12 @@ class Update:
     """One optimiser step on a loss, with the gradient summed over ranks and clipped."""
 
     def __init__(self, ranks: Ranks, clip_norm: float):
-        self.ranks = ranks
-        self.clip_norm = clip_norm
+        self.ranks, self.clip_norm = ranks, clip_norm
 
     def __call__(self, name: str, optimizer: Optimizer, loss: Tensor) -> Tensor:
-        """Step `optimizer` and return the gradient norm.
+        """Step `optimizer` on this rank's share of a global loss and return the gradient norm.
 
-        name: of the loss, for errors. loss: a scalar, this rank's share of the global loss.
-        Raises NotFinite before any weight changes.
+        name: of the loss, for errors. Raises NotFinite before any weight changes.
         """
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -51,11 +50,10 @@ class Update:
         self.ranks.sum_([*gradients, value])
         norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         # Both numbers are read together because each read waits for the GPU.
-        loss_is_finite, norm_is_finite = torch.isfinite(torch.stack([value.float(), norm.float()])).tolist()
-        if not loss_is_finite:
-            raise NotFinite(f"{name}: the loss is {float(value)}")
-        if not norm_is_finite:
-            raise NotFinite(f"{name}: the gradient norm is {float(norm)}")
+        numbers = torch.stack([value.float(), norm.float()]).tolist()
+        for quantity, number in zip(("loss", "gradient norm"), numbers, strict=True):
+            if not math.isfinite(number):
+                raise NotFinite(f"{name}: the {quantity} is {number}")
         optimizer.step()
         return norm
 
@@ -76,57 +74,42 @@ class Validation:
 
 
 class Stage(ABC):
-    """A part of training with its own batches and schedule. Stages run one after another.
-
-    Attributes that a subclass must set:
-        name: shown in the log.
-        num_steps, batch_size, validate_every: optimiser steps; sentences of a global batch; steps.
-        modules: the trained modules, by name. The loop restores their best weights at the end of the stage.
-        optimizers: by name; the loop scales their learning rates.
-    """
+    """A part of training with its own batches and schedule. Stages run one after another."""
 
     name: str
     num_steps: int
     batch_size: int
+    """sentences of a global batch"""
     validate_every: int
     modules: dict[str, nn.Module]
+    """the trained modules; the loop restores their best weights at the end of the stage"""
     optimizers: dict[str, Optimizer]
     like_length = False
     """whether batches hold sentences of similar length; uniform samples otherwise"""
     patience = 0
-    """validations without improvement after which the stage ends early; 0 never ends it early"""
+    """validations without improvement after which the stage ends early; 0: never"""
     several_updates = False
     """whether a step makes several updates, so that a failed step must be undone from a copy of the weights"""
 
     def begin(self, progress: Progress) -> None:
-        """Prepare the stage before its first step. A run that resumes inside the stage does not call it again.
-
-        A signal may interrupt it at any point and a later process repeats it, so it must not write files.
-        progress: call with (done, total) if this takes long.
-        """
+        """Prepare the stage before its first step; writes no files, because a signal may interrupt it at any point."""
         return
 
     @abstractmethod
     def step(self, step: int, batch: Batch, update: Update) -> dict[str, Tensor]:
-        """Make the updates of one step and return scalars by log key, this rank's shares of the global means."""
+        """Make the updates of a step and return scalars by log key, this rank's shares of the global means."""
 
     @abstractmethod
     def validate(self) -> Validation:
         """Evaluate on the validation split. Deterministic; changes no weight."""
 
     def finish(self, directory: Path) -> None:
-        """Complete the model when all stages have ended, on the first rank only.
-
-        directory: of the run; files for later commands may be written there.
-        """
+        """Complete the model when all stages have ended, on the first rank only. directory: of the run."""
         return
 
 
 class Snapshot:
-    """A copy of everything that a step may change, to undo a step that fails between two updates.
-
-    It holds the stage's weights and optimiser states and every buffer of the method. The memory of the copies is reused.
-    """
+    """A copy of everything that a step may change, to undo a step that fails between two updates."""
 
     def __init__(self, method: "Method", stage: Stage):
         self._optimizers = list(stage.optimizers.values())
@@ -173,11 +156,16 @@ class Method(ABC):
     model: TextModel
     stages: tuple[Stage, ...]
     modules: dict[str, nn.Module]
-    """everything that a checkpoint must hold, by name: trained and fixed modules, and buffers that are not the step"""
+    """everything that a checkpoint must hold: trained and fixed modules"""
 
     @abstractmethod
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         """Build the model and the stages. The weights depend only on the seed."""
+
+    def assemble(self, *stages: Any, **fixed: nn.Module) -> None:
+        """Set the stages and the modules. fixed: modules that no stage trains."""
+        self.stages = stages
+        self.modules = {name: module for stage in stages for name, module in stage.modules.items()} | fixed
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:
@@ -185,18 +173,32 @@ class Method(ABC):
         return {name: optimizer for stage in self.stages for name, optimizer in stage.optimizers.items()}
 
     def finish(self, directory: Path) -> None:
-        """Complete the model and write it to the run's directory.
-
-        The model is written last because its presence marks the run as finished.
-        """
+        """Complete the model and write it last, because its presence marks the run as finished."""
         for stage in self.stages:
             stage.finish(directory)
         save_model(directory / "model", self.model)
 
     @classmethod
     def own_rows(cls, config: RunConfig, model: TextModel, data: Dataset, reporter: Reporter) -> list[dict[str, Any]]:
-        """Return the rows of the family's own table in the report, measured on the test split; each has a `source`."""
+        """Return the rows of the family's own table in the report; each has a `source`."""
         return []
+
+
+@contextlib.contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Let modules pass gradients on without storing any, so that an optimiser does not change them."""
+    for module in modules:
+        module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.requires_grad_(True)
+
+
+def draw_seed() -> int:
+    """Return a seed from torch's generator, which the loop seeds before each step."""
+    return int(torch.randint(2**62, ()))
 
 
 def adamw(modules: Iterable[nn.Module], learning_rate: float, betas: tuple[float, float] = (0.9, 0.99),

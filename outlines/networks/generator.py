@@ -1,4 +1,4 @@
-"""Generators of outlines, noise → outlines: the interface of every kind, their capabilities and their registry.
+"""Generators of outlines, noise → outlines: the interface of every kind, and the registry.
 
 A new kind is one file with an OutlineGenerator, and one call of `register`. train/methods/outlines.py decides how a kind
 is trained.
@@ -7,7 +7,7 @@ is trained.
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -45,26 +45,17 @@ class OutlineGenerator(nn.Module, ABC):
     def forward(self, noise: Any) -> Tensor:
         """Return outlines [B, D] in scaled units, before normalisation."""
 
+    def fit(self, outlines: Tensor, seed: int) -> None:
+        """Fit the generator to training outlines [N, D] before training, if its kind does that."""
+        return
 
-@runtime_checkable
-class FitsOutlines(Protocol):
-    """A generator that is fitted to training outlines [N, D] before training."""
+    def start_at(self, mixture: Mixture) -> None:
+        """Start training as a mixture, if the kind can."""
+        return
 
-    def fit(self, outlines: Tensor, seed: int) -> None: ...
-
-
-@runtime_checkable
-class StartsAtMixture(Protocol):
-    """A generator that can start training as a mixture."""
-
-    def start_at(self, mixture: Mixture) -> None: ...
-
-
-@runtime_checkable
-class ComposesAffine(Protocol):
-    """A generator that can absorb an affine map of its outlines into its parameters."""
-
-    def compose_affine(self, matrix: Tensor, shift: Tensor) -> None: ...
+    def compose_affine(self, matrix: Tensor, shift: Tensor) -> None:
+        """Replace every outline x by matrix · x + shift, if the kind can; matrix: [D, D], invertible."""
+        return
 
 
 _registry: dict[str, type[OutlineGenerator]] = {}

@@ -1,15 +1,7 @@
-"""ARAE: autoencoder, critic and generator, trained together on one corpus.
-
-A step has three phases:
-
-    critic       several rounds of WGAN-GP between real and generated codes, each round on newly drawn sentences
-    generator    raises the critic's scores
-    autoencoder  lowers the nll of each sentence under its noised code; the encoder also lowers the critic's scores of its
-                 codes. Only the encoder receives a gradient from the critic, scaled by a fraction
+"""ARAE: autoencoder, critic and generator, trained together on one corpus; a step has a phase for each.
 
 Zhao et al. (2018), algorithm 1, apply the encoder's two gradients in two steps of plain gradient descent, which is nearly
 the step on their sum. An optimiser that rescales gradients, such as AdamW, needs the sum to preserve the fraction.
-The paper's code selects weights by reverse perplexity on the *test* split; this one uses the validation split.
 """
 
 from dataclasses import dataclass
@@ -26,22 +18,17 @@ from outlines.metrics.collapse import active_units, latent_gap, other_rows
 from outlines.metrics.ngram import NgramModel
 from outlines.metrics.outlines import knn_precision_recall
 from outlines.models.arae import ARAE, CodeGeneratorConfig
+from outlines.networks import losses
 from outlines.networks.gan import Critic
-from outlines.networks.losses import (
-    one_centred_penalty,
-    score_gradients,
-    wasserstein_critic_loss,
-    wasserstein_generator_loss,
-)
 from outlines.networks.mixture import fit_mixture
 from outlines.options import option
 from train.config import RunConfig
 from train.data import Batch, Dataset
 from train.evaluation.figures import held_out, nll_figures
 from train.evaluation.judges import tokens_of
-from train.method import Method, Update, Validation, adamw
-from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config, decoder_step
-from train.methods.lm import LanguageModelMethod
+from train.method import Method, Update, Validation, adamw, draw_seed, frozen
+from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config, sizes
+from train.methods.gan_stage import update_critic
 
 VALIDATION_SEED = 17
 ANNEAL_EVERY = 100
@@ -75,22 +62,19 @@ class ARAEOptions(DecoderOptions):
         return super().without_effect() | ({} if self.noise_radius else {"noise_anneal": "without --noise-radius"})
 
     def noise_radius_at(self, step: int) -> float:
-        """Return the noise on the codes at a step."""
         return self.noise_radius * self.noise_anneal ** (step // ANNEAL_EVERY)
 
 
 class ARAEStage(DecoderStage):
     several_updates = True
-    model: ARAE
+    term = "reconstruction_nll"
 
     def __init__(self, options: ARAEOptions, data: Dataset, model: ARAE, bfloat16: bool, seed: int):
-        super().__init__(options, data, model, {"encoder": model.encoder, "decoder": model.decoder}, bfloat16, seed)
-        self.options = options
+        super().__init__(options, data, model, bfloat16, seed, encoder=model.encoder, decoder=model.decoder)
         self.critic = Critic(options.code_dim, options.gan_hidden_dim, options.gan_num_layers).to(data.device)
         if options.autoencoder_optimizer == "sgd":
-            rate, modules = options.decoder_learning_rate, self.modules.values()
-            parameters = [parameter for module in modules for parameter in module.parameters()]
-            self.optimizers["decoder"] = torch.optim.SGD([{"params": parameters, "initial_lr": rate}], lr=rate)
+            rate, groups = options.decoder_learning_rate, self.optimizers["decoder"].param_groups
+            self.optimizers["decoder"] = torch.optim.SGD([{"params": groups[0]["params"], "initial_lr": rate}], lr=rate)
         self.modules["generator"] = model.generator
         betas = (options.gan_beta1, options.gan_beta2)
         for name, module in (("generator", model.generator), ("critic", self.critic)):
@@ -100,16 +84,13 @@ class ARAEStage(DecoderStage):
 
     def step(self, step: int, batch: Batch, update: Update) -> dict[str, Tensor]:
         # One generator for all noise, seeded before dropout draws, so that all ranks draw the same noise.
-        rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        rng = torch.Generator().manual_seed(draw_seed())
         terms: dict[str, Tensor] = {}
         for codes, num_rows in self.real_codes(step, batch):
             terms |= self.critic_step(codes, num_rows, batch, rng, update)
-        self.critic.requires_grad_(False)  # It passes gradients on and stores none.
-        try:
+        with frozen(self.critic):
             terms |= self.generator_step(batch, rng, update)
             terms |= self.autoencoder_step(batch, self.options.noise_radius_at(step), rng, update)
-        finally:
-            self.critic.requires_grad_(True)
         return terms
 
     def _noise(self, num_rows: int, width: int, batch: Batch, rng: torch.Generator) -> Tensor:
@@ -117,8 +98,8 @@ class ARAEStage(DecoderStage):
         return batch.own(torch.randn(num_rows, width, generator=rng)).to(self.data.device)
 
     def _generated(self, num_rows: int, batch: Batch, rng: torch.Generator) -> Tensor:
-        """Return this rank's generated codes [B, D]."""
-        return self.model.generate_codes(self._noise(num_rows, self.options.noise_dim, batch, rng))
+        codes: Tensor = self.model.generate_codes(self._noise(num_rows, self.options.noise_dim, batch, rng))
+        return codes
 
     def real_codes(self, step: int, batch: Batch) -> list[tuple[Tensor, int]]:
         """Return, for each critic round of a step, this rank's codes [B, D] (constants) and the global batch's rows."""
@@ -136,42 +117,33 @@ class ARAEStage(DecoderStage):
             fake = self._generated(num_rows, batch, rng)
         share = batch.own(torch.rand(num_rows, 1, generator=rng)).to(real.device)
         real_scores, fake_scores = self.critic(real), self.critic(fake)
-        adversarial = wasserstein_critic_loss(real_scores, fake_scores)
-        _, gradients = score_gradients(self.critic, torch.lerp(fake, real, share))
-        penalty = one_centred_penalty(gradients)
-        loss = (adversarial + self.options.penalty_weight * penalty).sum() / num_rows
-        norm = update("critic loss", self.optimizers["critic"], loss)
-        means = {"train/critic_loss": adversarial, "train/gradient_penalty": penalty, "scores/real": real_scores,
-                 "scores/fake": fake_scores}
-        return {key: values.detach().sum() / num_rows for key, values in means.items()} | {"norm/critic": norm}
+        adversarial = losses.wasserstein_critic_loss(real_scores, fake_scores)
+        penalties = losses.one_centred_penalty(losses.score_gradients(self.critic, torch.lerp(fake, real, share))[1])
+        return update_critic(update, self.optimizers["critic"], self.options.penalty_weight, num_rows,
+                             adversarial, penalties.sum() / num_rows, real_scores, fake_scores)
 
     def generator_step(self, batch: Batch, rng: torch.Generator, update: Update) -> dict[str, Tensor]:
         fake_scores = self.critic(self._generated(batch.num_rows, batch, rng))
-        loss = wasserstein_generator_loss(fake_scores, fake_scores).sum() / batch.num_rows
+        loss = losses.wasserstein_generator_loss(fake_scores, fake_scores).sum() / batch.num_rows
         norm = update("generator loss", self.optimizers["generator"], loss)
         return {"train/generator_loss": loss.detach(), "norm/generator": norm}
 
     def autoencoder_step(self, batch: Batch, radius: float, rng: torch.Generator, update: Update) -> dict[str, Tensor]:
-        loss, per_token, per_sentence = self.autoencoder_loss(batch, radius, rng)
+        loss, nll = self.autoencoder_loss(batch, radius, rng)
         norm = update("nll", self.optimizers["decoder"], loss)
-        return {"train/reconstruction_nll_per_token": per_token.detach(), "train/reconstruction_nll": per_sentence,
-                "train/noise_radius": batch.share(radius), "norm/decoder": norm}
+        return self.nll_terms(batch, nll) | {"train/noise_radius": batch.share(radius), "norm/decoder": norm}
 
-    def autoencoder_loss(self, batch: Batch, radius: float, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss, the nll per token and the nll per sentence: this rank's shares of the global means.
-
-        The decoder reads noised codes, the critic reads the codes without noise.
-        """
+    def autoencoder_loss(self, batch: Batch, radius: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return this rank's share of the loss, and its nll. The decoder reads noised codes, the critic those without."""
         codes = self.model.encode(batch.tokens.inputs, batch.tokens.lengths)
         noised = codes + radius * self._noise(batch.num_rows, self.options.code_dim, batch, rng)
-        per_token, per_sentence = decoder_step(self.model.decoder, self.model.scaled(noised), batch, self.bfloat16)
+        nll = self.nll(batch, self.model.scaled(noised))
         # The critic raises its scores of real codes; the encoder lowers them.
-        adversarial = self.critic(codes).sum() / batch.num_rows
-        return per_token + self.options.encoder_share * adversarial, per_token, per_sentence
+        return nll / batch.num_targets + self.options.encoder_share * self.critic(codes).sum() / batch.num_rows, nll
 
     @torch.no_grad()
     def validate(self) -> Validation:
-        tokens, _, _ = held_out(self.data, "valid", self.num_validation)
+        tokens, _, _ = held_out(self.data, "valid", self.options.num_validation)
         rng = torch.Generator().manual_seed(VALIDATION_SEED)
         real, _ = self.model.posterior(tokens)
         gap = latent_gap(self.model.decoder, tokens, real, real[other_rows(len(real), 1, rng)[0]])
@@ -189,10 +161,7 @@ class ARAEStage(DecoderStage):
             "scores/generated": float(self.critic(self.model.to_encoder(fake)).mean())}, reverse_nll)
 
     def _reverse_nll(self, samples: list[list[int]], tokens: list[Any]) -> float:
-        """Return the nll per token of held-out sentences under a 5-gram model of samples.
-
-        It is low only if the samples are both good and diverse.
-        """
+        """Return the nll per token of held-out sentences under a 5-gram model of samples; low if these are diverse."""
         text = [sentence.replace("\0", " ") for sentence in self.data.tokenizer.decode(samples)]
         nll, num_targets = NgramModel(tokens_of(text, self.data), self.data.tokenizer.vocab_size,
                                       special=self.data.tokenizer.special).nll_of_rows(tokens)
@@ -207,13 +176,10 @@ class ARAEStage(DecoderStage):
 class ARAEMethod(Method):
     family = "arae"
     config_class = ARAEOptions
-    # Decoder, tokenizer, sizes and budget are those of `outlines`; only the source of the codes differs.
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        **LanguageModelMethod.presets,
-        "tiny": {**LanguageModelMethod.presets["tiny"], "code_dim": 16, "encoder_hidden_dim": 16, "noise_dim": 16,
-                 "gan_hidden_dim": 16, "gan_num_layers": 2},
-        "full": {**LanguageModelMethod.presets["full"], "encoder_hidden_dim": 1024, "gan_hidden_dim": 2048,
-                 "gan_num_layers": 4, "gan_learning_rate": 1e-4},
+    presets = sizes(tiny={"code_dim": 16, "encoder_hidden_dim": 16, "noise_dim": 16, "gan_hidden_dim": 16,
+                          "gan_num_layers": 2},
+                    full={"encoder_hidden_dim": 1024, "gan_hidden_dim": 2048, "gan_num_layers": 4,
+                          "gan_learning_rate": 1e-4}) | {
         "arae": {},
         # The authors' settings for SNLI (lang/run_snli.py), for a corpus of sentences of at most 15 words; longer ones are
         # cut. They use 11,000 words, this preset uses 11,000 SentencePiece pieces. Learning rates stay constant.
@@ -224,16 +190,12 @@ class ARAEMethod(Method):
                       "gan_beta1": 0.5, "gan_beta2": 0.999, "autoencoder_optimizer": "sgd", "decoder_learning_rate": 1.0,
                       "decoder_batch_size": 64, "clip_norm": 1.0, "warmup_steps": 0, "min_learning_rate": 1.0},
     }
-    model: ARAE
-    stages: tuple[ARAEStage]
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
-        options = config.model
-        assert isinstance(options, ARAEOptions)
+        options: Any = config.model
         generator = CodeGeneratorConfig(options.noise_dim, options.gan_hidden_dim, options.gan_num_layers)
         encoder = RecurrentEncoderConfig(data.tokenizer.vocab_size, options.embed_dim, options.encoder_hidden_dim,
                                          options.code_dim, dropout=0.0, **vars(data.tokenizer.special))
         self.model = ARAE(encoder, generator, decoder_config(options, data, options.code_dim)).to(data.device)
         stage = ARAEStage(options, data, self.model, bfloat16, config.training.seed)
-        self.modules = {**stage.modules, "critic": stage.critic}
-        self.stages = (stage,)
+        self.assemble(stage, critic=stage.critic)

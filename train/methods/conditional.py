@@ -1,17 +1,15 @@
 """Conditional outlines: the decoder of neural outlines, then a generator and a critic that both see a condition.
 
-A pair is a text and a condition, which is another sentence of its group (outlines/corpus/pairs.py). The critic sees real
-and generated outlines under the same conditions, so it can only separate them by how well they match their conditions.
+A pair is a text and a condition, which is another sentence of its group (outlines/corpus/pairs.py).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from outlines.errors import OutlinesError
 from outlines.metrics.outlines import energy_score, knn_precision_recall
@@ -20,20 +18,12 @@ from outlines.models.conditional import ConditionalModel
 from outlines.networks.conditional import ConditionalGeneratorConfig, fit_linear_gaussian
 from train.config import RunConfig
 from train.data import MAX_FITTED_ROWS, Batch, Dataset
-from train.evaluation.conditions import (
-    COLUMNS,
-    NOISE_SEED,
-    TITLE,
-    Comparison,
-    PairRows,
-    conditions_of,
-    draws,
-    held_out_pairs,
-)
+from train.evaluation import conditions as evaluation
+from train.evaluation.conditions import PairRows, conditions_of, draws, held_out_pairs
 from train.evaluation.sampling import Row
 from train.evaluation.yardstick import NEIGHBOURS
 from train.method import Method, Validation
-from train.methods.gan_stage import GanOptions, GanStage
+from train.methods.gan_stage import Game, GanOptions, GanStage
 from train.methods.outlines import (
     OutlineDecoderOptions,
     OutlineDecoderStage,
@@ -63,12 +53,8 @@ class PairBatch(Batch):
     conditions: Tensor
 
 
-class PairGame:
-    """Outlines drawn from noise and conditions against the outlines of pairs (see gan_stage.Game)."""
-
-    def __init__(self, options: ConditionalOptions, data: Dataset, model: ConditionalModel, seed: int):
-        self.options, self.data, self.model, self.seed = options, data, model, seed
-        self.generator, self.critic, self.device = model.generator, model.critic, data.device
+class PairGame(Game):
+    """Outlines drawn from noise and conditions against the outlines of pairs."""
 
     def begin(self, progress: Progress) -> None:
         """Fit the linear-Gaussian, start the generator at it, and store some conditions."""
@@ -98,7 +84,9 @@ class PairGame:
 
     def fake(self, generator: Any, batch: Batch, rng: torch.Generator) -> Tensor:
         assert isinstance(batch, PairBatch)
-        return self.model.normalise(generator(batch.own(generator.draw(batch.num_rows, rng)), batch.conditions))
+        noise = batch.own(generator.draw(batch.num_rows, rng))
+        outlines: Tensor = self.model.normalise(generator(noise, batch.conditions))
+        return outlines
 
     def scorer(self, batch: Batch, rows: slice = slice(None)) -> Callable[[Tensor], Tensor]:
         assert isinstance(batch, PairBatch)
@@ -110,7 +98,7 @@ class PairGame:
         assert self.data.pairing is not None
         rows = held_out_pairs(self.data.pairing.splits["valid"], self.options.num_validation)
         conditions, real = conditions_of(self.model, self.data, "valid", rows), self.data.outlines("valid", rows.targets)
-        fakes, starts = (draws(self.model, conditions, source, torch.Generator().manual_seed(NOISE_SEED))
+        fakes, starts = (draws(self.model, conditions, source, torch.Generator().manual_seed(evaluation.NOISE_SEED))
                          for source in self.model.sources)
         score, score_at_start = (float(energy_score(outlines, real).mean()) for outlines in (fakes, starts))
         precision, recall = knn_precision_recall(real, fakes[:, 0], min(NEIGHBOURS, len(real) - 1))
@@ -124,23 +112,17 @@ class PairGame:
             "scores/held_out": float(self.critic(real, conditions).mean()),
             "scores/generated": float(self.critic(fakes[:, 0], conditions).mean())}, criterion)
 
-    def finish(self, directory: Path) -> None:
-        return
-
 
 class ConditionalMethod(Method):
     family = "conditional"
     config_class = ConditionalOptions
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        size: {name: value for name, value in preset.items() if name != "num_centres"}
-        for size, preset in OutlinesMethod.presets.items()}
-    own_title, own_columns = TITLE, COLUMNS
-    model: ConditionalModel
-    stages: tuple[OutlineDecoderStage, GanStage]
+    presets: ClassVar = {size: {name: value for name, value in preset.items() if name != "num_centres"}
+                         for size, preset in OutlinesMethod.presets.items()}
+    own_title, own_columns = evaluation.TITLE, evaluation.COLUMNS
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
-        options, seed = config.model, config.training.seed
-        assert isinstance(options, ConditionalOptions) and data.scaling is not None
+        options: Any = config.model
+        seed = config.training.seed
         if data.pairing is not None:
             num_groups = len(held_out_pairs(data.pairing.splits["valid"], options.num_validation).targets)
             if num_groups < MIN_HELD_OUT:
@@ -152,15 +134,12 @@ class ConditionalMethod(Method):
         self.model = model = ConditionalModel(
             outline_decoder_config(options, data), generator, labels, min(MAX_KEPT_CONDITIONS, data.num_rows("train")),
             data.normalized, store.encoder, options.whiten)
-        model.scaling.load_state_dict(data.scaling.state_dict())
-        model.to(data.device)
-        decoder = OutlineDecoderStage(options, data, model, bfloat16, seed)
-        gan = GanStage(options, PairGame(options, data, model, seed))
-        fixed: dict[str, nn.Module] = {"linear": model.linear, "conditions": model.conditions, "scaling": model.scaling}
-        self.modules = {**decoder.modules, **gan.modules, **fixed}
-        self.stages = (decoder, gan)
+        data.set_scaling(model)
+        self.assemble(OutlineDecoderStage(options, data, model, bfloat16, seed),
+                      GanStage(options, PairGame(options, data, model, seed)),
+                      linear=model.linear, conditions=model.conditions, scaling=model.scaling)
 
     @classmethod
     def own_rows(cls, config: RunConfig, model: TextModel, data: Dataset, reporter: Reporter) -> list[Row]:
         assert isinstance(model, ConditionalModel)
-        return Comparison(config, model, data).rows(reporter)
+        return evaluation.Comparison(config, model, data).rows(reporter)

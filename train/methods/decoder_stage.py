@@ -4,17 +4,20 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from outlines.errors import OutlinesError
-from outlines.models.base import TextModel
-from outlines.networks.decoder import Decoder, DecoderConfig, decoder_kinds, find_decoder
+from outlines.metrics.collapse import signal_noise
+from outlines.networks.decoder import DecoderConfig, decoder_kinds, find_decoder
 from outlines.networks.embedding_init import MAX_COUNTED_ROWS, start_words
 from outlines.options import option
 from train.config import ModelOptions
 from train.data import Batch, Dataset
 from train.evaluation.figures import held_out, nll_figures
+from train.evaluation.pictures import signal_noise_picture
 from train.method import Stage, Update, Validation, adamw
 from train.runtime.progress import Progress
 
@@ -43,24 +46,35 @@ class DecoderOptions(ModelOptions):
                 if name not in known}
 
 
-def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int, **settings: Any) -> DecoderConfig:
-    """Return the decoder's configuration for this corpus: every field that the decoder kind shares with the options.
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"num_sentences": 600, "vocab_size": 450, "embed_dim": 16, "hidden_dim": 24, "decoder_steps": 30,
+             "decoder_batch_size": 16, "decoder_validate_every": 10, "num_validation": 20, "log_every": 10,
+             "checkpoint_every": 10, "warmup_steps": 5, "evaluator_steps": 20, "num_evaluation": 40,
+             "valid_fraction": 0.1, "test_fraction": 0.1},
+    "default": {"num_sentences": 24000, "valid_fraction": 0.08, "test_fraction": 0.08, "embed_dim": 224,
+                "hidden_dim": 384, "word_start": "counts", "decoder_steps": 500, "decoder_learning_rate": 4e-3,
+                "decoder_validate_every": 250, "warmup_steps": 100, "evaluator_steps": 2600},
+    "small": {"decoder_steps": 2400, "decoder_validate_every": 600, "checkpoint_every": 600, "evaluator_steps": 800},
+    "full": {"embed_dim": 512, "hidden_dim": 1024, "num_layers": 2, "dropout": 0.3, "decoder_steps": 40000,
+             "decoder_batch_size": 256, "decoder_learning_rate": 1e-3, "decoder_validate_every": 2000,
+             "checkpoint_every": 2000},
+}
+"""the sizes of every family"""
 
-    settings: fields that a family sets itself; raises OutlinesError if the decoder kind has no such field.
-    """
+
+def sizes(**own: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the presets of all sizes, with a family's own options by size."""
+    return {size: {**preset, **own.get(size, {})} for size, preset in PRESETS.items()}
+
+
+def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int, **settings: Any) -> DecoderConfig:
+    """Return the decoder's configuration: the fields that its kind shares with the options, and the family's `settings`."""
     config_class = find_decoder(options.decoder).config_class
     known = {field.name for field in dataclasses.fields(config_class)}
     for name in settings.keys() - known:
         raise OutlinesError(f"Decoder {options.decoder!r} has no setting {name!r}. Choose another --decoder.")
     shape = {name: value for name, value in vars(options).items() if name in known}
     return config_class(data.tokenizer.vocab_size, vector_dim, **{**vars(data.tokenizer.special), **shape, **settings})
-
-
-def decoder_step(decoder: Decoder, vector: Tensor | None, batch: Batch, bfloat16: bool) -> tuple[Tensor, Tensor]:
-    """Return this rank's shares of the global nll per token and per sentence, nats; the second has no gradient."""
-    with torch.autocast(batch.tokens.inputs.device.type, torch.bfloat16, enabled=bfloat16):
-        nll = decoder.nll(batch.tokens, vector).sum()
-    return nll / batch.num_targets, nll.detach() / batch.num_rows
 
 
 class DecoderStage(Stage):
@@ -71,17 +85,17 @@ class DecoderStage(Stage):
     term = "nll"
     """name of the loss in log keys: nll, or reconstruction_nll if the decoder sees the sentence's own vector"""
 
-    def __init__(self, options: DecoderOptions, data: Dataset, model: TextModel, modules: dict[str, nn.Module],
-                 bfloat16: bool, seed: int):
-        """modules: the trained ones, by name, in the order of the optimiser's parameters."""
-        self.num_validation, self.data, self.model = options.num_validation, data, model
-        self.modules, self.bfloat16, self.seed = modules, bfloat16, seed
+    def __init__(self, options: Any, data: Dataset, model: Any, bfloat16: bool, seed: int, /,
+                 **modules: nn.Module):
+        """modules: the trained ones, in the order of the optimiser's parameters."""
+        self.options, self.data, self.model, self.bfloat16, self.seed = options, data, model, bfloat16, seed
+        self.modules = modules
         self.num_steps, self.batch_size = options.decoder_steps, options.decoder_batch_size
-        self.validate_every, self.counts_words = options.decoder_validate_every, options.word_start == "counts"
+        self.validate_every = options.decoder_validate_every
         self.optimizers = {"decoder": adamw(modules.values(), options.decoder_learning_rate)}
 
     def begin(self, progress: Progress) -> None:
-        if self.counts_words:
+        if self.options.word_start == "counts":
             rows = self.data.corpus.tokens["train"].rows(self.data.sample_rows("train", MAX_COUNTED_ROWS))
             start_words(self.model.decoder, rows, self.seed)
 
@@ -89,13 +103,45 @@ class DecoderStage(Stage):
         """Return the decoder's vectors [B, D] for a batch, or None for a decoder without a vector."""
         return None
 
+    def nll(self, batch: Batch, vector: Tensor | None) -> Tensor:
+        """Return the sum of this rank's nll, nats."""
+        with torch.autocast(batch.tokens.inputs.device.type, torch.bfloat16, enabled=self.bfloat16):
+            nll: Tensor = self.model.decoder.nll(batch.tokens, vector).sum()
+        return nll
+
     def step(self, step: int, batch: Batch, update: Update) -> dict[str, Tensor]:
-        per_token, per_sentence = decoder_step(self.model.decoder, self.vector(batch), batch, self.bfloat16)
-        norm = update("nll", self.optimizers["decoder"], per_token)
-        return {f"train/{self.term}_per_token": per_token.detach(), f"train/{self.term}": per_sentence,
-                "norm/decoder": norm}
+        nll = self.nll(batch, self.vector(batch))
+        norm = update("nll", self.optimizers["decoder"], nll / batch.num_targets)
+        return self.nll_terms(batch, nll) | {"norm/decoder": norm}
+
+    def nll_terms(self, batch: Batch, nll: Tensor) -> dict[str, Tensor]:
+        """Return the terms for the log of this rank's nll."""
+        return {f"train/{self.term}_per_token": nll.detach() / batch.num_targets,
+                f"train/{self.term}": nll.detach() / batch.num_rows}
 
     def validate(self) -> Validation:
-        tokens, outlines, _ = held_out(self.data, "valid", self.num_validation)
+        tokens, outlines, _ = held_out(self.data, "valid", self.options.num_validation)
         figures = nll_figures("valid", self.model, tokens, outlines, num_draws=0)
         return Validation(figures, figures[f"valid/{self.term}_per_token"])
+
+
+class LatentStage(DecoderStage):
+    """Trains a family with a latent on its ELBO."""
+
+    term = "reconstruction_nll"
+
+    def validation_rows(self) -> list[np.ndarray]:
+        return held_out(self.data, "valid", self.options.num_validation)[0]
+
+    def elbo_terms(self, batch: Batch, nll: Tensor, kl: Tensor, kl_weight: float) -> dict[str, Tensor]:
+        """Return the terms for the log of this rank's nll and KL, summed over sentences."""
+        return {**self.nll_terms(batch, nll), "train/kl": kl / batch.num_rows, "train/kl_weight": batch.share(kl_weight),
+                "train/negative_elbo_per_token": (nll + kl) / batch.num_targets}
+
+    def validation(self, figures: dict[str, float], mu: Tensor, logvar: Tensor, **pictures: Figure) -> Validation:
+        """Return a validation with the posteriors [N, Z], selected by the negative ELBO."""
+        strength = signal_noise(mu, logvar)
+        pictures["signal_noise"] = signal_noise_picture(strength.signal.tolist(), strength.noise.tolist())
+        return Validation(figures, figures["valid/negative_elbo_per_token"],
+                          histograms={"posterior/mu": mu, "posterior/sigma": (logvar / 2).exp()},
+                          pictures={f"posterior/{name}": picture for name, picture in pictures.items()})

@@ -15,9 +15,8 @@ from outlines.models.autoencoder import Autoencoder
 from outlines.options import option
 from train.config import RunConfig
 from train.data import Batch, Dataset
-from train.method import Method
-from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config
-from train.methods.lm import LanguageModelMethod
+from train.method import Method, draw_seed
+from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config, sizes
 
 
 @dataclass(frozen=True)
@@ -33,16 +32,13 @@ class EncoderOptions(DecoderOptions):
 
 class EncoderStage(DecoderStage):
     term = "reconstruction_nll"
-    model: Autoencoder
-
-    def __init__(self, options: EncoderOptions, *args: Any):
-        super().__init__(options, *args)
-        self.drop, self.distance = options.drop, options.shuffle_distance
 
     def vector(self, batch: Batch) -> Tensor:
-        noise = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        return self.model.encode(*corrupt(batch.tokens.inputs, batch.tokens.lengths, self.drop, self.distance, noise,
-                                          self.data.tokenizer.special))
+        noise = torch.Generator().manual_seed(draw_seed())
+        vectors: Tensor = self.model.encode(*corrupt(
+            batch.tokens.inputs, batch.tokens.lengths, self.options.drop, self.options.shuffle_distance, noise,
+            self.data.tokenizer.special))
+        return vectors
 
     def finish(self, directory: Path) -> None:
         save_recurrent_encoder(directory / "encoder", self.model.encoder, directory / "tokenizer.model")
@@ -51,18 +47,13 @@ class EncoderStage(DecoderStage):
 class EncoderMethod(Method):
     family = "encoder"
     config_class = EncoderOptions
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        **LanguageModelMethod.presets,
-        "tiny": {**LanguageModelMethod.presets["tiny"], "encoder_hidden_dim": 16, "outline_dim": 16},
-        "full": {**LanguageModelMethod.presets["full"], "encoder_hidden_dim": 1024, "outline_dim": 1024},
-    }
-    model: Autoencoder
+    presets = sizes(tiny={"encoder_hidden_dim": 16, "outline_dim": 16},
+                    full={"encoder_hidden_dim": 1024, "outline_dim": 1024})
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
-        options = config.model
-        assert isinstance(options, EncoderOptions)
+        options: Any = config.model
         encoder = RecurrentEncoderConfig(data.tokenizer.vocab_size, options.embed_dim, options.encoder_hidden_dim,
                                          options.outline_dim, options.dropout, **vars(data.tokenizer.special))
-        self.model = Autoencoder(encoder, decoder_config(options, data, options.outline_dim)).to(data.device)
-        self.modules = {"encoder": self.model.encoder, "decoder": self.model.decoder}
-        self.stages = (EncoderStage(options, data, self.model, self.modules, bfloat16, config.training.seed),)
+        self.model = model = Autoencoder(encoder, decoder_config(options, data, options.outline_dim)).to(data.device)
+        self.assemble(EncoderStage(options, data, model, bfloat16, config.training.seed, encoder=model.encoder,
+                                   decoder=model.decoder))

@@ -2,28 +2,21 @@
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import Optimizer
 
-from outlines.errors import OutlinesError
+from outlines.networks import losses
 from outlines.networks.gan import update_ema
-from outlines.networks.losses import (
-    one_centred_penalty,
-    relativistic_critic_loss,
-    relativistic_generator_loss,
-    score_gradients,
-    wasserstein_critic_loss,
-    wasserstein_generator_loss,
-    zero_centred_penalty,
-)
 from outlines.options import option
-from train.data import Batch
-from train.method import Stage, Update, Validation, adamw
+from train.data import Batch, Dataset
+from train.method import Stage, Update, Validation, adamw, draw_seed, frozen
 from train.runtime.progress import Progress
 
 
@@ -51,34 +44,46 @@ class GanOptions:
     gan_validate_every: int = option(200, "generator updates between two validations", low=1)
 
 
-class Game(Protocol):
-    """What a GanStage trains: how fakes are drawn and scored, and which outlines of a batch are real."""
+class Game(ABC):
+    """What a GanStage trains: how outlines are generated and scored, and which outlines of a batch are real."""
 
-    device: torch.device
+    def __init__(self, options: Any, data: Dataset, model: Any, seed: int):
+        """model: its `generator` is the saved one, which the stage makes the moving average of the trained one."""
+        self.options, self.data, self.model, self.seed = options, data, model, seed
+        self.generator, self.critic = model.generator, model.critic
 
-    @property
-    def generator(self) -> nn.Module:
-        """The saved generator. The stage makes it the moving average of the trained one."""
-
-    @property
-    def critic(self) -> nn.Module | None: ...
-
+    @abstractmethod
     def begin(self, progress: Progress) -> None:
         """Fit the baselines and the generator's start."""
 
     def real(self, batch: Batch) -> Batch:
         """Return a batch, as large as `batch`, whose outlines are the real ones of this step."""
+        return batch
 
+    @abstractmethod
     def fake(self, generator: Any, batch: Batch, rng: torch.Generator) -> Tensor:
         """Return this rank's generated outlines [B, D]. The noise is drawn for the global batch."""
 
     def scorer(self, batch: Batch, rows: slice = slice(None)) -> Callable[[Tensor], Tensor]:
         """Return a function from outlines [B, D] to scores [B], as the counterparts of these rows of a batch."""
+        scorer: Callable[[Tensor], Tensor] = self.critic
+        return scorer
 
+    @abstractmethod
     def validate(self) -> Validation: ...
 
-    def finish(self, directory: Path) -> None:
+    def finish(self) -> None:
         """Complete the model when training has ended."""
+        return
+
+
+def update_critic(update: Update, optimizer: Optimizer, penalty_weight: float, num_rows: int, adversarial: Tensor,
+                  penalty: Tensor, real_scores: Tensor, fake_scores: Tensor) -> dict[str, Tensor]:
+    """Update a critic and return the terms for the log. penalty: this rank's share of the mean; other tensors: [B]."""
+    means = {"train/critic_loss": adversarial.sum() / num_rows, "train/gradient_penalty": penalty,
+             "scores/real": real_scores.sum() / num_rows, "scores/fake": fake_scores.sum() / num_rows}
+    norm = update("critic loss", optimizer, means["train/critic_loss"] + penalty_weight * penalty)
+    return {key: value.detach() for key, value in means.items()} | {"norm/critic": norm}
 
 
 class FitStage(Stage):
@@ -100,7 +105,7 @@ class FitStage(Stage):
         return self.game.validate()
 
     def finish(self, directory: Path) -> None:
-        self.game.finish(directory)
+        self.game.finish()
 
 
 class GanStage(FitStage):
@@ -111,15 +116,13 @@ class GanStage(FitStage):
 
     def __init__(self, options: GanOptions, game: Game):
         super().__init__(options, game)
-        if game.critic is None:
-            raise OutlinesError("Adversarial training needs a critic, and this model has none.")
         self.options, self.critic = options, game.critic
         self.generator = copy.deepcopy(game.generator)
         self.modules = {"generator": self.generator, "ema": game.generator, "critic": self.critic}
         self.num_steps, self.batch_size = options.gan_steps, options.gan_batch_size
         self.validate_every, self.patience = options.gan_validate_every, options.gan_patience
-        self.optimizers = {name: adamw([module], options.gan_learning_rate, (0.0, options.gan_beta2), 0.0)
-                           for name, module in (("generator", self.generator), ("critic", self.critic))}
+        self.optimizers = {name: adamw([self.modules[name]], options.gan_learning_rate, (0.0, options.gan_beta2), 0.0)
+                           for name in ("generator", "critic")}
 
     def begin(self, progress: Progress) -> None:
         super().begin(progress)
@@ -137,8 +140,8 @@ class GanStage(FitStage):
     def fake(self, batch: Batch) -> Tensor:
         """Return this rank's generated outlines [B, D], with noise seeded by torch's generator."""
         # On a GPU the noise is drawn there: a CPU needs as long for it as the GPU for the whole step.
-        device = self.game.device if self.game.device.type == "cuda" else "cpu"
-        return self.game.fake(self.generator, batch, torch.Generator(device).manual_seed(int(torch.randint(2**62, ()))))
+        device = self.game.data.device if self.game.data.device.type == "cuda" else "cpu"
+        return self.game.fake(self.generator, batch, torch.Generator(device).manual_seed(draw_seed()))
 
     def critic_step(self, batch: Batch, update: Update) -> dict[str, Tensor]:
         """Update the critic; generated outlines are constants."""
@@ -151,39 +154,32 @@ class GanStage(FitStage):
         own = len(batch.own(range(num_penalised)))
         penalised, others = (self.game.scorer(batch, rows) for rows in (slice(own), slice(own, None)))
         if options.objective == "r3":
-            real_scores, real_gradients = score_gradients(penalised, real[:own])
-            fake_scores, fake_gradients = score_gradients(penalised, fake[:own])
+            real_scores, real_gradients = losses.score_gradients(penalised, real[:own])
+            fake_scores, fake_gradients = losses.score_gradients(penalised, fake[:own])
             if own < len(real):
                 real_scores = torch.cat([real_scores, others(real[own:])])
                 fake_scores = torch.cat([fake_scores, others(fake[own:])])
-            adversarial = relativistic_critic_loss(real_scores, fake_scores)
-            penalties = zero_centred_penalty(real_gradients) + zero_centred_penalty(fake_gradients)
+            adversarial = losses.relativistic_critic_loss(real_scores, fake_scores)
+            penalties = losses.zero_centred_penalty(real_gradients) + losses.zero_centred_penalty(fake_gradients)
         else:
             critic = self.game.scorer(batch)
             real_scores, fake_scores = critic(real), critic(fake)
-            adversarial = wasserstein_critic_loss(real_scores, fake_scores)
+            adversarial = losses.wasserstein_critic_loss(real_scores, fake_scores)
             share = batch.own(torch.rand(batch.num_rows, 1)).to(real.device)
-            penalties = one_centred_penalty(score_gradients(penalised, torch.lerp(fake, real, share)[:own])[1])
-        penalty = penalties.sum() / num_penalised
-        means = {"train/critic_loss": adversarial.sum() / batch.num_rows, "train/gradient_penalty": penalty,
-                 "scores/real": real_scores.sum() / batch.num_rows, "scores/fake": fake_scores.sum() / batch.num_rows}
-        loss = means["train/critic_loss"] + options.penalty_weight * penalty
-        norm = update("critic loss", self.optimizers["critic"], loss)
-        return {key: value.detach() for key, value in means.items()} | {"norm/critic": norm}
+            penalties = losses.one_centred_penalty(losses.score_gradients(penalised, torch.lerp(fake, real, share)[:own])[1])
+        return update_critic(update, self.optimizers["critic"], options.penalty_weight, batch.num_rows, adversarial,
+                             penalties.sum() / num_penalised, real_scores, fake_scores)
 
     def generator_step(self, batch: Batch, update: Update) -> dict[str, Tensor]:
         """Update the generator; the critic passes gradients on and stores none."""
         assert batch.outlines is not None
-        self.critic.requires_grad_(False)
-        try:
+        with frozen(self.critic):
             critic = self.game.scorer(batch)
             fake_scores = critic(self.fake(batch))
             if self.options.objective == "r3":
-                adversarial = relativistic_generator_loss(critic(batch.outlines), fake_scores)
+                adversarial = losses.relativistic_generator_loss(critic(batch.outlines), fake_scores)
             else:
-                adversarial = wasserstein_generator_loss(fake_scores, fake_scores)
+                adversarial = losses.wasserstein_generator_loss(fake_scores, fake_scores)
             loss = adversarial.sum() / batch.num_rows
             norm = update("generator loss", self.optimizers["generator"], loss)
-        finally:
-            self.critic.requires_grad_(True)
         return {"train/generator_loss": loss.detach(), "norm/generator": norm}

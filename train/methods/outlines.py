@@ -1,7 +1,6 @@
 """Neural outlines: a decoder trained on (outline, sentence), then a generator of outlines.
 
-The two stages are independent because the outlines are fixed. The decoder is trained on batches of similar length, the
-generator on uniform batches, because its critic must see the whole distribution in every batch.
+The generator's batches are uniform, because its critic must see the whole distribution in every batch.
 """
 
 import dataclasses
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from outlines.errors import OutlinesError
 from outlines.inference.rejection import fit_slope
@@ -20,27 +19,19 @@ from outlines.metrics.collapse import latent_gap, other_rows
 from outlines.metrics.outlines import knn_precision_recall
 from outlines.metrics.verdicts import memorised_share
 from outlines.models.base import TextModel
-from outlines.models.outline_decoding import OutlineDecoding
 from outlines.models.outlines import OutlineModel
 from outlines.models.registry import load_model
 from outlines.networks.decoder import DecoderConfig
 from outlines.networks.gan import GeneratorConfig
-from outlines.networks.generator import (
-    ComposesAffine,
-    FitsOutlines,
-    StartsAtMixture,
-    find_generator,
-    generator_kinds,
-)
+from outlines.networks.generator import find_generator, generator_kinds
 from outlines.networks.mixture import fit_mixture, moment_map
 from outlines.options import option
 from train.config import RunConfig
 from train.data import MAX_FITTED_ROWS, Batch, Dataset
 from train.evaluation.figures import NUM_DECODED, decoded_nll, held_out
 from train.method import Method, Validation
-from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config
-from train.methods.gan_stage import FitStage, GanOptions, GanStage
-from train.methods.lm import LanguageModelMethod
+from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config, sizes
+from train.methods.gan_stage import FitStage, Game, GanOptions, GanStage
 from train.runtime.progress import Progress
 from train.runtime.run_directory import read_run
 
@@ -91,11 +82,11 @@ class OutlineDecoderStage(DecoderStage):
 
     term = "reconstruction_nll"
 
-    def __init__(self, options: OutlineDecoderOptions, data: Dataset, model: OutlineDecoding, bfloat16: bool, seed: int,
+    def __init__(self, options: Any, data: Dataset, model: Any, bfloat16: bool, seed: int,
                  copied: Callable[[TextModel, int], None] = lambda model, seed: None):
         """copied: called with the model and the seed of the --decoder-from run."""
-        super().__init__(options, data, model, {"decoder": model.decoder}, bfloat16, seed)
-        self.options, self.copied = options, copied
+        super().__init__(options, data, model, bfloat16, seed, decoder=model.decoder)
+        self.copied = copied
         if options.decoder_from:  # The stage still counts, so that the next stage's noise stays the same.
             self.num_steps = 0
 
@@ -137,24 +128,19 @@ class OutlineDecoderStage(DecoderStage):
     @torch.no_grad()
     def validate(self) -> Validation:
         found = super().validate()
-        tokens, real, _ = held_out(self.data, "valid", self.num_validation)
+        tokens, real, _ = held_out(self.data, "valid", self.options.num_validation)
         assert real is not None
         others = other_rows(len(real), 1, torch.Generator().manual_seed(NOISE_SEED))[0]
         gap = latent_gap(self.model.decoder, tokens, real, real[others])
         return dataclasses.replace(found, figures={**found.figures, "valid/latent_gap_per_token": gap.per_token})
 
 
-def outline_decoder_config(options: OutlineDecoderOptions, data: Dataset) -> DecoderConfig:
-    """Return the decoder's shape for this corpus and its outlines."""
+def outline_decoder_config(options: Any, data: Dataset) -> DecoderConfig:
     return decoder_config(options, data, data.stores["train"].dim, vector_dropout=options.outline_dropout)
 
 
-class OutlineGame:
-    """Outlines drawn from noise against the outlines of a batch (see gan_stage.Game)."""
-
-    def __init__(self, options: OutlineOptions, data: Dataset, model: OutlineModel, seed: int):
-        self.options, self.data, self.model, self.seed = options, data, model, seed
-        self.generator, self.critic, self.device = model.generator, model.critic, data.device
+class OutlineGame(Game):
+    """Outlines drawn from noise against the outlines of a batch."""
 
     def begin(self, progress: Progress) -> None:
         model, start = self.model, self.options.start
@@ -164,12 +150,9 @@ class OutlineGame:
             shape = model.mixture.config
             model.mixture.start_at(fit_mixture(outlines, shape.num_centres, self.seed, shape.num_offsets, progress))
             model.gaussian.start_at(fit_mixture(outlines, 1, self.seed))
-        if isinstance(self.generator, FitsOutlines):
-            self.generator.fit(outlines, self.seed)
-        if isinstance(self.generator, StartsAtMixture) and start != "noise":
-            fitted = (model.mixture if start == "mixture" else model.gaussian).mixture()
-            assert fitted is not None
-            self.generator.start_at(fitted)
+        self.generator.fit(outlines, self.seed)
+        if start != "noise":
+            self.generator.start_at((model.mixture if start == "mixture" else model.gaussian).mixture())
 
     def copy_baselines(self, found: TextModel, seed: int) -> None:
         """Copy the baselines of another run if this run would fit the same ones."""
@@ -178,33 +161,24 @@ class OutlineGame:
             self.model.mixture.load_state_dict(found.mixture.state_dict())
             self.model.gaussian.load_state_dict(found.gaussian.state_dict())
 
-    def real(self, batch: Batch) -> Batch:
-        return batch
-
     def fake(self, generator: Any, batch: Batch, rng: torch.Generator) -> Tensor:
-        return self.model.normalise(generator(batch.own(generator.draw(batch.num_rows, rng))))
-
-    def scorer(self, batch: Batch, rows: slice = slice(None)) -> Callable[[Tensor], Tensor]:
-        assert self.critic is not None
-        return self.critic
+        outlines: Tensor = self.model.normalise(generator(batch.own(generator.draw(batch.num_rows, rng))))
+        return outlines
 
     @torch.no_grad()
     def validate(self) -> Validation:
         real = self._held_out()
         fake = self._drawn(len(real))
-        figures = self._figures(real, fake)
+        precision, recall = knn_precision_recall(real, fake)
+        figures = {"valid/precision": precision, "valid/recall": recall,
+                   "valid/outline_shortfall": shortfall(precision, recall),
+                   "valid/decoded_nll_per_token": decoded_nll(self.model, fake[:NUM_DECODED])}
         if self.critic is not None:
             training = self.critic(self._training(len(real)))
             held, generated = self.critic(real), self.critic(fake)
             figures |= {"scores/held_out": float(held.mean()), "scores/generated": float(generated.mean()),
                         "scores/memorised": memorised_share(training, held, generated)}
         return Validation(figures, figures["valid/outline_shortfall"], self._levels)
-
-    def _figures(self, real: Tensor, fake: Tensor) -> dict[str, float]:
-        precision, recall = knn_precision_recall(real, fake)
-        return {"valid/precision": precision, "valid/recall": recall,
-                "valid/outline_shortfall": shortfall(precision, recall),
-                "valid/decoded_nll_per_token": decoded_nll(self.model, fake[:NUM_DECODED])}
 
     @cached_property
     @torch.no_grad()
@@ -229,15 +203,16 @@ class OutlineGame:
         return real
 
     def _drawn(self, num: int) -> Tensor:
-        return self.model.vectors(num, torch.Generator().manual_seed(NOISE_SEED), "generator")
+        outlines: Tensor = self.model.vectors(num, torch.Generator().manual_seed(NOISE_SEED), "generator")
+        return outlines
 
     def _training(self, num: int) -> Tensor:
         return self.data.outlines("train", self.data.sample_rows("train", num))
 
     @torch.no_grad()
-    def finish(self, directory: Path) -> None:
+    def finish(self) -> None:
         """Match the generator's moments in closed form, then calibrate the critic's scores on held-out outlines."""
-        if isinstance(self.generator, ComposesAffine) and not self.options.free_moments:
+        if not self.options.free_moments:
             self.generator.compose_affine(*moment_map(self._drawn(NUM_MATCHED), self._training(NUM_MATCHED)))
         if self.critic is not None:
             real = self._held_out()
@@ -252,15 +227,12 @@ def shortfall(precision: float, recall: float) -> float:
 class OutlinesMethod(Method):
     family = "outlines"
     config_class = OutlineOptions
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": {**LanguageModelMethod.presets["tiny"], "num_centres": 8, "gan_hidden_dim": 16, "gan_num_layers": 2,
-                 "gan_steps": 20, "gan_batch_size": 32, "gan_validate_every": 10},
-        "default": {**LanguageModelMethod.presets["default"], "gan_steps": 450, "penalty_share": 0.25},
-        "small": {**LanguageModelMethod.presets["small"], "gan_steps": 2500, "gan_validate_every": 250},
-        "full": {**LanguageModelMethod.presets["full"], "gan_hidden_dim": 2048, "gan_num_layers": 4,
-                 "gan_steps": 100000, "gan_batch_size": 2048, "gan_learning_rate": 1e-4, "ema_decay": 0.9995,
-                 "gan_validate_every": 5000},
-    }
+    presets = sizes(
+        tiny={"num_centres": 8, "gan_hidden_dim": 16, "gan_num_layers": 2, "gan_steps": 20, "gan_batch_size": 32,
+              "gan_validate_every": 10},
+        default={"gan_steps": 450, "penalty_share": 0.25}, small={"gan_steps": 2500, "gan_validate_every": 250},
+        full={"gan_hidden_dim": 2048, "gan_num_layers": 4, "gan_steps": 100000, "gan_batch_size": 2048,
+              "gan_learning_rate": 1e-4, "ema_decay": 0.9995, "gan_validate_every": 5000})
     layout: ClassVar[dict[str, dict[str, list[Any]]]] = {"generator and critic": {
         **{title: ["Multiline", [f"valid/{tag}(_mixture|_gaussian|_real)?$"]] for title, tag in {
             "precision": "precision", "recall": "recall", "decoded NLL/token": "decoded_nll_per_token"}.items()},
@@ -269,31 +241,21 @@ class OutlinesMethod(Method):
         "gradient norms": ["Multiline", ["norm/(generator|critic)$"]],
         "forward NLL/token over 100 T": [
             "Multiline", ["evaluation/forward_nll_per_token(_mixture|_gaussian|_real_outlines)?$"]]}}
-    model: OutlineModel
-    stages: tuple[OutlineDecoderStage, FitStage]
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
-        options, seed = config.model, config.training.seed
-        assert isinstance(options, OutlineOptions) and data.scaling is not None
-        self.model = model = self._new_model(options, data)
-        model.scaling.load_state_dict(data.scaling.state_dict())
-        model.to(data.device)
-        game = OutlineGame(options, data, model, seed)
-        decoder = OutlineDecoderStage(options, data, model, bfloat16, seed, game.copy_baselines)
-        generator = GENERATOR_STAGES.get(options.generator, FitStage)(options, game)
-        fixed: dict[str, nn.Module] = {"mixture": model.mixture, "gaussian": model.gaussian, "scaling": model.scaling}
-        self.modules = {**decoder.modules, **generator.modules, **fixed}
-        self.stages = (decoder, generator)
-
-    @staticmethod
-    def _new_model(options: OutlineOptions, data: Dataset) -> OutlineModel:
-        store, values = data.stores["train"], dataclasses.asdict(options)
+        options: Any = config.model
+        store, values, seed = data.stores["train"], dataclasses.asdict(options), config.training.seed
         num_rows, kind = min(len(store), MAX_FITTED_ROWS), find_generator(options.generator)
         most = num_rows // 20
         mixture = GeneratorConfig(store.dim, max(2, min(options.num_centres, most)), min(options.num_offsets, most),
                                   hidden_dim=1, num_layers=1)
-        generator = {"kind": options.generator, **dataclasses.asdict(kind.configure(store.dim, num_rows, values))}
+        shape = {"kind": options.generator, **dataclasses.asdict(kind.configure(store.dim, num_rows, values))}
         critic = {"hidden_dim": options.gan_hidden_dim, "num_layers": options.gan_num_layers}
-        return OutlineModel(outline_decoder_config(options, data), generator, mixture,
-                            critic if options.generator in GENERATOR_STAGES else None, data.normalized, store.encoder,
-                            options.whiten)
+        self.model = model = OutlineModel(
+            outline_decoder_config(options, data), shape, mixture,
+            critic if options.generator in GENERATOR_STAGES else None, data.normalized, store.encoder, options.whiten)
+        data.set_scaling(model)
+        game = OutlineGame(options, data, model, seed)
+        decoder = OutlineDecoderStage(options, data, model, bfloat16, seed, game.copy_baselines)
+        generator = GENERATOR_STAGES.get(options.generator, FitStage)(options, game)
+        self.assemble(decoder, generator, mixture=model.mixture, gaussian=model.gaussian, scaling=model.scaling)

@@ -1,11 +1,6 @@
-"""The sentence VAE and the remedies against its collapse. Each remedy is one option.
+"""The sentence VAE, with the loss (nll + KL) per token, and the remedies against its collapse, each in one option."""
 
-The loss of the plain VAE is nll + KL, divided by the number of tokens.
-"""
-
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,25 +11,17 @@ from torch import Tensor, nn
 from outlines.checkpoint import write_state
 from outlines.encoders.recurrent import RecurrentEncoderConfig
 from outlines.errors import OutlinesError
-from outlines.metrics.collapse import Posterior, active_units, drift, mutual_information, signal_noise
+from outlines.metrics.collapse import Posterior, active_units, drift, mutual_information
 from outlines.models.base import block_seed
 from outlines.models.latent import bound_terms
 from outlines.models.vae import VAE, drop_words
-from outlines.networks.losses import (
-    bag_of_words_nll,
-    cyclical_kl_weight,
-    free_bits,
-    kl_to_standard_normal,
-    linear_kl_weight,
-)
+from outlines.networks import losses
 from outlines.options import option
 from train.config import RunConfig
 from train.data import Batch, Dataset
-from train.evaluation.figures import VALIDATION_DRAWS, held_out, swapped_gap, term_figures
-from train.evaluation.pictures import signal_noise_picture
-from train.method import Method, Update, Validation
-from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config, decoder_step
-from train.methods.lm import LanguageModelMethod
+from train.evaluation.figures import VALIDATION_DRAWS, swapped_gap, term_figures
+from train.method import Method, Update, Validation, draw_seed, frozen
+from train.methods.decoder_stage import DecoderOptions, LatentStage, decoder_config, sizes
 from train.runtime.ranks import Ranks
 
 VALIDATION_SEED = 13
@@ -81,25 +68,23 @@ class VAEOptions(DecoderOptions):
         return super().without_effect() | {name: f"without {flag}" for name, (flag, present) in needs.items() if not present}
 
     def kl_weight_at(self, step: int) -> float:
-        """Return the KL weight at a step."""
         if self.kl_anneal == "linear":
-            return self.kl_weight * linear_kl_weight(step, self.kl_rise * self.decoder_steps)
+            return self.kl_weight * losses.linear_kl_weight(step, self.kl_rise * self.decoder_steps)
         if self.kl_anneal == "cyclical":
-            return self.kl_weight * cyclical_kl_weight(step, self.decoder_steps, self.kl_cycles, self.kl_rise)
+            return self.kl_weight * losses.cyclical_kl_weight(step, self.decoder_steps, self.kl_cycles, self.kl_rise)
         return self.kl_weight
 
 
 class Progress(nn.Module):
-    """State of training beyond weights and step, in buffers so that a checkpoint holds it.
-
-    aggressive: whether aggressive training is still on. mutual_information: at its last measurement.
-    probe_mu, probe_logvar: posteriors of the probes at the last two validations, [2, P, Z], the older one first.
-    """
+    """State of training beyond weights and step, in buffers so that a checkpoint holds it."""
 
     aggressive: Tensor
+    """whether aggressive training is still on"""
     mutual_information: Tensor
+    """at its last measurement"""
     num_probed: Tensor
     probe_mu: Tensor
+    """[2, P, Z], at the last two validations, the older one first; probe_logvar likewise"""
     probe_logvar: Tensor
 
     def __init__(self, aggressive: bool, num_probes: int, latent_dim: int):
@@ -121,20 +106,7 @@ class Progress(nn.Module):
         return list(zip(self.probe_mu, self.probe_logvar, strict=True)) if int(self.num_probed) > 1 else []
 
 
-@dataclass(frozen=True)
-class Terms:
-    """The loss of a batch and its terms: this rank's shares of the global means. kl: [Z], nats per sentence."""
-
-    loss: Tensor
-    nll_per_token: Tensor
-    nll: Tensor
-    kl: Tensor
-    bow: Tensor | None
-
-
-class VAEStage(DecoderStage):
-    model: VAE
-
+class VAEStage(LatentStage):
     def __init__(self, options: VAEOptions, data: Dataset, model: VAE, bfloat16: bool, seed: int):
         modules: dict[str, nn.Module] = {"encoder": model.encoder, "decoder": model.decoder}
         self.bow: nn.Module | None = None
@@ -143,8 +115,7 @@ class VAEStage(DecoderStage):
                 nn.Linear(options.latent_dim, options.hidden_dim), nn.Tanh(),
                 nn.Linear(options.hidden_dim, data.tokenizer.vocab_size)).to(data.device)
         # One optimiser for both halves: AdamW skips weights without a gradient, which is how one half rests.
-        super().__init__(options, data, model, modules, bfloat16, seed)
-        self.options = options
+        super().__init__(options, data, model, bfloat16, seed, **modules)
         self.generative = [module for name, module in modules.items() if name != "encoder"]
         num_probes = min(NUM_PROBES, options.num_validation, data.num_rows("valid"))
         self.progress = Progress(options.aggressive_steps > 0, num_probes, options.latent_dim)
@@ -152,26 +123,19 @@ class VAEStage(DecoderStage):
         self.order = data.order(options.decoder_batch_size, True, seed)
 
     def step(self, step: int, batch: Batch, update: Update) -> dict[str, Tensor]:
-        seed, aggressive = _draw_seed(), bool(self.progress.aggressive)
+        seed, aggressive = draw_seed(), bool(self.progress.aggressive)
         encoder_steps = self.train_encoder(step, batch.ranks, update) if aggressive else 1
-        with _resting([self.model.encoder] if aggressive else []):
-            terms = self.terms(step, batch, seed)
-            norm = update("negative ELBO", self.optimizers["decoder"], terms.loss)
+        with frozen(*([self.model.encoder] if aggressive else [])):
+            loss, terms = self.terms(step, batch, seed)
+            terms["norm/decoder"] = update("negative ELBO", self.optimizers["decoder"], loss)
         if aggressive and (step + 1) % max(1, self.options.decoder_steps // self.options.aggressive_checks) == 0:
             self._check_mutual_information(batch.ranks)
-        kl = terms.kl.sum()
-        logged = {"train/reconstruction_nll_per_token": terms.nll_per_token, "train/reconstruction_nll": terms.nll,
-                  "train/kl": kl,
-                  "train/negative_elbo_per_token": terms.nll_per_token + kl * batch.num_rows / batch.num_targets,
-                  "train/kl_weight": batch.share(self.options.kl_weight_at(step)), "norm/decoder": norm}
-        if terms.bow is not None:
-            logged["train/bow_nll"] = terms.bow
         if self.options.aggressive_steps:
-            logged["train/encoder_steps"] = batch.share(encoder_steps)
-        return {key: value.detach() for key, value in logged.items()}
+            terms["train/encoder_steps"] = batch.share(encoder_steps)
+        return {key: value.detach() for key, value in terms.items()}
 
-    def terms(self, step: int, batch: Batch, seed: int) -> Terms:
-        """Return the loss of a batch at a step: nll + kl_weight · KL + bow_weight · bag of words, per token.
+    def terms(self, step: int, batch: Batch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss nll + kl_weight · KL + bow_weight · bag of words, per token, and its terms by log key.
 
         Noise is drawn for the global batch from its own generator, so that it does not depend on ranks or dropout.
         """
@@ -186,53 +150,51 @@ class VAEStage(DecoderStage):
             inputs = drop_words(tokens.inputs, tokens.lengths, options.word_dropout, uniforms,
                                 self.data.tokenizer.special.unk_id)
             read = dataclasses.replace(batch, read_tokens=lambda: dataclasses.replace(tokens, inputs=inputs))
-        per_token, per_sentence = decoder_step(self.model.decoder, z, read, self.bfloat16)
-        kl = kl_to_standard_normal(mu, logvar).sum(dim=0) / batch.num_rows
+        nll = self.nll(read, z)
+        kl = losses.kl_to_standard_normal(mu, logvar).sum(dim=0) / batch.num_rows
         charged = kl.sum()
         if options.free_bits:
             # The floor applies to the global batch: its value, with this rank's gradient.
             mean_kl = kl.detach().clone()
             batch.ranks.sum_([mean_kl])
-            charged = free_bits(mean_kl + kl - kl.detach(), options.free_bits,
+            charged = losses.free_bits(mean_kl + kl - kl.detach(), options.free_bits,
                                 options.free_bits_groups or options.latent_dim).sum()
-        extra, bow = options.kl_weight_at(step) * charged, None
+        kl_weight = options.kl_weight_at(step)
+        terms, extra = self.elbo_terms(batch, nll, kl.sum() * batch.num_rows, kl_weight), kl_weight * charged
         if self.bow is not None:
-            bow = bag_of_words_nll(self.bow(z), tokens.targets, tokens.mask).sum() / batch.num_rows
-            extra = extra + options.bow_weight * bow
-        return Terms(per_token + extra * (batch.num_rows / batch.num_targets), per_token, per_sentence, kl, bow)
+            bow = losses.bag_of_words_nll(self.bow(z), tokens.targets, tokens.mask).sum() / batch.num_rows
+            terms["train/bow_nll"], extra = bow, extra + options.bow_weight * bow
+        return nll / batch.num_targets + extra * (batch.num_rows / batch.num_targets), terms
 
     def train_encoder(self, step: int, ranks: Ranks, update: Update) -> int:
         """Update the encoder on new batches until its loss stops falling, and return the number of updates.
 
         Source: He et al., Lagging Inference Networks and Posterior Collapse (2019), algorithm 1.
         """
-        first, seed = int(torch.randint(2**31, ())), _draw_seed()
-        before, losses = float("inf"), torch.zeros((), device=self.data.device)
+        first, seed = int(torch.randint(2**31, ())), draw_seed()
+        before, total = float("inf"), torch.zeros((), device=self.data.device)
         for index in range(self.options.aggressive_steps):
-            with _resting(self.generative):
-                terms = self.terms(step, self.data.batch(self.order.batch(first + index), ranks), block_seed(seed, index))
-                update("negative ELBO of the encoder", self.optimizers["decoder"], terms.loss)
-            losses += terms.loss.detach()
+            with frozen(*self.generative):
+                loss, _ = self.terms(step, self.data.batch(self.order.batch(first + index), ranks), block_seed(seed, index))
+                update("negative ELBO of the encoder", self.optimizers["decoder"], loss)
+            total += loss.detach()
             if (index + 1) % INNER_COMPARED == 0:
-                ranks.sum_([losses])
-                if float(losses) > before:
+                ranks.sum_([total])
+                if float(total) > before:
                     return index + 1
-                before, losses = float(losses), torch.zeros_like(losses)
+                before, total = float(total), torch.zeros_like(total)
         return self.options.aggressive_steps
 
     def _check_mutual_information(self, ranks: Ranks) -> None:
         """End aggressive training once I(x; z) on validation stops rising (He et al. 2019, section 4.2)."""
-        mu, logvar = self.model.posterior(self._validation_rows())
+        mu, logvar = self.model.posterior(self.validation_rows())
         value = ranks.agree(mutual_information(mu, logvar, torch.Generator().manual_seed(VALIDATION_SEED)).nats)
         if value <= float(self.progress.mutual_information):
             self.progress.aggressive.fill_(False)
         self.progress.mutual_information.fill_(value)
 
-    def _validation_rows(self) -> list[Any]:
-        return held_out(self.data, "valid", self.num_validation)[0]
-
     def validate(self) -> Validation:
-        rows, rng = self._validation_rows(), torch.Generator().manual_seed(VALIDATION_SEED)
+        rows, rng = self.validation_rows(), torch.Generator().manual_seed(VALIDATION_SEED)
         posterior = self.model.posterior(rows)
         mu, logvar = posterior[0].cpu(), posterior[1].cpu()
         draws = list(self.model.draws(rows, VALIDATION_DRAWS, rng, (mu, logvar)))
@@ -243,11 +205,7 @@ class VAEStage(DecoderStage):
         self.progress.probe(mu, logvar)
         if probes := self.progress.probes():  # The median, because the unit of a dimension that hardly varies is near 0.
             figures["valid/drift"] = float(drift(probes).mu.median())
-        strength = signal_noise(mu, logvar)
-        return Validation(
-            figures, figures["valid/negative_elbo_per_token"],
-            histograms={"posterior/mu": mu, "posterior/sigma": (logvar / 2).exp()},
-            pictures={"posterior/signal_noise": signal_noise_picture(strength.signal.tolist(), strength.noise.tolist())})
+        return self.validation(figures, mu, logvar)
 
     def finish(self, directory: Path) -> None:
         """Write `probes/`, from which the report measures drift."""
@@ -255,32 +213,12 @@ class VAEStage(DecoderStage):
             write_state(directory / "probes", {"mu": self.progress.probe_mu, "logvar": self.progress.probe_logvar}, {})
 
 
-def _draw_seed() -> int:
-    """Return a seed from torch's generator, which the loop seeds before each step."""
-    return int(torch.randint(2**62, ()))
-
-
-@contextlib.contextmanager
-def _resting(modules: list[nn.Module]) -> Iterator[None]:
-    """Let modules pass gradients on without storing any, so that the optimiser does not change them."""
-    for module in modules:
-        module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.requires_grad_(True)
-
-
 class VAEMethod(Method):
     family = "vae"
     config_class = VAEOptions
     # Sizes are those of every family. Remedies use the settings of their papers, with steps as fractions of training.
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        **LanguageModelMethod.presets,
-        "tiny": {**LanguageModelMethod.presets["tiny"], "latent_dim": 8, "encoder_hidden_dim": 16},
-        "default": {**LanguageModelMethod.presets["default"], "encoder_hidden_dim": 192},
-        "full": {**LanguageModelMethod.presets["full"], "encoder_hidden_dim": 1024},
+    presets = sizes(tiny={"latent_dim": 8, "encoder_hidden_dim": 16}, default={"encoder_hidden_dim": 192},
+                    full={"encoder_hidden_dim": 1024}) | {
         "vae": {},
         # Bowman et al. (2016), section 3.1. One rise over a quarter of training is the baseline in the code of Fu et al.
         # (M = 1, R = 0.25), and He et al. use the first 10 of about 40 epochs.
@@ -297,17 +235,13 @@ class VAEMethod(Method):
         # Zhao et al. (2017), section 3.3, with their weight of 1.
         "vae-bow": {"bow_weight": 1.0},
     }
-    model: VAE
-    stages: tuple[VAEStage]
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
-        options = config.model
-        assert isinstance(options, VAEOptions)
+        options: Any = config.model
         settings = {} if options.z_into == "every_step" else {"vector_into": options.z_into}
         decoder = decoder_config(options, data, options.latent_dim, **settings)
         encoder = RecurrentEncoderConfig(data.tokenizer.vocab_size, options.embed_dim, options.encoder_hidden_dim,
                                          2 * options.latent_dim, dropout=0.0, **vars(data.tokenizer.special))
         self.model = VAE(encoder, decoder).to(data.device)
         stage = VAEStage(options, data, self.model, bfloat16, config.training.seed)
-        self.modules = {**stage.modules, "progress": stage.progress}
-        self.stages = (stage,)
+        self.assemble(stage, progress=stage.progress)

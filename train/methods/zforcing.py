@@ -1,7 +1,7 @@
 """Z-Forcing: a latent per step, with an auxiliary cost that makes it predict the rest of the sentence.
 
 The loss is nll + beta · KL + alpha · auxiliary + gamma · backward nll, divided by the number of tokens. The reported bound
-is nll + KL. With alpha = 0, this is the ablation without forcing.
+is nll + KL.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from outlines.metrics.collapse import (
-    active_positions,
-    active_units,
-    kl_by_position,
-    signal_noise,
-)
+from outlines.metrics.collapse import active_positions, active_units, kl_by_position
 from outlines.models.latent import bound_terms
 from outlines.models.zforcing import Forcing, ZForcing
 from outlines.networks.losses import gaussian_nll, kl_to_standard_normal, linear_nll, moving_weight
@@ -23,11 +18,10 @@ from outlines.networks.stochastic import StochasticDecoderConfig
 from outlines.options import option
 from train.config import RunConfig
 from train.data import Batch, Dataset
-from train.evaluation.figures import VALIDATION_DRAWS, held_out, swapped_gap, term_figures
-from train.evaluation.pictures import kl_picture, signal_noise_picture
-from train.method import Method, Update, Validation
-from train.methods.decoder_stage import DecoderOptions, DecoderStage
-from train.methods.lm import LanguageModelMethod
+from train.evaluation.figures import VALIDATION_DRAWS, swapped_gap, term_figures
+from train.evaluation.pictures import kl_picture
+from train.method import Method, Update, Validation, draw_seed
+from train.methods.decoder_stage import DecoderOptions, LatentStage, sizes
 
 VALIDATION_SEED = 13
 
@@ -77,52 +71,28 @@ class ZForcingOptions(DecoderOptions):
         return moving_weight(self.aux_start, self.aux_weight, self.aux_step, step)
 
 
-@dataclass(frozen=True)
-class Terms:
-    """The loss of a batch and its terms: this rank's shares of the global means. Nats per token; kl per sentence."""
-
-    loss: Tensor
-    nll_per_token: Tensor
-    kl: Tensor
-    auxiliary: Tensor | None
-    backward_nll: Tensor | None
-
-
-class ZForcingStage(DecoderStage):
-    model: ZForcing
-
+class ZForcingStage(LatentStage):
     def __init__(self, options: ZForcingOptions, data: Dataset, model: ZForcing, bfloat16: bool, seed: int):
         # Built last, and with or without forcing, so that the model always starts with the same weights.
         self.forcing = Forcing(model, options.aux_sees == "z_and_state").to(data.device)
         # AdamW skips weights without a gradient, such as those of a disabled term.
-        super().__init__(options, data, model, {"model": model, "forcing": self.forcing}, bfloat16, seed)
-        self.options = options
+        super().__init__(options, data, model, bfloat16, seed, model=model, forcing=self.forcing)
 
     def step(self, step: int, batch: Batch, update: Update) -> dict[str, Tensor]:
-        terms = self.terms(step, batch, int(torch.randint(2**62, ())))
-        norm = update("negative ELBO with forcing", self.optimizers["decoder"], terms.loss)
-        per_sentence = batch.num_targets / batch.num_rows
-        logged = {"train/reconstruction_nll_per_token": terms.nll_per_token,
-                  "train/reconstruction_nll": terms.nll_per_token * per_sentence, "train/kl": terms.kl,
-                  "train/negative_elbo_per_token": terms.nll_per_token + terms.kl / per_sentence,
-                  "train/kl_weight": batch.share(self.options.kl_weight_at(step)), "norm/decoder": norm}
-        if terms.auxiliary is not None:
-            logged["train/auxiliary_per_token"] = terms.auxiliary
-            logged["train/auxiliary_weight"] = batch.share(self.options.aux_weight_at(step))
-        if terms.backward_nll is not None:
-            logged["train/backward_nll_per_token"] = terms.backward_nll
-        return {key: value.detach() for key, value in logged.items()}
+        loss, terms = self.terms(step, batch, draw_seed())
+        terms["norm/decoder"] = update("negative ELBO with forcing", self.optimizers["decoder"], loss)
+        return {key: value.detach() for key, value in terms.items()}
 
-    def terms(self, step: int, batch: Batch, seed: int) -> Terms:
-        """Return the loss of a batch at a step.
+    def terms(self, step: int, batch: Batch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a batch at a step, and its terms by log key.
 
         Noise is drawn for the global batch, position by position, so that it does not depend on a rank's padding.
         """
         options, tokens, rng = self.options, batch.tokens, torch.Generator().manual_seed(seed)
         drawn = [torch.randn(batch.num_rows, options.latent_dim, generator=rng) for _ in range(tokens.inputs.shape[1])]
         noise = batch.own(torch.stack(drawn, dim=1)).to(tokens.inputs.device)
-        auxiliary = backward_nll = None
-        head = self.forcing.head
+        terms: dict[str, Tensor] = {}
+        head, kl_weight, aux_weight = self.forcing.head, options.kl_weight_at(step), options.aux_weight_at(step)
         with torch.autocast(tokens.inputs.device.type, torch.bfloat16, enabled=self.bfloat16):
             backward = self.model.backward_states(tokens)
             path = self.model.follow(tokens, backward, noise)
@@ -130,16 +100,17 @@ class ZForcingStage(DecoderStage):
             if options.forces:
                 mean, logvar = self.forcing.predict(self.model, path.before, backward, noise)
                 auxiliary = self._auxiliary(backward.detach().float(), mean, logvar, tokens.mask) / batch.num_targets
+                terms = {"train/auxiliary_per_token": auxiliary, "train/auxiliary_weight": batch.share(aux_weight)}
             if options.backward_weight:
                 backward_nll = linear_nll(backward, head.weight, head.bias, tokens.inputs, tokens.mask).sum()
-                backward_nll = backward_nll / batch.num_targets
+                terms["train/backward_nll_per_token"] = backward_nll = backward_nll / batch.num_targets
         kl = (kl_to_standard_normal(*path.in_units_of_the_prior()) * tokens.mask[:, :, None]).sum()
-        loss = (nll + options.kl_weight_at(step) * kl) / batch.num_targets
-        if auxiliary is not None:
-            loss = loss + options.aux_weight_at(step) * auxiliary
-        if backward_nll is not None:
+        loss = (nll + kl_weight * kl) / batch.num_targets
+        if options.forces:
+            loss = loss + aux_weight * auxiliary
+        if options.backward_weight:
             loss = loss + options.backward_weight * backward_nll
-        return Terms(loss, nll / batch.num_targets, kl / batch.num_rows, auxiliary, backward_nll)
+        return loss, self.elbo_terms(batch, nll, kl, kl_weight) | terms
 
     def _auxiliary(self, states: Tensor, mean: Tensor, logvar: Tensor, mask: Tensor) -> Tensor:
         """Return the sum over real steps of -log p(b_t | z_t) in nats, or of the squared distance."""
@@ -148,19 +119,14 @@ class ZForcingStage(DecoderStage):
         return (cost.sum(dim=2) * mask).sum()
 
     def validate(self) -> Validation:
-        rows = held_out(self.data, "valid", self.num_validation)[0]
+        rows = self.validation_rows()
         draws = list(self.model.draws(rows, VALIDATION_DRAWS, torch.Generator().manual_seed(VALIDATION_SEED)))
         steps = draws[0].latent
         mu, logvar = steps.real(steps.mu), steps.real(steps.logvar)
-        strength = signal_noise(mu, logvar)
         figures = {**term_figures("valid", bound_terms(draws), rows), "valid/active_units": float(active_units(mu)),
                    "valid/active_positions": float(active_positions(steps)),
                    "valid/latent_gap_per_token": swapped_gap(self.model, rows, steps.drawn.flatten(1), draws[0].nll)}
-        return Validation(
-            figures, figures["valid/negative_elbo_per_token"],
-            histograms={"posterior/mu": mu, "posterior/sigma": (logvar / 2).exp()},
-            pictures={"posterior/signal_noise": signal_noise_picture(strength.signal.tolist(), strength.noise.tolist()),
-                      "posterior/kl_by_position": kl_picture(kl_by_position(steps).tolist())})
+        return self.validation(figures, mu, logvar, kl_by_position=kl_picture(kl_by_position(steps).tolist()))
 
 
 class ZForcingMethod(Method):
@@ -168,28 +134,17 @@ class ZForcingMethod(Method):
     config_class = ZForcingOptions
     # Sizes are those of every family. The published kl_step, 5e-5, needs 16,000 updates from 0.2 to 1. `full` uses it; the
     # shorter presets reach 1 after the same two fifths to half of training.
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        **LanguageModelMethod.presets,
-        "tiny": {**LanguageModelMethod.presets["tiny"], "latent_dim": 8, "mlp_dim": 16, "backward_hidden_dim": 16,
-                 "kl_step": 0.05},
-        "default": {**LanguageModelMethod.presets["default"], "kl_step": 2e-3},
-        "small": {**LanguageModelMethod.presets["small"], "kl_step": 7e-4},
-        "full": {**LanguageModelMethod.presets["full"], "mlp_dim": 512, "backward_hidden_dim": 512},
-        "zforcing": {},
-        "zforcing-off": {"aux_start": 0.0, "aux_weight": 0.0, "backward_weight": 0.0},
-    }
-    model: ZForcing
-    stages: tuple[ZForcingStage]
+    presets = sizes(tiny={"latent_dim": 8, "mlp_dim": 16, "backward_hidden_dim": 16, "kl_step": 0.05},
+                    default={"kl_step": 2e-3}, small={"kl_step": 7e-4},
+                    full={"mlp_dim": 512, "backward_hidden_dim": 512}) | {
+        "zforcing": {}, "zforcing-off": {"aux_start": 0.0, "aux_weight": 0.0, "backward_weight": 0.0}}
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
-        options = config.model
-        assert isinstance(options, ZForcingOptions)
+        options: Any = config.model
         # The longest sentence has one step more than tokens, because eos is written too.
         vector_dim = options.latent_dim * (data.corpus.meta["max_len"] + 1)
         known = StochasticDecoderConfig.__dataclass_fields__
         shape = {name: value for name, value in vars(options).items() if name in known}
         self.model = ZForcing(options.backward_hidden_dim, StochasticDecoderConfig(
             data.tokenizer.vocab_size, vector_dim, **vars(data.tokenizer.special), **shape)).to(data.device)
-        stage = ZForcingStage(options, data, self.model, bfloat16, config.training.seed)
-        self.modules = dict(stage.modules)
-        self.stages = (stage,)
+        self.assemble(ZForcingStage(options, data, self.model, bfloat16, config.training.seed))

@@ -25,7 +25,6 @@ from train.data import Batch, Dataset, open_dataset
 from train.evaluation.figures import read_probes
 from train.loop import Loop
 from train.method import Update
-from train.methods.decoder_stage import decoder_step
 from train.methods.vae import VAEMethod
 from train.runtime.progress import Reporter
 from train.runtime.ranks import Ranks
@@ -226,7 +225,7 @@ def test_without_remedies_a_step_is_the_plain_elbos(data: Dataset, tiny_corpus: 
     one, noise = batch(data), torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     mu, logvar = plain.model.encode(one.tokens.inputs, one.tokens.lengths)
     z = mu + (logvar / 2).exp() * torch.randn(mu.shape, generator=noise)
-    per_token, _ = decoder_step(plain.model.decoder, z, one, False)
+    per_token = plain.model.decoder.nll(one.tokens, z).sum() / one.num_targets
     loss = per_token + kl_to_standard_normal(mu, logvar).sum() / one.num_targets
     optimizer = torch.optim.AdamW(plain.model.parameters(), lr=3e-3, betas=(0.9, 0.99), weight_decay=0.01)
     loss.backward()
@@ -262,9 +261,9 @@ def test_two_ranks_shares_are_one_batch(flags: dict[str, object], data: Dataset,
             totals.extend(tensors) if self.world == 1 else tensors[0].copy_(totals[0])
 
     for rank, world in ((0, 1), (0, 2), (1, 2)):
-        terms = vae.stages[0].terms(0, batch(data, ranks=Recorded(rank, world)), seed=1)
-        gradients = torch.autograd.grad(terms.loss, list(vae.model.parameters()))
-        results.append([*gradients, terms.nll, terms.kl])
+        loss, terms = vae.stages[0].terms(0, batch(data, ranks=Recorded(rank, world)), seed=1)
+        gradients = torch.autograd.grad(loss, list(vae.model.parameters()))
+        results.append([*gradients, *terms.values()])
     for whole, first, second in zip(*results, strict=True):
         assert torch.allclose(whole, first + second, atol=1e-6)
     if totals:
@@ -292,8 +291,9 @@ def test_the_inner_loop_ends_where_its_loss_no_longer_falls(data: Dataset, tiny_
     original = vae.stages[0].terms
 
     def rising_after_30(step: int, one: Batch, seed: int) -> Any:
-        terms.append(original(step, one, seed))
-        return vae_method.dataclasses.replace(terms[-1], loss=terms[-1].loss * 0 + abs(30 - len(terms)))
+        loss, logged = original(step, one, seed)
+        terms.append(logged)
+        return loss * 0 + abs(30 - len(terms)), logged
 
     monkeypatch.setattr(vae.stages[0], "terms", rising_after_30)
     assert vae.stages[0].train_encoder(0, Ranks(), Update(Ranks(), 1.0)) == 40  # sums of ten: 245, 145, 45, 55
@@ -336,7 +336,7 @@ def test_validation_is_deterministic_and_names_what_it_measures(data: Dataset, t
 def test_the_drift_is_that_of_the_last_two_validations(data: Dataset, tiny_corpus: Path, tmp_path: Path) -> None:
     vae = method(data, tiny_corpus)
     vae.model.eval()
-    rows, posteriors = vae.stages[0]._validation_rows(), []
+    rows, posteriors = vae.stages[0].validation_rows(), []
     for _ in range(3):
         nn.init.normal_(vae.model.encoder.project.weight, generator=rng(len(posteriors)))
         posteriors.append(vae.model.posterior(rows))

@@ -292,7 +292,7 @@ def test_off_starts_as_on_and_leaves_the_forcing_at_rest(data: Dataset, tiny_cor
 @pytest.mark.parametrize("changed", [{"aux_form": "squared"}, {"aux_sees": "z_and_state"}, {"backward_weight": 0.0},
                                      {"aux_start": 1.0}, {"kl_start": 0.5}])
 def test_every_option_changes_the_first_step(changed: dict[str, object], data: Dataset, tiny_corpus: Path) -> None:
-    losses = [method(data, tiny_corpus, **flags).stages[0].terms(0, batch(data), seed=1).loss for flags in ({}, changed)]
+    losses = [method(data, tiny_corpus, **flags).stages[0].terms(0, batch(data), seed=1)[0] for flags in ({}, changed)]
     assert losses[0].item() != pytest.approx(losses[1].item(), rel=1e-6)
 
 
@@ -301,11 +301,10 @@ def test_the_loss_is_the_sum_of_its_terms_at_their_weights(data: Dataset, tiny_c
                   backward_weight=0.5)
     one = batch(data)
     for step, beta, alpha in ((0, 0.2, 0.0), (2, 0.8, 0.02), (9, 1.0, 0.04)):
-        terms = made.stages[0].terms(step, one, seed=1)
-        assert terms.auxiliary is not None and terms.backward_nll is not None
-        expected = (terms.nll_per_token + beta * terms.kl * one.num_rows / one.num_targets + alpha * terms.auxiliary
-                    + 0.5 * terms.backward_nll)
-        assert terms.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        loss, terms = made.stages[0].terms(step, one, seed=1)
+        expected = (terms["train/reconstruction_nll_per_token"] + beta * terms["train/kl"] * one.num_rows / one.num_targets
+                    + alpha * terms["train/auxiliary_per_token"] + 0.5 * terms["train/backward_nll_per_token"])
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_weights_move_in_a_straight_line_and_stay() -> None:
@@ -316,10 +315,10 @@ def test_weights_move_in_a_straight_line_and_stay() -> None:
 def test_two_ranks_shares_are_one_batch(data: Dataset, tiny_corpus: Path) -> None:
     made, results = method(data, tiny_corpus), []
     for rank, world in ((0, 1), (0, 2), (1, 2)):
-        terms = made.stages[0].terms(0, batch(data, ranks=Ranks(rank, world)), seed=1)
-        gradients = torch.autograd.grad(terms.loss, [*made.model.parameters(), *made.stages[0].forcing.parameters()])
-        assert terms.auxiliary is not None and terms.backward_nll is not None
-        results.append([*gradients, terms.nll_per_token, terms.kl, terms.auxiliary, terms.backward_nll])
+        loss, terms = made.stages[0].terms(0, batch(data, ranks=Ranks(rank, world)), seed=1)
+        gradients = torch.autograd.grad(loss, [*made.model.parameters(), *made.stages[0].forcing.parameters()])
+        assert {"train/auxiliary_per_token", "train/backward_nll_per_token"} < terms.keys()
+        results.append([*gradients, *terms.values()])
     for whole, first, second in zip(*results, strict=True):
         assert torch.allclose(whole, first + second, atol=1e-5)
 
