@@ -36,8 +36,8 @@ def main(run: str, sentences: str, judge: str | None, num_pairs: int) -> None:
         print(f"| {kind} | {count:.1f} | {mean_step:.3f} | {largest_step:.3f} | {nll:.3f} | {arrived:.2f} |", flush=True)
     if can_invert(model):
         noise = model.generator.draw(num_pairs, torch.Generator().manual_seed(0))
-        found = invert(model, model.normalise(model.generator(noise)))
-        cosine = torch.cosine_similarity(found.normal, noise.normal, dim=1)
+        normal, _ = invert(model, model.normalise(model.generator(noise)))
+        cosine = torch.cosine_similarity(normal, noise.normal, dim=1)
         print(f"\ninversion of the generator's own outlines: cosine with the noise at least {float(cosine.min()):.3f}, "
               f"mean {float(cosine.mean()):.3f}, 0.95 or more in {int((cosine >= 0.95).sum())} of {num_pairs}")
 

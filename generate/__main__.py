@@ -42,17 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tqdm import tqdm
 
         from generate import verbs
-        if "greedy" in options:
-            verbs.sampling_of(options)  # reports wrong values before the run is loaded
+        verbs.sampling_of(options)  # reports wrong values before the run is loaded
         pipeline = outlines.load(options.run, options.device, getattr(options, "precision", "auto"))
         with output(getattr(options, "out", None)) as file:
             # No bar between the sentences themselves.
             quiet = options.verb != SAMPLE or not sys.stderr.isatty() or (file is sys.stdout and sys.stdout.isatty())
             total = None if options.verb != SAMPLE or options.condition else options.num
             lines = getattr(verbs, options.verb)(pipeline, options)
-            for line in tqdm(lines, total=total, unit=" sentences", file=sys.stderr, disable=quiet):
+            for text, data in tqdm(lines, total=total, unit=" sentences", file=sys.stderr, disable=quiet):
                 as_json = getattr(options, "format", "txt") == "jsonl"
-                file.write((json.dumps(line.data, ensure_ascii=False) if as_json else line.text) + "\n")
+                file.write((json.dumps(data, ensure_ascii=False) if as_json else text) + "\n")
     except OutlinesError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

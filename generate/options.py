@@ -1,11 +1,7 @@
-"""The verbs and options of `python -m generate`.
-
-A verb is one line of VERBS and the function of the same name in generate/verbs.py. OPTIONS defines each option once,
-with its default and bounds; the server checks its requests against the same bounds (generate/endpoints.py).
-This file does not import torch, so a wrong argument is reported at once.
-"""
+"""The verbs and options of `python -m generate`. Without torch, so that a wrong argument is reported at once."""
 
 import argparse
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +14,7 @@ SAMPLE = "sample"
 
 
 class Option(NamedTuple):
-    """One option of the command line.
-
-    low, high: bounds of a number, both included. max_served: upper bound in a request to the server.
-    """
+    """One option. low, high: bounds of a number, both included. max_served: upper bound in a request to the server."""
 
     help: str
     type: type = str
@@ -37,10 +30,9 @@ class Option(NamedTuple):
         return self._replace(high=min(self.high, self.max_served))
 
     def is_valid(self, value: Any) -> bool:
-        """Whether a number has the right type, is finite and lies within the bounds."""
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value < math.inf:
-            return False
-        return self.low <= value <= self.high and (self.type is float or value == int(value))
+        """Whether a value is a number of the right type within the bounds."""
+        return (isinstance(value, (int, float)) and not isinstance(value, bool) and self.low <= value <= self.high
+                and value < math.inf and (self.type is float or value == int(value)))
 
     def bounds(self) -> str:
         """The valid numbers in words."""
@@ -48,16 +40,11 @@ class Option(NamedTuple):
         return f"{kind} of at least {self.low}" if self.high == math.inf else f"{kind} from {self.low} to {self.high}"
 
     def parse(self, text: str) -> Any:
-        """Convert an argument of the command line."""
-        if self.type not in (int, float):
-            return self.type(text)
-        try:
-            value = self.type(text)
-        except ValueError:
-            value = None
-        if not self.is_valid(value):
-            raise argparse.ArgumentTypeError(f"must be {self.bounds()}, not {text}")
-        return value
+        """Convert a number of the command line."""
+        with contextlib.suppress(ValueError):
+            if self.is_valid(value := self.type(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"must be {self.bounds()}, not {text}")
 
     def add_to(self, parser: argparse._ActionsContainer, name: str) -> None:
         """Add the option to a parser, with None as its default: `parse` sets defaults after looking for conflicts."""
@@ -65,73 +52,58 @@ class Option(NamedTuple):
         if self.type is bool:
             parser.add_argument(flag, action="store_true", default=None, help=self.help)
         else:
-            metavar = self.metavar or (None if self.choices else {int: "N", float: "X", Path: "FILE"}.get(self.type))
-            parser.add_argument(flag, type=self.parse, choices=self.choices, metavar=metavar, help=self.help + default)
+            metavar = self.metavar or {int: "N", float: "X", Path: "FILE"}.get(self.type)
+            convert = self.parse if self.type in (int, float) else self.type
+            parser.add_argument(flag, type=convert, choices=self.choices, metavar=metavar, help=self.help + default)
 
 
 # Options that differ between verbs have one entry per variant: the flag is the part before the slash.
 OPTIONS: dict[str, dict[str, Option]] = {
     "options": {
         "num": Option("number of sentences", int, 10, low=1, max_served=100),
-        "num/walk": Option("number of vectors on the walk, both ends included; the first step of a gradient walk is "
-                           "1 / (N - 1) of the distance", int, 21, low=2, max_served=101),
+        "num/walk": Option("number of vectors on the walk, both ends included", int, 21, low=2, max_served=101),
         "num/nearest": Option("number of neighbours per sentence", int, 5, low=1, max_served=50),
         "temperature": Option("sampling temperature; lower is safer and less varied", float, 0.7, max_served=10),
-        "top_p": Option("nucleus sampling: sample from the likeliest tokens that together have this probability", float,
-                        1.0, high=1),
+        "top_p": Option("nucleus sampling: smallest set of likeliest tokens with this probability", float, 1.0, high=1),
         "seed": Option("random seed", int, 1, max_served=2**53),
-        "source": Option("where the outlines come from: generator, or a baseline (mixture, gaussian; for conditional "
-                         "runs: linear) (default: the trained source)", metavar="NAME"),
-        "walk": Option("straight line or arc between the outlines, arc between the generator's noise, gradient ascent "
-                       "on log p(B | outline), or all that the run supports", default="spherical",
-                       choices=("linear", "spherical", "noise", "gradient", "all")),
-        "radius": Option("distance from the sentence's outline; two unrelated outlines of unit norm are 1.4 apart", float,
-                         0.4),
+        "source": Option("source of outlines: generator (default), or a baseline: mixture, gaussian, linear (conditional "
+                         "runs)", metavar="NAME"),
+        "walk": Option("line or arc between the outlines, arc between the generator's noise, gradient ascent on log p(B | "
+                       "outline)", default="spherical", choices=("linear", "spherical", "noise", "gradient", "all")),
+        "radius": Option("distance from the sentence's outline; unrelated outlines are 1.4 apart", float, 0.4),
         "like": Option("use the outline of this sentence (default: sampled outlines)", metavar="SENTENCE"),
         "file": Option("read the sentences from this file, one per line", Path),
         "unique": Option("skip duplicate sentences", bool),
-        "with_score": Option("print two scores before each sentence: its NLL given its outline (nats, at temperature 1), "
-                             "and the critic's score of the outline, if the run has a critic; compare critic scores only "
-                             "within one run", bool),
-        "smoothness": Option("after each walk, print the distances between neighbouring sentences and the NLL of the "
-                             "sentences between A and B", bool),
+        "with_score": Option("print each sentence's NLL given its outline (nats) and, if any, the critic's score", bool),
+        "smoothness": Option("print the distances between a walk's sentences, and the NLL of the middle ones", bool),
         "lm": Option("language model that computes the NLL for --smoothness (default: the decoder)", Path, metavar="RUN"),
-        "host": Option("address to listen on; any other address opens the page to the network", default="127.0.0.1",
-                       metavar="ADDRESS"),
+        "host": Option("address to listen on; others open the page to the network", str, "127.0.0.1", metavar="ADDRESS"),
         "port": Option("port to listen on; 0 chooses a free one", int, 8000, high=65535),
         "format": Option("plain text, or one JSON object per line", default="txt", choices=("txt", "jsonl")),
         "out": Option("write to this file (default: standard output)", Path),
-        "device": Option("where to compute; auto: cuda, then mps, then cpu", default="auto",
-                         choices=("auto", "cpu", "cuda", "mps")),
+        "device": Option("device; auto: cuda, then mps, then cpu", str, "auto", choices=("auto", "cpu", "cuda", "mps")),
     },
     "choice of tokens": {
         "greedy": Option("always choose the likeliest token", bool),
         "beam": Option("beam search of this width (default: no beam search)", int, low=1),
         "top_k": Option("sample from the N likeliest tokens only; 0: from all", int, 0, max_served=2**20),
-        "guidance": Option("weight of the outline: 0 ignores it, below 1 gives likelier sentences, above 1 sentences closer "
-                           "to the outline; needs a run trained with --outline-dropout", float, 1.0, max_served=10),
+        "guidance": Option("weight of the outline: 0 ignores it, below 1: likelier sentences, above 1: closer to it; "
+                           "needs a run trained with --outline-dropout", float, 1.0, max_served=10),
         "max_len": Option("maximum length of a sentence in tokens", int, 64, low=1),
-        "precision": Option("precision of matrix products when sampling; auto: bfloat16 where the processor is faster with "
-                            "it; greedy decoding, beam search and scores always use float32", default="auto",
-                            choices=("auto", "float32", "bfloat16")),
+        "precision": Option("precision of matrix products when sampling; auto: bfloat16 if it is faster; greedy decoding, "
+                            "beam search and scores use float32", str, "auto", choices=("auto", "float32", "bfloat16")),
     },
     "choice of outlines": {
         "condition": Option("for conditional runs: write --num sentences (default: 1) for each line of this file; .jsonl "
                             'files have the fields "condition" and, if the run has labels, "label"; - reads standard '
                             "input (default: conditions of the training split)", Path),
-        "noise_scale": Option("factor on the generator's noise; below 1: likelier, less varied outlines", float, 1.0,
-                              max_served=10),
-        "rejection": Option("rejection sampling by the critic: average number of outlines drawn per accepted one", float,
-                            1.0, low=1, high=100),
+        "noise_scale": Option("factor on the noise; below 1: likelier, less varied outlines", float, 1.0, max_served=10),
+        "rejection": Option("rejection sampling by the critic: average draws per accepted outline", float, 1.0, 1, 100),
     },
-    "speed": {
-        "batch_size": Option("sentences decoded together; does not change the sentences (default: suits the device)", int,
-                             low=1),
-    },
+    "speed": {"batch_size": Option("sentences decoded together; does not change them (default: automatic)", int, low=1)},
 }
 BY_NAME = {name: option for group in OPTIONS.values() for name, option in group.items()}
-ARGUMENTS = {"sentences": ("[SENTENCE ...]", "sentences (default: one per line from --file or standard input; empty lines "
-                                             "are skipped)"),
+ARGUMENTS = {"sentences": ("[SENTENCE ...]", "sentences (default: the lines of --file or of standard input)"),
              "sentence": ("SENTENCE", "the sentence"), "a": ("A", "first sentence"), "b": ("B", "second sentence"),
              "c": ("C", "third sentence"), "beginning": ("BEGINNING", "the first words of every sentence"),
              "lines": ("FILE", "file with one sentence per line; - reads standard input")}
@@ -141,7 +113,7 @@ SOURCE = "source noise_scale rejection"
 
 
 class Verb(NamedTuple):
-    """A verb: what it does, its arguments and options (names in ARGUMENTS and OPTIONS), and its lines of output."""
+    """A verb, a function in generate/verbs.py: its arguments and options (names in ARGUMENTS and OPTIONS), its output."""
 
     summary: str
     arguments: str
@@ -161,13 +133,11 @@ VERBS = {
     "vary": Verb("Write variations of a sentence: decode outlines near its own.", "sentence", f"radius {SAMPLING}"),
     "analogy": Verb("Complete an analogy: A is to B as C is to ...", "a b c", DECODING),
     "mean": Verb("Decode the mean outline of the sentences in a file.", "lines", DECODING),
-    "nearest": Verb("Find the training sentences nearest to each sentence.", "sentences",
-                    "file num/nearest format out device",
+    "nearest": Verb("Find the nearest training sentences.", "sentences", "file num/nearest format out device",
                     "Columns: cosine of the outlines, row of the training sentence (from 0), sentence; as JSON\n"
                     '{"text", "neighbours": [{"row", "cosine", "text"}]}.'),
     "complete": Verb("Complete a given beginning.", "beginning", f"like {SAMPLING} {SOURCE}"),
-    "serve": Verb("Open a web page to sample, interpolate and look up neighbours; also a JSON interface.", "",
-                  "host port precision device", ""),
+    "serve": Verb("Serve a web page and a JSON interface.", "", "host port precision device", ""),
 }
 CONFLICTS = {"greedy": "temperature top_k top_p precision beam", "beam": "temperature top_k top_p precision",
              "like": SOURCE, "file": "sentences", "condition": "unique rejection"}
@@ -182,9 +152,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _usage(verb: str) -> str:
-    """The verb with its arguments, as in `vary RUN SENTENCE`."""
-    words = [] if verb == SAMPLE else [verb]
-    return " ".join([*words, "RUN", *(ARGUMENTS[name][0] for name in VERBS[verb].arguments.split())])
+    start = "RUN" if verb == SAMPLE else f"{verb} RUN"
+    return " ".join([start, *(ARGUMENTS[name][0] for name in VERBS[verb].arguments.split())])
 
 
 def _parser(verb: str) -> Parser:
@@ -199,9 +168,7 @@ def _parser(verb: str) -> Parser:
         parser.description = ("Use a trained run. Without a verb: sample new sentences.\n\n"
                               f"  {prog} runs/001-outlines-default --num 5 --temperature 0.5\n\n"
                               f"verbs (each has its own --help):\n{listed}\n\nBelow: the options for sampling.")
-        parser.epilog = ("The same run, seed, options and device give the same sentences. "
-                         "Sentence i does not depend on --num.")
-    parser._positionals.title = "arguments"
+        parser.epilog = "The same run, seed, options and device give the same sentences, for any --num."
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/001-outlines-default")
     for name in arguments.split():
         metavar, help = ARGUMENTS[name]
@@ -216,33 +183,28 @@ def _parser(verb: str) -> Parser:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of `[VERB] RUN ...` with `verb` among them; raises OutlinesError."""
+    """The options of `[VERB] RUN ...`, and `verb`; raises OutlinesError."""
     verb, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in VERBS else (SAMPLE, arguments)
     parser = _parser(verb)
     options, surplus = parser.parse_known_args(rest)
-    for word in surplus:
-        if word.startswith("--"):
-            raise unknown_name("option", word.partition("=")[0], parser._option_string_actions)
+    if unknown := [word for word in surplus if word.startswith("--")]:
+        raise unknown_name("option", unknown[0].partition("=")[0], parser._option_string_actions)
     if surplus and verb == SAMPLE and not options.run.exists():
         raise unknown_name("verb", arguments[0], VERBS)
     if surplus:
         parser.error(f"unexpected arguments: {' '.join(surplus)}")
-    _refuse_conflicts(options)
-    for name in VERBS[verb].options.split():
-        if getattr(options, key := name.partition("/")[0]) is None:
-            setattr(options, key, BY_NAME[name].default)
-            if key == "num" and getattr(options, "condition", None):
-                options.num = 1
-    options.verb = verb
-    return options
-
-
-def _refuse_conflicts(options: argparse.Namespace) -> None:
     given = {name for name, value in vars(options).items() if value is not None and value != []}
     for name, useless in CONFLICTS.items():
         for other in useless.split():
-            if name in given and other in given:
+            if {name, other} <= given:
                 shown = "A SENTENCE argument" if other == "sentences" else f"--{other.replace('_', '-')}"
                 raise OutlinesError(f"{shown} has no effect with --{name}. Remove one of them.")
     if "lm" in given and "smoothness" not in given:
         raise OutlinesError("--lm has no effect without --smoothness. Add --smoothness or remove --lm.")
+    if "condition" in given and options.num is None:
+        options.num = 1
+    for name in VERBS[verb].options.split():
+        if getattr(options, key := name.partition("/")[0]) is None:
+            setattr(options, key, BY_NAME[name].default)
+    options.verb = verb
+    return options

@@ -1,7 +1,6 @@
 """The web page of a run and its JSON interface over HTTP: `python -m generate serve RUN`.
 
-GET / is the page; generate/endpoints.py lists the other paths. A request that cannot be answered gets status 400 and
-{"error": a sentence}. A request's size, the numbers in it, and the time to send and to answer it are bounded.
+docs/generate.md lists the paths, and the limits on the size, numbers and time of a request.
 """
 
 import contextlib
@@ -17,11 +16,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from generate.endpoints import Busy, Endpoints, Fields, turn
+from generate.batcher import ANSWER_SEC, Batcher, Busy, Job, turn
+from generate.options import BY_NAME
+from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError
 from outlines.inference.pipeline import Pipeline
 
 PAGE = Path(__file__).with_name("page.html")
+MAX_SENTENCES = int(BY_NAME["num"].max_served)
+MAX_CHARACTERS = 1000
 MAX_WAITING = 64
 """Requests that may wait or be processed; another one is refused."""
 MAX_BYTES = 64 * 1024
@@ -30,12 +33,46 @@ MAX_DISCARDED = 1024 * 1024
 MAX_CONNECTIONS = 256
 """Open connections, each with a thread; another one is closed at once."""
 READ_SEC = 10
-"""Time limit for a client to send its whole request, and to receive its answer."""
+"""Time limit to receive a whole request, and to send its answer."""
 LOCAL = {"localhost", "127.0.0.1", "::1"}
 
 
+class Fields:
+    """The fields of a request, each checked as it is read; raises OutlinesError."""
+
+    def __init__(self, data: Any):
+        if not isinstance(data, dict):
+            raise OutlinesError("The request must be a JSON object.")
+        self._data = dict(data)
+
+    def number(self, name: str) -> Any:
+        """A number within the bounds of the option `name`, or the option's default."""
+        option, key = BY_NAME[name].served(), name.partition("/")[0]
+        value = self._data.pop(key, option.default)
+        if not option.is_valid(value):
+            raise OutlinesError(f"{key} must be {option.bounds()}.")
+        return option.type(value)
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._data.pop(name, default)
+        if not isinstance(value, str) or len(value) > MAX_CHARACTERS:
+            raise OutlinesError(f"{name} must be a text of at most {MAX_CHARACTERS} characters.")
+        return value
+
+    def texts(self, name: str) -> list[str]:
+        values = self._data.pop(name, None)
+        if not isinstance(values, list) or not 0 < len(values) <= MAX_SENTENCES:
+            raise OutlinesError(f"{name} must be a list of 1 to {MAX_SENTENCES} texts.")
+        return [Fields({name: value}).text(name) for value in values]
+
+    def end(self) -> None:
+        """Refuse fields that were not read."""
+        if self._data:
+            raise OutlinesError(f"Unknown field {next(iter(self._data))!r}.")
+
+
 class TimedReader(io.RawIOBase):
-    """Reads from a client until one deadline, so that a slow client cannot keep a connection byte by byte."""
+    """Reads from a client until a deadline, so that a slow client cannot keep a connection byte by byte."""
 
     def __init__(self, connection: socket.socket):
         self._connection, self._until = connection, time.monotonic() + READ_SEC
@@ -61,10 +98,7 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile = io.BufferedReader(TimedReader(self.connection))
 
     def parse_request(self) -> bool:
-        """Refuse requests to a local server under another name.
-
-        Otherwise a page of another site could read from it by resolving its own name to 127.0.0.1.
-        """
+        # A page of another site could read from a local server by resolving its own name to 127.0.0.1.
         if not super().parse_request():
             return False
         with contextlib.suppress(ValueError):  # a malformed name
@@ -77,25 +111,20 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/":
             self._send(200, PAGE.read_bytes())
         elif self.path == "/about":
-            self._send(200, self.server.endpoints.about())
+            self._send(200, self.server.about())
         else:
             self._send(404, {"error": f"Nothing at {self.path[:80]}."})
 
     def do_POST(self) -> None:
-        endpoints = self.server.endpoints
-        answer = {"/sample": endpoints.sample, "/reconstruct": endpoints.reconstruct,
-                  "/interpolate": endpoints.interpolate, "/nearest": endpoints.nearest}.get(self.path)
-        if answer is None:
+        if self.path not in ("/sample", "/reconstruct", "/interpolate", "/nearest"):
             self._send(404, {"error": f"Nothing at {self.path[:80]}."})
             return
         try:
             fields = Fields(self._body())  # read before a place is reserved, so that slow clients occupy none
             with turn(self.server.places, 0):
-                status, data = 200, answer(fields)
+                status, data = 200, getattr(self.server, self.path[1:])(fields)
         except OutlinesError as error:
-            status, data = 400, {"error": str(error)}
-        except Busy as error:
-            status, data = 503, {"error": str(error)}
+            status, data = 503 if isinstance(error, Busy) else 400, {"error": str(error)}
         except ConnectionError:  # the client has left
             raise
         except Exception:
@@ -118,7 +147,6 @@ class Handler(BaseHTTPRequestHandler):
             raise ConnectionAbortedError("the client was too slow") from error
 
     def _send(self, status: int, data: dict[str, Any] | bytes) -> None:
-        """Send JSON data, or the bytes of a page."""
         kind = "text/html" if isinstance(data, bytes) else "application/json"
         body = data if isinstance(data, bytes) else json.dumps(data, ensure_ascii=False).encode()
         self.send_response(status)
@@ -136,7 +164,6 @@ class Handler(BaseHTTPRequestHandler):
                 self.rfile.read(MAX_DISCARDED)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Errors of the base class are JSON too."""
         self._send(code, {"error": message or self.responses[HTTPStatus(code)][0]})
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -158,7 +185,10 @@ class Server(ThreadingHTTPServer):
         except (OSError, OverflowError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise OutlinesError(f"Cannot listen on {host}:{port} ({reason}). Try another --port.") from error
-        self.endpoints = Endpoints(pipeline)
+        self.pipeline = pipeline
+        self.batcher = Batcher(pipeline.sampler)
+        # Work that cannot be batched runs one request at a time, so that it does not use every core.
+        self._turn = threading.Lock()
         self.places = threading.BoundedSemaphore(MAX_WAITING)
         self.connections = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
@@ -180,3 +210,41 @@ class Server(ThreadingHTTPServer):
         """Print errors to standard error, except those of clients that left or were too slow."""
         if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
+
+    def about(self) -> dict[str, Any]:
+        pipeline, model = self.pipeline, self.pipeline.model
+        return {"run": pipeline.run.name, "family": model.family, "sources": list(model.sources),
+                "walks": list(pipeline.walks), "neighbours": model.frozen_encoder() is not None,
+                "noise": model.decoder.config.vector_dim > 0, "guided": model.decoder.config.vector_dropout > 0,
+                "max_sentences": MAX_SENTENCES}
+
+    def sample(self, fields: Fields) -> dict[str, Any]:
+        num, seed = fields.number("num"), fields.number("seed")
+        config = SamplingConfig(**{name: fields.number(name) for name in
+                                   ("temperature", "top_k", "top_p", "noise_scale", "guidance")})
+        source, prefix = fields.text("source", ""), fields.text("prefix", "")
+        fields.end()
+        draw, (tokens,) = self.pipeline.source(source or None, config), self.pipeline.tokenizer.encode([prefix])
+        vectors, uniforms = self.pipeline.model.draw_rows(draw, 0, num, seed, config.max_len)
+        ids = self.batcher.decode(Job(vectors, uniforms, (config, tuple(tokens))))
+        return {"sentences": [sentence.data() for sentence in self.pipeline.written(ids, vectors, scored=True)]}
+
+    def reconstruct(self, fields: Fields) -> dict[str, Any]:
+        sentences = fields.texts("sentences")
+        fields.end()
+        with turn(self._turn, ANSWER_SEC):
+            return {"sentences": [done._asdict() for done in self.pipeline.reconstruct(sentences)]}
+
+    def interpolate(self, fields: Fields) -> dict[str, Any]:
+        a, b, walk = fields.text("a"), fields.text("b"), fields.text("walk", "spherical")
+        num = fields.number("num/walk")
+        fields.end()
+        with turn(self._turn, ANSWER_SEC):
+            made = self.pipeline.interpolate(a, b, walk, num)
+        return {"ended": made.ended, "points": [point._asdict() for point in made.points]}
+
+    def nearest(self, fields: Fields) -> dict[str, Any]:
+        sentence, num = fields.text("sentence"), fields.number("num/nearest")
+        fields.end()
+        with turn(self._turn, ANSWER_SEC):
+            return {"neighbours": [near._asdict() for near in self.pipeline.nearest([sentence], num)[0]]}

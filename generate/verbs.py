@@ -1,7 +1,4 @@
-"""The verbs of `python -m generate`: each is a function from a run and its options to lines of output.
-
-A new verb is a function here and one line of VERBS in generate/options.py.
-"""
+"""The verbs of `python -m generate`: each is a function, and one line of VERBS in generate/options.py."""
 
 import argparse
 import dataclasses
@@ -14,9 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import Any
 
 import outlines
 from outlines.decoding.sample import SamplingConfig
@@ -25,17 +20,12 @@ from outlines.errors import OutlinesError
 from outlines.inference.pipeline import Condition, Pipeline, Sentence
 from outlines.metrics.bleu import reconstruction_bleu
 
-CHUNK = 256
-"""Number of input sentences processed together."""
 MAX_REPEATS = 10_000
 """--unique stops after this many consecutive duplicates."""
 
 
-class Line(NamedTuple):
-    """One line of output: as text, and as the object that --format jsonl writes."""
-
-    text: str
-    data: dict[str, Any]
+Line = tuple[str, dict[str, Any]]
+"""One line of output: as text, and as the object that --format jsonl writes."""
 
 
 def sampling_of(options: argparse.Namespace) -> SamplingConfig:
@@ -59,8 +49,7 @@ def sample(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
 
 def unique(sentences: Iterable[Sentence]) -> Iterator[Sentence]:
     """Skip duplicates; raises OutlinesError after MAX_REPEATS consecutive ones."""
-    seen: set[bytes] = set()
-    repeats = 0
+    seen, repeats = set[bytes](), 0
     for sentence in sentences:
         digest = hashlib.blake2b(sentence.text.encode(), digest_size=16).digest()
         repeats = repeats + 1 if digest in seen else 0
@@ -75,35 +64,30 @@ def unique(sentences: Iterable[Sentence]) -> Iterator[Sentence]:
 def _lines(sentences: Iterable[Sentence]) -> Iterator[Line]:
     for sentence in sentences:
         text, *scores = sentence
-        data = {name: value for name, value in sentence._asdict().items() if value is not None}
-        yield Line("\t".join([*(f"{score:.3f}" for score in scores if score is not None), text]), data)
+        yield "\t".join([*(f"{score:.3f}" for score in scores if score is not None), text]), sentence.data()
 
 
 def _conditional(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
     """One or more sentences for each line of --condition."""
     for condition, sentence in pipeline.given(_read_conditions(options.condition), options.num, options.seed,
                                               sampling_of(options), options.source, options.with_score, options.batch_size):
-        line = next(_lines([sentence]))
         label = {} if condition.label is None else {"label": condition.label}
-        yield Line(line.text, {"condition": condition.text, **label, **line.data})
+        for text, data in _lines([sentence]):
+            yield text, {"condition": condition.text, **label, **data}
 
 
 def _read_conditions(path: Path) -> Iterator[Condition]:
     """The conditions in a file, one per line: the whole line, or the fields `condition` and `label` of .jsonl."""
     for number, line in enumerate(_read(path), start=1):
-        if path.suffix != ".jsonl":
-            yield Condition(line)
-            continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        fields = record if isinstance(record, dict) else {}
-        condition, label = fields.get("condition"), fields.get("label")
-        if not isinstance(condition, str) or not condition.strip() or not isinstance(label, str | None):
+            fields = json.loads(line) if path.suffix == ".jsonl" else {"condition": line}
+            condition = Condition(fields["condition"], fields.get("label"))
+            if not condition.text.strip() or not isinstance(condition.label, str | None):
+                raise ValueError(line)
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise OutlinesError(f"{path}: condition {number} is not valid. Write "
-                                '{"condition": "a sentence"}, and add a "label" if the run has labels.')
-        yield Condition(condition, label)
+                                '{"condition": "a sentence"}, and add a "label" if the run has labels.') from error
+        yield condition
 
 
 def reconstruct(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
@@ -112,8 +96,8 @@ def reconstruct(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Lin
         for done in pipeline.reconstruct(chunk, sampling):
             pairs.append((done.rebuilt, done.text))
             nll, num_targets = nll + done.nll, num_targets + done.num_targets
-            yield Line(f"{done.bleu:.1f}\t{done.nll:.2f}\t{done.rebuilt}", {
-                "text": done.text, "reconstruction": done.rebuilt, "bleu": done.bleu, "nll": done.nll})
+            yield f"{done.bleu:.1f}\t{done.nll:.2f}\t{done.rebuilt}", {
+                "text": done.text, "reconstruction": done.rebuilt, "bleu": done.bleu, "nll": done.nll}
     if pairs:
         bleu = reconstruction_bleu(*map(list, zip(*pairs, strict=True)))
         print(f"{len(pairs)} sentences: BLEU {bleu:.2f}, nll {nll / len(pairs):.2f} nats per sentence, "
@@ -128,17 +112,17 @@ def interpolate(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Lin
         for point in walk.points:
             steps = _span([point.step, point.step + len(point.nll_start) - 1], "d")
             nll_a, nll_b = _span(point.nll_start, ".1f"), _span(point.nll_end, ".1f")
-            yield Line(f"{kind}\t{steps}\t{nll_a}\t{nll_b}\t{point.text}", {
-                "walk": kind, "step": point.step, "nll_a": point.nll_start, "nll_b": point.nll_end, "text": point.text})
+            yield f"{kind}\t{steps}\t{nll_a}\t{nll_b}\t{point.text}", {
+                "walk": kind, "step": point.step, "nll_a": point.nll_start, "nll_b": point.nll_end, "text": point.text}
         if walk.ended != "reached":
             print(f"The {kind} walk stopped before the second sentence, after {len(walk.vectors)} steps ({walk.ended}).",
                   file=sys.stderr)
         if options.smoothness:
             measured = pipeline.smoothness(walk, judge)
             data = {name: None if math.isnan(value) else value for name, value in measured._asdict().items()}
-            yield Line(f"{kind}: {measured.num_sentences} sentences, mean step {measured.mean_step:.3f}, largest step "
-                       f"{measured.largest_step:.3f}, nll of the middle {measured.middle_nll_per_token:.3f} nats per token",
-                       {"walk": kind, **data})
+            yield (f"{kind}: {measured.num_sentences} sentences, mean step {measured.mean_step:.3f}, largest step "
+                   f"{measured.largest_step:.3f}, nll of the middle {measured.middle_nll_per_token:.3f} nats per token",
+                   {"walk": kind, **data})
 
 
 def _span(values: Sequence[float], form: str) -> str:
@@ -148,26 +132,17 @@ def _span(values: Sequence[float], form: str) -> str:
 
 
 def vary(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
-    return _around(pipeline, options, options.sentence, options.radius)
-
-
-def _around(pipeline: Pipeline, options: argparse.Namespace, sentence: str, radius: float,
-            prefix: str = "") -> Iterator[Line]:
-    """Sentences decoded from vectors at a distance from a sentence's own."""
-    return _lines(pipeline.sentences(options.num, options.seed, sampling_of(options),
-                                     pipeline.around(pipeline.encode([sentence])[0], radius), prefix=prefix,
-                                     scored=options.with_score))
+    source = pipeline.around(pipeline.encode([options.sentence])[0], options.radius)
+    return _lines(pipeline.sentences(options.num, options.seed, sampling_of(options), source, scored=options.with_score))
 
 
 def analogy(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
-    return _decoded(pipeline, options, pipeline.analogy(options.a, options.b, options.c))
+    vector = pipeline.analogy(options.a, options.b, options.c)
+    return _lines(map(Sentence, pipeline.decode(vector[None], sampling_of(options))))
 
 
 def mean(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
-    return _decoded(pipeline, options, pipeline.mean(_read(Path(options.lines))))
-
-
-def _decoded(pipeline: Pipeline, options: argparse.Namespace, vector: Tensor) -> Iterator[Line]:
+    vector = pipeline.mean(list(_read(Path(options.lines))))
     return _lines(map(Sentence, pipeline.decode(vector[None], sampling_of(options))))
 
 
@@ -175,16 +150,15 @@ def nearest(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
     for chunk in _chunks(options):
         for text, neighbours in zip(chunk, pipeline.nearest(chunk, options.num), strict=True):
             plain = "\n".join(f"{near.cosine:.3f}\t{near.row}\t{near.text}" for near in neighbours)
-            yield Line(f"{text}\n{plain}", {"text": text, "neighbours": [near._asdict() for near in neighbours]})
+            yield f"{text}\n{plain}", {"text": text, "neighbours": [near._asdict() for near in neighbours]}
 
 
 def complete(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
     if not options.beginning.strip():
         raise OutlinesError("The beginning is empty. To sample without a beginning, use `python -m generate RUN`.")
-    if options.like is not None:
-        return _around(pipeline, options, options.like, 0.0, options.beginning)
-    return _lines(pipeline.sentences(options.num, options.seed, sampling_of(options), options.source,
-                                     prefix=options.beginning, scored=options.with_score, rejection=options.rejection))
+    source = options.source if options.like is None else pipeline.around(pipeline.encode([options.like])[0], 0.0)
+    return _lines(pipeline.sentences(options.num, options.seed, sampling_of(options), source, prefix=options.beginning,
+                                     scored=options.with_score, rejection=options.rejection))
 
 
 def serve(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
@@ -192,7 +166,7 @@ def serve(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
 
     with Server(pipeline, options.host, options.port) as server:
         try:
-            yield Line(f"{server.url} (press Ctrl-C to stop)", {})
+            yield f"{server.url} (press Ctrl-C to stop)", {}
             server.serve_forever()
         except KeyboardInterrupt:
             # A normal exit would unwind the requests' threads inside torch, and C++ aborts on that.
@@ -200,18 +174,18 @@ def serve(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
 
 
 def _chunks(options: argparse.Namespace) -> Iterator[list[str]]:
-    """The input sentences, CHUNK at a time."""
+    """The input sentences, 256 at a time."""
     stream = iter(options.sentences or _read(options.file))
-    while chunk := list(islice(stream, CHUNK)):
+    while chunk := list(islice(stream, 256)):
         yield chunk
 
 
 def _read(path: Path | None) -> Iterator[str]:
     """The lines of a file or, for None and `-`, of standard input; empty lines are skipped."""
-    is_file = path is not None and str(path) != "-"
-    name = str(path) if is_file else "standard input"
+    source = 0 if path is None or str(path) == "-" else path
+    name = source or "standard input"
     try:
-        with open(path if is_file else 0, "rb", closefd=is_file) as file:  # type: ignore[arg-type]
+        with open(source, "rb", closefd=source != 0) as file:
             for number, line in enumerate(file, start=1):
                 try:
                     sentence = line.decode().strip()

@@ -10,8 +10,7 @@ From text to text, in this order:
     inference/   a finished run in use: pipeline (`outlines.load(RUN)`), interpolation, inversion, rejection, neighbours
     metrics/     quality and diversity of text and outlines, posterior collapse, verdicts
 
-Beside them: checkpoint (atomic, verified files without pickle), hardening (checks of hostile files), devices, options,
-errors.
+Beside them: checkpoint (atomic, verified files), hardening (checks of hostile files), devices, options, errors.
 
 Shapes: B batch, N rows, T tokens, D outline width, Z latent width, V vocabulary, K centres.
 `train` and `generate` import this package and never each other; it imports neither.
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
 def load(run: str | Path, device: str = "auto", precision: str = "auto") -> "Pipeline":
     """Return a finished run, to sample, encode, decode and interpolate; raises OutlinesError.
 
-    device: cpu, cuda, mps, or auto, the first of cuda, mps and cpu that exists. precision: of matrix products when sampling:
-    float32, bfloat16, or auto, which is bfloat16 where the device is faster with it. The rest is computed in float32.
+    device: cpu, cuda, mps or auto. precision: of matrix products when sampling: float32, bfloat16, or auto (the faster).
     """
     # Imported here, because every import of the package runs this file, and torch takes a second.
     from outlines.devices import choose_device

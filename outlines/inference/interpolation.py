@@ -4,12 +4,9 @@
     spherical   the arc between them
     noise       the arc between the generator's noise of both (outlines/inference/inversion.py), mapped to outlines again
     gradient    gradient ascent on log p(second sentence | outline), starting at the first outline
-
-Pure functions of vectors and models; `outlines.inference.pipeline` encodes and decodes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -37,44 +34,34 @@ class Point(NamedTuple):
     nll_end: list[float]
 
 
-@dataclass(frozen=True)
-class Walk:
+class Walk(NamedTuple):
     """An interpolation between two sentences. vectors: [S, D]. ended: why it stopped, see `gradient`."""
 
-    kind: str
     vectors: Tensor
     points: list[Point]
     ended: str
 
     @property
     def sentences(self) -> list[str]:
-        """The sentences on the way, without consecutive duplicates."""
         return [point.text for point in self.points]
 
 
 def linear(start: Tensor, end: Tensor, num: int) -> Tensor:
-    """`num` equidistant vectors [num, D] on the line from start [D] to end [D], both included.
-
-    Between unit vectors the line passes inside the sphere, where there are no outlines: a baseline for the other walks.
-    """
-    return start + _fractions(start, num) * (end - start)
+    """`num` equidistant vectors [num, D] on the line from start [D] to end [D], both included."""
+    return start + torch.linspace(0, 1, num).to(start)[:, None] * (end - start)
 
 
 def spherical(start: Tensor, end: Tensor, num: int) -> Tensor:
     """`num` vectors [num, D] at equal angles on the arc from start [D] to end [D], both included.
 
-    sin((1 - t) ω) / sin ω · start + sin(t ω) / sin ω · end, where ω is the angle between them; for parallel vectors the
-    line. Source: Shoemake, Animating Rotation with Quaternion Curves (1985), equation 8; for latent spaces White, Sampling
-    Generative Networks (2016), section 2.1.
+    sin((1 - t) ω) / sin ω · start + sin(t ω) / sin ω · end, where ω is the angle; a line for parallel vectors.
+    Source: Shoemake, Animating Rotation with Quaternion Curves (1985), eq. 8; White, Sampling Generative Networks (2016).
     """
-    angle, fractions = torch.cosine_similarity(start, end, dim=0).clamp(-1, 1).arccos(), _fractions(start, num)
+    angle = torch.cosine_similarity(start, end, dim=0).clamp(-1, 1).arccos()
+    fractions = torch.linspace(0, 1, num).to(start)[:, None]
     if angle.sin() < 1e-3:  # parallel, up to float32
         return linear(start, end, num)
     return (((1 - fractions) * angle).sin() * start + (fractions * angle).sin() * end) / angle.sin()
-
-
-def _fractions(start: Tensor, num: int) -> Tensor:
-    return torch.linspace(0, 1, num, dtype=start.dtype, device=start.device)[:, None]
 
 
 @torch.no_grad()
@@ -136,11 +123,10 @@ def folded(texts: list[str], nll_start: list[float], nll_end: list[float]) -> li
 
 
 class Smoothness(NamedTuple):
-    """How a walk's sentences follow one another.
+    """How a walk's sentences follow one another. A smooth walk has many sentences, similar steps and a low NLL.
 
     num_sentences: without consecutive duplicates. mean_step, largest_step: distance between the outlines of neighbouring
-    sentences, in the encoder's units (for unit norm, 0: equal, 1.41: unrelated). middle_nll_per_token: nats, over the
-    sentences between the first and the last, eos included; NaN if there are none.
+    sentences, in the encoder's units. middle_nll_per_token: nats, over the sentences between the ends; NaN if none.
     """
 
     num_sentences: int
@@ -150,10 +136,7 @@ class Smoothness(NamedTuple):
 
 
 def smoothness(encoded: Tensor, nll: np.ndarray, num_targets: np.ndarray) -> Smoothness:
-    """The smoothness of a walk: a smooth one has many sentences, steps of similar length and likely middle sentences.
-
-    encoded: [S, D], its sentences encoded again, in the encoder's units. nll, num_targets: [S], nats and numbers of targets.
-    """
+    """Return the smoothness of a walk. encoded: [S, D], its sentences encoded again. nll: [S], nats. num_targets: [S]."""
     steps = (encoded[1:] - encoded[:-1]).norm(dim=1)
     middle = slice(1, len(nll) - 1)
     tokens = num_targets[middle].sum()

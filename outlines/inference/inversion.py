@@ -1,12 +1,11 @@
-"""The generator backwards: outline → noise.
+"""Inversion of the generator: outline → noise.
 
-Noise that is improbable enough reaches any outline from any centre. `invert` therefore looks for the noise that the
-generator most probably drew, by minimising
+Any centre reaches any outline with noise that is improbable enough. `invert` finds the most probable noise. It minimises
 
     |normalise(G(noise, k)) - outline|² / tolerance² + |noise|² - 2 log share_k
 """
 
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -19,8 +18,8 @@ TOLERANCES = (0.1, 0.03, 0.01)
 """Standard deviation of the remaining error, in scaled units (an outline has 1 per dimension). The descent uses them in
 turn; with only the last one it gets stuck where the MLP is nonlinear."""
 STEPS_EACH = 5
-NUM_FIRST = 16
-"""Number of likeliest centres that are combined with every offset."""
+NUM_FIRST, NUM_CANDIDATES = 16, 2
+"""Number of likeliest centres that are combined with every offset; number of sums to descend from."""
 
 
 def can_invert(model: TextModel) -> TypeGuard[OutlineModel]:
@@ -28,41 +27,33 @@ def can_invert(model: TextModel) -> TypeGuard[OutlineModel]:
     return hasattr(getattr(model, "generator", None), "around")
 
 
-class Inverted(NamedTuple):
-    """The noise of outlines: normal values [N, D] and the drawn centres as points [N, D] (0 without centres)."""
-
-    normal: Tensor
-    centre: Tensor
-
-
 @torch.no_grad()
-def invert(model: OutlineModel, outlines: Tensor, num_candidates: int = 2) -> Inverted:
-    """The noise from which the model's generator makes the outlines [N, D], in scaled units.
+def invert(model: OutlineModel, outlines: Tensor) -> tuple[Tensor, Tensor]:
+    """The noise from which the model's generator makes the outlines [N, D], in scaled units. Memory: 2 N D².
 
-    num_candidates: number of centres (with their offsets) to descend from: the most probable ones if the MLP is ignored.
-    Memory: N × num_candidates × D².
+    Returns normal values [N, D] and the drawn centres as points [N, D] (0 without centres).
     """
     generator: Any = model.generator
     if not generator.config.num_centres:
         centre = torch.zeros_like(outlines)
-        return Inverted(descend(model, outlines, centre, centre)[0], centre)
+        return descend(model, outlines, centre, centre)[0], centre
     factor = generator.factor
     inverse = torch.linalg.solve(_ridge(factor.T @ factor, TOLERANCES[0] ** 2), factor.T)
-    centre, log_share = _likeliest(generator, outlines, inverse, num_candidates)
+    centre, log_share = _likeliest(generator, outlines, inverse)
     candidates = centre.shape[1]
     centre = centre.flatten(0, 1)
     targets = outlines.repeat_interleave(candidates, dim=0)
     normal, cost = descend(model, targets, centre, (targets - centre) @ inverse.T)
     best = (cost.view(log_share.shape) - 2 * log_share).argmin(dim=1)
     best += candidates * torch.arange(len(outlines), device=outlines.device)
-    return Inverted(normal[best], centre[best])
+    return normal[best], centre[best]
 
 
-def _likeliest(generator: Any, outlines: Tensor, inverse: Tensor, num: int) -> tuple[Tensor, Tensor]:
+def _likeliest(generator: Any, outlines: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """The centres [N, C, D] that outlines [N, D] most probably come from without the MLP, and their log shares [N, C].
 
-    inverse: of the factor. C: `num` or the number of centres. With offsets, a centre is the sum of one of the NUM_FIRST
-    likeliest centres and the offset that fits it best.
+    inverse: of the factor. With offsets, a centre is the sum of one of the NUM_FIRST likeliest centres and the offset that
+    fits it best.
     """
     def cost(rest: Tensor) -> Tensor:
         return (rest @ inverse.T).square().sum(dim=-1)
@@ -82,10 +73,10 @@ def _likeliest(generator: Any, outlines: Tensor, inverse: Tensor, num: int) -> t
             first = smallest((rest @ precision * rest).sum(dim=1) - 2 * log_shares, NUM_FIRST)
             offset = (torch.stack([cost(row - offsets) for row in rest[first]]) - 2 * offset_shares.log()).argmin(dim=1)
             centres, log_shares = centres[first] + offsets[offset], log_shares[first] + offset_shares[offset].log()
-        likely = smallest(cost(outline - centres) - 2 * log_shares, num)
+        likely = smallest(cost(outline - centres) - 2 * log_shares, NUM_CANDIDATES)
         found.append((centres[likely], log_shares[likely]))
-    centre, log_share = (torch.stack(parts) for parts in zip(*found, strict=True))
-    return centre, log_share
+    centre, log_share = zip(*found, strict=True)
+    return torch.stack(centre), torch.stack(log_share)
 
 
 def descend(model: OutlineModel, outlines: Tensor, centre: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,4 @@
-"""The training sentences nearest to an outline: is a sample a copy?
-
-A run does not contain the corpus and its outlines; run.json names their cache and their hashes.
-"""
+"""The training sentences nearest to an outline. The corpus and its outlines are in the cache that run.json names."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -6,7 +6,7 @@
     run.decode(vectors)                                               the reconstructions
     run.interpolate("A dog runs.", "Two men play chess.", "gradient").sentences
 
-`python -m generate` calls these methods. They work for every family and raise OutlinesError for what a family cannot do.
+`python -m generate` calls these methods. If a family cannot do something, they raise OutlinesError.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +29,7 @@ from outlines.encoders import SentenceEncoder, load_encoder
 from outlines.errors import OutlinesError, TokenizerError
 from outlines.hardening import read_json
 from outlines.inference import interpolation
-from outlines.inference.interpolation import WALKS, Smoothness, Walk
+from outlines.inference.interpolation import Smoothness, Walk
 from outlines.inference.inversion import can_invert
 from outlines.inference.neighbours import Neighbour, TrainingSet, nearest_rows, training_set
 from outlines.inference.rejection import rejecting
@@ -38,7 +38,7 @@ from outlines.models.base import BATCH, Draw, TextModel
 from outlines.models.registry import load_model
 
 TEMPERATURE = 0.7
-GREEDY = SamplingConfig(temperature=0)
+DEFAULT, GREEDY = SamplingConfig(TEMPERATURE), SamplingConfig(temperature=0)
 
 
 class Sentence(NamedTuple):
@@ -52,6 +52,10 @@ class Sentence(NamedTuple):
     nll: float | None = None
     critic_score: float | None = None
 
+    def data(self) -> dict[str, Any]:
+        """The fields that are known, as JSON data."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
 
 class Condition(NamedTuple):
     """The condition of a sentence: another sentence and, if the run has labels, a label."""
@@ -61,10 +65,7 @@ class Condition(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """A sentence and what the decoder makes of its vector.
-
-    bleu: 0 to 100. nll: -log p(sentence | vector), nats. num_targets: number of its tokens, eos included.
-    """
+    """A sentence and its reconstruction. bleu: 0 to 100. nll: -log p(sentence | vector), nats. num_targets: with eos."""
 
     text: str
     rebuilt: str
@@ -78,7 +79,6 @@ class Pipeline:
 
     def __init__(self, run: Path, description: dict[str, Any], model: TextModel, tokenizer: Tokenizer,
                  precision: str = "auto"):
-        """precision: of the matrix products when sampling (see `choose_precision`); the rest is computed in float32."""
         self.run = run
         self.description = description
         self.model = model.requires_grad_(False)
@@ -89,10 +89,9 @@ class Pipeline:
 
     @classmethod
     def load(cls, run: Path, device: torch.device, precision: str = "auto") -> "Pipeline":
-        """Load a finished run from its directory; raises OutlinesError."""
+        """Load a finished run from its directory; raises OutlinesError. precision: see `choose_precision`."""
         if not (run / "run.json").is_file():
-            raise OutlinesError(f"{run} is not a run: it has no run.json. Pass a run's directory, such as "
-                                "runs/001-outlines-default.")
+            raise OutlinesError(f"{run} is not a run: it has no run.json. Pass a run's directory.")
         if not (run / "model").is_dir():
             raise OutlinesError(f"{run}: training has not finished. Continue it with `python -m train --resume {run}`.")
         remedy = "Restore it from a backup, or train again."
@@ -116,8 +115,7 @@ class Pipeline:
     @cached_property
     def encoder(self) -> SentenceEncoder | None:
         """The frozen encoder of the run; None for families without one."""
-        wanted = self.model.frozen_encoder()
-        if wanted is None:
+        if (wanted := self.model.frozen_encoder()) is None:
             return None
         try:
             encoder = load_encoder(wanted["name"], self.device.type)
@@ -136,10 +134,8 @@ class Pipeline:
     def sampler(self) -> Sampler:
         return Sampler(self.model.decoder, bfloat16=self.precision == "bfloat16")
 
-    # Text → vectors
-
     def rows(self, sentences: Sequence[str]) -> list[np.ndarray]:
-        """Token ids of each sentence; raises OutlinesError for empty sentences and those above the run's length limit."""
+        """Token ids of each sentence; raises OutlinesError if one is empty or too long."""
         rows = _as_rows(self.tokenizer.encode(sentences))
         for sentence, row in zip(sentences, rows, strict=True):
             shown = repr(sentence[:40] + "…" if len(sentence) > 40 else sentence)
@@ -168,9 +164,8 @@ class Pipeline:
         assert self.encoder is not None
         return torch.from_numpy(self.encoder.encode(list(sentences))).to(self.device)
 
-    def mean(self, sentences: Iterable[str]) -> Tensor:
+    def mean(self, sentences: Sequence[str]) -> Tensor:
         """The mean vector [D] of sentences, computed in the encoder's units and normalised like its outlines."""
-        sentences = list(sentences)
         if not sentences:
             raise OutlinesError("There are no sentences to average. Provide at least one sentence.")
         average = self.model.to_encoder(self.encode(sentences)).cpu().double().mean(dim=0)
@@ -184,8 +179,6 @@ class Pipeline:
         of_a, of_b, of_c = self.model.to_encoder(self.encode([a, b, c]))
         return self.model.from_encoder((of_c + of_b - of_a)[None])[0]
 
-    # Vectors → text
-
     def written(self, ids: list[list[int]], vectors: Tensor | None, scored: bool = False) -> list[Sentence]:
         """Sentences from token ids; scored: with the scores under their vectors [B, D]."""
         texts = self.tokenizer.lines(ids)
@@ -196,7 +189,7 @@ class Pipeline:
         return list(map(Sentence, texts, nll, [None] * len(ids) if scores is None else scores.tolist()))
 
     def decode(self, vectors: Tensor, sampling: SamplingConfig = GREEDY, seed: int = 1) -> list[str]:
-        """One sentence per vector [N, D]; greedy decoding by default."""
+        """One sentence per vector [N, D]."""
         return self.tokenizer.lines(self.model.decode(vectors, seed, sampling, self.sampler))
 
     def sample(self, num: int = 10, seed: int = 1, source: str | None = None, **choice: float) -> list[str]:
@@ -207,21 +200,17 @@ class Pipeline:
     def source(self, name: str | None, sampling: SamplingConfig, rejection: float = 1.0) -> Draw:
         """The function that draws vectors from a source; None is the family's own. rejection: see `sentences`."""
         name, own = self.model.check_source(name), self.model.sources[0]
-        draw: Draw = lambda num, rng: self.model.vectors(num, rng, name, sampling.noise_scale)  # noqa: E731
-        if rejection == 1:
-            return draw
-        if name != own:
+        if rejection != 1 and name != own:
             raise OutlinesError(f"The critic was trained against the {own}, so rejection does not work with the source "
                                 f"{name}. Use only one of the two options.")
-        return rejecting(self.model, draw, rejection)
+        draw: Draw = lambda num, rng: self.model.vectors(num, rng, name, sampling.noise_scale)  # noqa: E731
+        return draw if rejection == 1 else rejecting(self.model, draw, rejection)
 
     def around(self, vector: Tensor, radius: float) -> Draw:
         """A source of vectors at distance `radius` from one vector [D], in uniformly distributed directions.
 
         radius: in the encoder's units, before normalisation; 0 uses the vector itself.
         """
-        if not 0 <= radius < float("inf"):
-            raise OutlinesError(f"The radius is {radius}. It must be finite and at least 0.")
         centre = self.model.to_encoder(vector)
 
         def draw(count: int, rng: torch.Generator) -> Tensor:
@@ -235,52 +224,40 @@ class Pipeline:
                   rejection: float = 1.0, workers: int = 1) -> Iterator[Sentence]:
         """Yield `num` new sentences (None: endlessly); sentence i depends only on (seed, i).
 
-        source: one of the model's, or a function such as `around` returns. prefix: the beginning of every sentence.
-        scored: with scores. batch_size: sentences decoded together (None: suits the device). rejection: average number of
-        vectors drawn per accepted one (outlines/inference/rejection.py); 1 accepts all. workers: threads that each decode a
-        batch; with more than one, set torch's own threads to one.
+        source: a name, or a function as `around` returns. prefix: the beginning of every sentence. batch_size: sentences
+        decoded together (None: suits the device). rejection: average number of vectors drawn per accepted one. workers:
+        threads that each decode a batch; with more than one, set torch's own threads to one.
         """
         draw = source if callable(source) else self.source(source, sampling, rejection)
-        batches = self.model.decode_draws(draw, num, seed, sampling, batch_size, self.prefix_tokens(prefix), workers,
+        batches = self.model.decode_draws(draw, num, seed, sampling, batch_size, self.tokenizer.encode([prefix])[0], workers,
                                           self.sampler)
         return (sentence for ids, vectors in batches for sentence in self.written(ids, vectors, scored))
 
     def given(self, conditions: Iterable[Condition], num: int = 1, seed: int = 1,
-              sampling: SamplingConfig | None = None, source: str | None = None, scored: bool = False,
+              sampling: SamplingConfig = DEFAULT, source: str | None = None, scored: bool = False,
               batch_size: int | None = None) -> Iterator[tuple[Condition, Sentence]]:
         """Yield `num` new sentences for each condition, in order; only for models that accept conditions."""
         model: Any = self.model
-        sampling = sampling or SamplingConfig(TEMPERATURE)
         if not hasattr(model, "given"):
             raise OutlinesError(f"'{model.family}' models do not accept conditions. Use a run of the family 'conditional'.")
-        name, start = model.check_source(source), 0
-        draw: Draw = lambda count, rng: model.generator.draw(count, rng) * sampling.noise_scale  # noqa: E731
+        start = 0
         repeated = (condition for condition in conditions for _ in range(num))
         while chunk := list(islice(repeated, batch_size or BATCH)):
             places = {condition: row for row, condition in enumerate(dict.fromkeys(chunk))}
             outlines = model.from_encoder(self._raw_outlines([text for text, _ in places]))
             labels = torch.tensor([model.number_of(label) for _, label in places], device=self.device)
             rows = model.condition(outlines, labels)[[places[condition] for condition in chunk]]
-            noise, uniforms = model.draw_rows(draw, start, start + len(chunk), seed, sampling.max_len)
-            vectors = model.given(rows, noise, name)
+            noise, uniforms = model.draw_rows(model.generator.draw, start, start + len(chunk), seed, sampling.max_len)
+            vectors = model.given(rows, noise * sampling.noise_scale, source)
             yield from zip(chunk, self.written(self.sampler(vectors, uniforms, sampling), vectors, scored), strict=True)
             start += len(chunk)
 
-    def prefix_tokens(self, prefix: str) -> list[int]:
-        """The tokens of a sentence's beginning."""
-        return self.tokenizer.encode([prefix])[0]
-
-    # Text → text
-
-    def reconstruct(self, sentences: Sequence[str], sampling: SamplingConfig = GREEDY,
-                    seed: int = 1) -> list[Reconstruction]:
+    def reconstruct(self, sentences: Sequence[str], sampling: SamplingConfig = GREEDY) -> list[Reconstruction]:
         """Encode sentences and decode them again."""
-        if not sentences:
-            return []
         rows = self.rows(sentences)
         vectors = self._vectors(sentences, rows)
         nll, num_targets = nll_of_rows(self.model.decoder, rows, vectors)
-        rebuilt = self.decode(vectors, sampling, seed)
+        rebuilt = self.decode(vectors, sampling)
         bleu = [reconstruction_bleu([made], [sentence]) for made, sentence in zip(rebuilt, sentences, strict=True)]
         return list(map(Reconstruction, sentences, rebuilt, bleu, nll.tolist(), num_targets.tolist()))
 
@@ -289,15 +266,11 @@ class Pipeline:
         """The walks that this run supports."""
         if self.model.latent_per_step or not self.model.decoder.config.vector_dim:
             return ()
-        return tuple(kind for kind in WALKS if kind != "noise" or can_invert(self.model))
+        return tuple(kind for kind in interpolation.WALKS if kind != "noise" or can_invert(self.model))
 
     def interpolate(self, start: str, end: str, walk: str = "spherical", num: int = 21,
                     sampling: SamplingConfig = GREEDY) -> Walk:
-        """Interpolate between two sentences (outlines/inference/interpolation.py).
-
-        num: number of vectors, both ends included. A gradient walk ends where the second sentence is as likely as under its
-        own vector; its first step is 1 / (num - 1) of the distance between the two vectors.
-        """
+        """Interpolate between two sentences. num: vectors, with both ends; a gradient walk's first step is 1 / (num - 1)."""
         if self.walks and walk not in self.walks:
             raise OutlinesError(f"'{self.model.family}' models have no walk {walk!r}. Choose from {', '.join(self.walks)}.")
         if num < 2:
@@ -316,13 +289,12 @@ class Pipeline:
             vectors, ended = interpolation.gradient(model.decoder, first, rows[1], own_nll, step,
                                                     lambda vectors: model.from_encoder(model.to_encoder(vectors)))
         nll = [nll_of_rows(model.decoder, [row] * len(vectors), vectors)[0].tolist() for row in rows]
-        return Walk(walk, vectors, interpolation.folded(self.decode(vectors, sampling), *nll), ended)
+        return Walk(vectors, interpolation.folded(self.decode(vectors, sampling), *nll), ended)
 
     def smoothness(self, walk: Walk, judge: "Pipeline | None" = None) -> Smoothness:
-        """How smooth a walk is, empty sentences left out.
+        """How smooth a walk is, without empty sentences.
 
-        judge: a run of the family lm that scores the sentences in the middle. By default the decoder scores each under its
-        own vector.
+        judge: a run of the family lm that scores the sentences in the middle (default: the decoder, under their vectors).
         """
         sentences = [text for text in walk.sentences if text]
         rows = [row[:self.max_len] for row in _as_rows(self.tokenizer.encode(sentences))]
@@ -346,5 +318,4 @@ class Pipeline:
 
 
 def _as_rows(ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """Lists of token ids as arrays of integers; an empty list has no type of its own."""
     return [np.array(row, dtype=np.int64) for row in ids]

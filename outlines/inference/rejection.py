@@ -17,15 +17,13 @@ MAX_MEAN_DRAWS = 100.0
 NUM_CALIBRATION, CALIBRATION_SEED = 8192, 17
 """Number and seed of the draws that determine t; t does not depend on the sampling seed."""
 PRIOR_DEVIATION = 10.0
-"""Standard deviation of the slope's prior, in nats per standard deviation of the scores: keeps the slope finite if the
-scores separate the two sets perfectly."""
+"""Prior of the slope, nats per standard deviation of the scores: keeps it finite if the scores separate perfectly."""
 
 
-def fit_slope(real_scores: Tensor, fake_scores: Tensor, num_iterations: int = 50) -> float:
-    """Nats of log density ratio, real over fake, per unit of the score: logistic regression with an intercept.
+def fit_slope(real_scores: Tensor, fake_scores: Tensor) -> float:
+    """Nats of log density ratio, real over fake, per unit of the scores [N] and [M]; 0 if all scores are equal.
 
-    real_scores: [N]. fake_scores: [M]. Returns 0 if all scores are equal. Newton's method in float64, with a normal prior of
-    PRIOR_DEVIATION on the slope.
+    Logistic regression with an intercept and a normal prior on the slope, by Newton's method.
     """
     scores = torch.cat([real_scores, fake_scores]).double().cpu()
     deviation = float(scores.std())
@@ -33,9 +31,8 @@ def fit_slope(real_scores: Tensor, fake_scores: Tensor, num_iterations: int = 50
         return 0.0
     inputs = torch.stack([(scores - scores.mean()) / deviation, torch.ones_like(scores)], dim=1)
     is_real = (torch.arange(len(scores)) < len(real_scores)).double()
-    prior = torch.tensor([PRIOR_DEVIATION ** -2, 0.0], dtype=torch.float64)
-    weights = torch.zeros(2, dtype=torch.float64)
-    for _ in range(num_iterations):
+    prior, weights = scores.new_tensor([PRIOR_DEVIATION ** -2, 0.0]), scores.new_zeros(2)
+    for _ in range(50):
         probability = (inputs @ weights).sigmoid()
         gradient = inputs.T @ (is_real - probability) - prior * weights
         curvature = (inputs.T * (probability * (1 - probability))) @ inputs + torch.diag(prior)
@@ -50,23 +47,19 @@ def threshold(log_ratios: Tensor, mean_draws: float) -> float:
     high = float(ratios.logsumexp(dim=0)) - math.log(len(ratios)) + math.log(mean_draws)  # accepts 1 / mean_draws or fewer
     for _ in range(100):
         middle = (low + high) / 2
-        if float((ratios - middle).clamp(max=0).exp().mean()) * mean_draws > 1:
-            low = middle
-        else:
-            high = middle
+        accepts_more = float((ratios - middle).clamp(max=0).exp().mean()) * mean_draws > 1
+        low, high = (middle, high) if accepts_more else (low, middle)
     return high
 
 
 @torch.no_grad()
 def rejecting(model: TextModel, draw: Draw, mean_draws: float) -> Draw:
-    """`draw`, a source of the model, with rejection: `mean_draws` vectors are drawn per accepted one on average.
+    """`draw` with rejection: `mean_draws` vectors are drawn per accepted one on average.
 
-    Like `draw`, its result depends only on the random generator. Raises CannotReject if the model has no critic or its
-    scores are useless.
+    Raises CannotReject if the model has no critic or its scores are useless.
     """
     if not 1 <= mean_draws <= MAX_MEAN_DRAWS:
-        raise OutlinesError(f"The mean number of draws is {mean_draws:g}. It must be from 1 (accept all) to "
-                            f"{MAX_MEAN_DRAWS:g}.")
+        raise OutlinesError(f"The mean number of draws is {mean_draws:g}. It must be from 1 to {MAX_MEAN_DRAWS:g}.")
 
     def drawn(num: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         vectors = draw(num, rng)

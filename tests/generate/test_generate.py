@@ -277,7 +277,7 @@ def test_ctrl_c_leaves_whole_lines_and_no_trace(tiny_run: Path) -> None:
 
 def test_ctrl_c_leaves_no_part_of_a_file(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> Iterator[verbs.Line]:
-        yield verbs.Line("A dog.", {})
+        yield "A dog.", {}
         assert [path.name for path in tmp_path.iterdir()] == ["out.txt.part"]
         raise KeyboardInterrupt
 

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 import outlines
-from generate import endpoints
+from generate import batcher as batching
 from generate import server as serving
 from generate.server import Server
 from outlines.decoding.sample import SamplingConfig
@@ -171,15 +171,15 @@ def test_one_request_too_many_is_refused_for_now(server: Server, monkeypatch: py
 
 def test_requests_at_the_same_time_share_a_batch_and_change_no_sentence(server: Server,
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoints, "GATHER_SEC", 0.3)
-    batcher = server.endpoints.batcher
+    monkeypatch.setattr(batching, "GATHER_SEC", 0.3)
+    batcher = server.batcher
     requests = [{"num": 3, "seed": seed, "temperature": 0.9} for seed in range(5)] + [{"num": 2, "temperature": 0.5}]
     batcher.batch_sizes.clear()
     with ThreadPoolExecutor(len(requests)) as pool:
         together = list(pool.map(lambda body: ask(server, "/sample", body), requests))
     assert sum(batcher.batch_sizes) == 6 and max(batcher.batch_sizes) == 5 and len(batcher.batch_sizes) == 2
     assert [status for status, _ in together] == [200] * 6
-    monkeypatch.setattr(endpoints, "GATHER_SEC", 0.0)
+    monkeypatch.setattr(batching, "GATHER_SEC", 0.0)
     alone = [ask(server, "/sample", body) for body in requests]
     texts = [[[line["text"] for line in data["sentences"]] for _, data in answers] for answers in (together, alone)]
     assert texts[0] == texts[1] and len(set(map(tuple, texts[0]))) == 6
@@ -190,7 +190,7 @@ def test_a_fault_of_the_server_is_500_without_a_trace(server: Server, monkeypatc
     def fail(*_: Any) -> Any:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(server.endpoints.batcher, "decode_batch", fail)
+    monkeypatch.setattr(server.batcher, "decode_batch", fail)
     status, data = ask(server, "/sample", {"num": 1})
     assert status == 500 and "secret" not in str(data)
     monkeypatch.undo()
@@ -347,13 +347,13 @@ def test_one_connection_too_many_is_closed(pipeline: Pipeline, monkeypatch: pyte
 
 def test_large_requests_that_wait_together_are_decoded_in_bounded_batches(server: Server,
                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoints, "GATHER_SEC", 0.3)
-    monkeypatch.setattr(endpoints, "MAX_ROWS", 5)
-    server.endpoints.batcher.batch_sizes.clear()
+    monkeypatch.setattr(batching, "GATHER_SEC", 0.3)
+    monkeypatch.setattr(batching, "MAX_ROWS", 5)
+    server.batcher.batch_sizes.clear()
     with ThreadPoolExecutor(5) as pool:
         answers = list(pool.map(lambda seed: ask(server, "/sample", {"num": 2, "seed": seed}), range(5)))
     assert [status for status, _ in answers] == [200] * 5
-    assert sum(server.endpoints.batcher.batch_sizes) == 5 and max(server.endpoints.batcher.batch_sizes) <= 2
+    assert sum(server.batcher.batch_sizes) == 5 and max(server.batcher.batch_sizes) <= 2
 
 
 @contextlib.contextmanager

@@ -112,15 +112,15 @@ def outline_model(num_centres: int, normalized: bool = True, width: int = 8, num
 def test_inversion_recovers_the_generators_own_noise(normalized: bool, num_offsets: int) -> None:
     model = outline_model(5, normalized, num_offsets=num_offsets)
     noise = model.generator.draw(100, torch.Generator().manual_seed(2))
-    found = invert(model, model.normalise(model.generator(noise)))
-    assert torch.allclose(model.normalise(model.generator.around(found.centre, found.normal)),
+    normal, centre = invert(model, model.normalise(model.generator(noise)))
+    assert torch.allclose(model.normalise(model.generator.around(centre, normal)),
                           model.normalise(model.generator(noise)), atol=0.05)
     if not normalized:  # normalisation loses one of the noise's eight dimensions
-        cosine = torch.cosine_similarity(found.normal, noise.normal, dim=1)
+        cosine = torch.cosine_similarity(normal, noise.normal, dim=1)
         assert int((cosine >= 0.95).sum()) >= 90
         drawn = model.generator.centres[noise.centre]
         drawn = drawn + model.generator.offsets[noise.offset] if num_offsets else drawn
-        assert int((found.centre == drawn).all(dim=1).sum()) >= (90 if num_offsets else 100)
+        assert int((centre == drawn).all(dim=1).sum()) >= (90 if num_offsets else 100)
 
 
 @pytest.mark.parametrize("num_centres", [0, 5])
