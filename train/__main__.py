@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with StopSignals() as signals:
         try:
             if verb:
-                VERBS[verb](arguments[1:], signals)
+                print(VERBS[verb](arguments[1:], signals))
             else:
                 train.run(arguments, signals)
         except OutlinesError as error:

@@ -21,7 +21,7 @@ from train.method import find_method
 from train.runtime.environment import VERSIONS, machine
 from train.runtime.progress import Reporter
 from train.runtime.ranks import Ranks
-from train.runtime.run_directory import FORMAT, locked, read_run, write_json
+from train.runtime.run_directory import FORMAT, GROUP, locked, read_run, write_json
 from train.runtime.signals import StopSignals
 
 
@@ -77,6 +77,20 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
         method.finish(directory)
     session.ranks.barrier()
     return method.model.eval(), data
+
+
+def finished_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
+    """Load a finished run. Raises OutlinesError if it is not trained to the end."""
+    if not (directory / "model").is_dir():
+        raise OutlinesError(f"{directory} is not trained to the end. Continue with `python -m train --resume {directory}`.")
+    model, data = train_run(directory, session)
+    return model.eval(), data
+
+
+def check_out(out: Path) -> None:
+    """Raise OutlinesError if a run has its own report in this directory."""
+    if (out / "run.json").exists() or (out / GROUP).exists() or (out.exists() and not out.is_dir()):
+        raise OutlinesError(f"--out {out} contains a run or is a file. Choose another directory.")
 
 
 def locked_run(directory: Path, session: Session) -> contextlib.AbstractContextManager[None]:

@@ -1,11 +1,9 @@
 """`python -m train ablate RUN`: train generators with other options over one run's decoder and compare them in a table.
 
-Every combination of the options' values is an ordinary run in the ablation's directory. It uses RUN's decoder
-(--decoder-from) and RUN's other options. The table contains all rows of the directory, so a later command adds to it, and a
-stopped one continues.
+Every combination of the options' values is an ordinary run over RUN's decoder. The table contains all rows of the directory,
+so a later command adds to it, and a stopped one continues.
 """
 
-import argparse
 import dataclasses
 import itertools
 import re
@@ -32,60 +30,49 @@ from train.evaluation.tables import over_seeds, table, write_report
 from train.evaluation.yardstick import Yardstick
 from train.method import NotFinite, find_method
 from train.methods.outlines import OutlineOptions
-from train.runtime.run_directory import GROUP, locked, read_json, read_lines, write_json
+from train.runtime.run_directory import locked, read_json, read_lines, write_json
 from train.runtime.signals import StopSignals
-from train.session import Session, begin_run, run_config, train_run
+from train.session import Session, begin_run, check_out, finished_run, run_config, train_run
 
 FAMILY = OutlineModel.family
-ROWS = "rows.json"
 CONTROLS = (REAL_OUTLINES, "mixture", "gaussian")
 GRID = ("objective=r3,wgan-gp", "start=noise,gaussian,mixture")
-"""The default of --vary."""
-
 DESCRIPTION = """\
 Train generators of outlines with other options over the decoder of a finished run, and evaluate all of them.
 
   python -m train ablate runs/001-outlines-small --vary start=noise,gaussian,mixture gan-steps=500 --rejection 1,4
 """
 
+
 def parser() -> Parser:
-    """Return the parser of this command."""
     parser = Parser("python -m train ablate", DESCRIPTION)
-    parser.add_argument("run", metavar="RUN", type=Path, help="finished run of outlines with the decoder and the options of "
-                                                              "all rows")
-    parser.add_argument("--vary", nargs="+", metavar="NAME=VALUE,…", default=list(GRID),
-                        help="options and their values; one row per combination. An option with one value applies to "
-                             f"all rows (default: {' '.join(GRID)})")
-    parser.add_argument("--rejection", default="1", metavar="LIST", help="comma-separated numbers of draws per accepted "
-                        "outline, one row each; 1 accepts all (default: 1)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="directory of runs and table (default: RUN-ablation)")
-    parser.add_argument("--quiet", action="store_true", help="print no progress on stderr")
+    add = parser.add_argument
+    add("run", metavar="RUN", type=Path, help="finished run of outlines with the decoder and the options of all rows")
+    add("--vary", nargs="+", metavar="NAME=VALUE,…", default=list(GRID), help="options and their values; one row per "
+        f"combination. An option with one value applies to all rows (default: {' '.join(GRID)})")
+    add("--rejection", default="1", metavar="LIST", help="comma-separated numbers of draws per accepted outline, one row "
+        "each; 1 accepts all (default: 1)")
+    add("--out", type=Path, metavar="DIR", help="directory of runs and table (default: RUN-ablation)")
+    add("--quiet", action="store_true", help="print no progress on stderr")
     return parser
 
 
-def run(arguments: Sequence[str], signals: StopSignals) -> None:
-    """Run the ablation that the arguments ask for and print its table. Raises OutlinesError."""
-    print(ablate(parser().parse_args(arguments), signals))
-
-
-def ablate(options: argparse.Namespace, signals: StopSignals) -> str:
+def run(arguments: Sequence[str], signals: StopSignals) -> str:
     """Train and measure the rows; return the table of all rows in the directory. Raises OutlinesError."""
+    options = parser().parse_args(arguments)
     base, run = run_config(options.run), options.run
     if base.family != FAMILY:
         raise OutlinesError(f"{run} is of the family {base.family}. Only runs of {FAMILY} can be ablated.")
     rejections = numbers("--rejection", options.rejection, 1, MAX_MEAN_DRAWS)
     variations = list(varied(run, base, options.vary))
     out = options.out or run.with_name(f"{run.name}-ablation")
-    if not (run / "model").is_dir():
-        raise OutlinesError(f"{run} is not trained to the end. Continue with `python -m train --resume {run}`.")
-    if (out / "run.json").exists() or (out / GROUP).exists():
-        raise OutlinesError(f"--out {out} contains a run. Choose another directory.")
+    check_out(out)
     session = Session.of_run(run, options.quiet, signals)
-    model, data = train_run(run, session)
+    model, data = finished_run(run, session)
     yardstick = Yardstick(base, data, quick_judges(base, data, session))
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        file, identity = out / ROWS, sha256_file(run / "model" / MANIFEST)
+        file, identity = out / "rows.json", sha256_file(run / "model" / MANIFEST)
         kept: dict[str, Any] = read_json(file) if file.exists() else {"model": identity, "rows": {}}
         if kept["model"] != identity:
             raise OutlinesError(f"{out} contains the ablation of another run. Choose another --out.")
@@ -93,7 +80,7 @@ def ablate(options: argparse.Namespace, signals: StopSignals) -> str:
         for source in CONTROLS:
             if source not in rows:
                 session.reporter.line(f"evaluate {source}")
-                rows[source] = {"label": source, **measured(model.eval(), data, yardstick, source)}
+                rows[source] = {"label": source, **measured(model, data, yardstick, source)}
                 write_json(file, kept)
         for (settings, config), rejection in itertools.product(variations, rejections):
             varying = {name: value for name, value in settings.items() if name != "seed"}
@@ -134,11 +121,9 @@ def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[di
         axes[name] = [coerce(fields[name], _value(fields[name].type, text), "--vary") for text in values.split(",")]
     for combination in itertools.product(*axes.values()):
         settings = dict(zip(axes, combination, strict=True))
-        training = dataclasses.replace(base.training, seed=settings.get("seed", base.training.seed))
-        assert isinstance(base.model, OutlineOptions)
-        model = dataclasses.replace(base.model, decoder_from=str(run),
-                                    **{name: value for name, value in settings.items() if name != "seed"})
-        yield settings, dataclasses.replace(base, training=training, model=model)
+        changes: dict[str, Any] = {"decoder_from": str(run), **settings}
+        training = dataclasses.replace(base.training, seed=changes.pop("seed", base.training.seed))
+        yield settings, dataclasses.replace(base, training=training, model=dataclasses.replace(base.model, **changes))
 
 
 def _value(kind: Any, text: str) -> Any:
@@ -161,16 +146,13 @@ def _command(run: Path, settings: Mapping[str, Any], rejection: float, out: Path
 
 def measured(model: TextModel, data: Dataset, yardstick: Yardstick, source: str, rejection: float = 1.0) -> Row:
     """Return the figures of one source's outlines and the forward NLL of the sentences decoded from them."""
-    row: Row = {"source": source}
-    nll = []
+    nll: Row = {}
+    num = len(yardstick.others) if source == REAL_OUTLINES else yardstick.num_samples
     for temperature in TEMPERATURES:
-        num = len(yardstick.others) if source == REAL_OUTLINES else yardstick.num_samples
         sentences = draw(model, data, Variant(source, rejection=rejection), temperature, num, further=True)
-        nll.append(yardstick.judges.forward["forward"](sentences.text).per_token)
-        row[f"forward_nll_{temperature:g}"] = nll[-1]
-        if "outline_precision" not in row:
-            row |= yardstick.outline_figures(sentences, full=True)
-    return row | {"forward_nll_per_token": sum(nll) / len(nll)}
+        nll[f"forward_nll_{temperature:g}"] = yardstick.judges.forward["forward"](sentences.text).per_token
+    return {"source": source, **nll, **yardstick.outline_figures(sentences, full=True),
+            "forward_nll_per_token": sum(nll.values()) / len(nll)}
 
 
 def _row(directory: Path, config: RunConfig, rejection: float, yardstick: Yardstick, session: Session,
@@ -200,7 +182,6 @@ def _time(directory: Path) -> Row:
 
 
 def render(rows: Mapping[str, Row], num_compared: int) -> str:
-    """Return the table and the command of each row, in Markdown."""
     lines = over_seeds((row["label"], row) for row in rows.values())
     commands = "\n".join(row["command"] for row in rows.values() if "command" in row)
     return "\n\n".join([

@@ -1,13 +1,10 @@
 """`python -m train compare`: train families on one corpus with one budget and report them side by side.
 
-By default: outlines, the language model, the plain VAE and a VAE with a remedy. A comparison is a directory of ordinary
-runs. Their figures have the same keys, so TensorBoard overlays them; the directory adds charts, a report and a picture of
-the collapse.
+A comparison is a directory of ordinary runs with a report, a picture of the collapse, and charts for TensorBoard.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -48,10 +45,7 @@ def remedies() -> list[str]:
 
 
 def compared(preset: str, remedy: Sequence[str] | None, names: str | None) -> dict[str, tuple[str, str]]:
-    """Return family and preset of each run of a comparison, by the name of its directory.
-
-    names: comma-separated list as for `members_of`; None: the default comparison.
-    """
+    """Return family and preset of each run of a comparison, by the name of its directory. names: as for `members_of`."""
     if names is not None:
         if remedy:
             raise OutlinesError("--remedy has no effect with --families. Name its preset there.")
@@ -63,10 +57,7 @@ def compared(preset: str, remedy: Sequence[str] | None, names: str | None) -> di
 
 
 def members_of(names: str, preset: str) -> dict[str, tuple[str, str]]:
-    """Return family and preset of each named run. A name is a family or a preset of a family; `preset` sets the size.
-
-    A control (gaussian, mixture) has no run of its own. It is a source of a family that must be named too.
-    """
+    """Return family and preset of each named run: families, presets of a family, or controls of the named families."""
     methods, models = all_methods(), families()
     generators = {name for name, model in models.items() if model.sources}
     variants = {name: family for family in generators for name in methods[family].presets if name not in SIZES}
@@ -91,25 +82,22 @@ def report_comparison(directory: Path, members: Sequence[Path]) -> str:
     """Write the report, collapse.png and TensorBoard's events of finished runs; return the text for the terminal."""
     rows: list[tuple[str, Row]] = []
     rebuilt: list[tuple[str, Row]] = []
-    histories: dict[str, list[dict[str, Any]]] = {}
     dims: dict[str, tuple[list[float], list[float]]] = {}
-    for member in members:
-        for run in runs_of(member):
-            figures = read_json(run / "report.json")
-            own = families()[figures["family"]].sources[0]
-            rows += [(label_of(member.name, own, row["source"]), row) for row in figures["rows"]
-                     if row["source"] != REAL_TEXT or member == members[0]]
-            rebuilt.append((member.name, figures["reconstruction"]))
-            name = str(run.relative_to(directory))
-            histories[name] = read_lines(run / "metrics.jsonl")
-            if "test/kl" in figures["reconstruction"]:
-                each = read_json(run / "collapse.json")["dims"]
-                dims[name] = [dim["signal"] for dim in each], [dim["noise"] for dim in each]
+    runs = {run: member for member in members for run in runs_of(member)}
+    for run, member in runs.items():
+        figures = read_json(run / "report.json")
+        own = families()[figures["family"]].sources[0]
+        rows += [(label_of(member.name, own, row["source"]), row) for row in figures["rows"]
+                 if row["source"] != REAL_TEXT or member == members[0]]
+        rebuilt.append((member.name, figures["reconstruction"]))
+        if "test/kl" in figures["reconstruction"]:
+            each = read_json(run / "collapse.json")["dims"]
+            dims[str(run.relative_to(directory))] = [dim["signal"] for dim in each], [dim["noise"] for dim in each]
 
     def render(width: int | None = None) -> str:
         return f"{tables.rows_section(rows, rebuilt, width)}\n\n{tables.reconstruction_section(rebuilt, width)}"
 
-    picture = collapse_picture(histories, dims)
+    picture = collapse_picture({str(run.relative_to(directory)): read_lines(run / "metrics.jsonl") for run in runs}, dims)
     atomic_write(directory / "collapse.png", png(picture))
     for stale in directory.glob("events.out.tfevents.*"):  # Not those of the runs.
         stale.unlink()
@@ -117,6 +105,6 @@ def report_comparison(directory: Path, members: Sequence[Path]) -> str:
         writer.add_custom_scalars(LAYOUT)
         writer.add_figure("comparison/collapse", picture)
         writer.add_text("comparison/report", render())
-    tables.write_group(directory, render(), [run for member in members for run in runs_of(member)], rows, rebuilt)
+    tables.write_group(directory, render(), list(runs), rows, rebuilt)
     return (f"{render(tables.WIDTH)}\n\nfull report: {directory / 'report.md'}; picture: {directory / 'collapse.png'}\n\n"
             f"next:\n  tensorboard --logdir {directory}\n  python -m train evaluate {directory}")

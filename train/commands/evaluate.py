@@ -8,8 +8,9 @@ import argparse
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ from train.evaluation.curves import JUDGES, gaps, render_gaps, write_curves
 from train.evaluation.figures import collapse_figures, diagnose_vector
 from train.evaluation.sampling import FULL_DRAWS, REAL_OUTLINES, REAL_TEXT, Row, Variant, draw, reconstruction, sources_of
 from train.evaluation.yardstick import Full, Yardstick
-from train.runtime.run_directory import GROUP, read_group, read_json, runs_of, write_json
+from train.runtime.run_directory import read_group, read_json, runs_of, write_json
 from train.runtime.signals import StopSignals
-from train.session import Session, command_line, locked_run, run_config, train_run
+from train.session import Session, check_out, command_line, finished_run, locked_run, run_config
 
 VERSION = 3
 """Part of every row's key. Raise it when the definition of a figure changes, so that kept rows are measured again."""
@@ -44,7 +45,6 @@ Evaluate finished runs and their controls on the test split, over temperature.
 
 
 def parser() -> Parser:
-    """Return the parser of this command."""
     parser = Parser("python -m train evaluate", DESCRIPTION)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="finished runs on one corpus; runs that differ only in their seed are "
@@ -71,11 +71,6 @@ def parser() -> Parser:
     return parser
 
 
-def run(arguments: Sequence[str], signals: StopSignals) -> None:
-    """Evaluate what the arguments ask for and print the report. Raises OutlinesError."""
-    print(evaluate(parser().parse_args(arguments), signals))
-
-
 @dataclass(frozen=True)
 class Run:
     """A finished run, loaded."""
@@ -86,15 +81,18 @@ class Run:
     data: Dataset
 
 
-def evaluate(options: argparse.Namespace, signals: StopSignals) -> str:
+def run(arguments: Sequence[str], signals: StopSignals) -> str:
     """Measure the rows, write the report and return the text for the terminal. Raises OutlinesError."""
+    options = parser().parse_args(arguments)
     temperatures = numbers("--temperatures", options.temperatures, 0, 100)
     noise_scales = numbers("--noise-scales", options.noise_scales, 0, 100)
     rejections = numbers("--rejection", options.rejection, 1, MAX_MEAN_DRAWS) if options.rejection else []
     guidances = numbers("--guidance", options.guidance, 0, 100) if options.guidance else []
     if options.num_samples < 20 or options.reverse_steps < 1:
         raise OutlinesError("--num-samples must be at least 20 and --reverse-steps at least 1")
-    out = _out_directory(options)
+    first = Path(options.runs[0])
+    out = Path(options.out) if options.out else (first if len(options.runs) == 1 else first.parent) / "evaluation"
+    check_out(out)
     directories = list({run.resolve(): run for given in options.runs for run in runs_of(Path(given))}.values())
     session = Session.of_run(directories[0], options.quiet, signals)
     runs = [_load(directory, session) for directory in directories]
@@ -110,9 +108,13 @@ def evaluate(options: argparse.Namespace, signals: StopSignals) -> str:
     rebuilt: list[tuple[str, Row]] = []
     for run in [leader, *(run for run in runs if run is not leader)]:
         with locked_run(run.directory, session):
-            measured = variants(run, wanted, noise_scales, rejections, guidances)
-            labelled += [(label_of(labels[run.directory], run.model.sources[0], row["source"]), row)
-                         for row in _rows(run, run is leader, yardstick, basis, temperatures, measured, session)]
+            measured: list[tuple[Variant, float | None]] = [(Variant(REAL_TEXT), None)] if run is leader else []
+            measured += itertools.product(variants(run, wanted, noise_scales, rejections, guidances), temperatures)
+            for number, (variant, temperature) in enumerate(measured, start=1):
+                measure = functools.partial(_measured, run, yardstick, session, variant, temperature,
+                                            f"{number} of {len(measured)}")
+                row = _kept(run, [*basis, str(variant), temperature], measure)
+                labelled.append((label_of(labels[run.directory], run.model.sources[0], row["source"]), row))
             rebuilt.append((labels[run.directory], _rebuilt(run, leader.config.training.num_evaluation)))
     order = {label: index for index, label in enumerate(dict.fromkeys(label for label, _ in labelled))}
     lines = sorted(tables.over_seeds(labelled), key=lambda line: (order[line.label], line.temperature or 0))
@@ -124,35 +126,24 @@ def evaluate(options: argparse.Namespace, signals: StopSignals) -> str:
     text = render(lines, rebuilt, found, settings)
     tables.write_report(out, text, {
         "settings": settings, "rows": tables.to_json(lines), "reconstruction": tables.to_json(tables.over_seeds(rebuilt)),
-        **{f"gaps{judge}": {label: None if gap is None else {"mean": gap.mean, "deviation": gap.deviation,
-                                                             "values": list(gap.values)}
-                            for label, gap in by_label.items()} for judge, by_label in found.items()}})
-    hparams = {label: tables.flat_options(run.config.to_json()) | {"seed": ",".join(
-        str(other.config.training.seed) for other in runs if labels[other.directory] == label)}
-        for run in runs for label in [labels[run.directory]]}
+        **{f"gaps{judge}": {label: gap and gap.to_json() for label, gap in by_label.items()}
+           for judge, by_label in found.items()}})
+    hparams: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        own, label = tables.flat_options(run.config.to_json()), labels[run.directory]
+        seeds = [hparams[label]["seed"]] if label in hparams else []
+        hparams[label] = {**own, "seed": ",".join([*seeds, str(own["seed"])])}
     write_curves(out, lines, hparams)
     return (f"{text}\n\nwritten to {out}: report.md, report.json, curve.png\nnext:\n"
             f"  tensorboard --logdir {out / 'tensorboard'}")
 
 
-def _out_directory(options: argparse.Namespace) -> Path:
-    """Return the directory of the report. Raises OutlinesError if a run has its own report there."""
-    first = Path(options.runs[0])
-    out = Path(options.out) if options.out else (first if len(options.runs) == 1 else first.parent) / "evaluation"
-    if any((out / name).exists() for name in ("run.json", GROUP)) or (out.exists() and not out.is_dir()):
-        raise OutlinesError(f"--out {out} contains a run or is a file. Choose another directory.")
-    return out
-
-
 def _load(directory: Path, session: Session) -> Run:
-    config = run_config(directory)
-    if not (directory / "model").is_dir():
-        raise OutlinesError(f"{directory} is not trained to the end. Continue with `python -m train --resume {directory}`.")
-    model, data = train_run(directory, session)
+    model, data = finished_run(directory, session)
     if not model.sources:
         raise OutlinesError(f"{directory}: {model.family!r} models only reconstruct sentences, so there are no samples to "
                             "evaluate.")
-    return Run(directory, config, model.eval(), data)
+    return Run(directory, run_config(directory), model, data)
 
 
 def _check(runs: Sequence[Run], leader: Run, options: argparse.Namespace) -> set[str]:
@@ -184,18 +175,19 @@ def label_runs(runs: Sequence[Run]) -> dict[Path, str]:
     """
     groups: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
-        groups.setdefault(run.model.family, {}).setdefault(_alike(run.config), []).append(run)
+        twins = groups.setdefault(run.model.family, {}).setdefault(_alike(run.config), [])
+        for twin in twins:
+            if twin.config.training.seed == run.config.training.seed:
+                raise OutlinesError(f"{run.directory} has the same configuration and seed as {twin.directory}. "
+                                    "Leave one of them out.")
+        twins.append(run)
     labels: dict[Path, str] = {}
     for family, alike in groups.items():
         homes = [_home_of(members[0].directory) for members in alike.values()]
         names = [_home_of(members[0].directory.resolve()).name for members in alike.values()]
         for home, name, members in zip(homes, names, alike.values(), strict=True):
-            by_seed: dict[int, Run] = {}
-            for run in members:
-                if (twin := by_seed.setdefault(run.config.training.seed, run)) is not run:
-                    raise OutlinesError(f"{run.directory} has the same configuration and seed as {twin.directory}. "
-                                        "Leave one of them out.")
-                labels[run.directory] = family if len(alike) == 1 else name if names.count(name) == 1 else str(home)
+            label = family if len(alike) == 1 else name if names.count(name) == 1 else str(home)
+            labels |= {run.directory: label for run in members}
     return labels
 
 
@@ -212,8 +204,8 @@ def label_of(run_label: str, own: str, source: str) -> str:
     return run_label + source[len(own):] if source.split(",")[0] == own else f"{run_label}: {source}"
 
 
-def variants(run: Run, sources: set[str], noise_scales: Sequence[float] = (1.0,), rejections: Sequence[float] = (),
-             guidances: Sequence[float] = ()) -> list[Variant]:
+def variants(run: Run, sources: set[str], noise_scales: Sequence[float], rejections: Sequence[float],
+             guidances: Sequence[float]) -> list[Variant]:
     """Return what to measure: sources at every noise scale, the own source with rejection, and all these with guidance."""
     decoder = run.model.decoder.config
     found = [Variant(source, noise_scale) for source in sources_of(run.model, run.data) if source in sources
@@ -237,21 +229,10 @@ def _kept(run: Run, basis: Sequence[Any], measure: Callable[[], Row]) -> Row:
     return kept[key]
 
 
-def _rows(run: Run, with_real_text: bool, yardstick: Yardstick, basis: Sequence[Any], temperatures: Sequence[float],
-          measured: Sequence[Variant], session: Session) -> Iterator[Row]:
-    """Yield the rows of a run."""
-    wanted: list[tuple[Variant, float | None]] = [(Variant(REAL_TEXT), None)] if with_real_text else []
-    wanted += [(variant, temperature) for variant in measured for temperature in temperatures]
-    for number, (variant, temperature) in enumerate(wanted, start=1):
-        shown = str(variant) if temperature is None else f"{variant} at T = {temperature:g}"
-        line = f"{run.directory}: {shown} ({number} of {len(wanted)})"
-        yield _kept(run, [*basis, str(variant), temperature],
-                    functools.partial(_measured, run, yardstick, variant, temperature, session, line))
-
-
-def _measured(run: Run, yardstick: Yardstick, variant: Variant, temperature: float | None, session: Session,
-              line: str) -> Row:
-    session.reporter.line(line)
+def _measured(run: Run, yardstick: Yardstick, session: Session, variant: Variant, temperature: float | None,
+              place: str) -> Row:
+    """Return the row of a variant. place: its number among the rows of the run."""
+    session.reporter.line(f"{run.directory}: {variant}{'' if temperature is None else f' at T = {temperature:g}'} ({place})")
     row: Row = {"source": str(variant), "temperature": temperature}
     if temperature is None:
         # The reverse judges of real text learn as many real training sentences.
@@ -287,7 +268,7 @@ def render(lines: Sequence[tables.Line], rebuilt: Sequence[tuple[str, Row]],
             f"has {settings['reverse_steps']} training steps.")
     parts = [f"`{settings['command']}`", head, tables.table(lines, columns.MAIN)]
     parts += [render_gaps(by_label, settings["against"], judge) for judge, by_label in found.items() if by_label]
-    parts += ["BLEU against the test split, and self-columns.BLEU", tables.table(lines, columns.BLEU)]
+    parts += ["BLEU against the test split, and self-BLEU", tables.table(lines, columns.BLEU)]
     if any(column.key in line.figures for line in lines for column in columns.OUTLINES):
         encoded = f". Text is re-encoded by {settings['encoder']}" if settings["encoder"] else ""
         parts += [f"Outlines compared with those of the test split{encoded}", tables.table(lines, columns.OUTLINES)]

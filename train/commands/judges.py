@@ -1,9 +1,4 @@
-"""Training of the judges and of the LM baseline. Each model is kept in the cache under the hash of its inputs.
-
-scorer    learns the real training text with its own seed and scores samples: forward NLL
-baseline  the decoder's architecture without a vector, trained for as many steps; what a generator has to beat
-reverse   learns samples and scores real held-out text: reverse NLL
-"""
+"""Training of the judges and of the LM baseline. Each model is kept in the cache under the hash of its inputs."""
 
 import dataclasses
 import functools
@@ -18,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from outlines.decoding.scoring import nll_of_rows
-from outlines.errors import OutlinesError
 from outlines.metrics.ngram import NgramModel
 from outlines.models.base import TextModel
 from outlines.models.lm import LanguageModel
@@ -48,30 +42,23 @@ def quick_judges(config: RunConfig, data: Dataset, session: Session) -> Judges:
 
 def full_judges(config: RunConfig, data: Dataset, session: Session, reverse_steps: int) -> Judges:
     """Train or load the judges of a full evaluation. reverse_steps: optimiser steps of the language model of samples."""
+    def ngram_judge(rows: Sequence[np.ndarray]) -> Judge:
+        return judge(NgramModel(rows, data.tokenizer.vocab_size, special=data.tokenizer.special).nll_of_rows, data)
+
     training = data.corpus.tokens["train"]
-
-    def reverse_ngram(samples: Sequence[str], held_out: Sequence[str]) -> Nll:
-        return ngram_judge(tokens_of(samples, data), data)(held_out)
-
     return Judges(
-        forward={"forward": neural_judge(scorer(config, data, session), data),
-                 "forward_ngram": ngram_judge(training.rows(range(len(training))), data)},
+        forward={**quick_judges(config, data, session).forward,
+                 "forward_ngram": ngram_judge(training.rows(range(len(training))))},
         reverse={"reverse": functools.partial(reverse_nll, config=config, data=data, session=session, steps=reverse_steps),
-                 "reverse_ngram": reverse_ngram})
+                 "reverse_ngram": lambda samples, held_out: ngram_judge(tokens_of(samples, data))(held_out)})
 
 
 def neural_judge(model: TextModel, data: Dataset) -> Judge:
-    """Return the judge that scores with a language model."""
     return judge(functools.partial(nll_of_rows, model.decoder), data)
 
 
-def ngram_judge(rows: Sequence[np.ndarray], data: Dataset) -> Judge:
-    """Return the judge that scores with an n-gram model of these token ids."""
-    return judge(NgramModel(rows, data.tokenizer.vocab_size, special=data.tokenizer.special).nll_of_rows, data)
-
-
 def scorer(config: RunConfig, data: Dataset, session: Session) -> TextModel:
-    """Train or load the language model that scores samples of this corpus."""
+    """Train or load the language model that learns the real text with its own seed and scores samples."""
     # Runs of all seeds share one scorer. Its seed differs from the run's, or it would favour its twin's samples.
     seed = SCORER_SEED + (config.training.seed == SCORER_SEED)
     steps = config.training.evaluator_steps
@@ -86,7 +73,7 @@ def scorer(config: RunConfig, data: Dataset, session: Session) -> TextModel:
 
 
 def baseline(config: RunConfig, data: Dataset, session: Session) -> TextModel:
-    """Train or load the language model with the run's seed, size and number of decoder steps."""
+    """Train or load the language model with the run's seed, architecture and number of decoder steps."""
     return _language_model(config, data, session, config.training.seed, config.model.decoder_steps, "LM baseline",
                            config.corpus)
 
@@ -142,44 +129,31 @@ def reverse_nll(samples: Sequence[str], held_out: Sequence[str], config: RunConf
                 steps: int) -> Nll:
     """Score real held-out text with a language model trained only on samples.
 
-    Its weights are selected on real validation text, eight times in `steps`. The score rises if samples lack variety or
-    quality, and falls with their number: compare equal numbers.
-    Source: Zhao et al., Adversarially Regularized Autoencoders (2018), reverse perplexity. Deviation: the vocabulary of the
-    samples is not appended, and the text that selects weights is not the text that is scored.
+    Its weights are selected on real validation text, eight times in `steps`. The score falls with the number of samples.
+    Source: Zhao et al., Adversarially Regularized Autoencoders (2018), reverse perplexity.
     """
     options = {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 8),
                "decoder_batch_size": REVERSE_BATCH_SIZE}
     key = _key(_configuration(config, config.corpus, REVERSE_SEED, options), data.corpus.fingerprint, list(samples),
                list(held_out))
     directory = session.cache / f"reverse-{key}"
-    result = directory / "nll.json"
+    result, work = directory / "nll.json", directory / "work"
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory, session.reporter.line):
         if not result.exists():
-            write_json(result, _learn_and_score(samples, held_out, config, options, data, session, directory)._asdict())
-        for entry in directory.iterdir():  # Only the score is kept: an evaluation trains dozens of these models.
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            elif entry.name not in (result.name, "lock"):
-                entry.unlink()
-    try:
-        return Nll(**read_json(result))
-    except TypeError as error:
-        raise OutlinesError(f"{result} is damaged. Delete it to measure it again.") from error
-
-
-def _learn_and_score(samples: Sequence[str], held_out: Sequence[str], config: RunConfig, options: dict[str, Any],
-                     data: Dataset, session: Session, directory: Path) -> Nll:
-    """Train a language model on samples in this directory and score held-out text with it."""
-    files = {"train": samples, "valid": data.text("valid", data.sample_rows("valid", len(held_out))), "test": held_out}
-    for split, sentences in files.items():
-        (directory / f"{split}.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
-    corpus = CorpusConfig(corpus=(str(directory / "train.txt"),), valid=(str(directory / "valid.txt"),),
-                          test=(str(directory / "test.txt"),), tokenizer=_save_tokenizer(data, directory),
-                          max_len=data.corpus.meta["max_len"])
-    inside = dataclasses.replace(session, cache=directory / "cache", reporter=Reporter(quiet=True))
-    run = _configuration(config, corpus, REVERSE_SEED, options)
-    return neural_judge(_trained(directory / "run", run, data, inside, "language model of samples"), data)(held_out)
+            files: dict[str, Any] = {"tokenizer": _save_tokenizer(data, work)}
+            valid = data.text("valid", data.sample_rows("valid", len(held_out)))
+            for split, sentences in (("corpus", samples), ("valid", valid), ("test", held_out)):
+                file = work / f"{split}.txt"
+                file.write_text("\n".join(sentences) + "\n", encoding="utf-8")
+                files[split] = (str(file),)
+            inside = dataclasses.replace(session, cache=work / "cache", reporter=Reporter(quiet=True))
+            corpus = CorpusConfig(**files, max_len=data.corpus.meta["max_len"])
+            run = _configuration(config, corpus, REVERSE_SEED, options)
+            model = _trained(work / "run", run, data, inside, "language model of samples")
+            write_json(result, neural_judge(model, data)(held_out)._asdict())
+        shutil.rmtree(work, ignore_errors=True)  # Only the score is kept: an evaluation trains dozens of these models.
+    return Nll(**read_json(result))
 
 
 def _key(run: RunConfig, *parts: Any) -> str:

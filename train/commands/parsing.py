@@ -50,18 +50,15 @@ def add_options(parser: Parser, method: type[Method]) -> None:
         title = group_of(name, method.config_class)
         if name not in COMMON and title not in groups:
             groups[title] = parser.add_argument_group(f"{title} options")
-        kind: Any = field.type
+        kind, choices = field.type, choices_of(field)
         shown = " ".join(field.default) if isinstance(field.default, tuple) else field.default
-        text = field.metadata["help"] + ("" if shown in ("", ()) or shown is False else f" (default: {shown})")
-        add = (parser if name in COMMON else groups[title]).add_argument
+        settings: dict[str, Any] = {"nargs": "+", "metavar": "FILE"}
         if kind is bool:
-            add(flag_of(name), action="store_true", default=None, help=text.replace("%", "%%"))
-        elif kind in (int, float, str):
-            choices = choices_of(field)
-            add(flag_of(name), type=kind, choices=choices or None, metavar=None if choices else kind.__name__.upper(),
-                help=text.replace("%", "%%"))
-        else:
-            add(flag_of(name), nargs="+", metavar="FILE", help=text.replace("%", "%%"))
+            settings = {"action": "store_true", "default": None}
+        elif isinstance(kind, type) and kind in (int, float, str):
+            settings = {"type": kind, "choices": choices} if choices else {"type": kind, "metavar": kind.__name__.upper()}
+        text = field.metadata["help"] + ("" if shown in ("", ()) or shown is False else f" (default: {shown})")
+        (parser if name in COMMON else groups[title]).add_argument(flag_of(name), help=text.replace("%", "%%"), **settings)
 
 
 def numbers(flag: str, text: str, low: float, high: float) -> list[float]:

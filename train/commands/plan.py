@@ -44,12 +44,12 @@ class Plan:
 
 def plan_of(options: argparse.Namespace) -> Plan:
     """Return the plan of the parsed arguments. Raises OutlinesError."""
-    own = {"family", "resume", "quiet", *OWN_OPTIONS}
-    flags = {name: value for name, value in vars(options).items() if name not in own and value is not None}
+    flags = {name: value for name, value in vars(options).items()
+             if name not in ("family", "resume", "quiet", *OWN_OPTIONS) and value is not None}
     if options.resume:
         given = [*flags, *(name for name in OWN_OPTIONS if getattr(options, name))]
         if given:
-            raise OutlinesError(f"--{given[0].replace('_', '-')} has no effect with --resume: a run keeps its options")
+            raise OutlinesError(f"{flag_of(given[0])} has no effect with --resume: a run keeps its options")
         resumed = Path(options.resume)
         return Plan(resumed, resumed.parent, Path(str(read_run(runs_of(resumed)[0]).get("cache", ""))))
     if options.seeds is not None and "seed" in flags:
@@ -81,7 +81,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 
 def _configuration(family: str, preset: str, file: str | None, flags: dict[str, Any], strict: bool) -> RunConfig:
-    """Return one family's configuration. strict: refuse flags that the family does not have; else ignore them."""
+    """Return one family's configuration. strict: refuse flags that the family does not have."""
     method = find_method(family)
     fields = known_fields(method.config_class)
     own = {name: coerce(fields[name], value, "command line") for name, value in flags.items() if strict or name in fields}

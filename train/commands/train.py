@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from outlines.errors import OutlinesError
-from outlines.models.base import TextModel
 from outlines.models.lm import LanguageModel
 from train.commands.compare import COMPARE, DEFAULT_REMEDY, LEADER, remedies, report_comparison
 from train.commands.judges import baseline, quick_judges
 from train.commands.parsing import Parser, add_options
 from train.commands.plan import plan_of
-from train.config import RunConfig
-from train.data import Dataset
 from train.evaluation.judges import Judges
 from train.evaluation.quick import closing_report, measure_run, report_seeds
 from train.method import all_methods, find_method
@@ -45,22 +42,22 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     method = find_method(LEADER if comparing else family)
     parser = Parser("python -m train", DESCRIPTION, f"families: {', '.join(families)}; `python -m train FAMILY --help` "
                                                     "lists the options of a family")
-    parser.add_argument("family", nargs="?", default="outlines", help="what to train (default: outlines)")
-    parser.add_argument("--preset", nargs="+", metavar="NAME", help="named sets of options, applied from left to right: "
-                        f"{', '.join(sorted(method.presets))} (default: default)")
-    parser.add_argument("--config", metavar="FILE.toml", help="file with options, named like the flags")
+    add = parser.add_argument
+    add("family", nargs="?", default="outlines", help="what to train (default: outlines)")
+    add("--preset", nargs="+", metavar="NAME", help="named sets of options, applied from left to right: "
+        f"{', '.join(sorted(method.presets))} (default: default)")
+    add("--config", metavar="FILE.toml", help="file with options, named like the flags")
     parser.set_defaults(remedy=None, families=None)
     if comparing:
-        parser.add_argument("--remedy", nargs="+", choices=remedies(), metavar="NAME", help="presets of the second VAE: "
-                            f"{', '.join(remedies())} (default: {' '.join(DEFAULT_REMEDY)})")
-        parser.add_argument("--families", metavar="LIST", help="comma-separated list of what to compare: families, presets "
-                            "of a family (vae-lagging) and controls (mixture), which need the run of their family")
-    parser.add_argument("--runs", metavar="DIR", help="directory of all runs; their cache is DIR-cache (default: runs)")
-    parser.add_argument("--out", metavar="RUN", help="directory of this run (default: a new numbered one)")
-    parser.add_argument("--seeds", metavar="LIST", help="comma-separated seeds; train one run per seed and report mean ± "
-                        "standard deviation")
-    parser.add_argument("--resume", metavar="RUN", help="continue this run with its own options")
-    parser.add_argument("--quiet", action="store_true", help="print no progress on stderr")
+        add("--remedy", nargs="+", choices=remedies(), metavar="NAME", help="presets of the second VAE: "
+            f"{', '.join(remedies())} (default: {' '.join(DEFAULT_REMEDY)})")
+        add("--families", metavar="LIST", help="comma-separated list of what to compare: families, presets of a family "
+            "(vae-lagging) and controls (mixture), which need the run of their family")
+    add("--runs", metavar="DIR", help="directory of all runs; their cache is DIR-cache (default: runs)")
+    add("--out", metavar="RUN", help="directory of this run (default: a new numbered one)")
+    add("--seeds", metavar="LIST", help="comma-separated seeds; train one run per seed and report mean ± standard deviation")
+    add("--resume", metavar="RUN", help="continue this run with its own options")
+    add("--quiet", action="store_true", help="print no progress on stderr")
     add_options(parser, method)
     return parser.parse_args(arguments)
 
@@ -80,7 +77,13 @@ def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
         if session.ranks.first:
             config = run_config(directory)
             if not (directory / "report.json").exists():
-                evaluate(directory, config, model, data, session, beside_lm)
+                started = time.monotonic()
+                judges, lm = Judges(), None
+                if model.sources:
+                    judges = quick_judges(config, data, session)
+                    lm = baseline(config, data, session) if beside_lm and model.family != LanguageModel.family else None
+                measure_run(directory, config, model, data, judges, lm, session.reporter)
+                session.reporter.line(f"evaluated in {time.monotonic() - started:.0f} s")
             print(closing_report(directory, config, model, data), flush=True)
         session.ranks.barrier()
         return
@@ -89,18 +92,6 @@ def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
             complete(member, session, beside_lm and group.kind != COMPARE)
     if session.ranks.first:
         print(REPORTS[group.kind](directory, group.runs), flush=True)
-
-
-def evaluate(directory: Path, config: RunConfig, model: TextModel, data: Dataset, session: Session,
-             beside_lm: bool) -> None:
-    """Train or load the judges and, if wanted, the LM baseline; then measure a finished run."""
-    started = time.monotonic()
-    judges, lm = Judges(), None
-    if model.sources:
-        judges = quick_judges(config, data, session)
-        lm = baseline(config, data, session) if beside_lm and model.family != LanguageModel.family else None
-    measure_run(directory, config, model, data, judges, lm, session.reporter)
-    session.reporter.line(f"evaluated in {time.monotonic() - started:.0f} s")
 
 
 def run(arguments: Sequence[str], signals: StopSignals) -> None:

@@ -83,7 +83,8 @@ class Comparison:
         else:
             texts = [[target] for target in found.targets]
         self.found, self.texts = found, texts
-        self.references = [[words(text, lowercase=True) for text in data.text("test", np.array(rows))] for rows in texts]
+        self.references = [References([words(text, lowercase=True) for text in data.text("test", np.array(rows))], 4)
+                           for rows in texts]
         self.outlines = [functional.normalize(torch.from_numpy(data.stores["test"].rows(np.array(rows)))) for rows in texts]
 
     def rows(self, reporter: Reporter) -> list[Row]:
@@ -127,11 +128,10 @@ class Comparison:
         flat = [text for group in texts for text in group]
         encoded = functional.normalize(torch.from_numpy(self.encoder.encode(flat))).view(len(texts), len(texts[0]), -1)
         raw = torch.from_numpy(self.data.stores["test"].rows(self.found.conditions))
-        own = torch.stack([(group @ real.T).mean(dim=1) for group, real in zip(encoded, self.outlines, strict=True)])
-        other = torch.stack([(group @ real.T).mean(dim=1) for group, real in zip(
-            encoded, self.outlines[1:] + self.outlines[:1], strict=True)])
-        bleu = np.array([[bleu_scores([words(text, lowercase=True)], counted, 4)[4] for text in group]
-                         for group, counted in zip(texts, (References(real, 4) for real in self.references), strict=True)])
+        own, other = (torch.stack([(group @ real.T).mean(dim=1) for group, real in zip(encoded, outlines, strict=True)])
+                      for outlines in (self.outlines, self.outlines[1:] + self.outlines[:1]))
+        bleu = np.array([[bleu_scores([words(text, lowercase=True)], real, 4)[4] for text in group]
+                         for group, real in zip(texts, self.references, strict=True)])
         row = {"num_conditions": len(texts), "num_samples": len(flat), "similarity": float(own.mean()),
                "similarity_random": float(other.mean()), "own_group": float((own > other).float().mean()),
                "similarity_condition": float((encoded * functional.normalize(raw)[:, None]).sum(dim=2).mean()),

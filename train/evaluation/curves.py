@@ -25,15 +25,12 @@ def curves(lines: Sequence[Line], seed: int | None = None, judge: str = "") -> d
     """Return each label's points (reverse nll, forward nll), one per temperature: of one seed, or of the means."""
     found: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
-        both = [line.figures.get(f"{name}{judge}_nll_per_token") for name in ("reverse", "forward")]
-        if line.temperature is not None and both[0] and both[1]:
-            if seed is None:
-                point = (both[0].mean, both[1].mean)
-            elif seed < min(len(both[0].values), len(both[1].values)):
-                point = (both[0].values[seed], both[1].values[seed])
-            else:
-                continue
-            found.setdefault(line.label, []).append(point)
+        both = [line.figures[key] for key in (f"reverse{judge}_nll_per_token", f"forward{judge}_nll_per_token")
+                if key in line.figures]
+        common = min((len(each.values) for each in both), default=0)
+        if line.temperature is not None and len(both) == 2 and (seed is None or seed < common):
+            x, y = (each.mean if seed is None else each.values[seed] for each in both)
+            found.setdefault(line.label, []).append((x, y))
     return found
 
 
@@ -44,17 +41,15 @@ def gaps(lines: Sequence[Line], against: str, judge: str = "") -> dict[str, Figu
     None: not comparable in at least one seed.
     """
     found: dict[str, Figures | None] = {}
-    labels = list(curves(lines, judge=judge))
     counts = {label: max(len(line.figures["forward_nll_per_token"].values) for line in lines if line.label == label)
-              for label in labels}
-    for label in labels:
-        values = []
-        for seed in range(counts[label]) if counts[label] == counts.get(against) else [None]:
-            both = curves(lines, seed, judge)
-            values.append(interpolated_gap(both[label], both[against]) if label in both and against in both else None)
+              for label in curves(lines, judge=judge)}
+    for label in counts:
         if label != against:
+            each = [curves(lines, seed, judge)
+                    for seed in (range(counts[label]) if counts[label] == counts.get(against) else [None])]
+            values = [interpolated_gap(both[label], both[against]) for both in each if label in both and against in both]
             known = tuple(value for value in values if value is not None)
-            found[label] = Figures(known) if known and len(known) == len(values) else None
+            found[label] = Figures(known) if len(known) == len(each) else None
     return found
 
 
@@ -67,19 +62,17 @@ def render_gaps(found: Mapping[str, Figures | None], against: str, judge: str = 
 
 
 def picture(lines: Sequence[Line]) -> Figure:
-    """Plot forward against reverse NLL over temperature; the lower left is better.
-
-    Greedy decoding is left out, because the single greedy sentence of a language model would stretch the axes.
-    """
+    """Plot forward against reverse NLL over temperature; the lower left is better."""
+    # Without greedy decoding, because the single greedy sentence of a language model would stretch the axes.
     lines = [line for line in lines if line.temperature != 0]
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
     for label, points in curves(lines).items():
         own = [line for line in lines if line.label == label and curves([line])]
-        spreads = [[line.figures[f"{name}_nll_per_token"].deviation or 0.0 for line in own]
-                   for name in ("reverse", "forward")]
+        x_error, y_error = ([line.figures[key].deviation or 0.0 for line in own]
+                            for key in ("reverse_nll_per_token", "forward_nll_per_token"))
         x, y = zip(*points, strict=True)
-        axes.errorbar(x, y, xerr=spreads[0], yerr=spreads[1], marker="o", markersize=4, linewidth=1.2, capsize=2,
+        axes.errorbar(x, y, xerr=x_error, yerr=y_error, marker="o", markersize=4, linewidth=1.2, capsize=2,
                       label=label)
         for line, point in zip(own, points, strict=True):
             axes.annotate(f"{line.temperature:g}", point, fontsize=7, textcoords="offset points", xytext=(4, 4))
@@ -87,8 +80,8 @@ def picture(lines: Sequence[Line]) -> Figure:
         if line.label == REAL_TEXT and "reverse_nll_per_token" in line.figures:
             axes.plot(line.figures["reverse_nll_per_token"].mean, line.figures["forward_nll_per_token"].mean, "k*",
                       markersize=11, label=REAL_TEXT)
-    axes.set_xlabel("reverse NLL, nats per token (lower = more diverse)")
-    axes.set_ylabel("forward NLL, nats per token (lower = better quality)")
+    axes.set(xlabel="reverse NLL, nats per token (lower = more diverse)",
+             ylabel="forward NLL, nats per token (lower = better quality)")
     axes.set_title(f"Quality against diversity over temperature ({num_seeds(lines)})", fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -106,10 +99,8 @@ def write_curves(directory: Path, lines: Sequence[Line], hparams: Mapping[str, d
     atomic_write(directory / "curve.png", png(figure))
     with SummaryWriter(str(events)) as writer:
         writer.add_figure("evaluation/curve", figure)
-    by_label: dict[str, list[Line]] = {}
-    for line in lines:
-        by_label.setdefault(line.label, []).append(line)
-    for label, own in by_label.items():
+    for label in {line.label: None for line in lines}:
+        own = [line for line in lines if line.label == label]
         with SummaryWriter(str(events / re.sub(r"[^\w.]+", "-", label).strip("-."))) as writer:
             for line in own:
                 step = 100 if line.temperature is None else round(100 * line.temperature)

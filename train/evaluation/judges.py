@@ -14,15 +14,12 @@ from train.data import Dataset
 
 
 class Nll(NamedTuple):
-    """The score of sentences under a language model, nats."""
+    """The score of sentences under a language model, per token (nats) and per word, including the end of each sentence."""
 
     per_token: float
-    """per token of the run's tokenizer, including the end of each sentence"""
     ppl_per_word: float
-    """perplexity per word of `metrics.text.words`, including the end of each sentence"""
 
     def figures(self, name: str) -> dict[str, float]:
-        """Return the keys and values of a table row."""
         return {f"{name}_nll_per_token": self.per_token, f"{name}_ppl_per_word": self.ppl_per_word}
 
 

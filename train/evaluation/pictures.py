@@ -37,18 +37,16 @@ def kl_picture(kl_by_position: Sequence[float]) -> Figure:
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
     axes.bar(range(len(kl_by_position)), kl_by_position)
-    axes.set_xlabel("position")
-    axes.set_ylabel("KL to the prior, nats per step")
+    axes.set(xlabel="position", ylabel="KL to the prior, nats per step")
     axes.grid(alpha=0.3)
     return figure
 
 
 def collapse_picture(histories: Mapping[str, Sequence[dict[str, Any]]],
                      dims: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Plot the figures of collapse over training, and below them the dimensions after training.
+    """Plot the figures of collapse over training, and below them the dimensions after training of a family's first seed.
 
-    histories: the lines of metrics.jsonl of each run, named FAMILY or FAMILY/SEED. dims: signal and noise of each run with
-    a drawn vector. All seeds of a family have one colour; its dimensions are those of the first seed.
+    histories: the lines of metrics.jsonl of each run, named FAMILY or FAMILY/SEED. dims: signal and noise of each run.
     """
     families = list(dict.fromkeys(label.partition("/")[0] for label in histories))
     shades = colormaps["tab10" if len(families) <= 10 else "tab20"]

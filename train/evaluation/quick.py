@@ -45,8 +45,7 @@ def measure_run(directory: Path, config: RunConfig, model: TextModel, data: Data
     rows = list(_rows(Yardstick(config, data, judges), model, lm, reporter)) if model.sources else []
     figures: dict[str, Any] = {"family": model.family, "reconstruction": rebuilt, "rows": rows}
     if rows and (found := diagnose_gan(model, data, num, getattr(config.model, "start", ""), rows)) is not None:
-        figures["generator"] = {"verdict": str(found.verdict), "words": found.in_words(),
-                                "memorised": found.memorised}
+        figures["generator"] = {"verdict": str(found.verdict), "words": found.in_words(), "memorised": found.memorised}
     if own := find_method(model.family).own_rows(config, model, data, reporter):
         figures["own"] = own
     _log(directory, config, figures, model, data)
@@ -129,16 +128,20 @@ def closing_report(directory: Path, config: RunConfig, model: TextModel, data: D
 def report_seeds(directory: Path, runs: Sequence[Path]) -> str:
     """Write one report for the runs of several seeds; return its short form for the terminal."""
     figures = [read_json(run / "report.json") for run in runs]
-    tables.write_group(directory, _render(figures), runs, [(row["source"], row) for own in figures for row in own["rows"]],
-                       [(own["family"], own["reconstruction"]) for own in figures])
+    tables.write_group(directory, _render(figures), runs, *_labelled(figures))
     return (f"{_render(figures, tables.WIDTH)}\n\nfull report: {directory / 'report.md'}\nnext:\n"
             f"  python -m train evaluate {directory}")
 
 
+def _labelled(figures: Sequence[dict[str, Any]]) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+    """Return the labelled rows of all seeds: of the sources, and of the reconstructions."""
+    return ([(row["source"], row) for own in figures for row in own["rows"]],
+            [(own["family"], own["reconstruction"]) for own in figures])
+
+
 def _render(figures: Sequence[dict[str, Any]], width: int | None = None) -> str:
     """Return the quick report of one or several seeds. width: shorten it for a terminal of this width."""
-    rows = [(row["source"], row) for own in figures for row in own["rows"]]
-    rebuilt = [(own["family"], own["reconstruction"]) for own in figures]
+    rows, rebuilt = _labelled(figures)
     parts = [tables.rows_section(rows, rebuilt, width)]
     if found := [own["generator"] for own in figures if "generator" in own]:
         one = len(found) == 1

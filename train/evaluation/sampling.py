@@ -51,7 +51,6 @@ class Variant(NamedTuple):
 
 
 def num_learnt(data: Dataset) -> int:
-    """Return the number of rows per class that the two-sample classifier learns from."""
     return min(MOST_LEARNT, data.num_rows("train") // 2)
 
 
@@ -71,8 +70,7 @@ def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, 
          further: bool = False) -> Sentences:
     """Draw `num` sentences of a source, or all it has; further: also `num_learnt` outlines that are not decoded.
 
-    Real outlines come from validation rows first, then from training rows. Test rows would teach a reverse judge the
-    references.
+    Real outlines come from validation rows, then from training rows: test rows would teach a reverse judge the references.
     """
     sampling = SamplingConfig(temperature=temperature, max_len=data.corpus.meta["max_len"], guidance=variant.guidance)
     more: Tensor | None = None
@@ -99,10 +97,7 @@ def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, 
 
 
 def reconstruction(model: TextModel, data: Dataset, num: int, num_draws: int) -> Row:
-    """Return the nll of held-out sentences and how well they are reconstructed from their vectors (mu of a VAE).
-
-    num_draws: draws of a latent for the nll; more draws give a tighter bound.
-    """
+    """Return the nll of held-out sentences and how well they are reconstructed. num_draws: draws of a latent for the nll."""
     tokens, outlines, text = held_out(data, "test", num, seed=1)
     figures: Row = {"num_sentences": len(text), **nll_figures("test", model, tokens, outlines, num_draws)}
     if (posterior := model.posterior(tokens, outlines)) is not None:

@@ -1,9 +1,10 @@
 """Rows of figures → lines over seeds → tables in Markdown, and report.md with report.json."""
 
 import json
+import math
 import statistics
 import textwrap
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ class Figures:
     def deviation(self) -> float | None:
         """The sample standard deviation; None for one seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"mean": self.mean, "deviation": self.deviation, "values": list(self.values)}
 
     def __format__(self, decimals: str) -> str:
         mean = f"{self.mean:.{decimals}f}"
@@ -62,13 +66,10 @@ def counted(verdicts: Sequence[str]) -> str:
 
 
 def over_seeds(rows: Iterable[tuple[str, Row]]) -> list[Line]:
-    """Group labelled rows of all seeds into one line per (label, temperature), in order of first appearance.
-
-    A figure is kept only if every seed has it.
-    """
-    grouped: dict[tuple[str, float | None], list[Row]] = {}
+    """Group labelled rows of all seeds by label and temperature. A figure is kept only if every seed has it."""
+    grouped: dict[tuple[str, float | None], list[Row]] = defaultdict(list)
     for label, row in rows:
-        grouped.setdefault((label, row.get("temperature")), []).append(row)
+        grouped[label, row.get("temperature")].append(row)
     lines = []
     for (label, temperature), members in grouped.items():
         keys = [key for key, value in members[0].items() if key != "temperature" and isinstance(value, (int, float))
@@ -79,37 +80,27 @@ def over_seeds(rows: Iterable[tuple[str, Row]]) -> list[Line]:
 
 
 def table(lines: Sequence[Line], columns: Sequence[Column], width: int | None = None, with_legend: bool = True) -> str:
-    """Return a Markdown table with a legend. Columns without figures are left out, and so are the last ones beyond `width`.
-
-    The table is readable on a terminal too.
-    """
-    used = [column for column in columns if any(line.cell(column.key, 0) for line in lines)]
-    grid = [["source"], *([line.label] for line in lines)]
+    """Return a Markdown table with a legend. Columns without figures or beyond `width` are left out."""
+    temperatures: dict[float | None, str] = {None: "", 0: "greedy"}
+    grid = [["source", *(line.label for line in lines)]]  # one list per column
     if any(line.temperature is not None for line in lines):
-        for row, cell in zip(grid, ["T", *map(_temperature, lines)], strict=True):
-            row.append(cell)
-    shown: list[Column] = []
-    for column in used:
+        grid.append(["T", *(temperatures.get(line.temperature, f"{line.temperature or 0:g}") for line in lines)])
+    legends: list[str] = []
+    room = math.inf if width is None else width - sum(max(map(len, cells)) + 3 for cells in grid) - 1
+    num_fixed = len(grid)
+    for column in columns:
         cells = [column.title, *(line.cell(column.key, column.decimals) for line in lines)]
-        wider = [[*row, cell] for row, cell in zip(grid, cells, strict=True)]
-        if width is not None and shown and sum(_widths(wider)) + 3 * len(wider[0]) + 1 > width:
-            break
-        grid = wider
-        shown.append(column)
-    rendered = ["| " + " | ".join(cell.ljust(size) for cell, size in zip(row, _widths(grid), strict=True)) + " |"
-                for row in grid]
-    rule = "|" + "|".join("-" * (size + 2) for size in _widths(grid)) + "|"
-    legend = "; ".join(f"{column.title}: {column.legend}" for column in shown if column.legend and with_legend)
-    text = "\n".join([rendered[0], rule, *rendered[1:]])
+        if any(cells[1:]):
+            room -= max(map(len, cells)) + 3
+            if room < 0 and len(grid) > num_fixed:
+                break
+            grid.append(cells)
+            legends += [f"{column.title}: {column.legend}"] if column.legend and with_legend else []
+    sizes = [max(map(len, cells)) for cells in grid]
+    rendered = [f"| {' | '.join(map(str.ljust, row, sizes))} |" for row in zip(*grid, strict=True)]
+    text = "\n".join([rendered[0], f"|{'|'.join('-' * (size + 2) for size in sizes)}|", *rendered[1:]])
+    legend = "; ".join(legends)
     return f"{text}\n\n{wrap(legend[0].upper() + legend[1:] + '.', width)}" if legend else text
-
-
-def _temperature(line: Line) -> str:
-    return "" if line.temperature is None else "greedy" if line.temperature == 0 else f"{line.temperature:g}"
-
-
-def _widths(grid: Sequence[Sequence[str]]) -> list[int]:
-    return [max(map(len, column)) for column in zip(*grid, strict=True)]
 
 
 def wrap(text: str, width: int | None) -> str:
@@ -128,8 +119,7 @@ def rows_section(rows: Sequence[tuple[str, Row]], rebuilt: Sequence[tuple[str, R
 def reconstruction_section(rebuilt: Sequence[tuple[str, Row]], width: int | None = None) -> str:
     """Return the tables of held-out sentences: their nll, their reconstruction, and the use of the vector.
 
-    rebuilt: labelled rows of every seed. A label with one seed also has its verdict in words.
-    width: shorten it to one table without details, for a terminal of this width.
+    rebuilt: labelled rows of every seed. width: shorten it to one table without details, for a terminal of this width.
     """
     lines = over_seeds(rebuilt)
     with_vector = [line for line in lines if line.verdicts]
@@ -144,13 +134,8 @@ def reconstruction_section(rebuilt: Sequence[tuple[str, Row]], width: int | None
         if len(rows) == 1:
             parts.append(wrap(f"{line.label}: {rows[0]['words']}", width))
             if width is None:
-                parts.append(bullets(rows[0].get("details", [])))
+                parts.append("\n".join(f"- {point}" for point in rows[0].get("details", [])))
     return "\n\n".join(parts)
-
-
-def bullets(points: Iterable[str]) -> str:
-    """Return a Markdown list."""
-    return "\n".join(f"- {point}" for point in points)
 
 
 def num_seeds(lines: Sequence[Line]) -> str:
@@ -166,8 +151,7 @@ def num_seeds(lines: Sequence[Line]) -> str:
 def to_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """Return the lines as JSON data: the values of every seed, mean and deviation."""
     return [{"source": line.label, "temperature": line.temperature, **({"verdicts": line.verdicts} if line.verdicts else {}),
-             "figures": {key: {"mean": figures.mean, "deviation": figures.deviation, "values": list(figures.values)}
-                         for key, figures in line.figures.items()}} for line in lines]
+             "figures": {key: figures.to_json() for key, figures in line.figures.items()}} for line in lines]
 
 
 def write_report(directory: Path, text: str, data: dict[str, Any]) -> None:
@@ -186,8 +170,6 @@ def write_group(directory: Path, text: str, runs: Sequence[Path], rows: Sequence
 
 def flat_options(config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration in the form of TensorBoard's hparams: one level, words and numbers."""
-    flat: dict[str, Any] = {"family": config["family"]}
-    for section in ("corpus", "training", "model"):
-        for key, value in config[section].items():
-            flat[key] = value if isinstance(value, (int, float, str, bool)) else json.dumps(value)
-    return flat
+    options = {**config["corpus"], **config["training"], **config["model"]}
+    return {"family": config["family"], **{key: value if isinstance(value, (int, float, str)) else json.dumps(value)
+                                           for key, value in options.items()}}

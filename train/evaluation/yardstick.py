@@ -1,10 +1,7 @@
 """The yardstick of a corpus: the figures of any source's sentences, compared with the test split.
 
-The quick form ends every training. The full form (`python -m train evaluate`) adds reverse NLL, a second judge, BLEU,
-copying, and the outlines of the generated text. Weights and options are selected on the validation split.
-
-A new metric is one function in METRICS or FULL_METRICS and one line in columns.py; a new judge is one line in
-train/commands/judges.py and one in columns.py.
+The quick form ends every training; the full form is `python -m train evaluate`. A new metric is one function in METRICS or
+FULL_METRICS and one line in columns.py; a new judge is one line in train/commands/judges.py and one in columns.py.
 """
 
 import hashlib
@@ -47,7 +44,7 @@ class Full:
 
 
 class Yardstick:
-    """The held-out text of a corpus and its judges. Every source is measured with the same yardstick."""
+    """The held-out text of a corpus and its judges."""
 
     def __init__(self, config: RunConfig, data: Dataset, judges: Judges, full: Full | None = None):
         self.data, self.judges, self.full = data, judges, full
@@ -72,8 +69,7 @@ class Yardstick:
         return self._held_training if self.data.num_rows("train") <= MOST_HELD else self._split_training()
 
     @cached_property
-    def split_references(self) -> list[list[str]]:
-        """The words of the references, lower case."""
+    def split_references(self) -> Split:
         return [words(sentence, lowercase=True) for sentence in self.references]
 
     @cached_property
@@ -102,10 +98,7 @@ class Yardstick:
         return Sentences(self.data.text("valid", self.others), raw, further)
 
     def measure(self, sentences: Sentences, learnt: Sequence[str] | None = None) -> Row:
-        """Return all figures of one source's sentences.
-
-        learnt: sentences of the same source for the reverse judges to learn; None: these.
-        """
+        """Return all figures of one source's sentences. learnt: others for the reverse judges to learn; None: these."""
         text = sentences.text
         row: Row = {"num_samples": len(text)}
         for name, judge in self.judges.forward.items():
@@ -130,9 +123,8 @@ class Yardstick:
     def outline_figures(self, sentences: Sentences, full: bool) -> Row:
         """Return figures of the outlines that sentences were decoded from."""
         assert sentences.outlines is not None
-        learn_from = None
-        if full and sentences.further is not None:
-            learn_from = training_outlines(self.data)[0], sentences.further
+        further = sentences.further if full else None
+        learn_from = None if further is None else (training_outlines(self.data)[0], further)
         row = outline_figures("outline", self.real_outlines, sentences.outlines, full, learn_from, self.data.device)
         if self.full is not None:
             raw = sentences.outlines[:len(self.references)]
@@ -162,53 +154,46 @@ def in_grammar(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
     """Return the share of sentences in the embedded grammar and their nll under it; nothing for other corpora."""
     if not yardstick.data.embedded:
         return {}
-    language = grammar.scenes()
-    log_probabilities = [language.log_prob(" ".join(sentence.split())) for sentence in text]
-    inside = [-value for value in log_probabilities if value > -torch.inf]
+    each = (grammar.scenes().log_prob(" ".join(sentence.split())) for sentence in text)
+    inside = [-value for value in each if value > -torch.inf]
     return {"in_language": len(inside) / len(text), **({"grammar_nll": sum(inside) / len(inside)} if inside else {})}
 
 
-def bleu(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
-    """Return BLEU against the references."""
-    return {f"bleu_{n}": score for n, score in bleu_scores(split, yardstick.counted_references).items()}
-
-
-def near_copies(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
-    """Return the overlap with the nearest training sentence."""
-    return dict(zip(("nearest_overlap", "near_copies"), nearest_overlap(split, yardstick.training()), strict=True))
-
-
-def lengths(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
-    """Return the distance between the lengths of samples and references."""
-    return {"length_distance": length_distance(split, yardstick.split_references)}
+def likeness(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
+    """Return BLEU and length distance against the references, and the overlap with the nearest training sentence."""
+    nearest = nearest_overlap(split, yardstick.training())
+    return {"nearest_overlap": nearest.mean, "near_copies": nearest.near_copies,
+            "length_distance": length_distance(split, yardstick.split_references),
+            **{f"bleu_{n}": score for n, score in bleu_scores(split, yardstick.counted_references).items()}}
 
 
 Metric = Callable[[Yardstick, Sequence[str], Split], Row]
 """yardstick, sentences, their words → figures"""
 METRICS: tuple[Metric, ...] = (diversity, in_grammar)
-FULL_METRICS: tuple[Metric, ...] = (bleu, near_copies, lengths)
+FULL_METRICS: tuple[Metric, ...] = (likeness,)
 
 
 def outline_figures(name: str, real: Tensor, fake: Tensor, full: bool,
                     learn_from: tuple[Tensor, Tensor] | None = None, device: torch.device | str = "cpu") -> Row:
-    """Return figures of raw outlines, with equal numbers of real and fake, in units of the real ones' deviation.
+    """Return figures of raw outlines, with equal numbers of real and fake; empty if there are too few rows.
 
-    Empty if there are too few rows. full: add Fréchet distance and two-sample test. learn_from: other raw outlines, real
-    and fake, for the two-sample classifier, which runs on `device`; None: it learns from half of the rows.
+    full: add Fréchet distance and two-sample test. learn_from: other raw outlines, real and fake, for the two-sample
+    classifier, which runs on `device`; None: it learns from half of the rows.
     """
     size = min(len(real), len(fake))
     if size <= NEIGHBOURS:
         return {}
     mean = real.double().mean(dim=0)
     scale = (real - mean).square().mean().sqrt()
-    real, fake = (real[:size] - mean) / scale, (fake[:size].cpu() - mean) / scale
+    real, fake = ((rows[:size].cpu() - mean) / scale for rows in (real, fake))
     near = knn_precision_recall(real, fake, NEIGHBOURS)
     row: Row = {f"{name}_precision": near.precision, f"{name}_recall": near.recall}
     if full and size >= LEAST_TWO_SAMPLE:
         row[f"{name}_frechet"] = frechet_distance(real, fake)
         if learn_from is not None:
-            most = min(len(learn_from[0]), len(learn_from[1]))
-            learn_from = ((learn_from[0][:most] - mean) / scale, (learn_from[1][:most].cpu() - mean) / scale)
+            most = min(map(len, learn_from))
+            ours, theirs = ((rows[:most].cpu() - mean) / scale for rows in learn_from)
+            learn_from = ours, theirs
         test = two_sample_accuracy(real, fake, learn_from, device=device)
         row |= {f"{name}_two_sample": test.accuracy, f"{name}_two_sample_low": test.low,
                 f"{name}_two_sample_high": test.high}
