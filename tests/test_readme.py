@@ -11,8 +11,7 @@ import pytest
 from generate.options import parse as parse_generation
 from tests.conftest import Command
 from train.commands import ablate, evaluate
-from train.commands.plan import plan_of
-from train.commands.train import parse
+from train.commands.train import parse, plan_of
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

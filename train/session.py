@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -111,8 +110,3 @@ def _check_hashes(directory: Path, data: Dataset) -> None:
 def command_line() -> str:
     """Return this command as typed."""
     return shlex.join(["python", "-m", "train", *sys.argv[1:]])
-
-
-def default_cache(root: Path) -> Path:
-    """Return the directory of prepared corpora, outlines and judges: next to the runs, so TensorBoard shows only runs."""
-    return Path(os.environ.get("OUTLINES_CACHE", root.with_name(root.name + "-cache")))

@@ -20,8 +20,7 @@ from outlines.decoding.scoring import nll_of_rows
 from outlines.errors import OutlinesError
 from outlines.networks.decoder import Decoder
 
-ACTIVE_VARIANCE = 0.01
-"""Var_x[mu] above which a dimension is active, in units of the prior's variance (Burda et al. 2016)."""
+ACTIVE_VARIANCE = 0.01  # Var_x[mu] above which a dimension is active, in units of the prior's variance (Burda et al. 2016).
 MIN_ERRORS = 3.0
 """Standard errors that a gap must exceed. With hundreds of dimensions tested, 2 would often be exceeded by chance."""
 
@@ -65,8 +64,7 @@ class Steps(NamedTuple):
     mu: Tensor
     logvar: Tensor
     drawn: Tensor
-    lengths: Tensor
-    """steps of each sentence [N], including the one that predicts eos"""
+    lengths: Tensor  # steps of each sentence [N], including the one that predicts eos
 
     def real(self, values: Tensor) -> Tensor:
         """Select the real steps from values [N, T, Z]: [number of real steps, Z]."""

@@ -19,10 +19,8 @@ from outlines.metrics import collapse
 from outlines.metrics.collapse import Gap, MutualInformation, OutputChange, Posterior, SignalNoise, Steps
 from outlines.networks.decoder import Decoder
 
-CONSTANT_SIGMA = 0.1
-"""Standard deviation over x of log sigma below which sigma counts as constant."""
-MIN_INFORMATION = 0.05
-"""Nats below which a dimension says nothing: sigma exceeds 3 standard deviations of mu."""
+CONSTANT_SIGMA = 0.1  # standard deviation over x of log sigma below which sigma counts as constant
+MIN_INFORMATION = 0.05  # nats below which a dimension says nothing: sigma exceeds 3 standard deviations of mu
 MIN_MODEL_INFORMATION = math.log(2)
 """Nats that a used vector must carry about the sentence: the answer to one yes-or-no question."""
 MAX_DRIFT = 1.0
@@ -31,10 +29,8 @@ MIN_GAP = 0.01
 """Nats per token that the nll must rise with another sentence's vector (1 % of perplexity). One dimension must reach an
 equal share, MIN_GAP / Z, so the rule fits a z of 2 dimensions and an outline of 384."""
 
-NUM_SWAPS = 3
-"""Other vectors tried per sentence."""
-NUM_OUTPUTS = 100
-"""Vectors decoded greedily."""
+NUM_SWAPS = 3  # other vectors tried per sentence
+NUM_OUTPUTS = 100  # vectors decoded greedily
 
 
 class Verdict(StrEnum):
@@ -95,8 +91,7 @@ class Dimension:
     sigma_variation: float
     drift_mu: float | None
     drift_sigma: float | None
-    gap: Gap
-    """on the first `num_dim_sentences` sentences"""
+    gap: Gap  # on the first `num_dim_sentences` sentences
 
 
 @dataclass(frozen=True)
@@ -107,23 +102,17 @@ class Diagnosis:
     """
 
     verdict: Verdict
-    reason: str
-    """the figure that decided whether the vector is used, with its threshold; one sentence"""
+    reason: str  # the figure that decided whether the vector is used, with its threshold; one sentence
     dims: tuple[Dimension, ...]
     num_sentences: int
-    num_dim_sentences: int
-    """sentences behind the gaps of single dimensions"""
-    kl: float | None
-    """KL(q(z|x) || prior); None without noise"""
+    num_dim_sentences: int  # sentences behind the gaps of single dimensions
+    kl: float | None  # KL(q(z|x) || prior); None without noise
     mutual_information: MutualInformation | None
     active_units: int
-    gap: Gap
-    """with another sentence's vector"""
-    gap_prior: Gap | None
-    """with a vector from the prior or generator; None if there is none"""
+    gap: Gap  # with another sentence's vector
+    gap_prior: Gap | None  # with a vector from the prior or generator; None if there is none
     output_change: OutputChange
-    kl_by_position: tuple[float, ...] = ()
-    """nats per step; empty without a latent at every step"""
+    kl_by_position: tuple[float, ...] = ()  # nats per step; empty without a latent at every step
     active_positions: int | None = None
 
     def in_words(self) -> str:

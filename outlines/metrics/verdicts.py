@@ -8,12 +8,9 @@ from torch import Tensor
 
 MARGIN = 0.02
 """Difference of F1 that counts: two standard errors of the difference between shares near 0.9, each of 2,000 outlines."""
-MAX_RECALL_LOSS = 0.1
-"""Recall below both real outlines and the mixture from which on modes are missing."""
-LEFT_OF_START = 0.5
-"""Share of the start's F1 below which training has destroyed what it started from."""
-MAX_MEMORISED = 0.5
-"""Memorised share of the critic's margin above which the critic only judges training outlines."""
+MAX_RECALL_LOSS = 0.1  # recall below both real outlines and the mixture from which on modes are missing
+LEFT_OF_START = 0.5  # share of the start's F1 below which training has destroyed what it started from
+MAX_MEMORISED = 0.5  # memorised share of the critic's margin above which the critic only judges training outlines
 
 
 class GanVerdict(StrEnum):
@@ -63,8 +60,7 @@ class GanDiagnosis(NamedTuple):
     """A verdict and the figure that decided."""
 
     verdict: GanVerdict
-    reason: str
-    """the figure that decided, with its threshold; one sentence"""
+    reason: str  # the figure that decided, with its threshold; one sentence
     memorised: float
 
     def in_words(self) -> str:

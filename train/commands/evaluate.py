@@ -29,7 +29,7 @@ from train.evaluation import columns, tables
 from train.evaluation.curves import JUDGES, gaps, render_gaps, write_curves
 from train.evaluation.figures import collapse_figures, diagnose_vector
 from train.evaluation.sampling import FULL_DRAWS, REAL_OUTLINES, REAL_TEXT, Row, Variant, draw, reconstruction, sources_of
-from train.evaluation.yardstick import Full, Yardstick
+from train.evaluation.yardstick import Yardstick
 from train.runtime.run_directory import read_group, read_json, runs_of, write_json
 from train.runtime.signals import StopSignals
 from train.session import Session, check_out, command_line, finished_run, locked_run, run_config
@@ -102,7 +102,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> str:
     wanted = _check(runs, leader, options)
     encoder = None if options.encoder == "none" else load_encoder(options.encoder, leader.data.device.type)
     judges = full_judges(leader.config, leader.data, session, options.reverse_steps)
-    yardstick = Yardstick(leader.config, leader.data, judges, Full(options.num_samples, encoder))
+    yardstick = Yardstick(leader.config, leader.data, judges, options.num_samples, encoder)
     basis = [_alike(leader.config), options.num_samples, options.reverse_steps, encoder.fingerprint if encoder else None]
     labelled: list[tuple[str, Row]] = []
     rebuilt: list[tuple[str, Row]] = []

@@ -29,8 +29,7 @@ from train.session import Session, begin_run, train_run
 SCORER_SEED = 1001
 REVERSE_SEED = 2001
 REVERSE_BATCH_SIZE = 128
-MOST_FRESH = 1_000_000
-"""Largest number of sentences of the embedded corpus that a scorer learns."""
+MOST_FRESH = 1_000_000  # largest number of sentences of the embedded corpus that a scorer learns
 FRESH_EMBED_DIM = 128
 """Largest embedding width of such a scorer. With embeddings initialised from counts, a wider one is slower, not better."""
 

@@ -34,8 +34,7 @@ class Parser(argparse.ArgumentParser):
         raise OutlinesError(f"{message} (see `{self.prog} --help`)")
 
 
-COMMON = ("corpus", "encoder", "seed")
-"""options listed first in the help, with those of the command"""
+COMMON = ("corpus", "encoder", "seed")  # options listed first in the help, with those of the command
 
 
 def add_options(parser: Parser, method: type[Method]) -> None:

@@ -9,8 +9,7 @@ class Column(NamedTuple):
     key: str
     title: str
     decimals: int
-    legend: str = ""
-    """one short phrase; empty if the title explains itself"""
+    legend: str = ""  # one short phrase; empty if the title explains itself
 
 
 COLUMNS = (

@@ -23,8 +23,7 @@ from train.evaluation.sampling import Row
 from train.runtime.progress import Reporter
 
 PAIRING_SEED, NOISE_SEED = 17, 7
-NUM_DRAWS = 5
-"""samples per condition"""
+NUM_DRAWS = 5  # samples per condition
 TEMPERATURE = 0.7
 REAL_DECODED = "another real text, decoded"
 TITLE = (f"Texts written for conditions of the test split, {NUM_DRAWS} samples per condition. Similarity: cosine between "

@@ -23,8 +23,7 @@ class Nll(NamedTuple):
         return {f"{name}_nll_per_token": self.per_token, f"{name}_ppl_per_word": self.ppl_per_word}
 
 
-Judge = Callable[[Sequence[str]], Nll]
-"""sentences → their score"""
+Judge = Callable[[Sequence[str]], Nll]  # sentences → their score
 ReverseJudge = Callable[[Sequence[str], Sequence[str]], Nll]
 """samples to learn, real sentences → the score of the real sentences"""
 Scoring = Callable[[Sequence[np.ndarray]], tuple[np.ndarray, np.ndarray]]

@@ -26,8 +26,7 @@ from train.runtime.progress import Reporter
 from train.runtime.run_directory import read_json, read_run, write_json
 
 TEMPERATURES = (0.7, 1.0)
-NUM_PROJECTED = 200
-"""Vectors of each kind in TensorBoard's projector."""
+NUM_PROJECTED = 200  # vectors of each kind in TensorBoard's projector
 
 
 def measure_run(directory: Path, config: RunConfig, model: TextModel, data: Dataset, judges: Judges, lm: TextModel | None,

@@ -14,14 +14,12 @@ from train.data import Dataset
 from train.evaluation.figures import held_out, nll_figures
 
 SAMPLING_SEED = 11
-QUICK_DRAWS, FULL_DRAWS = 16, 100
-"""draws of a latent for the nll of held-out sentences"""
+QUICK_DRAWS, FULL_DRAWS = 16, 100  # draws of a latent for the nll of held-out sentences
 MOST_LEARNT = 20_000
 """Rows per class for the two-sample classifier. With 2,500 it hardly detects a mixture of 2,000 centres."""
 REAL_TEXT, REAL_OUTLINES, LM = "real text", "real outlines", "lm"
 
-Row = dict[str, Any]
-"""the figures of one line of a table, by key"""
+Row = dict[str, Any]  # the figures of one line of a table, by key
 
 
 @dataclass(frozen=True)
@@ -30,20 +28,16 @@ class Sentences:
 
     text: list[str]
     outlines: Tensor | None = None
-    further: Tensor | None = None
-    """more raw outlines of the source, for the two-sample classifier to learn from, [M, D]"""
+    further: Tensor | None = None  # more raw outlines of the source, for the two-sample classifier to learn from, [M, D]
 
 
 class Variant(NamedTuple):
     """A source of vectors and how they are drawn from it."""
 
     source: str
-    noise_scale: float = 1.0
-    """as in SamplingConfig; real outlines have no noise"""
-    rejection: float = 1.0
-    """average number of draws per accepted vector (outlines/inference/rejection.py)"""
-    guidance: float = 1.0
-    """as in SamplingConfig"""
+    noise_scale: float = 1.0  # as in SamplingConfig; real outlines have no noise
+    rejection: float = 1.0  # average number of draws per accepted vector (outlines/inference/rejection.py)
+    guidance: float = 1.0  # as in SamplingConfig
 
     def __str__(self) -> str:
         changed = (("noise x", self.noise_scale), ("rejection", self.rejection), ("guidance", self.guidance))

@@ -15,8 +15,7 @@ from train.evaluation.columns import CLOSING, QUICK, RECONSTRUCTION, VECTOR, Col
 from train.evaluation.sampling import REAL_TEXT, Row
 from train.runtime.run_directory import write_json
 
-WIDTH = 120
-"""Characters of a line on a terminal."""
+WIDTH = 120  # characters of a line on a terminal
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,7 @@ class Line:
     label: str
     temperature: float | None
     figures: dict[str, Figures]
-    verdicts: tuple[str, ...] = ()
-    """one per seed"""
+    verdicts: tuple[str, ...] = ()  # one per seed
 
     def cell(self, key: str, decimals: int) -> str:
         """Return a figure or the verdicts as text; empty if there is none."""

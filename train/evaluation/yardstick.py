@@ -7,7 +7,6 @@ FULL_METRICS and one line in columns.py; a new judge is one line in train/comman
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -24,31 +23,24 @@ from train.data import Dataset
 from train.evaluation.judges import Judges
 from train.evaluation.sampling import Row, Sentences, training_outlines
 
-Split = list[list[str]]
-"""the words of sentences, lower case"""
+Split = list[list[str]]  # the words of sentences, lower case
 
 NEIGHBOURS = 5
 LEAST_TWO_SAMPLE = 20
-MOST_HELD = 1_000_000
-"""Largest number of training sentences whose words stay in memory, about 120 bytes each."""
-
-
-@dataclass(frozen=True)
-class Full:
-    """Settings of the full form."""
-
-    num_samples: int
-    """for forward and reverse NLL; the other figures compare as many sentences as there are references"""
-    encoder: SentenceEncoder | None
-    """re-encodes the generated text"""
+MOST_HELD = 1_000_000  # largest number of training sentences whose words stay in memory, about 120 bytes each
 
 
 class Yardstick:
-    """The held-out text of a corpus and its judges."""
+    """The held-out text of a corpus and its judges.
 
-    def __init__(self, config: RunConfig, data: Dataset, judges: Judges, full: Full | None = None):
-        self.data, self.judges, self.full = data, judges, full
-        self.num_samples = full.num_samples if full else config.training.num_evaluation
+    num_samples: of the full form, for forward and reverse NLL; None: the quick form. Other figures compare as many sentences
+    as there are references. encoder: re-encodes the generated text in the full form.
+    """
+
+    def __init__(self, config: RunConfig, data: Dataset, judges: Judges, num_samples: int | None = None,
+                 encoder: SentenceEncoder | None = None):
+        self.data, self.judges, self.full, self.encoder = data, judges, num_samples is not None, encoder
+        self.num_samples = num_samples or config.training.num_evaluation
         # Most figures depend on the number of sentences, so real text and references have the same number. Real text is
         # compared with other real text, because it would match itself perfectly.
         size = min(self.num_samples, data.num_rows("test"), data.num_rows("valid"))
@@ -79,11 +71,11 @@ class Yardstick:
     @cached_property
     def encoded_references(self) -> Tensor:
         """Raw outlines [N, D] of the references by the encoder of the full form."""
-        assert self.full and self.full.encoder
+        assert self.encoder
         stores = self.data.stores
-        if stores and stores["test"].encoder_fingerprint == self.full.encoder.fingerprint:
+        if stores and stores["test"].encoder_fingerprint == self.encoder.fingerprint:
             return self.real_outlines
-        return torch.from_numpy(self.full.encoder.encode(self.references))
+        return torch.from_numpy(self.encoder.encode(self.references))
 
     @cached_property
     def real_outlines(self) -> Tensor:
@@ -111,12 +103,12 @@ class Yardstick:
         if sentences.outlines is not None:
             key = hashlib.sha256(sentences.outlines.numpy().tobytes()).digest()
             if key not in self._outline_figures:
-                self._outline_figures[key] = self.outline_figures(sentences, self.full is not None)
+                self._outline_figures[key] = self.outline_figures(sentences, self.full)
             row |= self._outline_figures[key]
-        if self.full is not None:
+        if self.full:
             row |= self.reverse(text if learnt is None else learnt)
-            if self.full.encoder is not None:
-                encoded = torch.from_numpy(self.full.encoder.encode(list(compared)))
+            if self.encoder is not None:
+                encoded = torch.from_numpy(self.encoder.encode(list(compared)))
                 row |= outline_figures("text", self.encoded_references, encoded, full=True, device=self.data.device)
         return row
 
@@ -126,7 +118,7 @@ class Yardstick:
         further = sentences.further if full else None
         learn_from = None if further is None else (training_outlines(self.data)[0], further)
         row = outline_figures("outline", self.real_outlines, sentences.outlines, full, learn_from, self.data.device)
-        if self.full is not None:
+        if self.full:
             raw = sentences.outlines[:len(self.references)]
             row["outline_nearest_cosine"] = float(nearest_rows(raw, self.data.stores["train"], 1, chunk=2048)[0].mean())
         return row
@@ -167,8 +159,7 @@ def likeness(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
             **{f"bleu_{n}": score for n, score in bleu_scores(split, yardstick.counted_references).items()}}
 
 
-Metric = Callable[[Yardstick, Sequence[str], Split], Row]
-"""yardstick, sentences, their words → figures"""
+Metric = Callable[[Yardstick, Sequence[str], Split], Row]  # yardstick, sentences, their words → figures
 METRICS: tuple[Metric, ...] = (diversity, in_grammar)
 FULL_METRICS: tuple[Metric, ...] = (likeness,)
 

@@ -21,8 +21,7 @@ from tests.conftest import environment
 from tests.train.test_training import start, wait_for, weights
 from train.__main__ import main
 from train.commands.compare import LAYOUT
-from train.commands.plan import plan_of
-from train.commands.train import parse
+from train.commands.train import parse, plan_of
 from train.runtime.run_directory import read_lines, runs_of
 
 MEMBERS = ["outlines", "lm", "vae", "vae-cyclical"]

@@ -25,7 +25,7 @@ from train.data import Dataset, open_dataset
 from train.evaluation import yardstick as evaluation
 from train.evaluation.judges import Judges, Nll, tokens_of
 from train.evaluation.sampling import REAL_OUTLINES, Row, Sentences, Variant, draw
-from train.evaluation.yardstick import Full, Yardstick
+from train.evaluation.yardstick import Yardstick
 from train.method import find_method
 from train.runtime.progress import Reporter
 from train.runtime.ranks import Ranks
@@ -94,7 +94,7 @@ def yardstick(session: Session) -> Iterator[Yardstick]:
     data = open_dataset(config.corpus, None, session.cache, torch.device("cpu"), Ranks(), session.reporter)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluators, "REVERSE_BATCH_SIZE", 32)
-        yield Yardstick(config, data, full_judges(config, data, session, reverse_steps=90), Full(NUM, SceneEncoder()))
+        yield Yardstick(config, data, full_judges(config, data, session, reverse_steps=90), NUM, SceneEncoder())
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_repeats_are_seen_by_copied_rate_reverse_nll_and_recall(real: Row, repea
 def test_outlines_of_training_sentences_are_seen_by_their_nearest(tiny_run: Path, session: Session) -> None:
     _, data = train_run(tiny_run, session)
     config = run_config(tiny_run)
-    yardstick = Yardstick(config, data, full_judges(config, data, session, reverse_steps=2), Full(30, encoder=None))
+    yardstick = Yardstick(config, data, full_judges(config, data, session, reverse_steps=2), 30)
     learnt = torch.from_numpy(data.stores["train"].rows(np.arange(30)))
     by_heart = yardstick.measure(Sentences(["A dog."] * 30, learnt))["outline_nearest_cosine"]
     held_out = yardstick.measure(Sentences(["A dog."] * 30, yardstick.real_outlines[:30]))["outline_nearest_cosine"]
@@ -197,7 +197,7 @@ def test_metrics_and_judges_of_ones_own(config: RunConfig, yardstick: Yardstick,
     monkeypatch.setattr(evaluation, "METRICS", (lambda yardstick, text, split: {"num_words": sum(map(len, split))},))
     judges = Judges({"mine": lambda sentences: Nll(len(sentences), 1.5)},
                     {"back": lambda samples, real: Nll(len(samples) / len(real), 2.5)})
-    own = Yardstick(config, yardstick.data, judges, Full(NUM, encoder=None))
+    own = Yardstick(config, yardstick.data, judges, NUM)
     row = own.measure(Sentences(["A dog."] * 30))
     assert row["num_words"] == 90 and row["mine_nll_per_token"] == 30 and row["mine_ppl_per_word"] == 1.5
     assert row["back_nll_per_token"] == 30 / len(own.references) and "forward_nll_per_token" not in row
