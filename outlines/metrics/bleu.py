@@ -88,10 +88,7 @@ def self_bleu_scores(samples: Sequence[Words], max_n: int = 5) -> dict[int, floa
 
 
 def reconstruction_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Return sacrebleu's corpus BLEU-4 in 0..100, lower case: each raw sentence against the one it reconstructs.
-
-    Source: Post, A Call for Clarity in Reporting BLEU Scores (2018).
-    """
+    """Return sacrebleu's corpus BLEU-4 in 0..100, lower case: each raw sentence against the one it reconstructs."""
     import sacrebleu  # Here, because `python -m generate` does not need it to start.
 
     require_sentences("reconstruction BLEU", hypotheses)

@@ -47,10 +47,7 @@ def draw_posterior(mu: Tensor, logvar: Tensor | None, rng: torch.Generator) -> T
 
 
 def kl_by_dim(mu: Tensor, logvar: Tensor) -> Tensor:
-    """Return KL(q(z|x) || N(0, I)) of each dimension, averaged over x: [Z].
-
-    Source: Kingma and Welling, Auto-Encoding Variational Bayes (2014), appendix B.
-    """
+    """Return KL(q(z|x) || N(0, I)) of each dimension, averaged over x: [Z] (Kingma and Welling 2014, appendix B)."""
     mu, logvar = checked(mu, logvar)
     return (mu.square() + logvar.exp() - 1 - logvar).mean(dim=0) / 2
 
@@ -121,11 +118,7 @@ def mutual_information(mu: Tensor, logvar: Tensor, rng: torch.Generator, num_dra
 
 
 def active_units(mu: Tensor, threshold: float = ACTIVE_VARIANCE) -> int:
-    """Count the dimensions whose mu varies over sentences by more than `threshold`, 0..Z.
-
-    The count ignores sigma: an active dimension can be drowned in noise.
-    Source: Burda et al., Importance Weighted Autoencoders (2016), section 5.
-    """
+    """Count the dimensions whose mu varies over sentences by more than `threshold` (Burda et al. 2016, section 5)."""
     return int((checked(mu)[0].var(dim=0) > threshold).sum())
 
 
@@ -178,12 +171,10 @@ def drift(evaluations: Sequence[Posterior]) -> Drift:
 
 
 def other_rows(num_rows: int, num_swaps: int, rng: torch.Generator) -> Tensor:
-    """Return `num_swaps` other rows for each row, [num_swaps, N]; each line is a permutation without fixed points.
-
-    Lines rotate one random circle, not the file's order, because neighbouring captions describe one picture.
-    """
+    """Return `num_swaps` other rows for each row, [num_swaps, N]; each line is a permutation without fixed points."""
     if not 1 <= num_swaps < num_rows:
         raise OutlinesError(f"collapse: {num_swaps} swaps need more sentences than {num_rows}")
+    # One random circle, not the file's order, because neighbouring captions describe one picture.
     circle = torch.randperm(num_rows, generator=rng)
     place = circle.argsort()
     return torch.stack([circle.roll(turn)[place] for turn in range(1, num_swaps + 1)])

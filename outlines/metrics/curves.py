@@ -1,8 +1,7 @@
 """Quality against diversity over temperature: two families compared at equal diversity.
 
-A curve has one point per temperature: (reverse nll, forward nll), both in nats per token. The forward nll (a language
-model of real text scores the samples) falls with the temperature. The reverse nll (a language model of the samples scores
-real text) then rises. One of them cannot rank two families; the curve can.
+A curve has one point per temperature: (reverse nll, forward nll), in nats per token. The forward nll falls with the
+temperature, the reverse nll then rises. One of them cannot rank two families; the curve can.
 """
 
 import math
@@ -29,8 +28,7 @@ def efficient_points(curve: Curve) -> list[tuple[float, float]]:
 def interpolated_gap(curve_a: Curve, curve_b: Curve) -> float | None:
     """Return by how many nats curve a's forward nll is below curve b's at equal reverse nll, or None without overlap.
 
-    Each curve is reduced to its efficient points and interpolated linearly. The gap b - a is averaged over the interval of
-    reverse nll that both curves reach. Nothing is extrapolated.
+    The efficient points of each curve are interpolated linearly, and the gap is averaged over the common interval.
     Source: the comparison of Caccia et al., Language GANs Falling Short (2020), as one figure.
     """
     a, b = (np.array(efficient_points(curve)).T for curve in (curve_a, curve_b))

@@ -44,11 +44,9 @@ class Verdict(StrEnum):
 
 
 def judge(signal: float, sigma_variation: float, information: float, drift: float | None, used: bool) -> Verdict:
-    """Return the verdict on one dimension.
+    """Return the verdict on one dimension. used: whether the nll depends on it. drift: of mu, or None if not measured.
 
     A decoder that uses z has followed its drift, so `used` is checked before the drift.
-    signal, sigma_variation, information: as in `SignalNoise`. drift: of mu, or None if not measured.
-    used: whether the nll depends on the dimension.
     """
     if information < MIN_INFORMATION:
         constant = signal < collapse.ACTIVE_VARIANCE and sigma_variation < CONSTANT_SIGMA
@@ -137,12 +135,10 @@ def diagnose(decoder: Decoder, rows: Sequence[np.ndarray], mu: Tensor, logvar: T
     """Apply every instrument and return the verdict. Deterministic given the seed.
 
     The vector is used if it carries information (mutual information of at least MIN_MODEL_INFORMATION; without noise, one
-    dimension with MIN_INFORMATION) and the latent gap reaches MIN_GAP. A dimension can be used only if the vector is.
-    Gaps use a drawn z, because the decoder was trained on draws.
-
+    dimension with MIN_INFORMATION) and the latent gap reaches MIN_GAP.
     decoder: in evaluation mode. rows: token ids of N held-out sentences. mu, logvar: [N, Z]; logvar None: mu is the vector.
-    probes: posteriors of fixed sentences at successive evaluations, oldest first; empty: no drift. prior: vectors [N, Z]
-    for `gap_prior`; None: N(0, I), or nothing without logvar. num_dim_rows: sentences for the gaps of single dimensions.
+    probes: posteriors of fixed sentences at successive evaluations, oldest first; empty: no drift. prior: vectors [N, Z] for
+    `gap_prior`; None: N(0, I), or nothing without logvar. num_dim_rows: sentences for the gaps of single dimensions.
     """
     mu, logvar = collapse.checked(mu, logvar)
     if len(rows) != len(mu):
@@ -165,10 +161,8 @@ def diagnose_steps(decoder: Decoder, rows: Sequence[np.ndarray], steps: Steps, p
                    max_len: int = SamplingConfig.max_len) -> Diagnosis:
     """Diagnose a decoder whose vector [N, T · Z] is a latent of Z dimensions for each of T steps.
 
-    Swapped latents are exchanged step by step in units of the prior, so a posterior equal to the prior leaves no gap.
-    Signal and noise are computed over all real steps; a dimension's information is that of one step times the mean number
-    of steps. The KL replaces the mutual information, which would need the posterior of every pair of sentences; the KL is
-    never smaller. Drift is not measured.
+    Latents are swapped step by step in units of the prior. Information of a dimension: of one step times the mean number of
+    steps. The KL, which is never smaller, replaces the mutual information. Drift is not measured.
     """
     rng, vectors = torch.Generator().manual_seed(0), steps.drawn.flatten(1)
     others = vectors[collapse.other_rows(len(vectors), NUM_SWAPS, rng)]

@@ -18,10 +18,10 @@ FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
 
 
 def discounts(counts: np.ndarray) -> np.ndarray:
-    """Return the discounts D(0) = 0, D(1), D(2) and D(3 or more) for the counts of one order's grams, 0 < D(c) <= c.
+    """Return the discounts 0 < D(c) <= c for the counts c = 0, 1, 2, 3 or more of one order's grams; D(0) = 0.
 
-    With n_c the number of grams counted c times and Y = n_1 / (n_1 + 2 n_2): D(c) = c - (c + 1) Y n_{c+1} / n_c.
-    FALLBACK_DISCOUNTS, KenLM's values, if one of n_1 to n_4 is 0 or a D is not positive.
+    With n_c the number of grams counted c times and Y = n_1 / (n_1 + 2 n_2): D(c) = c - (c + 1) Y n_{c+1} / n_c, or KenLM's
+    FALLBACK_DISCOUNTS if that is not possible.
     Source: Chen and Goodman (1998), equation 26.
     """
     n1, n2, n3, n4 = (int((counts == count).sum()) for count in (1, 2, 3, 4))
@@ -35,8 +35,7 @@ def discounts(counts: np.ndarray) -> np.ndarray:
 class _Grams:
     """The distinct grams of one order, smoothed. A gram's id is its index; every unseen gram has the id `unseen`.
 
-    keys: int64, ascending: the context's id × V + the last token; then a sentinel for the unseen.
-    discounted: (c - D(c)) / Σ c by the gram's id, 0 for the unseen. backoff: by the context's id, 1 for the unseen.
+    keys: ascending, context × V + last token, then a sentinel. discounted: (c - D(c)) / Σ c. backoff: by context
     """
 
     def __init__(self, keys: np.ndarray, counts: np.ndarray, num_contexts: int, vocab_size: int) -> None:
@@ -51,7 +50,6 @@ class _Grams:
         np.divide(np.bincount(contexts, removed, num_contexts), totals, out=self.backoff[:-1], where=totals > 0)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """Return the ids of grams from their keys."""
         ids = np.searchsorted(self.keys, keys)
         return np.where(self.keys[ids] == keys, ids, self.unseen)
 

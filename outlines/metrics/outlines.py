@@ -86,8 +86,7 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 def knn_precision_recall(real: Outlines, fake: Outlines, k: int = 5, chunk: int = 1024) -> PrecisionRecall:
     """Return k-NN precision (are the fakes realistic?) and recall (is all of the real set covered?).
 
-    The region of a set is the union of balls around its rows; a ball reaches to the row's k-th nearest neighbour in the
-    set. The values depend on N and k. Memory is chunk × N. real, fake: [N, D] each, N > k.
+    The region of a set is the union of balls around its rows, up to the k-th nearest neighbour. real, fake: [N, D], N > k.
     Source: Kynkäänniemi et al., Improved Precision and Recall Metric for Assessing Generative Models (2019).
     """
     rows_real, rows_fake = _pair(real, fake, "k-NN precision and recall", torch.float64, min_rows=k + 1)
@@ -115,10 +114,7 @@ class TwoSampleResult(NamedTuple):
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a proportion.
-
-    Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference (1927).
-    """
+    """Return the 95 % confidence interval of a proportion (Wilson 1927)."""
     z, share = 1.959964, successes / trials
     center = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))

@@ -38,29 +38,20 @@ def require_sentences(metric: str, sentences: Sequence[object], at_least: int = 
 
 
 def distinct_n(samples: Sequence[Words], n: int) -> float:
-    """Return distinct n-grams / n-grams of the samples, 0..1; it falls as samples are added: compare equal numbers.
-
-    Source: Li et al., A Diversity-Promoting Objective Function for Neural Conversation Models (2016).
-    """
+    """Return distinct n-grams / n-grams, 0..1 (Li et al. 2016). It falls as samples are added: compare equal numbers."""
     require_sentences("distinct-n", samples)
     counts = Counter(ngram for sample in samples for ngram in ngrams(sample, n))
     return len(counts) / max(1, counts.total())
 
 
 def unique_rate(samples: Sequence[Words]) -> float:
-    """Return distinct sentences / sentences, 0..1. It falls as samples are added: compare equal numbers.
-
-    Source: "uniqueness" in Brown et al., GuacaMol (2019).
-    """
+    """Return distinct sentences / sentences, 0..1. It falls as samples are added: compare equal numbers."""
     require_sentences("unique rate", samples)
     return len(set(map(tuple, samples))) / len(samples)
 
 
 def copied_rate(samples: Sequence[Words], training: Iterable[Words]) -> float:
-    """Return the share of samples that occur word for word in the training text, 0..1. Reads `training` once.
-
-    Source: the complement of "novelty", Brown et al., GuacaMol (2019).
-    """
+    """Return the share of samples that occur word for word in the training text, 0..1. Reads `training` once."""
     require_sentences("copied rate", samples)
     counts = Counter(map(tuple, samples))
     copied = {sentence for sentence in map(tuple, training) if sentence in counts}
@@ -96,10 +87,7 @@ def nearest_overlap(samples: Sequence[Words], training: Iterable[Words], n: int 
 
 
 def length_distance(samples: Sequence[Words], reference: Sequence[Words]) -> float:
-    """Return the 1-Wasserstein distance between two distributions of sentence length, in words.
-
-    Source: Vallender, Calculation of the Wasserstein Distance Between Probability Distributions on the Line (1974).
-    """
+    """Return the 1-Wasserstein distance between two distributions of sentence length, in words (Vallender 1974)."""
     require_sentences("length distance", samples)
     require_sentences("length distance", reference)
     lengths = [np.sort([len(sentence) for sentence in sentences]) for sentences in (samples, reference)]

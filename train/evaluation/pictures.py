@@ -26,7 +26,6 @@ def draw_signal_noise(axes: Axes, signal: Sequence[float], noise: Sequence[float
 
 
 def signal_noise_picture(signal: Sequence[float], noise: Sequence[float]) -> Figure:
-    """Plot the dimensions of one model."""
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     draw_signal_noise(figure.subplots(), signal, noise)
     return figure

@@ -52,7 +52,6 @@ def measure_run(directory: Path, config: RunConfig, model: TextModel, data: Data
 
 
 def _rows(yardstick: Yardstick, model: TextModel, lm: TextModel | None, reporter: Reporter) -> Iterator[sampling.Row]:
-    """Measure real text, every source of the run, and the LM baseline."""
     data = yardstick.data
     yield {"source": REAL_TEXT, **yardstick.measure(yardstick.real_text())}
     owners = {source: model for source in sampling.sources_of(model, data)} | ({sampling.LM: lm} if lm else {})
@@ -133,7 +132,6 @@ def report_seeds(directory: Path, runs: Sequence[Path]) -> str:
 
 
 def _labelled(figures: Sequence[dict[str, Any]]) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
-    """Return the labelled rows of all seeds: of the sources, and of the reconstructions."""
     return ([(row["source"], row) for own in figures for row in own["rows"]],
             [(own["family"], own["reconstruction"]) for own in figures])
 

@@ -30,7 +30,7 @@ class Figures:
 
     @property
     def deviation(self) -> float | None:
-        """The sample standard deviation; None for one seed."""
+
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def to_json(self) -> dict[str, Any]:
