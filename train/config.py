@@ -42,10 +42,8 @@ class CorpusConfig:
     max_len: int = option(64, "maximum tokens of a sentence; longer sentences are cut", low=1)
 
     def files(self) -> CorpusFiles:
-        return CorpusFiles(train=self.corpus, valid=self.valid, test=self.test, text_column=self.text_column,
-                           strict=self.strict, max_chars=self.max_chars, valid_fraction=self.valid_fraction,
-                           test_fraction=self.test_fraction, group_lines=self.group_lines,
-                           condition_column=self.condition_column, label_column=self.label_column)
+        names = {field.name for field in dataclasses.fields(CorpusFiles)}
+        return CorpusFiles(train=self.corpus, **{name: value for name, value in vars(self).items() if name in names})
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,6 @@ class RunConfig:
     corpus: CorpusConfig
     training: TrainingConfig
     model: ModelOptions
-    """the family's own options, from its file in train/methods"""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -109,10 +106,8 @@ class RunConfig:
 
 SIZES = ("tiny", "default", "small", "full")
 """the presets of every family that set the size of a run; all others are combined with one of them"""
-
 PAIRING = ("group_lines", "condition_column", "label_column")
 """options of a corpus of pairs, for families that learn from pairs"""
-
 SECTIONS = {"corpus": CorpusConfig, "training": TrainingConfig}
 
 
@@ -122,12 +117,7 @@ def sections(model_config: type) -> dict[str, Any]:
 
 def known_fields(model_config: type) -> dict[str, dataclasses.Field[Any]]:
     """Return the field of every option by name."""
-    fields: dict[str, dataclasses.Field[Any]] = {}
-    for section in sections(model_config).values():
-        for field in dataclasses.fields(section):
-            assert field.name not in fields, f"option {field.name} is defined twice"
-            fields[field.name] = field
-    return fields
+    return {field.name: field for section in sections(model_config).values() for field in dataclasses.fields(section)}
 
 
 def group_of(name: str, model_config: type) -> str:
@@ -140,28 +130,23 @@ def group_of(name: str, model_config: type) -> str:
 
 
 def flag_of(name: str) -> str:
-    """Return the flag of an option."""
     return "--" + name.replace("_", "-")
 
 
 def coerce(field: dataclasses.Field[Any], value: Any, where: str) -> Any:
     """Return a value from a file or a flag in the field's type; raises OutlinesError."""
-    kind = field.type
-    choices = choices_of(field)
+    kind, choices = field.type, choices_of(field)
     fits: bool
     if kind is bool:
         fits = isinstance(value, bool)
-    elif kind is int:
-        fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-    elif kind is float:
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-        value = float(value) if fits else value
-    elif kind is str:
-        fits = isinstance(value, str) and _is_text(value)
+    elif kind in (int, float):
+        numbers, limit = (int, 2**63) if kind is int else ((int, float), 1e300)
+        fits = isinstance(value, numbers) and not isinstance(value, bool) and abs(value) < limit
+        value = kind(value) if fits else value
     else:
-        if isinstance(value, (list, tuple)):
-            value = tuple(value)
-        fits = isinstance(value, tuple) and all(isinstance(item, str) and _is_text(item) for item in value)
+        value = tuple(value) if isinstance(value, list) and kind is not str else value
+        texts = (value,) if kind is str else value
+        fits = isinstance(texts, tuple) and all(isinstance(item, str) and _is_text(item) for item in texts)
     if not fits or (choices and value not in choices):
         kinds: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
         expected = " or ".join(choices) if choices else kinds.get(kind, "a list of words")
@@ -174,7 +159,7 @@ def coerce(field: dataclasses.Field[Any], value: Any, where: str) -> Any:
 
 
 def _is_text(value: str) -> bool:
-    """Whether a value can be a file name: no NUL, and only the surrogates that Python uses for non-UTF-8 bytes."""
+    """Whether a value can be a file name."""
     try:
         value.encode(errors="surrogateescape")
     except UnicodeEncodeError:
@@ -191,9 +176,9 @@ def read_toml(path: str) -> dict[str, Any]:
 
 def resolve(family: str, model_config: Any, presets: dict[str, dict[str, Any]], preset: str,
             config_file: str | None, flags: dict[str, Any]) -> RunConfig:
-    """Return the configuration of defaults < presets < file < flags. Raises OutlinesError.
+    """Return the configuration of defaults < presets < file < flags; raises OutlinesError.
 
-    preset: names separated by spaces; later ones override earlier ones. Without a size among them, they follow `default`.
+    preset: names separated by spaces, which follow `default` if no size is among them.
     """
     fields = known_fields(model_config)
     names = preset.split()
@@ -207,10 +192,7 @@ def resolve(family: str, model_config: Any, presets: dict[str, dict[str, Any]], 
     layers.append(("command line", flags))
     values: dict[str, Any] = {}
     for where, layer in layers:
-        for name, value in layer.items():
-            if name not in fields:
-                raise unknown_name(f"option in {where}:", name, fields)
-            values[name] = coerce(fields[name], value, where)
+        values |= _coerced(fields, layer, where)
     given = {name for _, layer in layers[len(names):] for name in layer}
     parts = {key: section(**{field.name: values[field.name] for field in dataclasses.fields(section)
                              if field.name in values})
@@ -227,18 +209,20 @@ def from_json(data: dict[str, Any], model_config: type) -> RunConfig:
     parts = {}
     for key, section in sections(model_config).items():
         fields = {field.name: field for field in dataclasses.fields(section)}
-        values = data.get(key)
-        if not isinstance(values, dict):
-            raise OutlinesError(f"run.json has no section {key!r}. Start a new run.")
-        for name in values:
-            if name not in fields:
-                raise unknown_name(f"option in run.json, section {key}:", name, fields)
-        missing = sorted(set(fields) - set(values))
-        if missing:
+        given = data.get(key)
+        values = _coerced(fields, given if isinstance(given, dict) else {}, f"run.json, section {key}")
+        if missing := sorted(set(fields) - set(values)):
             raise OutlinesError(f"run.json, section {key}: no value for {', '.join(missing)}. "
                                 "Another version wrote this run; train it again.")
-        parts[key] = section(**{name: coerce(fields[name], value, "run.json") for name, value in values.items()})
+        parts[key] = section(**values)
     return RunConfig(family=data["family"], **parts)
+
+
+def _coerced(fields: dict[str, dataclasses.Field[Any]], values: dict[str, Any], where: str) -> dict[str, Any]:
+    for name in values:
+        if name not in fields:
+            raise unknown_name(f"option in {where}:", name, fields)
+    return {name: coerce(fields[name], value, where) for name, value in values.items()}
 
 
 def check(config: RunConfig, given: set[str]) -> None:

@@ -37,15 +37,13 @@ EMBEDDED_VOCAB_SIZE = 3000
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's rows of a global batch.
-
-    read_tokens: returns the sentences. outlines: [B, D] in scaled units, or None. num_rows, num_targets: sentences and
-    targets of the *global* batch, by which a loss must be divided.
-    """
+    """This rank's rows of a global batch."""
 
     read_tokens: Callable[[], TokenBatch]
     outlines: Tensor | None
+    """[B, D] in scaled units"""
     num_rows: int
+    """sentences of the *global* batch, by which a loss must be divided"""
     num_targets: int
     ranks: Ranks
 
@@ -55,10 +53,7 @@ class Batch:
         return self.read_tokens()
 
     def own(self, values: Any) -> Any:
-        """Return this rank's rows of values for the global batch: a tensor, array, range or noise.
-
-        Random numbers are drawn for the global batch and then sliced, so that they do not depend on the number of ranks.
-        """
+        """Return this rank's rows of values that were made for the global batch, so that they do not depend on ranks."""
         return self.ranks.own(values)
 
     def share(self, constant: float) -> Tensor:
@@ -75,13 +70,9 @@ class Dataset:
 
     def __init__(self, corpus: PreparedCorpus, stores: dict[str, OutlineStore], normalized: bool, device: torch.device,
                  whiten: bool = False, pairing: Pairing | None = None):
-        self.corpus = corpus
-        self.pairing = pairing
+        self.corpus, self.tokenizer, self.pairing = corpus, corpus.tokenizer, pairing
         self.embedded = corpus.meta["source"].startswith(EMBEDDED)
-        self.stores = stores
-        self.normalized = normalized
-        self.device = device
-        self.tokenizer = corpus.tokenizer
+        self.stores, self.normalized, self.device = stores, normalized, device
         self.scaling = None
         if stores:
             train = stores["train"]
@@ -133,10 +124,9 @@ class Dataset:
 
 def open_dataset(config: CorpusConfig, encoding: tuple[str, bool] | None, cache: Path, device: torch.device, ranks: Ranks,
                  reporter: Reporter) -> Dataset:
-    """Prepare the corpus and encode its splits, or load both from the cache.
+    """Prepare the corpus and encode its splits, or load both from the cache, under hashes of their inputs.
 
-    encoding: the encoder and whether outlines are whitened, see ModelOptions; None for no outlines.
-    Both are stored under hashes of their inputs. The first rank prepares the corpus; all ranks encode.
+    encoding: see ModelOptions. The first rank prepares the corpus; all ranks encode.
     """
     encoder, whiten = encoding or (None, False)
     directory = ranks.agree(str(_prepare(config, cache, reporter)) if ranks.first else "")

@@ -1,8 +1,7 @@
 """The training loop, shared by all methods.
 
-A step depends only on the weights and on (seed, stage, step): batches come from BatchOrder, and torch's generator is
-seeded before each step. A checkpoint is therefore weights, optimiser states and a position, and a resumed run on the
-same CPU with the same number of threads equals an uninterrupted one bit for bit.
+A step depends only on the weights and on (seed, stage, step). A checkpoint is therefore weights, optimiser states and a
+position, and a resumed run on the same CPU with the same number of threads equals an uninterrupted one bit for bit.
 """
 
 import math
@@ -13,13 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from outlines.checkpoint import (
-    flatten_optimizer,
-    load_modules,
-    module_tensors,
-    unflatten_optimizer,
-    write_state,
-)
+from outlines import checkpoint
+from outlines.checkpoint import load_modules, module_tensors
 from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError
 from outlines.models.base import block_seed
@@ -34,6 +28,8 @@ from train.runtime.run_directory import checkpoint_path, newest_checkpoint, prun
 from train.runtime.signals import Stopped, StopSignals
 
 EVALUATION_SAMPLES = 8
+COUNTERS = ("step", "begun", "examples", "stale", "bad_steps", "bad_in_a_row")
+"""attributes of the loop that a checkpoint holds under their own names"""
 
 
 def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, smallest: float) -> float:
@@ -218,7 +214,7 @@ class Loop:
         tensors = module_tensors(self.method.modules, "module") | self.best
         optimizers: dict[str, Any] = {}
         for name, optimizer in self.method.optimizers.items():
-            state, optimizers[name] = flatten_optimizer(optimizer.state_dict(), f"optimizer.{name}")
+            state, optimizers[name] = checkpoint.flatten_optimizer(optimizer.state_dict(), f"optimizer.{name}")
             tensors |= state
         for name, tensor in tensors.items():
             if not bool(tensor.isfinite().all()):
@@ -226,12 +222,10 @@ class Loop:
                                 "checkpoint is kept. Lower the learning rate.")
         path = checkpoint_path(self.directory, self.stage_index, self.step)
         try:
-            meta = {"stage": self.stage_index, "step": self.step, "begun": self.begun, "examples": self.examples,
-                    "stale": self.stale, "bad_steps": self.bad_steps, "bad_in_a_row": self.bad_in_a_row,
-                    "optimizers": optimizers,
+            meta = {"stage": self.stage_index, **{name: getattr(self, name) for name in COUNTERS}, "optimizers": optimizers,
                     "best_criterion": None if math.isinf(self.best_criterion) else self.best_criterion,
                     "log_offset": self.log.flush(), "versions": VERSIONS, "machine": machine(self.data.device, self.ranks)}
-            write_state(path, tensors, meta)
+            checkpoint.write_state(path, tensors, meta)
             prune(self.directory, self.config.keep_checkpoints, path)
         except OSError as error:
             raise OutlinesError(f"{path}: cannot save: {error.strerror or error}. Earlier checkpoints are intact. "
@@ -251,11 +245,11 @@ class Loop:
             self.reporter.warning(f"the environment has changed, so the last bits may differ: {', '.join(changes)}")
         load_modules(self.method.modules, tensors, "module")
         for name, optimizer in self.method.optimizers.items():
-            optimizer.load_state_dict(unflatten_optimizer(tensors, meta["optimizers"][name], f"optimizer.{name}"))
-        self.stage_index, self.step, self.begun = meta["stage"], meta["step"], meta["begun"]
+            optimizer.load_state_dict(checkpoint.unflatten_optimizer(tensors, meta["optimizers"][name], f"optimizer.{name}"))
+        self.stage_index = meta["stage"]
+        for name in COUNTERS:
+            setattr(self, name, meta[name])
         self.saved = (self.stage_index, self.step, self.begun)
-        self.examples, self.stale = meta["examples"], meta["stale"]
-        self.bad_steps, self.bad_in_a_row = meta["bad_steps"], meta["bad_in_a_row"]
         self.best_criterion = math.inf if meta["best_criterion"] is None else meta["best_criterion"]
         self.best = {name: tensor.to(self.data.device) for name, tensor in tensors.items() if name.startswith("best.")}
         self.reporter.line(f"resuming at stage {self.stage_index + 1}, step {self.step:,}")

@@ -8,10 +8,8 @@ Generator and critic have no batch normalisation, because a gradient penalty is 
 to unit norm, as real ones are.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +42,7 @@ class ARAE(TextModel):
 
     def __init__(self, encoder: RecurrentEncoderConfig, generator: CodeGeneratorConfig, decoder: DecoderConfig):
         """encoder: without dropout, so that the critic sees the codes themselves."""
-        super().__init__()
+        super().__init__(encoder=encoder, generator=generator, decoder=decoder)
         self.code_dim = decoder.vector_dim
         self.encoder = RecurrentEncoder(encoder)
         self.decoder = build_decoder(decoder)
@@ -82,13 +80,3 @@ class ARAE(TextModel):
             return self.from_encoder(self.gaussian(self.gaussian.draw(num, rng) * noise_scale))
         noise = noise_scale * torch.randn(num, self.generator_config.noise_dim, generator=rng)
         return self.scaled(self.generate_codes(noise.to(next(self.parameters()).device)))
-
-    def shape(self) -> dict[str, Any]:
-        return {"encoder": dataclasses.asdict(self.encoder.config),
-                "generator": dataclasses.asdict(self.generator_config),
-                "decoder": dataclasses.asdict(self.decoder.config)}
-
-    @classmethod
-    def from_shape(cls, shape: dict[str, Any]) -> "ARAE":
-        return cls(RecurrentEncoderConfig(**shape["encoder"]), CodeGeneratorConfig(**shape["generator"]),
-                   DecoderConfig.from_json(shape["decoder"]))

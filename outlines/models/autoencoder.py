@@ -3,9 +3,7 @@
 Only its encoder is used later, frozen (encoders/recurrent.py). It reconstructs sentences; it has no source of new vectors.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -22,7 +20,7 @@ class Autoencoder(TextModel):
     sources = ()
 
     def __init__(self, encoder: RecurrentEncoderConfig, decoder: DecoderConfig):
-        super().__init__()
+        super().__init__(encoder=encoder, decoder=decoder)
         self.encoder = RecurrentEncoder(encoder)
         self.decoder = build_decoder(decoder)
 
@@ -38,10 +36,3 @@ class Autoencoder(TextModel):
 
     def from_encoder(self, vectors: Tensor) -> Tensor:
         return nn.functional.normalize(vectors, dim=1) * self.encoder.config.outline_dim ** 0.5
-
-    def shape(self) -> dict[str, Any]:
-        return {"encoder": dataclasses.asdict(self.encoder.config), "decoder": dataclasses.asdict(self.decoder.config)}
-
-    @classmethod
-    def from_shape(cls, shape: dict[str, Any]) -> "Autoencoder":
-        return cls(RecurrentEncoderConfig(**shape["encoder"]), DecoderConfig.from_json(shape["decoder"]))

@@ -1,10 +1,10 @@
 """The model of every family: a decoder, and sources of vectors for it."""
 
-from abc import ABC, abstractmethod
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from outlines.decoding.sampler import Sampler
 from outlines.decoding.scoring import nll_of_rows
 from outlines.errors import OutlinesError
 from outlines.metrics.collapse import Steps
-from outlines.networks.decoder import Decoder
+from outlines.networks.decoder import Decoder, DecoderConfig
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,7 +32,7 @@ class CannotReject(OutlinesError):
     """The model has no critic, or its critic cannot tell real from generated vectors."""
 
 
-class TextModel(nn.Module, ABC):
+class TextModel(nn.Module):
     """A trained generator of text."""
 
     family: ClassVar[str]
@@ -42,6 +42,11 @@ class TextModel(nn.Module, ABC):
     """whether a vector holds a latent per step; such vectors cannot be interpolated or averaged"""
     has_critic: ClassVar[bool] = False
     decoder: Decoder
+
+    def __init__(self, **arguments: Any):
+        """arguments: those of the subclass: JSON values and configs."""
+        super().__init__()
+        self.arguments = arguments
 
     def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
         """Return mu and logvar = log sigma², [N, D] each, of the Gaussians of the decoder's vectors for given sentences.
@@ -103,14 +108,21 @@ class TextModel(nn.Module, ABC):
         raise CannotReject(f"{self.family!r} models have no critic, so rejection sampling "
                            "is not available. Remove the option.")
 
-    @abstractmethod
     def shape(self) -> dict[str, Any]:
         """Return JSON data from which `from_shape` builds an untrained model of the same shape."""
+        return {name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+                for name, value in self.arguments.items()}
 
     @classmethod
-    @abstractmethod
-    def from_shape(cls, shape: dict[str, Any]) -> "TextModel":
+    def from_shape(cls, shape: dict[str, Any]) -> Self:
         """Return an untrained model for the data of `shape`."""
+        kinds, arguments = get_type_hints(cls.__init__), dict(shape)
+        for name, value in shape.items():
+            if kinds[name] is DecoderConfig:
+                arguments[name] = DecoderConfig.from_json(value)
+            elif dataclasses.is_dataclass(kinds[name]):
+                arguments[name] = kinds[name](**value)
+        return cls(**arguments)
 
     def generate(self, num: int | None, seed: int, sampling: SamplingConfig, source: str | None = None,
                  batch_size: int | None = None, prefix: Sequence[int] = (),

@@ -5,7 +5,6 @@ The generator and its linear-Gaussian start are in networks/conditional.py. The 
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,8 @@ class ConditionalModel(OutlineDecoding):
     def __init__(self, decoder: DecoderConfig, generator: ConditionalGeneratorConfig, labels: Sequence[str],
                  num_conditions: int, normalized: bool, encoder: dict[str, str], whitened: bool = False):
         """labels: names of the conditions' labels, if any. num_conditions: stored. Other arguments: see OutlineDecoding."""
-        super().__init__(decoder, normalized, encoder, whitened)
+        super().__init__(decoder, normalized, encoder, whitened, generator=generator, labels=labels,
+                         num_conditions=num_conditions)
         self.labels = tuple(labels)
         self.generator = ConditionalGenerator(generator)
         self.linear = ConditionalGenerator(dataclasses.replace(generator, hidden_dim=1, num_layers=1))
@@ -65,13 +65,3 @@ class ConditionalModel(OutlineDecoding):
         rows = torch.randint(self.conditions.num_embeddings, (num,), generator=rng)
         noise = self.generator.draw(num, rng) * noise_scale
         return self.given(self.conditions(rows.to(noise.device)), noise, source)
-
-    def shape(self) -> dict[str, Any]:
-        return {"decoder": dataclasses.asdict(self.decoder.config), "generator": dataclasses.asdict(self.generator.config),
-                "labels": list(self.labels), "num_conditions": self.conditions.num_embeddings,
-                "normalized": self.normalized, "encoder": self.encoder, "whitened": self.whitened}
-
-    @classmethod
-    def from_shape(cls, shape: dict[str, Any]) -> "ConditionalModel":
-        return cls(DecoderConfig.from_json(shape["decoder"]), ConditionalGeneratorConfig(**shape["generator"]),
-                   shape["labels"], shape["num_conditions"], shape["normalized"], shape["encoder"], shape["whitened"])

@@ -1,7 +1,5 @@
 """The language model: the outline decoder without an outline."""
 
-import dataclasses
-from typing import Any
 
 from outlines.models.base import TextModel
 from outlines.networks.decoder import DecoderConfig, build_decoder
@@ -14,12 +12,5 @@ class LanguageModel(TextModel):
     sources = ("lm",)
 
     def __init__(self, decoder: DecoderConfig):
-        super().__init__()
+        super().__init__(decoder=decoder)
         self.decoder = build_decoder(decoder)
-
-    def shape(self) -> dict[str, Any]:
-        return {"decoder": dataclasses.asdict(self.decoder.config)}
-
-    @classmethod
-    def from_shape(cls, shape: dict[str, Any]) -> "LanguageModel":
-        return cls(DecoderConfig.from_json(shape["decoder"]))

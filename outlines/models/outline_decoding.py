@@ -1,6 +1,7 @@
 """The base of families that decode outlines of a frozen encoder."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +16,15 @@ from outlines.networks.scaling import Scaling
 class OutlineDecoding(TextModel):
     """A decoder of outlines, with the outlines' scaling and norm."""
 
-    def __init__(self, decoder: DecoderConfig, normalized: bool, encoder: dict[str, str], whitened: bool = False):
+    def __init__(self, decoder: DecoderConfig, normalized: bool, encoder: dict[str, str], whitened: bool, **others: Any):
         """normalized: whether the encoder's outlines have unit norm. encoder: its name and fingerprint.
 
         whitened: whether outlines are whitened instead of scaled by one number.
         """
-        super().__init__()
-        self.normalized = normalized
-        self.encoder = encoder
+        super().__init__(decoder=decoder, normalized=normalized, encoder=encoder, whitened=whitened, **others)
+        self.normalized, self.encoder = normalized, {key: str(value) for key, value in encoder.items()}
         self.decoder = build_decoder(decoder)
         width = decoder.vector_dim
-        self.whitened = whitened
         self.scaling = Scaling(torch.zeros(width), torch.ones(()), torch.eye(width) if whitened else None)
 
     def normalise(self, scaled: Tensor) -> Tensor:

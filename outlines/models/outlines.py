@@ -15,7 +15,7 @@ from outlines.models.base import CannotReject
 from outlines.models.outline_decoding import OutlineDecoding
 from outlines.networks.decoder import DecoderConfig
 from outlines.networks.gan import Critic, Generator, GeneratorConfig
-from outlines.networks.generator import OutlineGenerator, build_generator, generator_shape
+from outlines.networks.generator import OutlineGenerator, build_generator
 
 
 class OutlineModel(OutlineDecoding):
@@ -32,15 +32,11 @@ class OutlineModel(OutlineDecoding):
 
     def __init__(self, decoder: DecoderConfig, generator: Mapping[str, Any], mixture: GeneratorConfig,
                  critic: Mapping[str, int] | None, normalized: bool, encoder: dict[str, str], whitened: bool = False):
-        """generator: its shape, see `build_generator`. critic: hidden_dim and num_layers, or None.
-
-        normalized, encoder, whitened: see OutlineDecoding.
-        """
-        super().__init__(decoder, normalized, encoder, whitened)
+        """generator: its kind and config. critic: hidden_dim and num_layers. Other arguments: see OutlineDecoding."""
+        super().__init__(decoder, normalized, encoder, whitened, generator=generator, mixture=mixture, critic=critic)
         self.generator = build_generator(generator)
         self.mixture = Generator(mixture)
         self.gaussian = Generator(dataclasses.replace(mixture, num_centres=1, num_offsets=0))
-        self.critic_shape = dict(critic) if critic else None
         self.critic = Critic(decoder.vector_dim, **critic) if critic else None
         self.register_buffer("score_slope", torch.zeros(()))
         for baseline in (self.mixture, self.gaussian):
@@ -65,14 +61,3 @@ class OutlineModel(OutlineDecoding):
             raise CannotReject("This run's critic does not separate real from generated outlines. "
                                "Sample without rejection.")
         return slope * self.critic(vectors)
-
-    def shape(self) -> dict[str, Any]:
-        return {"decoder": dataclasses.asdict(self.decoder.config), "generator": generator_shape(self.generator),
-                "mixture": dataclasses.asdict(self.mixture.config), "critic": self.critic_shape,
-                "normalized": self.normalized, "encoder": self.encoder, "whitened": self.whitened}
-
-    @classmethod
-    def from_shape(cls, shape: dict[str, Any]) -> "OutlineModel":
-        encoder = {name: str(shape["encoder"][name]) for name in ("name", "fingerprint")}
-        return cls(DecoderConfig.from_json(shape["decoder"]), shape["generator"], GeneratorConfig(**shape["mixture"]),
-                   shape["critic"], shape["normalized"], encoder, shape["whitened"])

@@ -5,9 +5,7 @@ Source: Bowman et al., Generating Sentences from a Continuous Space (2016). Devi
 one GRU but this project's bidirectional, pooled encoder, so that a weak encoder cannot be the cause of a collapse.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +30,7 @@ class VAE(TextModel):
 
     def __init__(self, encoder: RecurrentEncoderConfig, decoder: DecoderConfig):
         """encoder: its outline_dim is 2 Z, for mu and logvar, and it has no dropout, which would add noise to mu."""
-        super().__init__()
+        super().__init__(encoder=encoder, decoder=decoder)
         self.latent_dim = decoder.vector_dim
         self.encoder = RecurrentEncoder(encoder)
         self.decoder = build_decoder(decoder)
@@ -71,13 +69,6 @@ class VAE(TextModel):
     def nll_terms(self, rows: Sequence[np.ndarray], outlines: Tensor | None, num_draws: int,
                   rng: torch.Generator) -> dict[str, Tensor]:
         return bound_terms(self.draws(rows, num_draws, rng))
-
-    def shape(self) -> dict[str, Any]:
-        return {"encoder": dataclasses.asdict(self.encoder.config), "decoder": dataclasses.asdict(self.decoder.config)}
-
-    @classmethod
-    def from_shape(cls, shape: dict[str, Any]) -> "VAE":
-        return cls(RecurrentEncoderConfig(**shape["encoder"]), DecoderConfig.from_json(shape["decoder"]))
 
 
 def drop_words(inputs: Tensor, lengths: Tensor, share: float, uniforms: Tensor, unk_id: int) -> Tensor:

@@ -1,11 +1,8 @@
-"""The conditional generator of outlines, its start and its critic.
-
-As the unconditional generator starts at a mixture, this one starts at a linear-Gaussian p(outline | condition), which is
-fitted to pairs in closed form:
+"""The conditional generator of outlines, its start (a linear-Gaussian fitted to pairs) and its critic:
 
     outline = A · condition + b + factor · noise + mlp(noise, condition)
 
-The MLP's last layer is zero at the start. The condition is another sentence's outline and, if pairs have labels, a label.
+The condition is another sentence's outline and, if pairs have labels, a label.
 """
 
 from dataclasses import dataclass
@@ -29,8 +26,7 @@ class LinearGaussian(NamedTuple):
 def fit_linear_gaussian(conditions: Tensor, outlines: Tensor, chunk: int = 8192) -> LinearGaussian:
     """Return the linear regression of outlines [N, D] on conditions [N, P], and a factor of the residual covariance.
 
-    Least squares, with the smallest norm if conditions are linearly dependent, as one-hot labels are. The covariance is
-    divided by N - rank - 1. Moments are summed in float64 over chunks of rows, without a copy of the rows.
+    Least squares, with the smallest norm if conditions are linearly dependent, as one-hot labels are.
     """
     num, width = conditions.shape
     size = width + outlines.shape[1]
@@ -69,15 +65,11 @@ class ConditionalGenerator(nn.Module):
         self.config = config
         self.linear = nn.Linear(config.condition_dim, config.outline_dim)
         self.factor = nn.Parameter(torch.eye(config.outline_dim))
-        self.mlp = mlp(config.outline_dim + config.condition_dim, config.hidden_dim, config.num_layers, config.outline_dim)
-        last = self.mlp[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        self.mlp = mlp(config.outline_dim + config.condition_dim, config.hidden_dim, config.num_layers, config.outline_dim,
+                       zero=True)
 
     @torch.no_grad()
     def start_at(self, start: LinearGaussian) -> None:
-        """Copy a linear-Gaussian. While the MLP's last layer is zero, the generator is that density."""
         self.linear.weight.copy_(start.weight)
         self.linear.bias.copy_(start.bias)
         self.factor.copy_(start.factor)
@@ -96,9 +88,8 @@ class ProjectionCritic(nn.Module):
     """Maps outlines [B, D] and conditions [B, P] to unbounded scores [B]. It never mixes examples.
 
     score = psi · phi(outline) + e(condition) · phi(outline) / sqrt(H): how real the outline is, plus how well it matches
-    the condition. Source: Miyato and Koyama, cGANs with Projection Discriminator (2018), eq. 3. Deviations: the embedding
-    e is a perceptron with one hidden layer, because the condition is a vector; the product is divided by the root of its
-    width H, so that both terms start at the same size.
+    the condition. Source: Miyato and Koyama, cGANs with Projection Discriminator (2018), eq. 3; there e is a matrix, and
+    the product is not divided by the root of its width H.
     """
 
     def __init__(self, outline_dim: int, condition_dim: int, hidden_dim: int = 512, num_layers: int = 3):

@@ -1,14 +1,8 @@
 """The adversarially trained generator of outlines, and its critic.
 
-The generator starts as a density that was fitted without an adversary, and learns a residual:
+The generator starts as a fitted mixture (networks/mixture.py) and learns a residual. k is drawn with the shares:
 
     outline = centre[k] + factor · noise + mlp(noise, centre[k])
-
-k is drawn with the shares of a mixture (networks/mixture.py), and the MLP's last layer is zero at the start. Everything
-except the shares is trained. One centre starts at the fitted Gaussian. No centre starts at noise, as in a plain GAN.
-A centre can be the sum of a centre and an offset, each drawn separately: the residuals around the centres are not
-Gaussian, and a second k-means describes them better than their covariance does. All values are in scaled units
-(networks/scaling.py): mean 0 and one isotropic scale.
 """
 
 import math
@@ -53,12 +47,16 @@ class MixtureNoise:
         return MixtureNoise(self.normal * scale, self.centre, self.offset)
 
 
-def mlp(input_dim: int, hidden_dim: int, num_layers: int, output_dim: int) -> nn.Sequential:
-    """Return a perceptron [B, input_dim] → [B, output_dim] that never mixes examples."""
+def mlp(input_dim: int, hidden_dim: int, num_layers: int, output_dim: int, zero: bool = False) -> nn.Sequential:
+    """Return a perceptron [B, input_dim] → [B, output_dim] that never mixes examples. zero: its output is 0 at the start."""
     layers: list[nn.Module] = []
     for index in range(num_layers):
         layers += [nn.Linear(hidden_dim if index else input_dim, hidden_dim), nn.LeakyReLU(0.2)]
-    return nn.Sequential(*layers, nn.Linear(hidden_dim, output_dim))
+    last = nn.Linear(hidden_dim, output_dim)
+    if zero:
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers, last)
 
 
 class Generator(OutlineGenerator):
@@ -73,7 +71,7 @@ class Generator(OutlineGenerator):
         super().__init__()
         self.config = config
         width, num_centres = config.outline_dim, config.num_centres
-        self.mlp = mlp(width * (2 if num_centres else 1), config.hidden_dim, config.num_layers, width)
+        self.mlp = mlp(width * (2 if num_centres else 1), config.hidden_dim, config.num_layers, width, num_centres > 0)
         if num_centres:
             self.centres = nn.Parameter(torch.zeros(num_centres, width))
             self.factor = nn.Parameter(torch.eye(width))
@@ -81,10 +79,6 @@ class Generator(OutlineGenerator):
             if config.num_offsets:
                 self.offsets = nn.Parameter(torch.zeros(config.num_offsets, width))
                 self.register_buffer("offset_shares", torch.full((config.num_offsets,), 1 / config.num_offsets))
-            last = self.mlp[-1]
-            assert isinstance(last, nn.Linear)
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
 
     @classmethod
     def configure(cls, outline_dim: int, num_rows: int, options: Mapping[str, Any]) -> GeneratorConfig:
@@ -93,15 +87,13 @@ class Generator(OutlineGenerator):
         num_offsets = min(options["num_offsets"], most) if options["start"] == "mixture" else 0
         return GeneratorConfig(outline_dim, num_centres, num_offsets, options["gan_hidden_dim"], options["gan_num_layers"])
 
-    def mixture(self) -> Mixture | None:
-        if not self.config.num_centres:
-            return None
+    def mixture(self) -> Mixture:
+        """Return the current mixture of a generator that has centres."""
         offsets = (self.offsets, self.offset_shares) if self.config.num_offsets else (None, None)
         return Mixture(self.centres, self.shares, self.factor, *offsets)
 
     @torch.no_grad()
     def start_at(self, mixture: Mixture) -> None:
-        """Copy a mixture. While the MLP's last layer is zero, the generator is the mixture."""
         self.centres.copy_(mixture.centres)
         self.factor.copy_(mixture.factor)
         self.shares.copy_(mixture.shares)
@@ -111,14 +103,11 @@ class Generator(OutlineGenerator):
 
     @torch.no_grad()
     def compose_affine(self, matrix: Tensor, shift: Tensor) -> None:
-        """Replace every outline x by matrix · x + shift, by a change of parameters. matrix: [D, D], invertible."""
-        last = self.mlp[-1]
-        assert isinstance(last, nn.Linear)
+        first: Any = self.mlp[0]
+        last: Any = self.mlp[-1]
         matrix, shift = matrix.double(), shift.double()
         if self.config.num_centres:
             # The MLP also reads the centre: its first layer undoes the map.
-            first = self.mlp[0]
-            assert isinstance(first, nn.Linear)
             width = self.config.outline_dim
             of_centre = torch.linalg.solve(matrix, first.weight[:, width:].double(), left=False)
             first.weight[:, width:] = of_centre
@@ -131,7 +120,6 @@ class Generator(OutlineGenerator):
         last.bias.copy_(matrix @ last.bias.double() + (0 if self.config.num_centres else shift))
 
     def draw(self, num: int, rng: torch.Generator) -> MixtureNoise:
-        """Return noise for `num` outlines. With a CPU generator, a seed means the same on every device."""
         normal = torch.randn(num, self.config.outline_dim, generator=rng, device=rng.device)
         centre = offset = torch.zeros(num, dtype=torch.long, device=rng.device)
         if self.config.num_centres:
@@ -142,7 +130,6 @@ class Generator(OutlineGenerator):
         return MixtureNoise(normal.to(device), centre.to(device), offset.to(device))
 
     def forward(self, noise: MixtureNoise) -> Tensor:
-        """Return outlines [B, D] in scaled units, before normalisation."""
         if not self.config.num_centres:
             return self.mlp(noise.normal)
         centre = functional.embedding(noise.centre, self.centres)

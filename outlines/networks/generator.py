@@ -4,7 +4,6 @@ A new kind is one file with an OutlineGenerator, and one call of `register`. tra
 is trained.
 """
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, Self
@@ -17,7 +16,7 @@ from outlines.options import unknown_name
 
 
 class Noise(Protocol):
-    """The input of a generator, one row per outline. A tensor [B, D] is one."""
+    """The input of a generator, one row per outline, such as a tensor [B, D]."""
 
     def __getitem__(self, rows: slice) -> Self: ...
 
@@ -79,12 +78,6 @@ def find_generator(kind: str) -> type[OutlineGenerator]:
 
 
 def build_generator(shape: Mapping[str, Any]) -> Any:
-    """Return an untrained OutlineGenerator for what `generator_shape` returned of another one."""
+    """Return an untrained OutlineGenerator. shape: its kind, and the fields of its config."""
     kind: Any = find_generator(str(shape["kind"]))
     return kind(kind.config_class(**{name: value for name, value in shape.items() if name != "kind"}))
-
-
-def generator_shape(generator: OutlineGenerator) -> dict[str, Any]:
-    """Return the kind and the config of a generator as JSON data."""
-    kind = next(name for name, known in _registry.items() if type(generator) is known)
-    return {"kind": kind, **dataclasses.asdict(generator.config)}

@@ -28,12 +28,10 @@ class Mixture:
 
 def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_offsets: int = 0,
                 progress: Callable[[int, int], None] | None = None) -> Mixture:
-    """Fit centres by Lloyd's k-means, and a factor of the residuals' covariance.
+    """Fit centres to outlines [N, D] by Lloyd's k-means, and a factor of the residuals' covariance.
 
-    outlines: [N, D] in scaled units. One centre gives the maximum-likelihood Gaussian. num_offsets: centres of a second
-    k-means on the residuals of the first (multiple stage vector quantisation: Juang and Gray 1982). The covariance is
-    divided by N - K - J. progress: called with (iterations done, total).
-    Memory: N × D for the outlines and a chunk of N × K distances. Raises OutlinesError if there are too few outlines.
+    num_offsets: centres of a second k-means on the residuals of the first (multiple stage vector quantisation: Juang and
+    Gray 1982). progress: called with (iterations done, total). Raises OutlinesError if there are too few outlines.
     """
     num_rows = len(outlines)
     if not 0 < num_centres + num_offsets < num_rows:
@@ -87,12 +85,10 @@ def nearest_centre(outlines: Tensor, centres: Tensor, chunk: int = 8192) -> Tens
 
 
 def moment_map(outlines: Tensor, like: Tensor, most: float = 2.0) -> tuple[Tensor, Tensor]:
-    """Return the affine map that moves outlines [N, D] to the mean and covariance of `like` [M, D].
+    """Return the affine map, matrix [D, D] and shift [D], that moves outlines [N, D] to the moments of `like` [M, D].
 
-    Returns matrix [D, D], symmetric and positive definite, and shift [D], both float64. Of all such maps it moves the
-    outlines least (optimal transport between Gaussians: Olkin and Pukelsheim, The Distance between Two Random Vectors
-    with Given Dispersion Matrices, 1982). It stretches no direction by more than `most`, so that a direction without
-    variance is not made from rounding noise.
+    It is the optimal transport between Gaussians (Olkin and Pukelsheim, The Distance between Two Random Vectors with Given
+    Dispersion Matrices, 1982), but stretches no direction by more than `most`.
     """
     def root(covariance: Tensor, power: float) -> Tensor:
         values, directions = torch.linalg.eigh(covariance)

@@ -9,10 +9,9 @@ from outlines.errors import OutlinesError
 class Scaling(nn.Module):
     """An affine map between raw and scaled outlines. Scaled outlines have zero mean.
 
-    mean: [D]. std: one number for all dimensions, so the shape of the distribution is kept.
-    whitening: [D, D]; replaces std if given.
-    Whitening is off by default because it hides structure from the critic: a two-sample classifier separates
-    real outlines from a fitted Gaussian with accuracy 0.99 with one std, and with 0.54 after whitening.
+    mean: [D]. std: one number for all dimensions. whitening: [D, D]; replaces std if given.
+    Whitening hides structure from the critic: a two-sample classifier separates real outlines from a fitted Gaussian
+    with accuracy 0.99 with one std, and with 0.54 after whitening.
     """
 
     mean: Tensor
@@ -29,10 +28,10 @@ class Scaling(nn.Module):
 
     @classmethod
     def fit(cls, outlines: Tensor, whiten: bool = False) -> "Scaling":
-        """Return the scaling of outlines [N, D]: population moments, computed in float64 and stored in float32.
+        """Return the scaling of outlines [N, D] by population moments.
 
-        whiten: also compute the inverse square root of the covariance (ZCA). Eigenvalues are clamped to at least
-            a millionth of the largest one, so directions without variance are not amplified.
+        whiten: also compute the inverse square root of the covariance (ZCA), with eigenvalues of at least a millionth of
+        the largest one.
         """
         outlines = outlines.double()
         mean = outlines.mean(dim=0)
