@@ -2,27 +2,26 @@
 
 import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import MISSING, Field, field
 from typing import Any
 
 from outlines.errors import OutlinesError
 
 
-def option(default: Any = MISSING, help: str = "", choices: Iterable[str] | Callable[[], Iterable[str]] = (),
-           low: float = -math.inf, high: float = math.inf, flag: bool = True) -> Any:
+def option(default: Any = MISSING, help: str = "", choices: Iterable[str] = (), low: float = -math.inf,
+           high: float = math.inf, flag: bool = True) -> Any:
     """Return a dataclass field of an option.
 
-    help: one line, with the unit. choices: allowed words, or a function that returns them when they are needed.
-    low, high: bounds of a number. flag: False for an option that only presets and files can set.
+    help: one line, with the unit. choices: allowed words. low, high: bounds of a number. flag: False for an option that
+    only presets and files can set.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "flag": flag})
 
 
 def choices_of(option: "Field[Any]") -> tuple[str, ...]:
     """Return the allowed values of an option; () if any value is allowed."""
-    choices = option.metadata["choices"]
-    return tuple(choices() if callable(choices) else choices)
+    return tuple(option.metadata["choices"])
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> OutlinesError:
@@ -31,3 +30,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> OutlinesError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known)
     return OutlinesError(f"unknown {kind} {name!r}: {hint}")
+
+
+class Registry(dict[str, Any]):
+    """Classes by name; an unknown name raises OutlinesError."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def __missing__(self, name: str) -> Any:
+        raise unknown_name(self.kind, name, self)

@@ -1,1 +1,5 @@
-"""Neural networks and losses: nothing here samples or measures."""
+"""Neural networks and losses: nothing here samples or measures. Importing a kind of decoder or generator registers it."""
+
+from outlines.networks import gan, gru
+
+__all__ = ["gan", "gru"]

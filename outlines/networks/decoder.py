@@ -1,24 +1,20 @@
 """The conditional decoder p(x | vector): the interface of every decoder, and the registry of its kinds.
 
 The vector is an outline, a learned code, a VAE's z, or None: the language model is a decoder with `vector_dim` 0.
-A new kind is one file with a `Decoder` subclass, plus its name in `BUILT_IN` or a call of `register`.
+A new kind is one file that adds a `Decoder` to `DECODERS`, and its import in networks/__init__.py.
 Shapes: B batch, T tokens, D vector width, V vocabulary.
 """
 
-import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
 from outlines.corpus.batching import TokenBatch
 from outlines.corpus.tokenizer import SpecialIds
 from outlines.errors import OutlinesError
-from outlines.options import unknown_name
-
-BUILT_IN = ("gru",)
-"""Kinds of this package; each lives in the file of its name in outlines/networks."""
+from outlines.options import Registry
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class DecoderConfig(SpecialIds):
     @staticmethod
     def from_json(data: dict[str, Any]) -> "DecoderConfig":
         """Return the configuration whose `dataclasses.asdict` is `data`; raises OutlinesError for an unknown kind."""
-        return find_decoder(data["kind"]).config_class(**data)
+        return DECODERS[data["kind"]].config_class(**data)
 
 
 class Cache(Protocol):
@@ -63,6 +59,10 @@ class Decoder(nn.Module, ABC):
     def vector_dim(self) -> int:
         return self.config.vector_dim
 
+    def words(self) -> tuple[Tensor, Tensor] | None:
+        """Return the embeddings [V, E] and output bias [V] that can start from counts; None if the kind has none."""
+        return None
+
     @abstractmethod
     def nll(self, tokens: TokenBatch, vector: Tensor | None) -> Tensor:
         """-log p(targets | vector), nats per sentence [B]. vector: [B, D], or None for a language model."""
@@ -76,45 +76,12 @@ class Decoder(nn.Module, ABC):
         """Return the logits [B, V] of the next token after tokens [B]; advances the cache."""
 
 
-@runtime_checkable
-class InitialisesWords(Protocol):
-    """A decoder whose word embeddings and output bias can start from counts (embedding_init.py)."""
-
-    word_dim: int
-
-    def initialise_words(self, vectors: Tensor, log_shares: Tensor) -> None:
-        """Copy vectors [V, word_dim], except rows of zeros, into the embeddings and log_shares [V] into the bias."""
-        ...
-
-
-AnyDecoder = TypeVar("AnyDecoder", bound=type[Decoder])
-_registry: dict[str, type[Decoder]] = {}
-
-
-def register(decoder: AnyDecoder) -> AnyDecoder:
-    """Add a decoder class under the default `kind` of its `config_class`; usable as a class decorator."""
-    _registry[decoder.config_class.kind] = decoder
-    return decoder
-
-
-def decoder_kinds() -> dict[str, type[Decoder]]:
-    """Return all registered decoder classes by kind."""
-    for name in BUILT_IN:
-        importlib.import_module(f"outlines.networks.{name}")
-    return _registry
-
-
-def find_decoder(kind: str) -> type[Decoder]:
-    """Return the decoder class of a kind; raises OutlinesError that suggests the nearest kind."""
-    known = decoder_kinds()
-    if kind not in known:
-        raise unknown_name("decoder", kind, known)
-    return known[kind]
+DECODERS = Registry("decoder")
 
 
 def build_decoder(config: DecoderConfig) -> Decoder:
     """Return an untrained decoder; `config.kind` decides its class."""
-    decoder = find_decoder(config.kind)
+    decoder = DECODERS[config.kind]
     if not isinstance(config, decoder.config_class):
         raise OutlinesError(f"Decoder {config.kind!r} is configured by {decoder.config_class.__name__}, "
                             f"not by {type(config).__name__}.")

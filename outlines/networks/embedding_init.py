@@ -13,7 +13,7 @@ from torch import Tensor
 
 from outlines.corpus.tokenizer import SpecialIds
 from outlines.errors import OutlinesError
-from outlines.networks.decoder import Decoder, InitialisesWords
+from outlines.networks.decoder import Decoder
 
 REACH = 3
 """Maximum distance of neighbours; each distance and side has its own counts."""
@@ -22,13 +22,16 @@ MAX_COUNTED_ROWS = 200_000
 ITERATIONS = 4
 
 
+@torch.no_grad()
 def start_words(decoder: Decoder, rows: Sequence[np.ndarray], seed: int) -> None:
     """Initialise a decoder's embeddings and output bias from training sentences, token ids without bos and eos."""
-    config = decoder.config
-    if not isinstance(decoder, InitialisesWords):
+    config, words = decoder.config, decoder.words()
+    if not words:
         raise OutlinesError(f"Decoder {config.kind!r} has no embeddings to initialise from counts. Use --word-start random.")
-    decoder.initialise_words(word_vectors(rows, config.vocab_size, decoder.word_dim, seed, config),
-                             log_shares(rows, config.vocab_size, config))
+    embeddings, bias = words
+    vectors = word_vectors(rows, config.vocab_size, embeddings.shape[1], seed, config).to(embeddings)
+    embeddings.copy_(torch.where(vectors.any(dim=1, keepdim=True), vectors, embeddings))
+    bias.copy_(log_shares(rows, config.vocab_size, config))
 
 
 def word_vectors(rows: Sequence[np.ndarray], vocab_size: int, width: int, seed: int,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from outlines.errors import OutlinesError
-from outlines.networks.generator import OutlineGenerator, register
+from outlines.networks.generator import GENERATORS, OutlineGenerator
 from outlines.networks.mixture import Mixture
 
 
@@ -144,7 +144,7 @@ class Generator(OutlineGenerator):
         return centre + normal @ self.factor.T + self.mlp(torch.cat([normal, centre], dim=1))
 
 
-register("gan", Generator)
+GENERATORS["gan"] = Generator
 
 
 def _draw_by_shares(shares: Tensor, num: int, rng: torch.Generator) -> Tensor:

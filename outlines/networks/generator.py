@@ -1,7 +1,7 @@
 """Generators of outlines, noise → outlines: the interface of every kind, and the registry.
 
-A new kind is one file with an OutlineGenerator, and one call of `register`. train/methods/outlines.py decides how a kind
-is trained.
+A new kind is one file that adds an OutlineGenerator to `GENERATORS`, and its import in networks/__init__.py.
+train/methods/outlines.py decides how a kind is trained.
 """
 
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from outlines.networks.mixture import Mixture
-from outlines.options import unknown_name
+from outlines.options import Registry
 
 
 class Noise(Protocol):
@@ -57,27 +57,10 @@ class OutlineGenerator(nn.Module, ABC):
         return
 
 
-_registry: dict[str, type[OutlineGenerator]] = {}
-
-
-def register(kind: str, generator: type[OutlineGenerator]) -> None:
-    """Make a generator class available under a name."""
-    _registry[kind] = generator
-
-
-def generator_kinds() -> dict[str, type[OutlineGenerator]]:
-    """Return all registered generator classes by kind."""
-    return _registry
-
-
-def find_generator(kind: str) -> type[OutlineGenerator]:
-    """Return the generator class of a kind; raises OutlinesError with the nearest name."""
-    if kind not in _registry:
-        raise unknown_name("generator", kind, _registry)
-    return _registry[kind]
+GENERATORS = Registry("generator")
 
 
 def build_generator(shape: Mapping[str, Any]) -> Any:
     """Return an untrained OutlineGenerator. shape: its kind, and the fields of its config."""
-    kind: Any = find_generator(str(shape["kind"]))
+    kind: Any = GENERATORS[str(shape["kind"])]
     return kind(kind.config_class(**{name: value for name, value in shape.items() if name != "kind"}))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from outlines.corpus.batching import TokenBatch
-from outlines.networks.decoder import Decoder, DecoderConfig, register
+from outlines.networks.decoder import DECODERS, Decoder, DecoderConfig
 from outlines.networks.losses import linear_nll
 
 
@@ -83,15 +83,8 @@ class TiedDecoder(Decoder):
         """Return -log p(targets), nats per sentence [B], of the readout's outputs [B, T, embed_dim]."""
         return linear_nll(hidden, self.embedding.weight, self.output_bias, tokens.targets, tokens.mask)
 
-    @property
-    def word_dim(self) -> int:
-        return self.config.embed_dim
-
-    @torch.no_grad()
-    def initialise_words(self, vectors: Tensor, log_shares: Tensor) -> None:
-        known, weight = vectors.any(dim=1, keepdim=True).to(self.output_bias.device), self.embedding.weight
-        weight.copy_(torch.where(known, vectors.to(weight), weight))
-        self.output_bias.copy_(log_shares)
+    def words(self) -> tuple[Tensor, Tensor]:
+        return self.embedding.weight, self.output_bias
 
 
 @dataclass
@@ -105,7 +98,6 @@ class GRUCache:
         return GRUCache(self.state[:, rows], self.terms and (self.terms[0][rows], self.terms[1][rows]))
 
 
-@register
 class GRUDecoder(TiedDecoder):
     """Embedding → GRU → readout → tied output layer. The vector sets the first state and is added at every step.
 
@@ -144,3 +136,6 @@ class GRUDecoder(TiedDecoder):
         if cache.terms:
             hidden = hidden + cache.terms[1][:, None]
         return hidden
+
+
+DECODERS["gru"] = GRUDecoder

@@ -12,7 +12,7 @@ from outlines.decoding.scoring import nll_of_rows
 from outlines.errors import OutlinesError
 from outlines.models.lm import LanguageModel
 from outlines.models.registry import load_model, save_model
-from outlines.networks.decoder import Decoder, DecoderConfig, build_decoder, register
+from outlines.networks.decoder import DECODERS, Decoder, DecoderConfig, build_decoder
 from outlines.networks.embedding_init import start_words
 from outlines.networks.gru import GRUConfig, GRUDecoder, LockedDropout
 from outlines.networks.losses import bag_of_words_nll
@@ -118,7 +118,6 @@ class BagCache:
         return BagCache(self.logits[rows])
 
 
-@register
 class BagDecoder(Decoder):
     """Every token comes from one distribution, which the vector sets."""
 
@@ -138,6 +137,9 @@ class BagDecoder(Decoder):
 
     def nll(self, tokens: TokenBatch, vector: torch.Tensor | None) -> torch.Tensor:
         return bag_of_words_nll(self.start(vector, len(tokens.inputs)).logits, tokens.targets, tokens.mask)
+
+
+DECODERS["bag"] = BagDecoder
 
 
 @pytest.mark.parametrize("vector_dim", [0, 5])

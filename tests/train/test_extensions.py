@@ -1,4 +1,4 @@
-"""A new generator or decoder is one class and one call of `register`: toy ones, trained, sampled, evaluated and resumed."""
+"""A new generator or decoder is one class and one entry of a registry: toy ones, trained, sampled, evaluated and resumed."""
 
 import json
 import math
@@ -16,9 +16,8 @@ from generate.__main__ import main as generate
 from outlines import load
 from outlines.corpus.batching import TokenBatch
 from outlines.models.outlines import OutlineModel
-from outlines.networks.decoder import Decoder, DecoderConfig, decoder_kinds
-from outlines.networks.decoder import register as register_decoder
-from outlines.networks.generator import OutlineGenerator, generator_kinds, register
+from outlines.networks.decoder import DECODERS, Decoder, DecoderConfig
+from outlines.networks.generator import GENERATORS, OutlineGenerator
 from outlines.networks.losses import bag_of_words_nll
 from tests.train.test_training import weights
 from train.__main__ import main as train
@@ -97,16 +96,16 @@ class Bag(Decoder):
 
 @pytest.fixture(scope="module")
 def memory() -> Iterator[str]:
-    register("memory", Memory)
+    GENERATORS["memory"] = Memory
     yield "memory"
-    del generator_kinds()["memory"]
+    del GENERATORS["memory"]
 
 
 @pytest.fixture(scope="module")
 def bag() -> Iterator[str]:
-    register_decoder(Bag)
+    DECODERS["bag"] = Bag
     yield "bag"
-    del decoder_kinds()["bag"]
+    del DECODERS["bag"]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from outlines.errors import OutlinesError
 from outlines.metrics.collapse import signal_noise
-from outlines.networks.decoder import DecoderConfig, decoder_kinds, find_decoder
+from outlines.networks.decoder import DECODERS, DecoderConfig
 from outlines.networks.embedding_init import MAX_COUNTED_ROWS, start_words
 from outlines.options import option
 from train.config import ModelOptions
@@ -27,7 +27,7 @@ class DecoderOptions(ModelOptions):
     """Options of the decoder and its training, with the same names and defaults in every family."""
 
     group: ClassVar[str] = "decoder"
-    decoder: str = option("gru", "kind of decoder", choices=decoder_kinds)
+    decoder: str = option("gru", "kind of decoder", choices=DECODERS)
     embed_dim: int = option(256, "width of token embeddings, tied to the output layer", low=1)
     hidden_dim: int = option(512, "width of the decoder's GRU state", low=1)
     num_layers: int = option(1, "GRU layers of the decoder", low=1, flag=False)
@@ -41,7 +41,7 @@ class DecoderOptions(ModelOptions):
     num_validation: int = option(2000, "maximum number of validation sentences", low=10, flag=False)
 
     def without_effect(self) -> dict[str, str]:
-        known = {field.name for field in dataclasses.fields(find_decoder(self.decoder).config_class)}
+        known = {field.name for field in dataclasses.fields(DECODERS[self.decoder].config_class)}
         return {name: f"decoder {self.decoder!r} does not use it" for name in ("hidden_dim", "num_layers", "dropout")
                 if name not in known}
 
@@ -69,7 +69,7 @@ def sizes(**own: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int, **settings: Any) -> DecoderConfig:
     """Return the decoder's configuration: the fields that its kind shares with the options, and the family's `settings`."""
-    config_class = find_decoder(options.decoder).config_class
+    config_class = DECODERS[options.decoder].config_class
     known = {field.name for field in dataclasses.fields(config_class)}
     for name in settings.keys() - known:
         raise OutlinesError(f"Decoder {options.decoder!r} has no setting {name!r}. Choose another --decoder.")

@@ -23,7 +23,7 @@ from outlines.models.outlines import OutlineModel
 from outlines.models.registry import load_model
 from outlines.networks.decoder import DecoderConfig
 from outlines.networks.gan import GeneratorConfig
-from outlines.networks.generator import find_generator, generator_kinds
+from outlines.networks.generator import GENERATORS
 from outlines.networks.mixture import fit_mixture, moment_map
 from outlines.options import option
 from train.config import RunConfig
@@ -64,7 +64,7 @@ class OutlineDecoderOptions(DecoderOptions):
 class OutlineOptions(GanOptions, OutlineDecoderOptions):
     """Options of neural outlines: of the decoder, of the GAN, and of the generator's start."""
 
-    generator: str = option("gan", "generator of outlines", choices=generator_kinds)
+    generator: str = option("gan", "generator of outlines", choices=GENERATORS)
     start: str = option("mixture", "density at which the generator starts", ("mixture", "gaussian", "noise"))
     num_centres: int = option(5000, "k-means centres of the mixture; at most a twentieth of the outlines are used", low=2)
     num_offsets: int = option(0, "centres of a second k-means on the residuals of the first; 0 for none", low=0)
@@ -245,7 +245,7 @@ class OutlinesMethod(Method):
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: Any = config.model
         store, values, seed = data.stores["train"], dataclasses.asdict(options), config.training.seed
-        num_rows, kind = min(len(store), MAX_FITTED_ROWS), find_generator(options.generator)
+        num_rows, kind = min(len(store), MAX_FITTED_ROWS), GENERATORS[options.generator]
         most = num_rows // 20
         mixture = GeneratorConfig(store.dim, max(2, min(options.num_centres, most)), min(options.num_offsets, most),
                                   hidden_dim=1, num_layers=1)
