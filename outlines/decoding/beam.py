@@ -15,13 +15,8 @@ def beam_search(decoder: Decoder, vector: Tensor | None, num: int, config: Sampl
                 prefix: Sequence[int] = (), fast: FastGRU | None = None) -> list[list[int]]:
     """Return, for each of `num` rows, the sentence found with the highest log p(sentence, eos | vector).
 
-    The sum is not divided by the length, so the result estimates the mode; a beam of all prefixes finds the mode.
-    A finished sentence frees its place in the beam. A row is done when no prefix in its beam is likelier than its best
-    finished sentence, because a prefix only gets less likely as it grows. A row in whose beam nothing ends within max_len
-    returns its likeliest prefix.
-
-    vector: [num, D] or None. prefix: tokens that every sentence starts with; they count towards max_len. fast: the decoder's
-    fast layout, if it has one.
+    A row is done when no prefix in its beam is likelier than its best finished sentence. If no sentence ends within max_len,
+    the likeliest prefix is returned. The sum is not divided by the length. Other arguments: see `Sampler`.
     Source: Sutskever, Vinyals and Le, Sequence to Sequence Learning with Neural Networks (2014), section 3.2.
     """
     reader = fast.reader(vector, num, config, prefix) if fast else Reader(decoder, vector, num, config, prefix)

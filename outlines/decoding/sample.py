@@ -15,30 +15,22 @@ from torch.nn import functional
 from outlines.errors import OutlinesError
 from outlines.networks.decoder import Decoder
 
-RUN = 64
-"""Number of probabilities that are summed together when a token is drawn."""
+RUN = 64  # number of probabilities that are summed together when a token is drawn
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
     """How sentences are drawn: the noise of the vector, and the choice of each token."""
 
-    temperature: float = 1.0
-    """divides the logits; 0 is greedy decoding"""
-    top_k: int = 0
-    """keep the k likeliest tokens; 0 keeps all"""
-    top_p: float = 1.0
-    """nucleus: keep the smallest set of tokens with at least this probability"""
-    max_len: int = 64
-    """tokens after which a sentence is cut"""
-    beam: int = 0
-    """width of beam search; 0 samples"""
-    noise_scale: float = 1.0
-    """factor on the normal noise of the vectors; below 1, vectors are closer to the most frequent ones"""
+    temperature: float = 1.0  # divides the logits; 0 is greedy decoding
+    top_k: int = 0  # keep the k likeliest tokens; 0 keeps all
+    top_p: float = 1.0  # nucleus: keep the smallest set of tokens with at least this probability
+    max_len: int = 64  # tokens after which a sentence is cut
+    beam: int = 0  # width of beam search; 0 samples
+    noise_scale: float = 1.0  # factor on the normal noise of the vectors; below 1, vectors are closer to the most frequent
+    # w in logits(no vector) + w · (logits(vector) - logits(no vector)): 1 is no guidance, 0 ignores the vector.
+    # Source: Ho and Salimans, Classifier-Free Diffusion Guidance (2022), with w - 1 for their w.
     guidance: float = 1.0
-    """w in logits(no vector) + w · (logits(vector) - logits(no vector)); 1 is no guidance, 0 ignores the vector
-
-    Source: Ho and Salimans, Classifier-Free Diffusion Guidance (2022), with w - 1 for their w."""
 
     def __post_init__(self) -> None:
         bounds = {"temperature": "0 (greedy) or above, and finite", "top_k": "0 (all tokens) or above",
@@ -56,29 +48,21 @@ class SamplingConfig:
         return self.temperature > 0 and self.top_k != 1 and not self.beam
 
 
-def choose(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
-    """Return one token per row [B] of logits [B, V]; uniforms: [B] in [0, 1).
-
-    Filters in this order: temperature, top-k, nucleus (Holtzman et al. 2020). All ties at the k-th logit are kept.
-    """
-    return draw(pad(logits), uniforms, config)
-
-
 def pad(logits: Tensor) -> Tensor:
     """Return a float32 copy of logits [B, V], padded with -inf to a multiple of RUN."""
     return functional.pad(logits.float(), (0, -logits.shape[1] % RUN), value=-torch.inf)
 
 
 def draw(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
-    """Return `choose` of padded logits, which it overwrites."""
+    """Return one token per row [B] of padded logits [B, V], which it overwrites; uniforms: [B] in [0, 1).
+
+    Filters in this order: temperature, top-k, nucleus (Holtzman et al. 2020). All ties at the k-th logit are kept.
+    """
     return _invert(logits, weigh(logits, config), uniforms) if config.temperature else logits.argmax(dim=1)
 
 
 def weigh(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Overwrite padded logits [B, V] with the probabilities to draw from; returns the sums of their runs, [B, V / RUN].
-
-    The temperature must be above 0.
-    """
+    """Overwrite padded logits [B, V] with the probabilities to draw from; return the sums of their runs, [B, V / RUN]."""
     if config.temperature != 1:
         logits.div_(config.temperature)
     if 0 < config.top_k < logits.shape[1]:
@@ -127,10 +111,7 @@ class Reader:
             self.logits(tokens)
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Return the next logits after tokens [B], float32, as a new tensor [B, V rounded up to a multiple of RUN].
-
-        They are -inf for tokens that no sentence contains and for the padding.
-        """
+        """Return new, padded logits after tokens [B]; -inf for tokens that no sentence contains."""
         given, *blind = (self._decoder.step(tokens, cache) for cache in self._caches)
         logits = torch.lerp(blind[0].float(), given.float(), self._guidance) if blind else given.float()
         return pad(logits).index_fill_(1, self._never, -torch.inf)

@@ -11,8 +11,7 @@ from outlines.decoding.sample import SamplingConfig, sample
 from outlines.networks.decoder import Decoder
 from outlines.networks.gru import GRUDecoder
 
-CPU_ROWS = 1024
-"""Rows that the plain sampler writes at once on a CPU, which bounds the memory of the logits."""
+CPU_ROWS = 1024  # rows that the plain sampler writes at once on a CPU, which bounds the memory of the logits
 
 
 class Sampler:

@@ -15,8 +15,7 @@ def nll_of_rows(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor | 
                 batch_size: int = 128) -> tuple[np.ndarray, np.ndarray]:
     """Return the nll, nats per sentence [N], and the number of targets (eos included) per sentence [N].
 
-    rows: token ids of each sentence. vectors: [N, D], one per row, or None. The decoder must be in evaluation mode, because
-    dropout adds noise to the score.
+    rows: token ids of each sentence. vectors: [N, D], one per row, or None.
     """
     if decoder.training:
         raise ValueError("score with a decoder in evaluation mode")

@@ -7,7 +7,7 @@ import torch
 from outlines.corpus.tokenizer import SPECIAL
 from outlines.decoding import sample as sampling
 from outlines.decoding.fast_gru import FastGRU
-from outlines.decoding.sample import SamplingConfig, choose
+from outlines.decoding.sample import SamplingConfig, draw, pad
 from outlines.errors import OutlinesError
 from outlines.networks.gru import GRUConfig, GRUDecoder
 
@@ -18,7 +18,7 @@ LOGITS = torch.tensor([[0.1, 0.4, 0.3, 0.2]]).log()
 def shares(config: SamplingConfig) -> list[float]:
     """How often each token is chosen when the uniform number sweeps [0, 1)."""
     uniforms = (torch.arange(1000) + 0.5) / 1000
-    chosen = choose(LOGITS.repeat(1000, 1), uniforms, config)
+    chosen = draw(pad(LOGITS.repeat(1000, 1)), uniforms, config)
     return (torch.bincount(chosen, minlength=4) / 1000).tolist()
 
 
@@ -48,7 +48,7 @@ def test_nucleus_is_the_smallest_set_that_holds_the_mass() -> None:
 def test_an_impossible_token_is_never_chosen() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
     edges = torch.tensor([0.0, 0.4999, 0.5001, 0.9999999])
-    assert choose(logits.repeat(4, 1), edges, SamplingConfig()).tolist() == [1, 1, 3, 3]
+    assert draw(pad(logits.repeat(4, 1)), edges, SamplingConfig()).tolist() == [1, 1, 3, 3]
 
 
 @pytest.mark.parametrize("width", [sampling.RUN // 2, 2 * sampling.RUN, 5 * sampling.RUN + 3])
@@ -57,7 +57,7 @@ def test_inversion_by_runs_is_inversion(width: int) -> None:
     probabilities = torch.rand(400, width, generator=rng).masked_fill(torch.rand(400, width, generator=rng) < 0.7, 0)
     uniforms = torch.rand(400, generator=rng)
     uniforms[:2] = torch.tensor([0, 1 - 2**-24])
-    chosen = choose(probabilities.log(), uniforms, SamplingConfig())
+    chosen = draw(pad(probabilities.log()), uniforms, SamplingConfig())
     assert bool((probabilities.gather(1, chosen[:, None]) > 0).all())
     cumulative = (probabilities.double() / probabilities.double().sum(dim=1, keepdim=True)).cumsum(dim=1)
     rounding = 1e-6

@@ -41,7 +41,7 @@ from outlines.metrics.diagnosis import (
 )
 from outlines.networks.decoder import Decoder, DecoderConfig
 from outlines.networks.gru import GRUConfig, GRUDecoder
-from outlines.networks.losses import sequence_nll
+from tests.networks.test_losses import sequence_nll
 
 EOS = SPECIAL.eos_id
 

@@ -117,14 +117,14 @@ class ARAEStage(DecoderStage):
             fake = self._generated(num_rows, batch, rng)
         share = batch.own(torch.rand(num_rows, 1, generator=rng)).to(real.device)
         real_scores, fake_scores = self.critic(real), self.critic(fake)
-        adversarial = losses.wasserstein_critic_loss(real_scores, fake_scores)
+        adversarial = losses.wasserstein_loss(real_scores, fake_scores)
         penalties = losses.one_centred_penalty(losses.score_gradients(self.critic, torch.lerp(fake, real, share))[1])
         return update_critic(update, self.optimizers["critic"], self.options.penalty_weight, num_rows,
                              adversarial, penalties.sum() / num_rows, real_scores, fake_scores)
 
     def generator_step(self, batch: Batch, rng: torch.Generator, update: Update) -> dict[str, Tensor]:
         fake_scores = self.critic(self._generated(batch.num_rows, batch, rng))
-        loss = losses.wasserstein_generator_loss(fake_scores, fake_scores).sum() / batch.num_rows
+        loss = losses.wasserstein_loss(fake_scores).sum() / batch.num_rows
         norm = update("generator loss", self.optimizers["generator"], loss)
         return {"train/generator_loss": loss.detach(), "norm/generator": norm}
 

@@ -159,12 +159,12 @@ class GanStage(FitStage):
             if own < len(real):
                 real_scores = torch.cat([real_scores, others(real[own:])])
                 fake_scores = torch.cat([fake_scores, others(fake[own:])])
-            adversarial = losses.relativistic_critic_loss(real_scores, fake_scores)
+            adversarial = losses.relativistic_loss(real_scores, fake_scores)
             penalties = losses.zero_centred_penalty(real_gradients) + losses.zero_centred_penalty(fake_gradients)
         else:
             critic = self.game.scorer(batch)
             real_scores, fake_scores = critic(real), critic(fake)
-            adversarial = losses.wasserstein_critic_loss(real_scores, fake_scores)
+            adversarial = losses.wasserstein_loss(real_scores, fake_scores)
             share = batch.own(torch.rand(batch.num_rows, 1)).to(real.device)
             penalties = losses.one_centred_penalty(losses.score_gradients(penalised, torch.lerp(fake, real, share)[:own])[1])
         return update_critic(update, self.optimizers["critic"], options.penalty_weight, batch.num_rows, adversarial,
@@ -177,9 +177,9 @@ class GanStage(FitStage):
             critic = self.game.scorer(batch)
             fake_scores = critic(self.fake(batch))
             if self.options.objective == "r3":
-                adversarial = losses.relativistic_generator_loss(critic(batch.outlines), fake_scores)
+                adversarial = losses.relativistic_loss(fake_scores, critic(batch.outlines))
             else:
-                adversarial = losses.wasserstein_generator_loss(fake_scores, fake_scores)
+                adversarial = losses.wasserstein_loss(fake_scores)
             loss = adversarial.sum() / batch.num_rows
             norm = update("generator loss", self.optimizers["generator"], loss)
         return {"train/generator_loss": loss.detach(), "norm/generator": norm}

@@ -18,8 +18,9 @@ from outlines.errors import OutlinesError
 from outlines.metrics.collapse import MutualInformation, drift
 from outlines.models.vae import VAE, drop_words
 from outlines.networks.gru import GRUConfig, GRUDecoder
-from outlines.networks.losses import kl_to_standard_normal, sequence_nll
+from outlines.networks.losses import kl_to_standard_normal
 from tests.conftest import Command
+from tests.networks.test_losses import sequence_nll
 from train.config import RunConfig, resolve
 from train.data import Batch, Dataset, open_dataset
 from train.evaluation.figures import read_probes

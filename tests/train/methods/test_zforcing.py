@@ -21,8 +21,9 @@ from outlines.decoding.scoring import nll_of_rows
 from outlines.errors import OutlinesError
 from outlines.metrics.collapse import kl_by_position
 from outlines.models.zforcing import Forcing, ZForcing
-from outlines.networks.losses import gaussian_nll, importance_weighted_nll, moving_weight, sequence_nll
+from outlines.networks.losses import gaussian_nll, importance_weighted_nll, moving_weight
 from outlines.networks.stochastic import StochasticDecoderConfig
+from tests.networks.test_losses import sequence_nll
 from tests.train.methods.test_vae import KillAt, Killed
 from train.__main__ import main as train
 from train.config import RunConfig, resolve
