@@ -77,8 +77,7 @@ class ModelOptions:
     decoder_batch_size: int
     num_validation: int
 
-    group: ClassVar[str] = "model"
-    """title of the class's own options in the help"""
+    group: ClassVar[str] = "model"  # title of the class's own options in the help
     learns_pairs: ClassVar[bool] = False
     """whether the family learns from pairs of sentences, so that the corpus must define them"""
 

@@ -21,7 +21,7 @@ from outlines.corpus.reading import SPLITS, ReadingReport, fingerprint, read_cor
 from outlines.corpus.tokenizer import SentencePieceTokenizer
 from outlines.encoders import load_encoder
 from outlines.encoders.store import OutlineStore, encode_shards, finish_store
-from outlines.models.outline_decoding import OutlineDecoding
+from outlines.models.outlines import OutlineDecoding
 from outlines.networks.scaling import Scaling
 from train.config import CorpusConfig
 from train.runtime.progress import Reporter
@@ -29,10 +29,8 @@ from train.runtime.ranks import Ranks
 from train.runtime.run_directory import locked
 
 EMBEDDED = "embedded grammar"
-EMBEDDED_SEED = 20181203
-"""seed of the embedded corpus, the same for every run"""
-EMBEDDED_VOCAB_SIZE = 3000
-"""SentencePiece pieces for the embedded corpus, in which nearly every word is one piece"""
+EMBEDDED_SEED = 20181203  # seed of the embedded corpus, the same for every run
+EMBEDDED_VOCAB_SIZE = 3000  # SentencePiece pieces for the embedded corpus, in which nearly every word is one piece
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,8 @@ class Batch:
     """This rank's rows of a global batch."""
 
     read_tokens: Callable[[], TokenBatch]
-    outlines: Tensor | None
-    """[B, D] in scaled units"""
-    num_rows: int
-    """sentences of the *global* batch, by which a loss must be divided"""
+    outlines: Tensor | None  # [B, D] in scaled units
+    num_rows: int  # sentences of the *global* batch, by which a loss must be divided
     num_targets: int
     ranks: Ranks
 
@@ -61,8 +57,7 @@ class Batch:
         return torch.tensor(constant / self.ranks.world)
 
 
-MAX_FITTED_ROWS = 200_000
-"""maximum outlines for fits (whitening, the generator's start), which bounds memory"""
+MAX_FITTED_ROWS = 200_000  # maximum outlines for fits (whitening, the generator's start), which bounds memory
 
 
 class Dataset:
@@ -124,10 +119,7 @@ class Dataset:
 
 def open_dataset(config: CorpusConfig, encoding: tuple[str, bool] | None, cache: Path, device: torch.device, ranks: Ranks,
                  reporter: Reporter) -> Dataset:
-    """Prepare the corpus and encode its splits, or load both from the cache, under hashes of their inputs.
-
-    encoding: see ModelOptions. The first rank prepares the corpus; all ranks encode.
-    """
+    """Prepare the corpus and encode its splits, or load both from the cache. encoding: see ModelOptions."""
     encoder, whiten = encoding or (None, False)
     directory = ranks.agree(str(_prepare(config, cache, reporter)) if ranks.first else "")
     corpus = PreparedCorpus(Path(directory))

@@ -78,16 +78,12 @@ class Stage(ABC):
 
     name: str
     num_steps: int
-    batch_size: int
-    """sentences of a global batch"""
+    batch_size: int  # sentences of a global batch
     validate_every: int
-    modules: dict[str, nn.Module]
-    """the trained modules; the loop restores their best weights at the end of the stage"""
+    modules: dict[str, nn.Module]  # the trained modules; the loop restores their best weights at the end of the stage
     optimizers: dict[str, Optimizer]
-    like_length = False
-    """whether batches hold sentences of similar length; uniform samples otherwise"""
-    patience = 0
-    """validations without improvement after which the stage ends early; 0: never"""
+    like_length = False  # whether batches hold sentences of similar length; uniform samples otherwise
+    patience = 0  # validations without improvement after which the stage ends early; 0: never
     several_updates = False
     """whether a step makes several updates, so that a failed step must be undone from a copy of the weights"""
 
@@ -148,15 +144,13 @@ class Method(ABC):
     config_class: ClassVar[type[ModelOptions]]
     presets: ClassVar[dict[str, dict[str, Any]]]
     own_title: ClassVar[str] = ""
-    own_columns: ClassVar[dict[str, tuple[str, int]]] = {}
-    """title and decimals of the columns of `own_rows`, by key"""
+    own_columns: ClassVar[dict[str, tuple[str, int]]] = {}  # title and decimals of the columns of `own_rows`, by key
     layout: ClassVar[dict[str, dict[str, list[Any]]]] = {}
     """charts of TensorBoard's custom scalars: category → chart → kind and tag patterns, which match a whole tag"""
 
     model: TextModel
     stages: tuple[Stage, ...]
-    modules: dict[str, nn.Module]
-    """everything that a checkpoint must hold: trained and fixed modules"""
+    modules: dict[str, nn.Module]  # everything that a checkpoint must hold: trained and fixed modules
 
     @abstractmethod
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):

@@ -1,11 +1,8 @@
 """ARAE: sentence → learned code → sentence, and a generator noise → code. The code replaces the frozen encoder's outline.
 
-The encoder's code has unit norm. A critic compares real and generated codes. Its gradient moves the generator towards the
-codes and, scaled down, the codes towards the generator.
 Source: Zhao, Kim, Zhang, Rush and LeCun, Adversarially Regularized Autoencoders (ICML 2018). Deviations: encoder and
-decoder are this project's GRUs, and the encoder pools both directions; theirs are LSTMs, and the code is the last state.
-Generator and critic have no batch normalisation, because a gradient penalty is per example. Generated codes are normalised
-to unit norm, as real ones are.
+decoder are this project's GRUs; the encoder pools both directions; generator and critic have no batch normalisation,
+because a gradient penalty is per example; generated codes are normalised to unit norm, as real ones are.
 """
 
 from collections.abc import Sequence

@@ -19,8 +19,7 @@ from outlines.networks.decoder import Decoder, DecoderConfig
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-BLOCK = 256
-"""Sentences whose noise is drawn together: sentence i only depends on (seed, i), not on the number of sentences."""
+BLOCK = 256  # Sentences whose noise is drawn together: sentence i only depends on (seed, i), not on the number of sentences.
 BATCH, GPU_BATCH = 4096, 65_536
 """Sentences per call of the sampler. Large batches hide the last steps, in which only the longest sentences are left."""
 

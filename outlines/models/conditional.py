@@ -1,7 +1,4 @@
-"""Conditional outlines: noise and a condition → generator → outline → decoder → sentence.
-
-The generator and its linear-Gaussian start are in networks/conditional.py. The decoder only reads the outline.
-"""
+"""Conditional outlines: noise and a condition → generator → outline → decoder → sentence."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,16 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from outlines.errors import OutlinesError
-from outlines.models.outline_decoding import OutlineDecoding
+from outlines.models.outlines import OutlineDecoding
 from outlines.networks.conditional import ConditionalGenerator, ConditionalGeneratorConfig, ProjectionCritic
 from outlines.networks.decoder import DecoderConfig
 
 
 class ConditionalModel(OutlineDecoding):
-    """Decoder, generator (its moving average), critic, the linear-Gaussian baseline, and some training conditions.
-
-    `given` samples for given conditions. Without a condition, the model draws one of the stored training conditions.
-    """
+    """Decoder, generator, critic, the linear-Gaussian baseline, and training conditions to draw from if none is given."""
 
     family = "conditional"
     sources = ("generator", "linear")

@@ -1,25 +1,54 @@
-"""Neural outlines: noise → generator → outline → decoder → sentence.
-
-Two baselines are stored with the generator, so that a run can sample from both: `mixture` (the density at which training
-starts) and `gaussian` (one Gaussian fitted to the outlines).
-"""
+"""Neural outlines: noise → generator → outline → decoder → sentence."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from outlines.models.base import CannotReject
-from outlines.models.outline_decoding import OutlineDecoding
-from outlines.networks.decoder import DecoderConfig
+from outlines.models.base import CannotReject, TextModel
+from outlines.networks.decoder import DecoderConfig, build_decoder
 from outlines.networks.gan import Critic, Generator, GeneratorConfig
 from outlines.networks.generator import OutlineGenerator, build_generator
+from outlines.networks.scaling import Scaling
+
+
+class OutlineDecoding(TextModel):
+    """The base of families that decode a frozen encoder's outlines: a decoder, and the outlines' scaling and norm."""
+
+    def __init__(self, decoder: DecoderConfig, normalized: bool, encoder: dict[str, str], whitened: bool, **others: Any):
+        """normalized: whether the encoder's outlines have unit norm. encoder: its name and fingerprint."""
+        super().__init__(decoder=decoder, normalized=normalized, encoder=encoder, whitened=whitened, **others)
+        self.normalized, self.encoder = normalized, {key: str(value) for key, value in encoder.items()}
+        self.decoder = build_decoder(decoder)
+        width = decoder.vector_dim
+        self.scaling = Scaling(torch.zeros(width), torch.ones(()), torch.eye(width) if whitened else None)
+
+    def normalise(self, scaled: Tensor) -> Tensor:
+        """Return outlines [B, D] in scaled units with the norm of the encoder's outlines."""
+        if not self.normalized:
+            return scaled
+        return self.scaling.scale(functional.normalize(self.scaling.unscale(scaled), dim=1))
+
+    def frozen_encoder(self) -> dict[str, str]:
+        return self.encoder
+
+    def to_encoder(self, vectors: Tensor) -> Tensor:
+        return self.scaling.unscale(vectors)
+
+    def from_encoder(self, vectors: Tensor) -> Tensor:
+        return self.normalise(self.scaling.scale(vectors))
+
+    def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> tuple[Tensor, None]:
+        assert outlines is not None, "this family needs outlines"
+        return outlines, None
 
 
 class OutlineModel(OutlineDecoding):
-    """Decoder, generator, critic (None for a generator that was trained without one) and the two baselines."""
+    """Decoder, generator, critic, and two baselines: a mixture and one Gaussian, both fitted to the outlines."""
 
     family = "outlines"
     sources = ("generator", "mixture", "gaussian")

@@ -1,7 +1,4 @@
-"""The families, and their models on disk.
-
-Families are discovered: a new one is a file in this folder with a subclass of TextModel.
-"""
+"""The families, and their models on disk. A new family is a file in this folder with a subclass of TextModel."""
 
 import importlib
 import pkgutil
@@ -41,10 +38,7 @@ def save_model(directory: Path, model: TextModel) -> None:
 
 
 def load_model(directory: Path) -> TextModel:
-    """Return a model that `save_model` wrote, in evaluation mode, on the CPU; raises OutlinesError.
-
-    The file holds the name of a known family, its shape and tensors, and no code.
-    """
+    """Return a model that `save_model` wrote, in evaluation mode, on the CPU; raises OutlinesError."""
     tensors, meta = read_state(directory)
     known, family, shape = families(), meta.get("family"), meta.get("shape")
     if not isinstance(family, str) or family not in known or not isinstance(shape, dict):

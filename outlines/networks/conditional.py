@@ -51,8 +51,7 @@ class ConditionalGeneratorConfig:
     """Shape of a ConditionalGenerator."""
 
     outline_dim: int
-    condition_dim: int
-    """P: the outline's width plus the number of labels"""
+    condition_dim: int  # P: the outline's width plus the number of labels
     hidden_dim: int = 512
     num_layers: int = 3
 

@@ -22,8 +22,7 @@ class DecoderConfig(SpecialIds):
     """The fields that every decoder has. A kind adds its own in a subclass and sets the default of `kind`."""
 
     vocab_size: int
-    vector_dim: int
-    """width of the conditioning vector; 0 makes a plain language model"""
+    vector_dim: int  # width of the conditioning vector; 0 makes a plain language model
     kind: str = ""
     vector_dropout: float = 0.0
     """share of training sentences whose vector was zero; above 0 the decoder has learned p(x) and supports guidance"""

@@ -24,10 +24,8 @@ class GeneratorConfig:
     """Shape of a Generator."""
 
     outline_dim: int
-    num_centres: int
-    """0 starts at noise, 1 at the fitted Gaussian, more at a mixture"""
-    num_offsets: int = 0
-    """centres of the second level; each may be added to any centre of the first"""
+    num_centres: int  # 0 starts at noise, 1 at the fitted Gaussian, more at a mixture
+    num_offsets: int = 0  # centres of the second level; each may be added to any centre of the first
     hidden_dim: int = 512
     num_layers: int = 3
 

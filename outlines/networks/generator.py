@@ -6,7 +6,7 @@ train/methods/outlines.py decides how a kind is trained.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +15,10 @@ from outlines.networks.mixture import Mixture
 from outlines.options import Registry
 
 
-class Noise(Protocol):
-    """The input of a generator, one row per outline, such as a tensor [B, D]."""
-
-    def __getitem__(self, rows: slice) -> Self: ...
-
-    def __mul__(self, scale: float) -> Self:
-        """Scale the normal values; discrete values stay."""
-
-
 class OutlineGenerator(nn.Module, ABC):
     """Maps noise to outlines in scaled units (networks/scaling.py)."""
 
-    config_class: ClassVar[type[Any]]
-    """a frozen dataclass of JSON values"""
+    config_class: ClassVar[type[Any]]  # a frozen dataclass of JSON values
     config: Any
 
     @classmethod
@@ -38,7 +28,10 @@ class OutlineGenerator(nn.Module, ABC):
 
     @abstractmethod
     def draw(self, num: int, rng: torch.Generator) -> Any:
-        """Return the Noise of `num` outlines on the module's device, drawn on the device of `rng`."""
+        """Return noise for `num` outlines on the module's device, drawn on the device of `rng`.
+
+        It is a tensor, or an object that supports `noise[slice]` over outlines and `noise * scale`.
+        """
 
     @abstractmethod
     def forward(self, noise: Any) -> Tensor:

@@ -1,5 +1,6 @@
 """A mixture of Gaussians fitted to outlines without an adversary, and the matching of means and covariances."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,13 +38,11 @@ def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_offsets: int 
     if not 0 < num_centres + num_offsets < num_rows:
         raise OutlinesError(f"A mixture of {num_centres + num_offsets} centres needs more than {num_rows} outlines. "
                             "Lower --num-centres or use a larger corpus.")
-    done, total = 0, K_MEANS_ITERATIONS * (2 if num_offsets else 1)
+    done, total = itertools.count(1), K_MEANS_ITERATIONS * (2 if num_offsets else 1)
 
     def iterated() -> None:
-        nonlocal done
-        done += 1
         if progress:
-            progress(done, total)
+            progress(next(done), total)
 
     centres, shares, residual = _k_means(outlines, num_centres, seed, iterated)
     offsets = offset_shares = None

@@ -9,9 +9,7 @@ from outlines.errors import OutlinesError
 class Scaling(nn.Module):
     """An affine map between raw and scaled outlines. Scaled outlines have zero mean.
 
-    mean: [D]. std: one number for all dimensions. whitening: [D, D]; replaces std if given.
-    Whitening hides structure from the critic: a two-sample classifier separates real outlines from a fitted Gaussian
-    with accuracy 0.99 with one std, and with 0.54 after whitening.
+    mean: [D]. std: one number for all dimensions. whitening: [D, D]; replaces std, and hides structure from the critic.
     """
 
     mean: Tensor
@@ -28,11 +26,7 @@ class Scaling(nn.Module):
 
     @classmethod
     def fit(cls, outlines: Tensor, whiten: bool = False) -> "Scaling":
-        """Return the scaling of outlines [N, D] by population moments.
-
-        whiten: also compute the inverse square root of the covariance (ZCA), with eigenvalues of at least a millionth of
-        the largest one.
-        """
+        """Return the scaling of outlines [N, D] by population moments. whiten: by ZCA, the covariance's inverse root."""
         outlines = outlines.double()
         mean = outlines.mean(dim=0)
         variance, axes = torch.linalg.eigh(torch.cov(outlines.T, correction=0))

@@ -31,10 +31,8 @@ from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_co
 from train.methods.gan_stage import update_critic
 
 VALIDATION_SEED = 17
-ANNEAL_EVERY = 100
-"""steps after which the noise on the codes shrinks by one factor"""
-MAX_GAUSSIAN_ROWS = 20_000
-"""codes to which the Gaussian baseline is fitted, about fifty per dimension"""
+ANNEAL_EVERY = 100  # steps after which the noise on the codes shrinks by one factor
+MAX_GAUSSIAN_ROWS = 20_000  # codes to which the Gaussian baseline is fitted, about fifty per dimension
 
 
 @dataclass(frozen=True)
@@ -152,20 +150,17 @@ class ARAEStage(DecoderStage):
         samples = [ids for block, _ in blocks for ids in block]
         fake = torch.cat([vectors for _, vectors in blocks if vectors is not None])
         precision, recall = knn_precision_recall(real, fake)
-        reverse_nll = self._reverse_nll(samples, tokens)
+        text = [sentence.replace("\0", " ") for sentence in self.data.tokenizer.decode(samples)]
+        # Low only if the samples are both good and diverse.
+        nll, num_targets = NgramModel(tokens_of(text, self.data), self.data.tokenizer.vocab_size,
+                                      special=self.data.tokenizer.special).nll_of_rows(tokens)
+        reverse_nll = float(nll.sum() / num_targets.sum())
         return Validation({
             **nll_figures("valid", self.model, tokens, None, num_draws=0),
             "valid/active_units": float(active_units(real)), "valid/latent_gap_per_token": gap.per_token,
             "valid/precision": precision, "valid/recall": recall, "valid/reverse_ngram_nll_per_token": reverse_nll,
             "scores/held_out": float(self.critic(self.model.to_encoder(real)).mean()),
             "scores/generated": float(self.critic(self.model.to_encoder(fake)).mean())}, reverse_nll)
-
-    def _reverse_nll(self, samples: list[list[int]], tokens: list[Any]) -> float:
-        """Return the nll per token of held-out sentences under a 5-gram model of samples; low if these are diverse."""
-        text = [sentence.replace("\0", " ") for sentence in self.data.tokenizer.decode(samples)]
-        nll, num_targets = NgramModel(tokens_of(text, self.data), self.data.tokenizer.vocab_size,
-                                      special=self.data.tokenizer.special).nll_of_rows(tokens)
-        return float(nll.sum() / num_targets.sum())
 
     def finish(self, directory: Path) -> None:
         """Fit the Gaussian baseline to the final codes."""

@@ -1,7 +1,4 @@
-"""Conditional outlines: the decoder of neural outlines, then a generator and a critic that both see a condition.
-
-A pair is a text and a condition, which is another sentence of its group (outlines/corpus/pairs.py).
-"""
+"""Conditional outlines: the decoder of neural outlines, then a generator and a critic that both see a condition."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,16 +30,12 @@ from train.methods.outlines import (
 )
 from train.runtime.progress import Progress, Reporter
 
-MAX_KEPT_CONDITIONS = 2000
-"""training conditions stored in a model, for sampling without a given condition"""
-MIN_HELD_OUT = 4
-"""smallest number of validation groups"""
+MAX_KEPT_CONDITIONS = 2000  # training conditions stored in a model, for sampling without a given condition
+MIN_HELD_OUT = 4  # smallest number of validation groups
 
 
 @dataclass(frozen=True)
 class ConditionalOptions(GanOptions, OutlineDecoderOptions):
-    """Options of the decoder and of the GAN."""
-
     learns_pairs: ClassVar[bool] = True
 
 

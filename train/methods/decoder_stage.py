@@ -82,8 +82,7 @@ class DecoderStage(Stage):
 
     name = "decoder"
     like_length = True
-    term = "nll"
-    """name of the loss in log keys: nll, or reconstruction_nll if the decoder sees the sentence's own vector"""
+    term = "nll"  # name of the loss in log keys: nll, or reconstruction_nll if the decoder sees the sentence's own vector
 
     def __init__(self, options: Any, data: Dataset, model: Any, bfloat16: bool, seed: int, /,
                  **modules: nn.Module):

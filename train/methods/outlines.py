@@ -1,7 +1,4 @@
-"""Neural outlines: a decoder trained on (outline, sentence), then a generator of outlines.
-
-The generator's batches are uniform, because its critic must see the whole distribution in every batch.
-"""
+"""Neural outlines: a decoder trained on (outline, sentence), then a generator of outlines."""
 
 import dataclasses
 from collections.abc import Callable
@@ -36,8 +33,7 @@ from train.runtime.progress import Progress
 from train.runtime.run_directory import read_run
 
 NOISE_SEED = 7
-NUM_MATCHED = 20_000
-"""outlines, generated and real, from which moments are computed for the final moment matching"""
+NUM_MATCHED = 20_000  # outlines, generated and real, from which moments are computed for the final moment matching
 GENERATOR_STAGES: dict[str, type[FitStage]] = {"gan": GanStage}
 """the stage that trains a kind of generator (networks/generator.py); other kinds are only fitted"""
 
@@ -169,10 +165,8 @@ class OutlineGame(Game):
     def validate(self) -> Validation:
         real = self._held_out()
         fake = self._drawn(len(real))
-        precision, recall = knn_precision_recall(real, fake)
-        figures = {"valid/precision": precision, "valid/recall": recall,
-                   "valid/outline_shortfall": shortfall(precision, recall),
-                   "valid/decoded_nll_per_token": decoded_nll(self.model, fake[:NUM_DECODED])}
+        figures = self._quality(real, fake, fake)
+        figures["valid/outline_shortfall"] = shortfall(figures["valid/precision"], figures["valid/recall"])
         if self.critic is not None:
             training = self.critic(self._training(len(real)))
             held, generated = self.critic(real), self.critic(fake)
@@ -189,13 +183,15 @@ class OutlineGame(Game):
         others["real"] = self._training(len(real))
         levels: dict[str, float] = {}
         for name, vectors in others.items():
-            size = min(len(real), len(vectors))
-            near = knn_precision_recall(real[:size], vectors[:size])
             # Real outlines are decoded from the held-out split, because the decoder has learnt the training sentences.
-            decoded = real if name == "real" else vectors
-            levels |= {f"valid/precision_{name}": near.precision, f"valid/recall_{name}": near.recall,
-                       f"valid/decoded_nll_per_token_{name}": decoded_nll(self.model, decoded[:NUM_DECODED])}
+            levels |= self._quality(real, vectors, real if name == "real" else vectors, f"_{name}")
         return levels
+
+    def _quality(self, real: Tensor, vectors: Tensor, decoded: Tensor, suffix: str = "") -> dict[str, float]:
+        size = min(len(real), len(vectors))
+        near = knn_precision_recall(real[:size], vectors[:size])
+        return {f"valid/precision{suffix}": near.precision, f"valid/recall{suffix}": near.recall,
+                f"valid/decoded_nll_per_token{suffix}": decoded_nll(self.model, decoded[:NUM_DECODED])}
 
     def _held_out(self) -> Tensor:
         real = held_out(self.data, "valid", self.options.num_validation)[1]

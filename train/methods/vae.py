@@ -25,10 +25,8 @@ from train.methods.decoder_stage import DecoderOptions, LatentStage, decoder_con
 from train.runtime.ranks import Ranks
 
 VALIDATION_SEED = 13
-NUM_PROBES = 256
-"""validation sentences whose posteriors are compared from one validation to the next"""
-INNER_COMPARED = 10
-"""encoder steps whose mean loss is compared with that of the previous ones (He et al. 2019, their code)"""
+NUM_PROBES = 256  # validation sentences whose posteriors are compared from one validation to the next
+INNER_COMPARED = 10  # encoder steps whose mean loss is compared with that of the previous ones (He et al. 2019, their code)
 
 
 @dataclass(frozen=True)
@@ -78,13 +76,10 @@ class VAEOptions(DecoderOptions):
 class Progress(nn.Module):
     """State of training beyond weights and step, in buffers so that a checkpoint holds it."""
 
-    aggressive: Tensor
-    """whether aggressive training is still on"""
-    mutual_information: Tensor
-    """at its last measurement"""
+    aggressive: Tensor  # whether aggressive training is still on
+    mutual_information: Tensor  # at its last measurement
     num_probed: Tensor
-    probe_mu: Tensor
-    """[2, P, Z], at the last two validations, the older one first; probe_logvar likewise"""
+    probe_mu: Tensor  # [2, P, Z], at the last two validations, the older one first; probe_logvar likewise
     probe_logvar: Tensor
 
     def __init__(self, aggressive: bool, num_probes: int, latent_dim: int):
@@ -220,20 +215,15 @@ class VAEMethod(Method):
     presets = sizes(tiny={"latent_dim": 8, "encoder_hidden_dim": 16}, default={"encoder_hidden_dim": 192},
                     full={"encoder_hidden_dim": 1024}) | {
         "vae": {},
-        # Bowman et al. (2016), section 3.1. One rise over a quarter of training is the baseline in the code of Fu et al.
-        # (M = 1, R = 0.25), and He et al. use the first 10 of about 40 epochs.
+        # Bowman et al. (2016), section 3.1, with the rise of the baseline in the code of Fu et al. (M = 1, R = 0.25).
         "vae-annealed": {"kl_anneal": "linear", "kl_rise": 0.25},
-        # Fu et al. (2019), section 4: M = 4 cycles; the weight rises over R = 0.5 of each.
-        "vae-cyclical": {"kl_anneal": "cyclical", "kl_cycles": 4, "kl_rise": 0.5},
+        "vae-cyclical": {"kl_anneal": "cyclical", "kl_cycles": 4, "kl_rise": 0.5},  # Fu et al. (2019), section 4
         # Kingma et al. (2016), appendix C.8: floors of 0.125 to 2 nats per group are alike; 32 × 0.25 nats are 8 nats.
         "vae-freebits": {"free_bits": 0.25},
-        # Bowman et al. (2016), section 5: "a fixed word dropout rate of 75 %".
-        "vae-worddrop": {"word_dropout": 0.75},
-        # He et al. (2019), algorithm 1, with at most 100 inner steps as in their code. They measure mutual information
-        # once in each of about 40 epochs.
+        "vae-worddrop": {"word_dropout": 0.75},  # Bowman et al. (2016), section 5
+        # He et al. (2019), algorithm 1, with at most 100 inner steps as in their code; a check in each of about 40 epochs.
         "vae-lagging": {"aggressive_steps": 100, "aggressive_checks": 40},
-        # Zhao et al. (2017), section 3.3, with their weight of 1.
-        "vae-bow": {"bow_weight": 1.0},
+        "vae-bow": {"bow_weight": 1.0},  # Zhao et al. (2017), section 3.3
     }
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):

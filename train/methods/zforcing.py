@@ -1,7 +1,6 @@
 """Z-Forcing: a latent per step, with an auxiliary cost that makes it predict the rest of the sentence.
 
-The loss is nll + beta · KL + alpha · auxiliary + gamma · backward nll, divided by the number of tokens. The reported bound
-is nll + KL.
+The loss per token is nll + beta · KL + alpha · auxiliary + gamma · backward nll. The reported bound is nll + KL.
 """
 
 from dataclasses import dataclass
