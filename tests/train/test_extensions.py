@@ -60,7 +60,7 @@ class Memory(OutlineGenerator):
 
 @dataclass(frozen=True)
 class BagConfig(DecoderConfig):
-    kind: str = "bag"
+    kind: str = "toy-bag"
     embed_dim: int = 8
 
 
@@ -103,9 +103,9 @@ def memory() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def bag() -> Iterator[str]:
-    DECODERS["bag"] = Bag
-    yield "bag"
-    del DECODERS["bag"]
+    DECODERS["toy-bag"] = Bag
+    yield "toy-bag"
+    del DECODERS["toy-bag"]
 
 
 @pytest.fixture(scope="module")
