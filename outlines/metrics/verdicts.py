@@ -63,9 +63,10 @@ class GanDiagnosis(NamedTuple):
     reason: str  # the figure that decided, with its threshold; one sentence
     memorised: float
 
-    def in_words(self) -> str:
-        """Return the verdict in two sentences."""
-        return f"The generator {MEANINGS[self.verdict]}. {self.reason}"
+    def to_json(self) -> dict[str, object]:
+        """Return the verdict, the same in two sentences, and the memorised share."""
+        return {"verdict": str(self.verdict), "words": f"The generator {MEANINGS[self.verdict]}. {self.reason}",
+                "memorised": self.memorised}
 
 
 def memorised_share(training: Tensor, held_out: Tensor, generated: Tensor) -> float:

@@ -168,8 +168,7 @@ def _row(directory: Path, config: RunConfig, rejection: float, yardstick: Yardst
     found = diagnose_gan(model, data, config.model.num_validation, config.model.start, compared)
     if found is None:
         raise OutlinesError(f"{directory}: the corpus has too few held-out sentences to compare generators.")
-    return {**row, **_time(directory), "memorised": found.memorised, "verdict": str(found.verdict),
-            "words": found.in_words()}
+    return {**row, **_time(directory), **found.to_json()}
 
 
 def _time(directory: Path) -> Row:

@@ -160,9 +160,6 @@ def _seeds(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-REPORTS = {"seeds": report_seeds, COMPARE: report_comparison}
-
-
 def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
     """Finish the training of a run or of a group of runs, and print their reports.
 
@@ -189,7 +186,8 @@ def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
         with locked_run(member, session):  # A member can also be resumed or evaluated by itself.
             complete(member, session, beside_lm and group.kind != COMPARE)
     if session.ranks.first:
-        print(REPORTS[group.kind](directory, group.runs), flush=True)
+        report = report_comparison if group.kind == COMPARE else report_seeds
+        print(report(directory, group.runs), flush=True)
 
 
 def run(arguments: Sequence[str], signals: StopSignals) -> None:

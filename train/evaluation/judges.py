@@ -1,4 +1,4 @@
-"""Judges: language models that score text. train/commands/judges.py trains them; nothing here does.
+"""Judges: language models that score text. train/commands/judges.py trains them.
 
 A forward judge has learned real text and scores samples. A reverse judge learns samples and scores real text.
 """

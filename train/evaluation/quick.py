@@ -44,7 +44,7 @@ def measure_run(directory: Path, config: RunConfig, model: TextModel, data: Data
     rows = list(_rows(Yardstick(config, data, judges), model, lm, reporter)) if model.sources else []
     figures: dict[str, Any] = {"family": model.family, "reconstruction": rebuilt, "rows": rows}
     if rows and (found := diagnose_gan(model, data, num, getattr(config.model, "start", ""), rows)) is not None:
-        figures["generator"] = {"verdict": str(found.verdict), "words": found.in_words(), "memorised": found.memorised}
+        figures["generator"] = found.to_json()
     if own := find_method(model.family).own_rows(config, model, data, reporter):
         figures["own"] = own
     _log(directory, config, figures, model, data)

@@ -6,7 +6,7 @@ FULL_METRICS and one line in columns.py; a new judge is one line in train/comman
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
 import torch
@@ -47,18 +47,16 @@ class Yardstick:
         self.rows = data.sample_rows("test", size, seed=1)
         self.references = data.text("test", self.rows)
         self.others = data.sample_rows("valid", size, seed=1)
+        self._training: list[Words] = []  # each distinct word once in memory
         self._outline_figures: dict[bytes, Row] = {}  # they do not depend on the temperature
-
-    @cached_property
-    def _held_training(self) -> list[Words]:
-        return [tuple(map(sys.intern, split)) for split in self._split_training()]  # each distinct word once in memory
-
-    def _split_training(self) -> Iterator[list[str]]:
-        return (words(sentence, lowercase=True) for sentence in self.data.corpus.sentences["train"])
 
     def training(self) -> Iterable[Words]:
         """Return the words of the training sentences, lower case; a larger corpus is split again each time."""
-        return self._held_training if self.data.num_rows("train") <= MOST_HELD else self._split_training()
+        split = (words(sentence, lowercase=True) for sentence in self.data.corpus.sentences["train"])
+        if self.data.num_rows("train") > MOST_HELD:
+            return split
+        self._training = self._training or [tuple(map(sys.intern, sentence)) for sentence in split]
+        return self._training
 
     @cached_property
     def split_references(self) -> Split:
