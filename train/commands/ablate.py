@@ -100,7 +100,11 @@ def run(arguments: Sequence[str], signals: StopSignals) -> str:
                     row = {"verdict": str(GanVerdict.DIVERGED), "words": str(error)}
                 rows[key] = {"label": label, "command": command, **row}
                 write_json(file, kept)
-    text = render(rows, len(yardstick.references))
+    commands = "\n".join(row["command"] for row in rows.values() if "command" in row)
+    lines = over_seeds((row["label"], row) for row in rows.values())
+    text = (f"Test split, {len(yardstick.references)} outlines of each source. NLL in nats per token, by a language model "
+            f"of real text. See docs/outline-gan.md.\n\n{table(lines, ABLATION)}\n\n"
+            f"One command per row:\n\n```bash\n{commands}\n```")
     write_report(out, text, {"rows": rows})
     return f"{text}\n\nwritten to {out}: report.md, report.json\nnext:\n  tensorboard --logdir {out}"
 
@@ -178,11 +182,3 @@ def _time(directory: Path) -> Row:
     seconds = sum((step - before) / line["speed/steps_per_sec"]
                   for before, step, line in zip([0, *steps], steps, lines, strict=False))
     return {"steps": steps[-1], "seconds": seconds}
-
-
-def render(rows: Mapping[str, Row], num_compared: int) -> str:
-    lines = over_seeds((row["label"], row) for row in rows.values())
-    commands = "\n".join(row["command"] for row in rows.values() if "command" in row)
-    return "\n\n".join([
-        f"Test split, {num_compared} outlines of each source. NLL in nats per token, by a language model of real text. See "
-        "docs/outline-gan.md.", table(lines, ABLATION), f"One command per row:\n\n```bash\n{commands}\n```"])

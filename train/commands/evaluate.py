@@ -95,7 +95,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> str:
     check_out(out)
     directories = list({run.resolve(): run for given in options.runs for run in runs_of(Path(given))}.values())
     session = Session.of_run(directories[0], options.quiet, signals)
-    runs = [_load(directory, session) for directory in directories]
+    runs = [Run(directory, run_config(directory), *finished_run(directory, session)) for directory in directories]
     labels = label_runs(runs)
     # The leader has outlines, if any run has: the yardstick needs the real ones.
     leader = next((run for run in runs if run.data.stores), runs[0])
@@ -138,17 +138,12 @@ def run(arguments: Sequence[str], signals: StopSignals) -> str:
             f"  tensorboard --logdir {out / 'tensorboard'}")
 
 
-def _load(directory: Path, session: Session) -> Run:
-    model, data = finished_run(directory, session)
-    if not model.sources:
-        raise OutlinesError(f"{directory}: {model.family!r} models only reconstruct sentences, so there are no samples to "
-                            "evaluate.")
-    return Run(directory, run_config(directory), model, data)
-
-
 def _check(runs: Sequence[Run], leader: Run, options: argparse.Namespace) -> set[str]:
     """Return the sources to measure. Raises OutlinesError if the runs or the options do not fit together."""
     for run in runs:
+        if not run.model.sources:
+            raise OutlinesError(f"{run.directory}: {run.model.family!r} models only reconstruct sentences, so there are no "
+                                "samples to evaluate.")
         if run.data.corpus.fingerprint != leader.data.corpus.fingerprint:
             raise OutlinesError(f"{run.directory} has another corpus or tokenizer than {leader.directory}. "
                                 "Evaluate runs on one corpus together.")
@@ -169,10 +164,7 @@ def _alike(config: RunConfig) -> str:
 
 
 def label_runs(runs: Sequence[Run]) -> dict[Path, str]:
-    """Return a name for each run: its family, or its directory if the family has several configurations.
-
-    Raises OutlinesError if two runs have the same configuration and seed, because they would count as two seeds.
-    """
+    """Name each run: by its family, or by its directory if the family has several configurations. Raises OutlinesError."""
     groups: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         twins = groups.setdefault(run.model.family, {}).setdefault(_alike(run.config), [])

@@ -161,10 +161,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
-    """Finish the training of a run or of a group of runs, and print their reports.
-
-    beside_lm: add the LM baseline to the reports of other families; a comparison trains its own LM.
-    """
+    """Finish the training of a run or a group of runs and print the reports. beside_lm: with rows of the LM baseline."""
     group = read_group(directory)
     if group is None:
         session.reporter.line(f"run {directory}")

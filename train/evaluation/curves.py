@@ -89,10 +89,7 @@ def picture(lines: Sequence[Line]) -> Figure:
 
 
 def write_curves(directory: Path, lines: Sequence[Line], hparams: Mapping[str, dict[str, Any]]) -> None:
-    """Write curve.png, and under tensorboard/ the picture, every figure against 100 · T, and hparams.
-
-    hparams: the options of each label, flat; shown with the label's figures at the temperature nearest to 1.
-    """
+    """Write curve.png, and under tensorboard/ the picture, figures against 100 · T, and options; hparams: of each label."""
     events = directory / "tensorboard"  # A separate directory, so that only our own events are deleted.
     shutil.rmtree(events, ignore_errors=True)
     figure = picture(lines)

@@ -118,11 +118,7 @@ def memorised(model: TextModel, data: Dataset, split: str, num: int) -> float:
 @torch.no_grad()
 def diagnose_gan(model: TextModel, data: Dataset, num: int, start: str,
                  rows: Sequence[dict[str, Any]]) -> GanDiagnosis | None:
-    """Judge a generator on the test split; None if the rows lack figures of one of the SOURCES.
-
-    num: largest number of outlines for the critic. start: mixture, gaussian or noise. rows: figures of the SOURCES at one
-    or more temperatures; the mean nll is compared.
-    """
+    """Judge a generator on the test split by rows of all SOURCES; None if one is missing. num: outlines for the critic."""
     if not {row["source"] for row in rows if "outline_recall" in row}.issuperset(SOURCES):
         return None
 

@@ -115,10 +115,7 @@ def rows_section(rows: Sequence[tuple[str, Row]], rebuilt: Sequence[tuple[str, R
 
 
 def reconstruction_section(rebuilt: Sequence[tuple[str, Row]], width: int | None = None) -> str:
-    """Return the tables of held-out sentences: their nll, their reconstruction, and the use of the vector.
-
-    rebuilt: labelled rows of every seed. width: shorten it to one table without details, for a terminal of this width.
-    """
+    """Return the tables of held-out sentences: nll, reconstruction, use of the vector. width: for a short form."""
     lines = over_seeds(rebuilt)
     with_vector = [line for line in lines if line.verdicts]
     if width is not None:

@@ -33,8 +33,7 @@ MOST_HELD = 1_000_000  # largest number of training sentences whose words stay i
 class Yardstick:
     """The held-out text of a corpus and its judges.
 
-    num_samples: of the full form, for forward and reverse NLL; None: the quick form. Other figures compare as many sentences
-    as there are references. encoder: re-encodes the generated text in the full form.
+    num_samples: of the full form, for forward and reverse NLL; None: the quick form. encoder: re-encodes the generated text.
     """
 
     def __init__(self, config: RunConfig, data: Dataset, judges: Judges, num_samples: int | None = None,
