@@ -69,10 +69,10 @@ class Comparison:
     def __init__(self, config: RunConfig, model: ConditionalModel, data: Dataset):
         assert data.pairing is not None and data.scaling is not None
         self.model, self.data = model, data
-        self.pairs = data.pairing.splits["test"]
+        pairs = data.pairing.splits["test"]
         self.encoder = load_encoder(data.stores["test"].encoder_name, data.device.type)
-        found = held_out_pairs(self.pairs, max(2, config.training.num_evaluation // NUM_DRAWS))
-        texts = [[row for row in self.pairs.alike(target) if row not in (target, condition)]
+        found = held_out_pairs(pairs, max(2, config.training.num_evaluation // NUM_DRAWS))
+        texts = [[row for row in pairs.alike(target) if row not in (target, condition)]
                  for target, condition in zip(*found, strict=True)]
         # The target serves as the real text, and is a reference only if its condition has no other text.
         kept = np.array([bool(others) for others in texts])
@@ -81,7 +81,7 @@ class Comparison:
             found, texts = PairRows(*(rows[kept] for rows in found)), [others for others in texts if others]
         else:
             texts = [[target] for target in found.targets]
-        self.found, self.texts = found, texts
+        self.found = found
         self.references = [References([words(text, lowercase=True) for text in data.text("test", np.array(rows))], 4)
                            for rows in texts]
         self.outlines = [functional.normalize(torch.from_numpy(data.stores["test"].rows(np.array(rows)))) for rows in texts]

@@ -70,8 +70,8 @@ def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, 
     more: Tensor | None = None
     if variant.source == REAL_OUTLINES:
         more = training_outlines(data)[1] if further else None
-        vectors = [data.outlines(split, data.sample_rows(split, num, seed=1)) for split in ("valid", "train")]
-        vectors = [torch.cat(vectors)[:num]]
+        both = [data.outlines(split, data.sample_rows(split, num, seed=1)) for split in ("valid", "train")]
+        vectors = [torch.cat(both)[:num]]
         ids = model.decode(vectors[0], SAMPLING_SEED, sampling)
     else:
         vectors_of: Draw = lambda count, rng: model.vectors(count, rng, variant.source, variant.noise_scale)  # noqa: E731
