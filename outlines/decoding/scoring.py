@@ -1,6 +1,7 @@
-"""Teacher-forced scores: how likely a decoder finds given sentences."""
+"""Teacher-forced scores of given sentences, and bounds on the nll under a model with a latent."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -8,6 +9,24 @@ from torch import Tensor
 
 from outlines.corpus.batching import collate, in_like_length
 from outlines.networks.decoder import Decoder
+from outlines.networks.losses import importance_weighted_nll
+
+
+class LatentDraw(NamedTuple):
+    """One draw of the latents of N sentences; nats per sentence [N], on the CPU."""
+
+    latent: Any
+    nll: Tensor  # -log p(x | z)
+    kl: Tensor  # KL(posterior || prior), exact; for a latent per step: at every step, given the z before it
+    log_weight: Tensor  # log p(x, z) - log q(z | x)
+
+
+def bound_terms(draws: Iterable[LatentDraw]) -> dict[str, Tensor]:
+    """Return the terms of `TextModel.nll_terms`; nll is the importance-weighted bound, the others are means over draws."""
+    nll, kl, log_weights = (torch.stack(part) for part in zip(*(draw[1:] for draw in draws), strict=True))
+    reconstruction_nll, mean_kl = nll.mean(dim=0), kl.mean(dim=0)
+    return {"nll": importance_weighted_nll(log_weights), "negative_elbo": reconstruction_nll + mean_kl,
+            "reconstruction_nll": reconstruction_nll, "kl": mean_kl}
 
 
 @torch.no_grad()

@@ -1,8 +1,7 @@
 """ARAE: sentence → learned code → sentence, and a generator noise → code. The code replaces the frozen encoder's outline.
 
-Source: Zhao, Kim, Zhang, Rush and LeCun, Adversarially Regularized Autoencoders (ICML 2018). Deviations: encoder and
-decoder are this project's GRUs; the encoder pools both directions; generator and critic have no batch normalisation,
-because a gradient penalty is per example; generated codes are normalised to unit norm, as real ones are.
+Source: Zhao, Kim, Zhang, Rush and LeCun, Adversarially Regularized Autoencoders (ICML 2018). Deviations: GRUs with pooled
+states instead of LSTMs with the last state; no batch normalisation; generated codes have unit norm too.
 """
 
 from collections.abc import Sequence
@@ -29,10 +28,7 @@ class CodeGeneratorConfig:
 
 
 class ARAE(TextModel):
-    """Encoder, decoder, generator, and a Gaussian fitted to the codes, the baseline that needs no GAN.
-
-    A code has unit norm. The decoder's vector is the code times √D, which has variance 1 per dimension, like an outline.
-    """
+    """Encoder, decoder, generator, and a Gaussian fitted to the codes, the baseline that needs no GAN."""
 
     family = "arae"
     sources = ("generator", "gaussian")
@@ -60,7 +56,7 @@ class ARAE(TextModel):
         return functional.normalize(self.generator(noise), dim=1)
 
     def scaled(self, codes: Tensor) -> Tensor:
-        """Return the decoder's vectors [B, D] for codes [B, D]."""
+        """Return the decoder's vectors [B, D], with variance 1 per dimension, for codes [B, D]."""
         return codes * self.code_dim ** 0.5
 
     def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None = None) -> tuple[Tensor, None]:

@@ -19,12 +19,9 @@ from outlines.networks.decoder import Decoder, DecoderConfig
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-BLOCK = 256  # Sentences whose noise is drawn together: sentence i only depends on (seed, i), not on the number of sentences.
-BATCH, GPU_BATCH = 4096, 65_536
-"""Sentences per call of the sampler. Large batches hide the last steps, in which only the longest sentences are left."""
-
-Draw = Callable[[int, torch.Generator], Tensor | None]
-"""(num, rng) → `num` vectors for the decoder, or None for a decoder without a vector."""
+Draw = Callable[[int, torch.Generator], Tensor | None]  # (num, rng) → vectors, or None for a decoder without a vector
+BLOCK = 256  # sentences whose noise is drawn together: sentence i only depends on (seed, i), not on their number
+BATCH, GPU_BATCH = 4096, 65_536  # sentences per call of the sampler; the last steps only have the longest ones left
 
 
 class CannotReject(OutlinesError):
@@ -48,10 +45,9 @@ class TextModel(nn.Module):
         self.arguments = arguments
 
     def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
-        """Return mu and logvar = log sigma², [N, D] each, of the Gaussians of the decoder's vectors for given sentences.
+        """Return mu and logvar, [N, D] each, of the decoder's vectors for sentences; None for a decoder without a vector.
 
-        logvar is None if the vector is mu itself; the result is None if the decoder has no vector.
-        rows: token ids of each sentence. outlines: scaled, [N, D], if the family uses them, else None.
+        logvar is None if the vector is mu itself. rows: token ids. outlines: scaled, [N, D], if the family uses them.
         """
         return None
 
@@ -63,9 +59,8 @@ class TextModel(nn.Module):
                   rng: torch.Generator) -> dict[str, Tensor]:
         """Return named terms of the likelihood of sentences, nats per sentence, [N] each, on the CPU.
 
-        nll: -log p(x), or a bound; missing if the family cannot compute it. reconstruction_nll: -log p(x | vector), with
-        the sentence's own vector; do not compare it with an nll. Families with a latent add the terms of their bound.
-        num_draws: draws of the latent. rng: a CPU generator for them.
+        nll: -log p(x), or a bound, if the family can compute it. reconstruction_nll: -log p(x | the sentence's own vector).
+        Families with a latent add the terms of their bound, from `num_draws` draws with a CPU generator.
         """
         posterior = self.posterior(rows, outlines)
         nll, _ = nll_of_rows(self.decoder, rows, None if posterior is None else posterior[0])
@@ -93,19 +88,13 @@ class TextModel(nn.Module):
         return None
 
     def critic_scores(self, vectors: Tensor) -> Tensor | None:
-        """Return a critic's scores [N] of vectors [N, D], higher for more real ones; None for families without a critic.
-
-        Scores have no unit and are only comparable within a run.
-        """
+        """Return a critic's scores [N] of vectors [N, D], higher for more real ones; None for families without a critic."""
         return None
 
     def log_density_ratio(self, vectors: Tensor) -> Tensor:
-        """Return estimates [N] of log p_real(vector) - log p_source(vector), nats, up to one constant.
-
-        Raises CannotReject if the model has no estimate.
-        """
-        raise CannotReject(f"{self.family!r} models have no critic, so rejection sampling "
-                           "is not available. Remove the option.")
+        """Return estimates [N] of log p_real - log p_source, nats, up to a constant; raises CannotReject."""
+        raise CannotReject(f"{self.family!r} models have no critic, so rejection sampling is not available. "
+                           "Remove the option.")
 
     def shape(self) -> dict[str, Any]:
         """Return JSON data from which `from_shape` builds an untrained model of the same shape."""
@@ -123,17 +112,12 @@ class TextModel(nn.Module):
                 arguments[name] = kinds[name](**value)
         return cls(**arguments)
 
-    def generate(self, num: int | None, seed: int, sampling: SamplingConfig, source: str | None = None,
-                 batch_size: int | None = None, prefix: Sequence[int] = (),
-                 workers: int = 1) -> Iterator[tuple[list[list[int]], Tensor | None]]:
-        """Yield batches of new sentences (token ids) with their vectors, `num` sentences in total.
-
-        num: None for an endless stream. batch_size: None for a size that suits the device. prefix: tokens that every
-        sentence starts with. workers: threads, each with its own batch.
-        """
+    def generate(self, num: int, seed: int, sampling: SamplingConfig, source: str | None = None,
+                 batch_size: int | None = None) -> Iterator[tuple[list[list[int]], Tensor | None]]:
+        """Yield as `decode_draws`, with vectors from a source."""
         name = self.check_source(source)
         return self.decode_draws(lambda count, rng: self.vectors(count, rng, name, sampling.noise_scale), num, seed,
-                                 sampling, batch_size, prefix, workers)
+                                 sampling, batch_size)
 
     def check_source(self, source: str | None) -> str:
         """Return the source, or the family's own for None; raises OutlinesError if the family does not have it."""
@@ -148,7 +132,11 @@ class TextModel(nn.Module):
     def decode_draws(self, draw: Draw, num: int | None, seed: int, sampling: SamplingConfig,
                      batch_size: int | None = None, prefix: Sequence[int] = (),
                      workers: int = 1, sampler: Sampler | None = None) -> Iterator[tuple[list[list[int]], Tensor | None]]:
-        """Yield as `generate`, with vectors from `draw`. sampler: the decoder's, if it exists already."""
+        """Yield batches of new sentences (token ids) with their vectors from `draw`, `num` sentences in total.
+
+        num: None for an endless stream. batch_size: None for a size that suits the device. prefix: tokens that every
+        sentence starts with. workers: threads, each with its own batch. sampler: the decoder's, if it exists already.
+        """
         sampler = sampler or Sampler(self.decoder)
 
         def decoded(span: tuple[int, int]) -> tuple[list[list[int]], Tensor | None]:

@@ -11,15 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outlines.decoding.scoring import nll_of_rows
+from outlines.decoding.scoring import LatentDraw, bound_terms, nll_of_rows
 from outlines.encoders.recurrent import RecurrentEncoder, RecurrentEncoderConfig
 from outlines.models.base import TextModel
-from outlines.models.latent import Draw, bound_terms
 from outlines.networks.decoder import DecoderConfig, build_decoder
 from outlines.networks.losses import kl_to_standard_normal
 
-MAX_LOGVAR = 10.0
-"""Bound of |logvar|: sigma stays within e^-5 and e^5, and neither the KL nor its gradient overflows."""
+MAX_LOGVAR = 10.0  # bound of |logvar|, so that neither the KL nor its gradient overflows
 
 
 class VAE(TextModel):
@@ -52,11 +50,8 @@ class VAE(TextModel):
         return noise_scale * torch.randn(num, self.latent_dim, generator=rng).to(next(self.parameters()).device)
 
     def draws(self, rows: Sequence[np.ndarray], num_draws: int, rng: torch.Generator,
-              posterior: tuple[Tensor, Tensor] | None = None) -> "Iterator[Draw[Tensor]]":
-        """Yield draws of z [N, Z] for sentences given as token ids. posterior: that of the rows, if it is known.
-
-        rng: a CPU generator; the first K of more draws are the same.
-        """
+              posterior: tuple[Tensor, Tensor] | None = None) -> Iterator[LatentDraw]:
+        """Yield draws of z [N, Z] for sentences, with a CPU generator. posterior: that of the rows, if it is known."""
         mu, logvar = (part.cpu().double() for part in posterior or self.posterior(rows))
         kl = kl_to_standard_normal(mu, logvar).sum(dim=1)
         for _ in range(num_draws):
@@ -64,7 +59,7 @@ class VAE(TextModel):
             z = mu + (logvar / 2).exp() * noise
             nll = torch.from_numpy(nll_of_rows(self.decoder, rows, z.float())[0])
             # log p(x | z) + log p(z) - log q(z | x); the normalisers (2π)^(-Z/2) of the last two cancel.
-            yield Draw(z.float(), nll, kl, (noise.square() + logvar - z.square()).sum(dim=1) / 2 - nll)
+            yield LatentDraw(z.float(), nll, kl, (noise.square() + logvar - z.square()).sum(dim=1) / 2 - nll)
 
     def nll_terms(self, rows: Sequence[np.ndarray], outlines: Tensor | None, num_draws: int,
                   rng: torch.Generator) -> dict[str, Tensor]:

@@ -8,13 +8,11 @@ With the input x_t, the target y_t = x_{t+1}, and h_t the state of the forward L
     forward LSTM             h_t from z_t, x_t and h_{t-1}
     words                    p(y_t | h_t): z only acts through h_t
 
-For sampling and scoring it is a decoder with a vector, like every family. The vector holds the *innovations* of all steps,
-e_t = (z_t - mu_p) / sigma_p with the prior's mu_p and sigma_p of that step. Under the prior they are N(0, 1), independent
-of earlier tokens. So sampling draws the whole vector first, and a sentence's own vector holds its posterior's draws. If
-posterior and prior are the same, another sentence's innovations carry no information.
+The decoder's vector holds the *innovations* of all steps, e_t = (z_t - mu_p) / sigma_p with the prior's mu_p and sigma_p of
+that step. Under the prior they are N(0, 1), independent of earlier tokens, so sampling can draw the whole vector first.
 
 Source: Goyal, Sordoni, Côté, Ke and Bengio, Z-Forcing: Training Stochastic Recurrent Networks (2017). Deviations:
-embedding and output layer are tied, behind a readout, as in this project's decoder; bounds are smooth.
+embedding and output layer are tied, behind a readout; bounds are smooth.
 """
 
 import dataclasses
@@ -26,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from outlines.corpus.batching import TokenBatch, collate, in_like_length
+from outlines.decoding.scoring import LatentDraw, bound_terms
 from outlines.metrics.collapse import Steps
 from outlines.models.base import TextModel
-from outlines.models.latent import Draw, bound_terms
 from outlines.networks.losses import kl_to_standard_normal
 from outlines.networks.stochastic import Gaussian, StochasticDecoder, StochasticDecoderConfig
 
@@ -66,7 +64,6 @@ class ZForcing(TextModel):
 
     @property
     def num_steps(self) -> int:
-        """Steps in a vector of innovations."""
         return self.decoder.config.vector_dim // self.decoder.config.latent_dim
 
     def backward_states(self, batch: TokenBatch) -> Tensor:
@@ -93,10 +90,7 @@ class ZForcing(TextModel):
 
     @torch.no_grad()
     def follow_rows(self, rows: Sequence[np.ndarray], noise: Tensor, batch_size: int = 128) -> tuple[Steps, Tensor]:
-        """Return the posterior's steps for `noise` [N, num_steps, Z], and -log p(x | z) [N] in nats; on the CPU.
-
-        After the end of a sentence the posterior is the prior.
-        """
+        """Return the posterior's steps for `noise` [N, num_steps, Z], and -log p(x | z) [N] in nats; on the CPU."""
         device = next(self.parameters()).device
         mu, logvar, nll = torch.zeros_like(noise), torch.zeros_like(noise), torch.zeros(len(rows), dtype=torch.double)
         for chosen in in_like_length(rows, batch_size):
@@ -129,7 +123,7 @@ class ZForcing(TextModel):
                   rng: torch.Generator) -> dict[str, Tensor]:
         return bound_terms(self.draws(rows, num_draws, rng))
 
-    def draws(self, rows: Sequence[np.ndarray], num_draws: int, rng: torch.Generator) -> "Iterator[Draw[Steps]]":
+    def draws(self, rows: Sequence[np.ndarray], num_draws: int, rng: torch.Generator) -> Iterator[LatentDraw]:
         """Yield draws of all latents of the sentences; the first one is that of `posterior_steps`."""
         for _ in range(num_draws):
             noise = self._noise(len(rows), rng)
@@ -138,7 +132,7 @@ class ZForcing(TextModel):
             kl = kl_to_standard_normal(steps.mu.double(), logvar).sum(dim=(1, 2))
             # log p(x | z) + log p(z) - log q(z | x), the last two in units of the prior, where normalisers cancel.
             log_weight = (noise.double().square() + logvar - drawn.square()).sum(dim=(1, 2)) / 2 - nll
-            yield Draw(steps, nll, kl, log_weight)
+            yield LatentDraw(steps, nll, kl, log_weight)
 
     def shape(self) -> dict[str, Any]:
         decoder = dataclasses.asdict(self.decoder.config)
@@ -167,9 +161,8 @@ class Forcing(nn.Module):
     def predict(self, model: ZForcing, before: Tensor, backward: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and logvar of p(b_t | z_t), [B, T, width], with z_t drawn by `noise` as in `ZForcing.follow`.
 
-        z_t is computed again from detached h_{t-1} and b_t. So the cost trains the posterior and this network, but never
-        the backward LSTM: neither as the target nor through a z that has read it. The published code only detaches the
-        target.
+        z_t is computed from detached h_{t-1} and b_t: the cost never trains the backward LSTM. The published code only
+        detaches the target.
         """
         before = before.detach()
         mu, logvar = model.inference(before, model.inference_sees(backward.detach()))

@@ -22,10 +22,9 @@ class DecoderConfig(SpecialIds):
     """The fields that every decoder has. A kind adds its own in a subclass and sets the default of `kind`."""
 
     vocab_size: int
-    vector_dim: int  # width of the conditioning vector; 0 makes a plain language model
+    vector_dim: int  # 0 makes a plain language model
     kind: str = ""
-    vector_dropout: float = 0.0
-    """share of training sentences whose vector was zero; above 0 the decoder has learned p(x) and supports guidance"""
+    vector_dropout: float = 0.0  # share of training sentences with a zero vector; above 0 the decoder can be guided
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "DecoderConfig":
@@ -42,10 +41,7 @@ class Cache(Protocol):
 
 
 class Decoder(nn.Module, ABC):
-    """p(x | vector). Training uses `nll`, sampling uses `start` and `step`; both are differentiable in the vector.
-
-    It is an abstract class and not a Protocol because every decoder is an nn.Module.
-    """
+    """p(x | vector). Training uses `nll`, sampling uses `start` and `step`; both are differentiable in the vector."""
 
     config_class: ClassVar[type[DecoderConfig]]
     config: DecoderConfig

@@ -15,11 +15,8 @@ from outlines.corpus.tokenizer import SpecialIds
 from outlines.errors import OutlinesError
 from outlines.networks.decoder import Decoder
 
-REACH = 3
-"""Maximum distance of neighbours; each distance and side has its own counts."""
-MAX_COUNTED_ROWS = 200_000
-"""Maximum number of counted sentences, which bounds memory."""
-ITERATIONS = 4
+REACH = 3  # maximum distance of neighbours; each distance and side has its own counts
+MAX_COUNTED_ROWS = 200_000  # bounds memory
 
 
 @torch.no_grad()
@@ -36,11 +33,11 @@ def start_words(decoder: Decoder, rows: Sequence[np.ndarray], seed: int) -> None
 
 def word_vectors(rows: Sequence[np.ndarray], vocab_size: int, width: int, seed: int,
                  special: SpecialIds) -> Tensor:
-    """Return vectors [V, width] of tokens, with variance 1 / width and a random rotation from `seed`.
+    """Return vectors [V, width] of tokens, with variance 1 / width; zeros for tokens without informative neighbours.
 
-    rows: token ids of sentences; bos and eos count as neighbours. Tokens without informative neighbours have zeros.
-    Source: Levy and Goldberg, Neural Word Embedding as Implicit Matrix Factorization (2014), section 5, with the square
-    root of the singular values and no shift. Deviation: each distance and side has its own columns.
+    rows: token ids of sentences; bos and eos count as neighbours. seed: of a random rotation.
+    Source: Levy and Goldberg, Neural Word Embedding as Implicit Matrix Factorization (2014), section 5, without a shift.
+    Deviation: each distance and side has its own columns.
     """
     apart = np.full(REACH, -1)
     text = np.concatenate([part for row in rows for part in ([special.bos_id], row, [special.eos_id], apart)])
@@ -55,15 +52,14 @@ def word_vectors(rows: Sequence[np.ndarray], vocab_size: int, width: int, seed: 
         places += [np.stack([first, columns + second]), np.stack([second, columns + vocab_size + first])]
         counts += [number, number]
     where, number = np.concatenate(places, axis=1), np.concatenate(counts).astype(np.float64)
-    of_word = np.bincount(where[0], number, vocab_size)
-    of_column = np.bincount(where[1], number, 2 * REACH * vocab_size)
-    information = np.log(number * number.sum() / (of_word[where[0]] * of_column[where[1]]))
+    of_word, of_column = (np.bincount(axis, number)[axis] for axis in where)
+    information = np.log(number * number.sum() / (of_word * of_column))
     positive = information > 0
     matrix = torch.sparse_coo_tensor(torch.from_numpy(where[:, positive]), torch.from_numpy(information[positive]).float(),
                                      (vocab_size, 2 * REACH * vocab_size), check_invariants=True).coalesce()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        left_vectors, values, _ = torch.svd_lowrank(matrix, q=min(width, vocab_size), niter=ITERATIONS)
+        left_vectors, values, _ = torch.svd_lowrank(matrix, q=min(width, vocab_size), niter=4)
         turn = torch.linalg.qr(torch.randn(width, width))[0]
     vectors = (left_vectors * values.sqrt()) @ turn[:len(values)]
     told = torch.from_numpy(np.bincount(where[0, positive], minlength=vocab_size) > 0)

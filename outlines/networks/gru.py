@@ -22,8 +22,7 @@ class GRUConfig(DecoderConfig):
     hidden_dim: int = 512
     num_layers: int = 1
     dropout: float = 0.1
-    vector_into: str = "every_step"
-    """where the vector enters: `every_step` (and the first state), or only the `first_state`"""
+    vector_into: str = "every_step"  # the vector enters at every step and in the first state, or only in the `first_state`
 
 
 class LockedDropout(nn.Module):
@@ -72,7 +71,7 @@ class TiedDecoder(Decoder):
         return self.logits(self.advance(tokens[:, None], cache)[:, 0])
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Return the embeddings [..., embed_dim] of tokens, with variance 1 per dimension at the start of training."""
+        """Return the embeddings [..., embed_dim] of tokens, with variance 1 at the start of training."""
         return self.embedding(tokens) * self.config.embed_dim ** 0.5
 
     def logits(self, hidden: Tensor) -> Tensor:

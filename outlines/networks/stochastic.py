@@ -13,8 +13,7 @@ from torch.nn import functional
 
 from outlines.networks.gru import GRUConfig, TiedDecoder
 
-BOUND = 8.0
-"""Bound of |mu| and |logvar| of every Gaussian: sigma stays within e^-4 and e^4, and no KL can overflow."""
+BOUND = 8.0  # bound of |mu| and |logvar| of every Gaussian, so that no KL can overflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +22,7 @@ class StochasticDecoderConfig(GRUConfig):
 
     kind: str = "stochastic"
     latent_dim: int
-    mlp_dim: int
-    """width of the hidden layer of prior and posterior"""
+    mlp_dim: int  # width of the hidden layer of prior and posterior
 
 
 class Gaussian(nn.Module):

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from outlines.checkpoint import write_state
+from outlines.decoding.scoring import bound_terms
 from outlines.encoders.recurrent import RecurrentEncoderConfig
 from outlines.errors import OutlinesError
 from outlines.metrics.collapse import Posterior, active_units, drift, mutual_information
 from outlines.models.base import block_seed
-from outlines.models.latent import bound_terms
 from outlines.models.vae import VAE, drop_words
 from outlines.networks import losses
 from outlines.options import option

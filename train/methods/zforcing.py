@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from outlines.decoding.scoring import bound_terms
 from outlines.metrics.collapse import active_positions, active_units, kl_by_position
-from outlines.models.latent import bound_terms
 from outlines.models.zforcing import Forcing, ZForcing
 from outlines.networks.losses import gaussian_nll, kl_to_standard_normal, linear_nll, moving_weight
 from outlines.networks.stochastic import StochasticDecoderConfig
