@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from outlines.decoding.fast_gru import FastGRU
+from outlines.decoding.fast_gru import FastGRU, FastReader
 from outlines.decoding.sample import Reader, SamplingConfig
 from outlines.networks.decoder import Decoder
 
@@ -19,7 +19,8 @@ def beam_search(decoder: Decoder, vector: Tensor | None, num: int, config: Sampl
     the likeliest prefix is returned. The sum is not divided by the length. Other arguments: see `Sampler`.
     Source: Sutskever, Vinyals and Le, Sequence to Sequence Learning with Neural Networks (2014), section 3.2.
     """
-    reader = fast.reader(vector, num, config, prefix) if fast else Reader(decoder, vector, num, config, prefix)
+    arguments = vector, num, config, prefix
+    reader = FastReader(fast, *arguments) if fast else Reader(decoder, *arguments)
     width, vocab_size, eos = config.beam, decoder.config.vocab_size, decoder.config.eos_id
     device = reader.tokens.device
     reader.select(torch.arange(num, device=device).repeat_interleave(width))

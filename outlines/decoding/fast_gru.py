@@ -37,11 +37,6 @@ class FastGRU:
         self.output = functional.pad(decoder.embedding.weight.T, (0, padding, 0, ONES))
         self.output[-ONES] = functional.pad(bias, (0, padding), value=-torch.inf)
 
-    def reader(self, vector: Tensor | None, num: int, config: SamplingConfig, prefix: Sequence[int]) -> "_Reader":
-        """Return the `Reader` of sample.py for beam search, for the same arguments."""
-        check(self.decoder, vector, config, prefix)
-        return _Reader(self, vector, num, prefix, config, temperature=1.0)
-
     def input_layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return weight [3H, width] and bias of a layer's inputs. The bias includes the state's, except the new gate's."""
         (weight, _, bias, of_state), width = self.decoder.gru.all_weights[layer], self.decoder.config.hidden_dim
@@ -51,7 +46,6 @@ class FastGRU:
     def sample(self, vector: Tensor | None, uniforms: Tensor, config: SamplingConfig,
                prefix: Sequence[int] = ()) -> list[list[int]]:
         """Return the sentences of `sample` in sample.py, for the same arguments."""
-        check(self.decoder, vector, config, prefix)
         num, device, eos = len(uniforms), uniforms.device, self.decoder.config.eos_id
         # Places 0 to `going` hold sentences; the places beyond fill the batch up to a multiple of LEAST_ROWS.
         going = min(num, PLACES) if device.type == "cpu" else num
@@ -60,7 +54,7 @@ class FastGRU:
         # Dividing the output layer by the temperature once is cheaper than dividing the logits at every step.
         temperature = config.temperature or 1.0
         config = replace(config, temperature=config.temperature / temperature)
-        reader = _Reader(self, None if vector is None else vector[rows], len(rows), prefix, config, temperature)
+        reader = FastReader(self, None if vector is None else vector[rows], len(rows), config, prefix, temperature)
         reader.begin(_enough(going))
         first, rows = reader.tokens[:1], rows[:_enough(going)]
         positions = torch.full_like(rows, len(prefix))
@@ -98,11 +92,12 @@ def _enough(num: int) -> int:
     return num + -num % LEAST_ROWS
 
 
-class _Reader:
-    """The states of N rows. With guidance there are G = 2 readings of each, with its vector and without; else G = 1."""
+class FastReader:
+    """A `Reader` of sample.py. With guidance there are G = 2 readings of a row, with its vector and without; else G = 1."""
 
-    def __init__(self, fast: FastGRU, vector: Tensor | None, num: int, prefix: Sequence[int], config: SamplingConfig,
-                 temperature: float):
+    def __init__(self, fast: FastGRU, vector: Tensor | None, num: int, config: SamplingConfig, prefix: Sequence[int],
+                 temperature: float = 1.0):
+        check(fast.decoder, vector, config, prefix)
         decoder, self._fast, self._guidance = fast.decoder, fast, config.guidance
         *before, self.tokens = decoder.output_bias.new_tensor([decoder.config.bos_id, *prefix],
                                                               dtype=torch.long)[:, None].expand(-1, num)
@@ -123,7 +118,9 @@ class _Reader:
                 self._advance(tokens)
         self._output = fast.output if temperature == 1 else fast.output / temperature
         if self._bfloat16:
-            self._output = _in_bfloat16(self._output)
+            exact, self._output = self._output, self._output.bfloat16()
+            # The second row of ones adds the bias's rounding error, which would repeat at every step. inf - inf is nan.
+            self._output[-ONES + 1] = (exact[-ONES] - self._output[-ONES]).nan_to_num(0.0)
         self._products = self._output.new_empty(min(num, SLICE if self.tokens.device.type == "cpu" else GPU_SLICE),
                                                 self._output.shape[1])
         self._logits = self._products.float()
@@ -161,11 +158,9 @@ class _Reader:
         return functional.pad(hidden.to(self._output), (0, ONES), value=1.0)
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Return the next logits after tokens [N], as `Reader` in sample.py does."""
         return torch.mm(self._hidden(tokens), self._output)
 
     def select(self, rows: Tensor) -> None:
-        """Continue with these rows [N]: reordered, dropped or repeated."""
         self._carried = [values[:, rows] for values in self._carried]
         if len(rows) * len(self._carried[0]) > len(self._words):
             self._words = self._words.new_empty(len(rows) * len(self._carried[0]), self._words.shape[1])
@@ -197,13 +192,6 @@ class _Reader:
         for values in self._carried:
             values[:, places] = values[:, rows]
         self._carried = [values[:, :num] for values in self._carried]
-
-
-def _in_bfloat16(output: Tensor) -> Tensor:
-    """Return an output layer in bfloat16. A second row holds the bias's rounding error, which would repeat at every step."""
-    coarse = output.bfloat16()
-    coarse[-ONES + 1] = (output[-ONES] - coarse[-ONES]).nan_to_num(0.0)  # inf - inf of the tokens that are never written
-    return coarse
 
 
 def _gru_step(inputs: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from outlines.decoding.sample import SamplingConfig
 from outlines.decoding.sampler import Sampler
-from outlines.decoding.scoring import nll_of_rows
+from outlines.decoding.scoring import LatentDraw, bound_terms, nll_of_rows
 from outlines.errors import OutlinesError
-from outlines.metrics.collapse import Steps
 from outlines.networks.decoder import Decoder, DecoderConfig
 
 Item = TypeVar("Item")
@@ -51,9 +50,9 @@ class TextModel(nn.Module):
         """
         return None
 
-    def posterior_steps(self, rows: Sequence[np.ndarray], rng: torch.Generator) -> Steps:
-        """Return one draw of the posterior's latents of given sentences; for families with a latent per step."""
-        raise NotImplementedError(f"{self.family} has no latent per step")
+    def draws(self, rows: Sequence[np.ndarray], num_draws: int, rng: torch.Generator) -> Iterator[LatentDraw]:
+        """Yield draws from the posterior of sentences, with a CPU generator; none for a family without a latent."""
+        return iter(())
 
     def nll_terms(self, rows: Sequence[np.ndarray], outlines: Tensor | None, num_draws: int,
                   rng: torch.Generator) -> dict[str, Tensor]:
@@ -62,6 +61,9 @@ class TextModel(nn.Module):
         nll: -log p(x), or a bound, if the family can compute it. reconstruction_nll: -log p(x | the sentence's own vector).
         Families with a latent add the terms of their bound, from `num_draws` draws with a CPU generator.
         """
+        draws = [draw._replace(latent=None) for draw in self.draws(rows, num_draws, rng)]
+        if draws:
+            return bound_terms(draws)
         posterior = self.posterior(rows, outlines)
         nll, _ = nll_of_rows(self.decoder, rows, None if posterior is None else posterior[0])
         return {"nll" if posterior is None else "reconstruction_nll": torch.from_numpy(nll)}

@@ -1,6 +1,5 @@
 """The language model: the outline decoder without an outline."""
 
-
 from outlines.models.base import TextModel
 from outlines.networks.decoder import DecoderConfig, build_decoder
 

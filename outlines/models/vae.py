@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outlines.decoding.scoring import LatentDraw, bound_terms, nll_of_rows
+from outlines.decoding.scoring import LatentDraw, nll_of_rows
 from outlines.encoders.recurrent import RecurrentEncoder, RecurrentEncoderConfig
 from outlines.models.base import TextModel
 from outlines.networks.decoder import DecoderConfig, build_decoder
@@ -51,7 +51,7 @@ class VAE(TextModel):
 
     def draws(self, rows: Sequence[np.ndarray], num_draws: int, rng: torch.Generator,
               posterior: tuple[Tensor, Tensor] | None = None) -> Iterator[LatentDraw]:
-        """Yield draws of z [N, Z] for sentences, with a CPU generator. posterior: that of the rows, if it is known."""
+        """posterior: that of the rows, if it is known."""
         mu, logvar = (part.cpu().double() for part in posterior or self.posterior(rows))
         kl = kl_to_standard_normal(mu, logvar).sum(dim=1)
         for _ in range(num_draws):
@@ -60,10 +60,6 @@ class VAE(TextModel):
             nll = torch.from_numpy(nll_of_rows(self.decoder, rows, z.float())[0])
             # log p(x | z) + log p(z) - log q(z | x); the normalisers (2π)^(-Z/2) of the last two cancel.
             yield LatentDraw(z.float(), nll, kl, (noise.square() + logvar - z.square()).sum(dim=1) / 2 - nll)
-
-    def nll_terms(self, rows: Sequence[np.ndarray], outlines: Tensor | None, num_draws: int,
-                  rng: torch.Generator) -> dict[str, Tensor]:
-        return bound_terms(self.draws(rows, num_draws, rng))
 
 
 def drop_words(inputs: Tensor, lengths: Tensor, share: float, uniforms: Tensor, unk_id: int) -> Tensor:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from outlines.corpus.batching import TokenBatch, collate, in_like_length
-from outlines.decoding.scoring import LatentDraw, bound_terms
+from outlines.decoding.scoring import LatentDraw
 from outlines.metrics.collapse import Steps
 from outlines.models.base import TextModel
 from outlines.networks.losses import kl_to_standard_normal
@@ -84,7 +84,7 @@ class ZForcing(TextModel):
             kept.append((before, mu, logvar))
             return mu + (logvar / 2).exp() * noise[:, step]
 
-        hidden = self.decoder.unroll(batch.inputs, *self.decoder.zeros(len(batch.inputs)), draw)
+        hidden = self.decoder.unroll(batch.inputs, self.decoder.zeros(len(batch.inputs)), draw)
         states, mu, logvar = (torch.stack(part, dim=1) for part in zip(*kept, strict=True))
         return Path(hidden, states, mu, logvar, *self.decoder.prior(states))
 
@@ -112,19 +112,11 @@ class ZForcing(TextModel):
         device = next(self.parameters()).device
         return steps.mu.flatten(1).to(device), steps.logvar.flatten(1).to(device)
 
-    def posterior_steps(self, rows: Sequence[np.ndarray], rng: torch.Generator) -> Steps:
-        return self.follow_rows(rows, self._noise(len(rows), rng))[0]
-
     def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor:
         """Return innovations [num, num_steps · Z] from the prior N(0, 1), times `noise_scale`."""
         return (noise_scale * self._noise(num, rng)).flatten(1).to(next(self.parameters()).device)
 
-    def nll_terms(self, rows: Sequence[np.ndarray], outlines: Tensor | None, num_draws: int,
-                  rng: torch.Generator) -> dict[str, Tensor]:
-        return bound_terms(self.draws(rows, num_draws, rng))
-
     def draws(self, rows: Sequence[np.ndarray], num_draws: int, rng: torch.Generator) -> Iterator[LatentDraw]:
-        """Yield draws of all latents of the sentences; the first one is that of `posterior_steps`."""
         for _ in range(num_draws):
             noise = self._noise(len(rows), rng)
             steps, nll = self.follow_rows(rows, noise)
@@ -146,10 +138,7 @@ class ZForcing(TextModel):
 
 
 class Forcing(nn.Module):
-    """The auxiliary networks of training: p(b_t | z_t), and a head that predicts words from b_t. Sampling needs neither.
-
-    Without h_{t-1}, z_t alone must predict b_t (the source calls this z-forced).
-    """
+    """The auxiliary networks of training: p(b_t | z_t) or p(b_t | z_t, h_{t-1}), and a head that predicts words from b_t."""
 
     def __init__(self, model: ZForcing, sees_state: bool):
         super().__init__()

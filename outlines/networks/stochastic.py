@@ -42,16 +42,14 @@ class Gaussian(nn.Module):
 
 @dataclass
 class StochasticCache:
-    """h, c: [B, H] of every layer. innovations: [B, steps, Z]. num_read: tokens read, the same for all rows."""
+    """states: h and c [B, H] of every layer. innovations: [B, steps, Z]. num_read: tokens read, the same for all rows."""
 
-    h: list[Tensor]
-    c: list[Tensor]
+    states: list[tuple[Tensor, Tensor]]
     innovations: Tensor
     num_read: int = 0
 
     def select(self, rows: Tensor) -> "StochasticCache":
-        return StochasticCache([state[rows] for state in self.h], [state[rows] for state in self.c],
-                               self.innovations[rows], self.num_read)
+        return StochasticCache([(h[rows], c[rows]) for h, c in self.states], self.innovations[rows], self.num_read)
 
 
 class StochasticDecoder(TiedDecoder):
@@ -74,12 +72,12 @@ class StochasticDecoder(TiedDecoder):
 
     def start(self, vector: Tensor | None, num: int) -> StochasticCache:
         assert vector is not None, "the vector of this decoder holds the innovations of its latents"
-        return StochasticCache(*self.zeros(num), vector.unflatten(1, (-1, self.config.latent_dim)))
+        return StochasticCache(self.zeros(num), vector.unflatten(1, (-1, self.config.latent_dim)))
 
-    def zeros(self, num: int) -> tuple[list[Tensor], list[Tensor]]:
+    def zeros(self, num: int) -> list[tuple[Tensor, Tensor]]:
         """Return the first h and c, [B, H] of every layer."""
-        zeros = [self.output_bias.new_zeros(num, self.config.hidden_dim)] * self.config.num_layers
-        return list(zeros), list(zeros)
+        zeros = self.output_bias.new_zeros(num, self.config.hidden_dim)
+        return [(zeros, zeros)] * self.config.num_layers
 
     def advance(self, tokens: Tensor, cache: StochasticCache) -> Tensor:
         def draw(step: int, before: Tensor) -> Tensor:
@@ -87,23 +85,22 @@ class StochasticDecoder(TiedDecoder):
             place = (cache.num_read + step) % cache.innovations.shape[1]
             return mu + (logvar / 2).exp() * cache.innovations[:, place]
 
-        hidden = self.unroll(tokens, cache.h, cache.c, draw)
+        hidden = self.unroll(tokens, cache.states, draw)
         cache.num_read += tokens.shape[1]
         return hidden
 
-    def unroll(self, tokens: Tensor, h: list[Tensor], c: list[Tensor], draw: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Return the readout's outputs [B, T, embed_dim] for tokens [B, T]; replaces the states in the lists h and c.
+    def unroll(self, tokens: Tensor, states: list[tuple[Tensor, Tensor]], draw: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Return the readout's outputs [B, T, embed_dim] for tokens [B, T]; replaces the states in the list.
 
         draw: (t, upper h_{t-1} [B, H]) → z_t [B, Z].
         """
         words = self.dropout(self.embed(tokens))
         outputs = []
         for step in range(tokens.shape[1]):
-            below = torch.cat([words[:, step], draw(step, h[-1])], dim=1)
+            below = torch.cat([words[:, step], draw(step, states[-1][0])], dim=1)
             for index, cell in enumerate(self.cells):
                 if index:
                     below = functional.dropout(below, self.config.dropout, self.training)
-                h[index], c[index] = cell(below, (h[index], c[index]))
-                below = h[index]
+                below, _ = states[index] = cell(below, states[index])
             outputs.append(below)
         return self.readout(self.dropout(torch.stack(outputs, dim=1)))

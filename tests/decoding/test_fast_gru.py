@@ -52,13 +52,13 @@ def test_those_that_wait_take_the_places_of_those_that_end(config: SamplingConfi
     alone = [FastGRU(decoder).sample(vectors[row:row + 1], uniforms[row:row + 1], config, prefix)[0] for row in range(100)]
     assert FastGRU(decoder).sample(vectors, uniforms, config, prefix) == alone
     standing: list[int] = []
-    advance = fast_gru._Reader._advance
+    advance = fast_gru.FastReader._advance
 
-    def noting(reader: fast_gru._Reader, tokens: torch.Tensor) -> torch.Tensor:
+    def noting(reader: fast_gru.FastReader, tokens: torch.Tensor) -> torch.Tensor:
         standing.append(len(tokens))
         return advance(reader, tokens)
 
-    monkeypatch.setattr(fast_gru._Reader, "_advance", noting)
+    monkeypatch.setattr(fast_gru.FastReader, "_advance", noting)
     monkeypatch.setattr(fast_gru, "PLACES", 32)
     assert FastGRU(decoder).sample(vectors, uniforms, config, prefix) == alone
     after_the_prefix = standing[len(prefix):]

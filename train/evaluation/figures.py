@@ -62,7 +62,7 @@ def diagnose_vector(model: TextModel, data: Dataset, num: int, directory: Path, 
     tokens, outlines, _ = held_out(data, "test", num, seed=1)
     rng, max_len = torch.Generator().manual_seed(DRAW_SEED), data.corpus.meta["max_len"]
     if model.latent_per_step:
-        steps, prior = model.posterior_steps(tokens, rng), model.vectors(len(tokens), rng, model.sources[0])
+        steps, prior = next(model.draws(tokens, 1, rng)).latent, model.vectors(len(tokens), rng, model.sources[0])
         assert prior is not None
         return diagnose_steps(model.decoder, tokens, steps, prior, max_len=max_len,
                               num_dim_rows=_num_dim_rows(steps.mu.shape[2], quick))

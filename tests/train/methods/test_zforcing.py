@@ -342,7 +342,7 @@ def test_validation_is_deterministic_and_names_what_it_measures(data: Dataset, t
     views = made.stages[0].validate()
     told = views.figures
     assert told["valid/active_units"] > 0 and told["valid/active_positions"] > 0
-    steps = made.model.posterior_steps(held_out(data, "valid", 20)[0], rng(VALIDATION_SEED))
+    steps = next(made.model.draws(held_out(data, "valid", 20)[0], 1, rng(VALIDATION_SEED))).latent
     bars = views.pictures["posterior/kl_by_position"].axes[0].patches
     assert len(bars) == len(kl_by_position(steps))
     assert views.histograms["posterior/mu"].shape == (int(steps.lengths.sum()), 8)
