@@ -180,10 +180,11 @@ def test_a_registered_decoder_is_trained_and_sampled(bag_run: Path, capsys: pyte
 
 
 @pytest.mark.parametrize("flag, value", [("--hidden-dim", "32"), ("--dropout", "0.2")])
-def test_options_that_a_registered_decoder_does_not_use_are_refused(bag: str, flag: str, value: str, tiny_arguments: list[str],
+def test_options_that_a_registered_decoder_does_not_use_are_refused(bag: str, flag: str, value: str,
+                                                                    tiny_arguments: list[str],
                                                                     capsys: pytest.CaptureFixture[str]) -> None:
     assert train([*tiny_arguments, "--decoder", bag, flag, value, "--quiet"]) == 2
-    assert f"{flag} has no effect here (decoder 'bag' does not use it)" in capsys.readouterr().err
+    assert f"{flag} has no effect here (decoder {bag!r} does not use it)" in capsys.readouterr().err
 
 
 def test_an_unknown_generator_is_an_error(tiny_arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
