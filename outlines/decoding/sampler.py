@@ -24,11 +24,7 @@ class Sampler:
 
     def __call__(self, vector: Tensor | None, uniforms: Tensor, config: SamplingConfig,
                  prefix: Sequence[int] = ()) -> list[list[int]]:
-        """Return one sentence per row: token ids without bos and eos, at most `config.max_len` of them.
-
-        vector: [B, D] or None for a language model. uniforms: [B, max_len] in [0, 1); greedy decoding and beam search
-        ignore them. prefix: tokens that every sentence starts with; they count towards max_len.
-        """
+        """Return one sentence per row, for the arguments of `sample`. Beam search ignores the uniforms."""
         if not len(uniforms):
             return []
         if config.beam:

@@ -44,7 +44,7 @@ class ARAE(TextModel):
         self.gaussian = Generator(GeneratorConfig(self.code_dim, 1, hidden_dim=1, num_layers=1)).requires_grad_(False)
 
     def encode(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """Return codes [B, D] of unit norm. inputs: [B, T], bos first. lengths: [B] real inputs per row."""
+        """Return codes [B, D] of unit norm. Arguments as in `RecurrentEncoder.forward`."""
         return self.encoder(inputs, lengths)
 
     def codes(self, rows: Sequence[np.ndarray]) -> Tensor:

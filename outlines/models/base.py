@@ -31,15 +31,13 @@ class TextModel(nn.Module):
     """A trained generator of text."""
 
     family: ClassVar[str]
-    sources: ClassVar[tuple[str, ...]]
-    """sources of vectors: the family's own first, then its baselines; empty if it cannot write new sentences"""
-    latent_per_step: ClassVar[bool] = False
-    """whether a vector holds a latent per step; such vectors cannot be interpolated or averaged"""
+    sources: ClassVar[tuple[str, ...]]  # of vectors: the family's own, then its baselines; () if it has no new sentences
+    latent_per_step: ClassVar[bool] = False  # vectors with a latent per step cannot be interpolated or averaged
     has_critic: ClassVar[bool] = False
     decoder: Decoder
 
     def __init__(self, **arguments: Any):
-        """arguments: those of the subclass: JSON values and configs."""
+        """arguments: those of the subclass, which are JSON values and configs."""
         super().__init__()
         self.arguments = arguments
 
@@ -81,10 +79,7 @@ class TextModel(nn.Module):
         return vectors
 
     def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor | None:
-        """Return `num` vectors [num, D] from `source`, drawn with a CPU generator; None for a decoder without a vector.
-
-        noise_scale: factor on the normal noise; Brock, Donahue and Simonyan (2019) truncate it for the same purpose.
-        """
+        """Return vectors [num, D] from `source`, drawn with a CPU generator; None for a decoder without a vector."""
         if noise_scale != 1:
             raise OutlinesError(f"noise-scale has no effect on {self.family!r} models. Remove it.")
         return None

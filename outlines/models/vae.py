@@ -46,7 +46,6 @@ class VAE(TextModel):
         return self._bounded(self.encoder.project_rows(rows))
 
     def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor:
-        """Return z [num, Z] from the prior N(0, I), times `noise_scale`."""
         return noise_scale * torch.randn(num, self.latent_dim, generator=rng).to(next(self.parameters()).device)
 
     def draws(self, rows: Sequence[np.ndarray], num_draws: int, rng: torch.Generator,
@@ -65,9 +64,7 @@ class VAE(TextModel):
 def drop_words(inputs: Tensor, lengths: Tensor, share: float, uniforms: Tensor, unk_id: int) -> Tensor:
     """Return the decoder's inputs [B, T] with a share of the words replaced by unk; bos and padding stay.
 
-    Neither the tokenizer nor sampling ever returns unk. inputs: [B, T], bos first. lengths: [B] real inputs per row.
-    uniforms: [B, T] in [0, 1).
-    Source: Bowman et al. (2016), section 3.2; their keep rate is 1 - share.
+    lengths: [B] real inputs per row. uniforms: [B, T] in [0, 1). Source: Bowman et al. (2016), section 3.2.
     """
     position = torch.arange(inputs.shape[1], device=inputs.device)
     words = (position > 0) & (position < lengths.to(inputs.device)[:, None])

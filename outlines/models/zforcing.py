@@ -113,7 +113,6 @@ class ZForcing(TextModel):
         return steps.mu.flatten(1).to(device), steps.logvar.flatten(1).to(device)
 
     def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor:
-        """Return innovations [num, num_steps · Z] from the prior N(0, 1), times `noise_scale`."""
         return (noise_scale * self._noise(num, rng)).flatten(1).to(next(self.parameters()).device)
 
     def draws(self, rows: Sequence[np.ndarray], num_draws: int, rng: torch.Generator) -> Iterator[LatentDraw]:

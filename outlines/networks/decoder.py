@@ -37,7 +37,6 @@ class Cache(Protocol):
 
     def select(self, rows: Tensor) -> Self:
         """Return the cache of these rows [N]: reordered, dropped or repeated."""
-        ...
 
 
 class Decoder(nn.Module, ABC):

@@ -26,10 +26,9 @@ class GRUConfig(DecoderConfig):
 
 
 class LockedDropout(nn.Module):
-    """Dropout with one mask per sentence, shared by all steps: values [B, T, width] keep their shape.
+    """Dropout of [B, T, width] with one mask per sentence, shared by all steps.
 
-    It draws T times fewer random numbers than nn.Dropout, which took 7 % of a training step on a CPU.
-    Source: Gal and Ghahramani, A Theoretically Grounded Application of Dropout in RNNs (2016).
+    nn.Dropout draws T times more random numbers, 7 % of a training step on a CPU. Source: Gal and Ghahramani (2016).
     """
 
     def __init__(self, share: float):
@@ -50,7 +49,6 @@ class TiedDecoder(Decoder):
     embedding: nn.Embedding
 
     def _make_output(self) -> None:
-        """Make the layers behind the recurrence."""
         config = self.config
         self.dropout = LockedDropout(config.dropout)
         self.readout = nn.Linear(config.hidden_dim, config.embed_dim)

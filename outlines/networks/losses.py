@@ -1,7 +1,4 @@
-"""Losses as pure functions: one equation per function, terms per example; the caller reduces once.
-
-Shapes: B batch, T tokens, V vocabulary, D outline width.
-"""
+"""Losses as pure functions: one equation per function, terms per example; the caller reduces once."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -105,18 +102,12 @@ def score_gradients(critic: Callable[[Tensor], Tensor], points: Tensor) -> tuple
 
 
 def zero_centred_penalty(gradients: Tensor) -> Tensor:
-    """Return R1 (real points) or R2 (fake points), per example [B]: half the squared norm of the score's gradient.
-
-    Source: Mescheder et al. 2018; the weight is gamma in arXiv 2501.05441, eq. 5.
-    """
+    """Return R1 (real points) or R2 (fake points), per example [B]. Source: Mescheder et al. 2018."""
     return gradients.square().sum(dim=1) / 2
 
 
 def one_centred_penalty(gradients: Tensor) -> Tensor:
-    """Return the penalty of WGAN-GP, per example [B]: (norm of the score's gradient - 1)².
-
-    Source: Gulrajani et al. 2017, eq. 3, where the points are random mixtures of real and fake ones.
-    """
+    """Return the penalty of WGAN-GP, per example [B]. Source: Gulrajani et al. 2017, eq. 3."""
     return (gradients.norm(dim=1) - 1).square()
 
 

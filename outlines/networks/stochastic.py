@@ -1,8 +1,4 @@
-"""The decoder of Z-Forcing: an LSTM language model that reads a latent z_t beside every token.
-
-Only the family `zforcing` builds it, so it is not in the registry of decoder kinds.
-Source: Goyal et al., Z-Forcing: Training Stochastic Recurrent Networks (2017).
-"""
+"""The decoder of Z-Forcing (models/zforcing.py): an LSTM language model that reads a latent z_t beside every token."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
