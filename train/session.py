@@ -32,16 +32,21 @@ class Session:
     ranks: Ranks
     reporter: Reporter
     signals: StopSignals
+    device: str = "auto"
 
     @classmethod
-    def of_run(cls, directory: Path, quiet: bool, signals: StopSignals) -> "Session":
-        """Return a session with the cache of an existing run, in one process."""
-        return cls(Path(str(read_run(directory).get("cache", ""))), Ranks(), Reporter(quiet), signals)
+    def of_run(cls, directory: Path, quiet: bool, signals: StopSignals, device: str | None) -> "Session":
+        """Return a session with the cache of an existing run, in one process. device: see `device_of`."""
+        name = device_of(directory, device)
+        return cls(Path(str(read_run(directory).get("cache", ""))), Ranks(), Reporter(quiet), signals, name)
+
+    def choose_device(self) -> torch.device:
+        return choose_device(self.device, self.ranks.local_rank)
 
 
 def begin_run(config: RunConfig, directory: Path, session: Session, description: dict[str, Any]) -> None:
     """Write run.json with the resolved configuration, before step 0. Hashes follow when the corpus is prepared."""
-    device = choose_device(config.training.device, session.ranks.local_rank)
+    device = session.choose_device()
     training = dataclasses.replace(config.training, precision=choose_precision(config.training.precision, device))
     if session.ranks.first:
         directory.mkdir(parents=True, exist_ok=True)
@@ -58,11 +63,24 @@ def run_config(directory: Path) -> RunConfig:
     return from_json(data, find_method(str(data.get("family"))).config_class)
 
 
+def device_of(directory: Path, given: str | None) -> str:
+    """Return the device for an existing run: `given`, else its own. If that one is missing, warn and return auto."""
+    stored = run_config(directory).training.device
+    try:
+        choose_device(given or stored)
+    except OutlinesError:
+        if given:
+            raise
+        Reporter().warning(f"{directory}: its device {stored} is not available here. Using --device auto.")
+        return "auto"
+    return given or stored
+
+
 def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
     """Train or resume the run that run.json describes until it ends; return the model and its data."""
     config = run_config(directory)
     method_class = find_method(config.family)
-    device = choose_device(config.training.device, session.ranks.local_rank)
+    device = session.choose_device()
     data = open_dataset(config.corpus, config.model.encoding(), session.cache, device, session.ranks, session.reporter)
     if session.ranks.first:
         _check_hashes(directory, data)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +23,9 @@ from train.loop import learning_rate_factor
 from train.method import NotFinite, Update
 from train.runtime.log import EVENTS, RunLog
 from train.runtime.ranks import Ranks
-from train.runtime.run_directory import locked
+from train.runtime.run_directory import locked, read_run, write_json
+from train.runtime.signals import StopSignals
+from train.session import Session
 
 
 def start(arguments: list[str], threads: int = 1) -> subprocess.Popen[str]:
@@ -245,3 +248,27 @@ def test_a_reader_who_leaves_gets_no_traceback(tiny_run: Path) -> None:
                           stderr=subprocess.PIPE, text=True, env=environment(), timeout=120)
     os.close(writer)
     assert done.returncode == 128 + signal.SIGPIPE and not done.stderr, done.stderr
+
+
+def stored_with(run: Path, copy: Path, device: str) -> Path:
+    """Return a copy of a run that was stored with another device."""
+    shutil.copytree(run, copy)
+    described = read_run(copy)
+    write_json(copy / "run.json", {**described, "training": {**described["training"], "device": device}})
+    return copy
+
+
+def test_a_run_of_a_missing_device_continues_on_another(tiny_run: Path, tmp_path: Path,
+                                                        capsys: pytest.CaptureFixture[str]) -> None:
+    missing = "mps" if torch.cuda.is_available() else "cuda"
+    run = stored_with(tiny_run, tmp_path / "run", missing)
+    assert main(["--resume", str(run), "--quiet"]) == 0
+    assert f"its device {missing} is not available here" in capsys.readouterr().err
+    assert main(["--resume", str(run), "--quiet", "--device", "cpu"]) == 0
+    assert capsys.readouterr().err == ""
+    for verb in ("--resume", "evaluate", "ablate"):
+        assert main([verb, str(run), "--quiet", "--device", missing]) == 2
+        assert capsys.readouterr().err.startswith(f"error: --device {missing} is not available")
+    assert read_run(run)["training"]["device"] == missing
+    assert Session.of_run(run, True, StopSignals(), None).device == "auto"
+    assert Session.of_run(run, True, StopSignals(), "cpu").device == "cpu"

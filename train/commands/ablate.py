@@ -19,7 +19,7 @@ from outlines.metrics.verdicts import GanVerdict
 from outlines.models.base import CannotReject, TextModel
 from outlines.models.outlines import OutlineModel
 from train.commands.judges import quick_judges
-from train.commands.parsing import Parser, numbers
+from train.commands.parsing import Parser, add_device, numbers
 from train.config import RunConfig, coerce, known_fields, unknown_name
 from train.data import Dataset
 from train.evaluation.columns import ABLATION
@@ -53,6 +53,7 @@ def parser() -> Parser:
     add("--rejection", default="1", metavar="LIST", help="comma-separated numbers of draws per accepted outline, one row "
         "each; 1 accepts all (default: 1)")
     add("--out", type=Path, metavar="DIR", help="directory of runs and table (default: RUN-ablation)")
+    add_device(parser)
     add("--quiet", action="store_true", help="print no progress on stderr")
     return parser
 
@@ -67,7 +68,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> str:
     variations = list(varied(run, base, options.vary))
     out = options.out or run.with_name(f"{run.name}-ablation")
     check_out(out)
-    session = Session.of_run(run, options.quiet, signals)
+    session = Session.of_run(run, options.quiet, signals, options.device)
     model, data = finished_run(run, session)
     yardstick = Yardstick(base, data, quick_judges(base, data, session))
     out.mkdir(parents=True, exist_ok=True)

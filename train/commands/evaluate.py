@@ -22,7 +22,7 @@ from outlines.inference.rejection import MAX_MEAN_DRAWS
 from outlines.models.base import TextModel
 from outlines.models.lm import LanguageModel
 from train.commands.judges import full_judges
-from train.commands.parsing import Parser, numbers
+from train.commands.parsing import Parser, add_device, numbers
 from train.config import RunConfig
 from train.data import Dataset
 from train.evaluation import columns, tables
@@ -67,6 +67,7 @@ def parser() -> Parser:
         "st:NAME_OR_DIRECTORY, recurrent:DIRECTORY, or none (default: minilm)")
     add("--out", metavar="DIR", help="directory of the report (default: RUN/evaluation; for several runs, evaluation next "
                                      "to the first one)")
+    add_device(parser)
     add("--quiet", action="store_true", help="print no progress on stderr")
     return parser
 
@@ -94,7 +95,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> str:
     out = Path(options.out) if options.out else (first if len(options.runs) == 1 else first.parent) / "evaluation"
     check_out(out)
     directories = list({run.resolve(): run for given in options.runs for run in runs_of(Path(given))}.values())
-    session = Session.of_run(directories[0], options.quiet, signals)
+    session = Session.of_run(directories[0], options.quiet, signals, options.device)
     runs = [Run(directory, run_config(directory), *finished_run(directory, session)) for directory in directories]
     labels = label_runs(runs)
     # The leader has outlines, if any run has: the yardstick needs the real ones.

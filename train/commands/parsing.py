@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from outlines.devices import DEVICES
 from outlines.errors import OutlinesError
 from outlines.options import choices_of, unknown_name
 from train.config import PAIRING, flag_of, group_of, known_fields
@@ -32,6 +33,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         raise OutlinesError(f"{message} (see `{self.prog} --help`)")
+
+
+def add_device(parser: Parser) -> None:
+    parser.add_argument("--device", choices=DEVICES, help="device; auto: cuda, then mps, then cpu (default: the run's own)")
 
 
 COMMON = ("corpus", "encoder", "seed")  # options listed first in the help, with those of the command

@@ -23,7 +23,7 @@ from train.runtime.progress import Reporter
 from train.runtime.ranks import join
 from train.runtime.run_directory import GROUP, begin_group, new_run_directory, read_group, read_run, runs_of
 from train.runtime.signals import Stopped, StopSignals
-from train.session import Session, begin_run, command_line, locked_run, run_config, train_run
+from train.session import Session, begin_run, command_line, device_of, locked_run, run_config, train_run
 
 OWN_OPTIONS = ("preset", "config", "remedy", "families", "runs", "out", "seeds")
 """Options other than configuration fields that decide a run."""
@@ -63,7 +63,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--runs", metavar="DIR", help="directory of all runs; their cache is DIR-cache (default: runs)")
     add("--out", metavar="RUN", help="directory of this run (default: a new numbered one)")
     add("--seeds", metavar="LIST", help="comma-separated seeds; train one run per seed and report mean ± standard deviation")
-    add("--resume", metavar="RUN", help="continue this run with its own options")
+    add("--resume", metavar="RUN", help="continue this run with its own options; only --device can differ")
     add("--quiet", action="store_true", help="print no progress on stderr")
     add_options(parser, method)
     return parser.parse_args(arguments)
@@ -76,6 +76,7 @@ class Plan:
     directory: Path | None  # of the run or of the group; None: a new one under `root`
     root: Path
     cache: Path
+    device: str
     name: str = ""  # of a new directory
     runs: dict[str, tuple[str, RunConfig]] = field(default_factory=dict)
     """preset and configuration of each run, by its path in the directory; "." is the directory itself"""
@@ -97,11 +98,13 @@ def plan_of(options: argparse.Namespace) -> Plan:
     flags = {name: value for name, value in vars(options).items()
              if name not in ("family", "resume", "quiet", *OWN_OPTIONS) and value is not None}
     if options.resume:
+        device = flags.pop("device", None)
         given = [*flags, *(name for name in OWN_OPTIONS if getattr(options, name))]
         if given:
             raise OutlinesError(f"{flag_of(given[0])} has no effect with --resume: a run keeps its options")
         resumed = Path(options.resume)
-        return Plan(resumed, resumed.parent, Path(str(read_run(runs_of(resumed)[0]).get("cache", ""))))
+        first = runs_of(resumed)[0]
+        return Plan(resumed, resumed.parent, Path(str(read_run(first).get("cache", ""))), device_of(first, device))
     if options.seeds is not None and "seed" in flags:
         raise OutlinesError("--seed has no effect with --seeds. Leave it out.")
     preset, root = " ".join(options.preset or ["default"]), Path(options.runs or "runs")
@@ -129,7 +132,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     name = "-".join([options.family, *preset.split()]) + ("-seeds" if options.seeds is not None else "")
     # The cache is next to the runs, so that TensorBoard shows only runs.
     cache = Path(os.environ.get("OUTLINES_CACHE", root.with_name(root.name + "-cache")))
-    return Plan(directory, root, cache, name, runs, groups)
+    return Plan(directory, root, cache, next(iter(runs.values()))[1].training.device, name, runs, groups)
 
 
 def _configuration(family: str, preset: str, file: str | None, flags: dict[str, Any], strict: bool) -> RunConfig:
@@ -194,8 +197,8 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     try:
         options = parse(arguments)
         plan = plan_of(options)
-        ranks = join(next((config.training.device for _, config in plan.runs.values()), "auto"))
-        session = Session(plan.cache, ranks, Reporter(options.quiet, silent=not ranks.first), signals)
+        ranks = join(plan.device)
+        session = Session(plan.cache, ranks, Reporter(options.quiet, silent=not ranks.first), signals, plan.device)
         directory = plan.directory
         if directory is None:
             made = new_run_directory(plan.root, plan.name) if ranks.first else None
