@@ -203,6 +203,21 @@ def resolve(family: str, model_config: Any, presets: dict[str, dict[str, Any]], 
     return config
 
 
+def absolute(config: RunConfig) -> RunConfig:
+    """Return the configuration with absolute paths, so that a run does not depend on the working directory."""
+    def full(path: str) -> str:
+        return str(Path(path).absolute()) if path else path
+
+    corpus: dict[str, Any] = {name: tuple(map(full, getattr(config.corpus, name))) for name in ("corpus", "valid", "test")}
+    model: dict[str, Any] = {name: full(path) for name, path in vars(config.model).items() if name == "decoder_from"}
+    kind, _, path = str(getattr(config.model, "encoder", "")).partition(":")
+    if kind == "recurrent" or (kind == "st" and Path(path).is_dir()):
+        model["encoder"] = f"{kind}:{full(path)}"
+    corpus["tokenizer"] = full(config.corpus.tokenizer)
+    return dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, **corpus),
+                               model=dataclasses.replace(config.model, **model))
+
+
 def from_json(data: dict[str, Any], model_config: type) -> RunConfig:
     """Return the configuration that `to_json` wrote; raises OutlinesError for a missing, unknown or invalid field."""
     parts = {}

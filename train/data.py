@@ -16,7 +16,7 @@ from torch import Tensor
 from outlines.corpus import grammar
 from outlines.corpus.batching import BatchOrder, TokenBatch, collate
 from outlines.corpus.pairs import Pairing, load_pairing
-from outlines.corpus.prepared import PreparedCorpus, prepare_corpus
+from outlines.corpus.prepared import PreparedCorpus, find_prepared, prepare_corpus
 from outlines.corpus.reading import SPLITS, ReadingReport, fingerprint, read_corpus, split_of
 from outlines.corpus.tokenizer import SentencePieceTokenizer
 from outlines.encoders import load_encoder
@@ -77,9 +77,9 @@ class Dataset:
                 self.scaling = Scaling.fit(torch.from_numpy(train.rows(rows)), whiten=True)
             self.scaling.to(device)
 
-    def hashes(self) -> dict[str, str]:
+    def hashes(self, encoder: bool = True) -> dict[str, str]:
         """Return the hashes of corpus, tokenizer and, with outlines, encoder, by name."""
-        of_encoder = {"encoder": self.stores["train"].encoder_fingerprint} if self.stores else {}
+        of_encoder = {"encoder": self.stores["train"].encoder_fingerprint} if self.stores and encoder else {}
         return {"corpus": self.corpus.fingerprint, "tokenizer": self.tokenizer.fingerprint, **of_encoder}
 
     def set_scaling(self, model: OutlineDecoding) -> None:
@@ -118,10 +118,13 @@ class Dataset:
 
 
 def open_dataset(config: CorpusConfig, encoding: tuple[str, bool] | None, cache: Path, device: torch.device, ranks: Ranks,
-                 reporter: Reporter) -> Dataset:
-    """Prepare the corpus and encode its splits, or load both from the cache. encoding: see ModelOptions."""
+                 reporter: Reporter, known: str = "") -> Dataset:
+    """Prepare the corpus and encode its splits, or load both from the cache.
+
+    encoding: see ModelOptions. known: fingerprint of the prepared corpus, which replaces files that have moved.
+    """
     encoder, whiten = encoding or (None, False)
-    directory = ranks.agree(str(_prepare(config, cache, reporter)) if ranks.first else "")
+    directory = ranks.agree(str(_prepare(config, cache, reporter, known)) if ranks.first else "")
     corpus = PreparedCorpus(Path(directory))
     stores: dict[str, OutlineStore] = {}
     normalized = False
@@ -153,7 +156,10 @@ def _key(data: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
+def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter, known: str) -> Path:
+    paths = [*config.corpus, *config.valid, *config.test, config.tokenizer]
+    if known and not all(Path(path).exists() for path in paths) and (found := find_prepared(cache, known)):
+        return found
     given = SentencePieceTokenizer.load(Path(config.tokenizer)) if config.tokenizer else None
     files = config.files() if config.corpus else None
     source = fingerprint(files) if files else f"{EMBEDDED} {grammar.scenes().entropy():.12f} x {config.num_sentences}"

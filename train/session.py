@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from outlines.corpus.prepared import cache_of
 from outlines.devices import choose_device, choose_precision
 from outlines.errors import OutlinesError
 from outlines.models.base import TextModel
@@ -38,7 +39,7 @@ class Session:
     def of_run(cls, directory: Path, quiet: bool, signals: StopSignals, device: str | None) -> "Session":
         """Return a session with the cache of an existing run, in one process. device: see `device_of`."""
         name = device_of(directory, device)
-        return cls(Path(str(read_run(directory).get("cache", ""))), Ranks(), Reporter(quiet), signals, name)
+        return cls(cache_of(directory, read_run(directory)), Ranks(), Reporter(quiet), signals, name)
 
     def choose_device(self) -> torch.device:
         return choose_device(self.device, self.ranks.local_rank)
@@ -81,7 +82,9 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
     config = run_config(directory)
     method_class = find_method(config.family)
     device = session.choose_device()
-    data = open_dataset(config.corpus, config.model.encoding(), session.cache, device, session.ranks, session.reporter)
+    known = read_run(directory).get("hashes", {}).get("corpus", "")
+    data = open_dataset(config.corpus, config.model.encoding(), session.cache, device, session.ranks, session.reporter,
+                        known)
     if session.ranks.first:
         _check_hashes(directory, data)
         data.tokenizer.save(directory / "tokenizer.model")

@@ -6,12 +6,13 @@ It contains meta.json, tokenizer.model, manifest.json and, per split, the senten
 
 import contextlib
 import json
+import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -143,6 +144,20 @@ class PreparedCorpus:
     def fingerprint(self) -> str:
         """SHA-256 of the manifest, and so of all files."""
         return sha256_file(self.directory / MANIFEST)
+
+
+def cache_of(run: Path, description: dict[str, Any]) -> Path:
+    """Return the cache that run.json names; if it has moved, OUTLINES_CACHE or DIR-cache beside a parent DIR of the run."""
+    stored = str(description.get("cache", ""))
+    beside = [parent.with_name(f"{parent.name}-cache") for parent in run.resolve().parents if parent.name]
+    places = [Path(stored), Path(os.environ.get("OUTLINES_CACHE", stored)), *beside]
+    return next((place for place in places if place.is_dir()), Path(stored))
+
+
+def find_prepared(cache: Path, fingerprint: str) -> Path | None:
+    """Return the prepared corpus with this fingerprint, or None."""
+    return next((manifest.parent for manifest in sorted(cache.glob(f"corpus-*/{MANIFEST}"))
+                 if sha256_file(manifest) == fingerprint), None)
 
 
 def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source: str,

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from outlines.checkpoint import MANIFEST, sha256_file
-from outlines.corpus.prepared import PreparedCorpus, Sentences
+from outlines.corpus.prepared import PreparedCorpus, Sentences, cache_of, find_prepared
 from outlines.encoders.store import META, OutlineStore, read_sealed
 from outlines.errors import OutlinesError
 
@@ -32,15 +31,13 @@ class TrainingSet(NamedTuple):
 def training_set(run: Path, description: dict[str, Any]) -> TrainingSet:
     """The training set that a run's run.json describes; raises OutlinesError if it is missing or damaged."""
     hashes = description.get("hashes", {})
-    cache = Path(str(description.get("cache", "")))
+    cache = cache_of(run, description)
     if "encoder" not in hashes:
         raise OutlinesError(f"{run}: '{description.get('family')}' runs store no outlines of their corpus, so this "
                             "command is not available.")
-    corpora = [manifest.parent for manifest in sorted(cache.glob(f"corpus-*/{MANIFEST}"))
-               if sha256_file(manifest) == hashes.get("corpus")]
-    if not corpora:
+    if (corpus := find_prepared(cache, hashes.get("corpus"))) is None:
         raise OutlinesError(f"{cache}: the corpus of {run} is missing. Train any run on it to prepare it again.")
-    sentences = PreparedCorpus(corpora[0]).sentences["train"]
+    sentences = PreparedCorpus(corpus).sentences["train"]
     wanted = {"encoder_fingerprint": hashes["encoder"], "corpus_fingerprint": sentences.fingerprint}
     for meta in sorted(cache.glob(f"outlines-*/{META}")):
         if wanted.items() <= read_sealed(meta).items():

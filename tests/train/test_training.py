@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ import torch
 from outlines.checkpoint import read_state
 from tests.conftest import Command, environment
 from train.__main__ import main
+from train.commands.train import parse, plan_of
 from train.loop import learning_rate_factor
 from train.method import NotFinite, Update
 from train.runtime.log import EVENTS, RunLog
@@ -272,3 +274,33 @@ def test_a_run_of_a_missing_device_continues_on_another(tiny_run: Path, tmp_path
     assert read_run(run)["training"]["device"] == missing
     assert Session.of_run(run, True, StopSignals(), None).device == "auto"
     assert Session.of_run(run, True, StopSignals(), "cpu").device == "cpu"
+
+
+def test_a_run_needs_neither_its_corpus_nor_its_places(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs and cache are moved together, the corpus is gone, and even the judges must be trained again."""
+    home = tmp_path / "two words é"
+    home.mkdir()
+    shutil.copytree(Path(read_run(tiny_run)["cache"]), home / "runs-cache")
+    run = shutil.copytree(tiny_run, home / "runs" / "run")
+    for judge in (home / "runs-cache").glob("lm-*"):
+        shutil.rmtree(judge)
+    (run / "report.json").unlink()
+    described = read_run(run)
+    described["corpus"]["corpus"] = ["nowhere.txt"]
+    write_json(run / "run.json", {**described, "cache": str(tmp_path / "gone")})
+    monkeypatch.chdir(tmp_path)
+    assert main(["--resume", str(run.relative_to(tmp_path)), "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+    assert not (tmp_path / "gone").exists()
+    shutil.rmtree(home / "runs-cache")
+    assert main(["--resume", str(run), "--quiet"]) == 2
+    assert "nowhere.txt: no such file" in capsys.readouterr().err
+
+
+def test_paths_are_stored_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = plan_of(parse(["--corpus", "a.txt", "--encoder", "recurrent:encoder", "--decoder-from", "run"]))
+    config: Any = plan.runs["."][1]
+    assert config.corpus.corpus == (str(tmp_path / "a.txt"),) and not config.corpus.tokenizer
+    assert config.model.encoder == f"recurrent:{tmp_path / 'encoder'}" and config.model.decoder_from == str(tmp_path / "run")

@@ -126,7 +126,7 @@ def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[di
         axes[name] = [coerce(fields[name], _value(fields[name].type, text), "--vary") for text in values.split(",")]
     for combination in itertools.product(*axes.values()):
         settings = dict(zip(axes, combination, strict=True))
-        changes: dict[str, Any] = {"decoder_from": str(run), **settings}
+        changes: dict[str, Any] = {"decoder_from": str(run.absolute()), **settings}
         training = dataclasses.replace(base.training, seed=changes.pop("seed", base.training.seed))
         yield settings, dataclasses.replace(base, training=training, model=dataclasses.replace(base.model, **changes))
 
@@ -164,7 +164,8 @@ def _row(directory: Path, config: RunConfig, rejection: float, yardstick: Yardst
          rows: Mapping[str, Row], command: str) -> Row:
     """Train one combination, or load it, and measure it."""
     if not (directory / "run.json").exists():
-        begin_run(config, directory, session, {"preset": "", "command": command})
+        begin_run(config, directory, session, {"preset": "", "command": command,
+                                                   "hashes": yardstick.data.hashes(encoder=False)})
     with locked(directory):
         model, data = train_run(directory, session)
     assert isinstance(config.model, OutlineOptions)

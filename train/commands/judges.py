@@ -90,7 +90,7 @@ def _language_model(config: RunConfig, data: Dataset, session: Session, seed: in
     if larger and not (directory / "model").exists():
         run = dataclasses.replace(run, corpus=dataclasses.replace(
             corpus, tokenizer=_save_tokenizer(data, directory), vocab_size=0, lowercase=False))
-    return _trained(directory, run, data, session, name)
+    return _trained(directory, run, data, session, name, {} if larger else data.hashes(encoder=False))
 
 
 def _configuration(config: RunConfig, corpus: CorpusConfig, seed: int, changes: dict[str, Any]) -> RunConfig:
@@ -109,8 +109,9 @@ def _save_tokenizer(data: Dataset, directory: Path) -> str:
     return str(directory / "given.model")
 
 
-def _trained(directory: Path, run: RunConfig, data: Dataset, session: Session, name: str) -> TextModel:
-    """Train the run in this directory, or load its model."""
+def _trained(directory: Path, run: RunConfig, data: Dataset, session: Session, name: str,
+             hashes: dict[str, str]) -> TextModel:
+    """Train the run in this directory, or load its model. hashes: of its corpus, if known."""
     if (directory / "model").exists():  # Read-only: several processes may share it.
         return load_model(directory / "model").to(data.device)
     session.reporter.line(f"train the {name}")
@@ -120,7 +121,7 @@ def _trained(directory: Path, run: RunConfig, data: Dataset, session: Session, n
     with locked(directory, session.reporter.line):
         if not (directory / "model").exists():
             # Written again after an interruption, because the corpus may have moved.
-            begin_run(run, directory, alone, {"preset": [], "command": name})
+            begin_run(run, directory, alone, {"preset": [], "command": name, "hashes": hashes})
         return train_run(directory, alone)[0]
 
 
@@ -149,7 +150,7 @@ def reverse_nll(samples: Sequence[str], held_out: Sequence[str], config: RunConf
             inside = dataclasses.replace(session, cache=work / "cache", reporter=Reporter(quiet=True))
             corpus = CorpusConfig(**files, max_len=data.corpus.meta["max_len"])
             run = _configuration(config, corpus, REVERSE_SEED, options)
-            model = _trained(work / "run", run, data, inside, "language model of samples")
+            model = _trained(work / "run", run, data, inside, "language model of samples", {})
             write_json(result, neural_judge(model, data)(held_out)._asdict())
         shutil.rmtree(work, ignore_errors=True)  # Only the score is kept: an evaluation trains dozens of these models.
     return Nll(**read_json(result))

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from outlines.corpus.prepared import cache_of
 from outlines.errors import OutlinesError
 from outlines.models.lm import LanguageModel
 from train.commands.compare import COMPARE, DEFAULT_REMEDY, LEADER, compared, remedies, report_comparison
 from train.commands.judges import baseline, quick_judges
 from train.commands.parsing import Parser, add_options
-from train.config import RunConfig, coerce, flag_of, known_fields, read_toml, resolve
+from train.config import RunConfig, absolute, coerce, flag_of, known_fields, read_toml, resolve
 from train.evaluation.judges import Judges
 from train.evaluation.quick import closing_report, measure_run, report_seeds
 from train.method import all_methods, find_method
@@ -104,7 +105,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
             raise OutlinesError(f"{flag_of(given[0])} has no effect with --resume: a run keeps its options")
         resumed = Path(options.resume)
         first = runs_of(resumed)[0]
-        return Plan(resumed, resumed.parent, Path(str(read_run(first).get("cache", ""))), device_of(first, device))
+        return Plan(resumed, resumed.parent, cache_of(first, read_run(first)), device_of(first, device))
     if options.seeds is not None and "seed" in flags:
         raise OutlinesError("--seed has no effect with --seeds. Leave it out.")
     preset, root = " ".join(options.preset or ["default"]), Path(options.runs or "runs")
@@ -140,7 +141,7 @@ def _configuration(family: str, preset: str, file: str | None, flags: dict[str, 
     method = find_method(family)
     fields = known_fields(method.config_class)
     own = {name: coerce(fields[name], value, "command line") for name, value in flags.items() if strict or name in fields}
-    return resolve(family, method.config_class, method.presets, preset, file, own)
+    return absolute(resolve(family, method.config_class, method.presets, preset, file, own))
 
 
 def _check_comparable(runs: dict[str, tuple[str, RunConfig]], flags: dict[str, Any]) -> None:
