@@ -15,7 +15,7 @@ from torch import Tensor
 from outlines import checkpoint
 from outlines.checkpoint import load_modules, module_tensors
 from outlines.decoding.sample import SamplingConfig
-from outlines.errors import OutlinesError
+from outlines.errors import OutlinesError, quoted
 from outlines.models.base import block_seed
 from train.config import TrainingConfig
 from train.data import Dataset
@@ -229,7 +229,7 @@ class Loop:
             prune(self.directory, self.config.keep_checkpoints, path)
         except OSError as error:
             raise OutlinesError(f"{path}: cannot save: {error.strerror or error}. Earlier checkpoints are intact. "
-                                f"Free some disk space, then continue with --resume {self.directory}") from error
+                                f"Free some disk space, then continue with --resume {quoted(self.directory)}") from error
 
     def _restore(self) -> int:
         """Load the newest intact checkpoint, if any, and return the length of its log in bytes."""

@@ -11,7 +11,7 @@ import torch
 
 from outlines.corpus.prepared import cache_of
 from outlines.devices import choose_device, choose_precision
-from outlines.errors import OutlinesError
+from outlines.errors import OutlinesError, quoted
 from outlines.models.base import TextModel
 from outlines.models.registry import load_model
 from train.config import RunConfig, from_json
@@ -102,7 +102,7 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
 def finished_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
     """Load a finished run. Raises OutlinesError if it is not trained to the end."""
     if not (directory / "model").is_dir():
-        raise OutlinesError(f"{directory} is not trained to the end. Continue with `python -m train --resume {directory}`.")
+        raise OutlinesError(f"{directory} is not trained to the end. Run `python -m train --resume {quoted(directory)}`.")
     model, data = train_run(directory, session)
     return model.eval(), data
 

@@ -26,7 +26,7 @@ from outlines.decoding.sampler import Sampler
 from outlines.decoding.scoring import nll_of_rows
 from outlines.devices import choose_precision
 from outlines.encoders import SentenceEncoder, load_encoder
-from outlines.errors import OutlinesError, TokenizerError
+from outlines.errors import OutlinesError, TokenizerError, no_run, quoted
 from outlines.hardening import read_json
 from outlines.inference import interpolation
 from outlines.inference.interpolation import Smoothness, Walk
@@ -91,9 +91,9 @@ class Pipeline:
     def load(cls, run: Path, device: torch.device, precision: str = "auto") -> "Pipeline":
         """Load a finished run from its directory; raises OutlinesError. precision: see `choose_precision`."""
         if not (run / "run.json").is_file():
-            raise OutlinesError(f"{run} is not a run: it has no run.json. Pass a run's directory.")
+            raise no_run(run)
         if not (run / "model").is_dir():
-            raise OutlinesError(f"{run}: training has not finished. Continue it with `python -m train --resume {run}`.")
+            raise OutlinesError(f"{run}: training has not finished. Continue: `python -m train --resume {quoted(run)}`.")
         remedy = "Restore it from a backup, or train again."
         description = read_json(run / "run.json", remedy)
         try:
@@ -105,7 +105,7 @@ class Pipeline:
         try:
             tokenizer = SentencePieceTokenizer.load(run / "tokenizer.model", str(expected))
         except TokenizerError as error:
-            raise OutlinesError(f"{error} `python -m train --resume {run}` writes it again.") from error
+            raise OutlinesError(f"{error} `python -m train --resume {quoted(run)}` writes it again.") from error
         model = load_model(run / "model")
         config = model.decoder.config
         if config.vocab_size != tokenizer.vocab_size or config.never_written != tokenizer.special.never_written:

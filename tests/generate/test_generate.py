@@ -138,7 +138,7 @@ def test_damaged_and_unfinished_runs_are_named(tiny_run: Path, run_module: Comma
         done = run_module("generate", run)
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
-    refused(tmp_path / "nowhere", "nowhere is not a run")
+    refused(tmp_path / "nowhere", "nowhere: no run here")
     copy = tmp_path / "copy"
     shutil.copytree(tiny_run, copy)
     shutil.rmtree(copy / "model")
@@ -447,7 +447,7 @@ def test_progress_is_shown_only_on_a_terminal(written: Written, tmp_path: Path, 
     (["interpolate", A], "required: B"),
     (["interpolate", A, B, "--num", "1"], "--num: must be a whole number of at least 2"),
     (["interpolate", A, B, "--lm", "x"], "--lm has no effect without --smoothness"),
-    (["interpolate", A, B, "--lm", "/nowhere", "--smoothness"], "/nowhere is not a run"),
+    (["interpolate", A, B, "--lm", "/nowhere", "--smoothness"], "/nowhere: no run here"),
     (["vary", A, "--radius", "-1"], "--radius: must be a number of at least 0"),
     (["mean", "/nowhere.txt"], "/nowhere.txt: cannot be read"),
     (["complete", " "], "The beginning is empty"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from outlines.checkpoint import MANIFEST, sha256_file
-from outlines.errors import OutlinesError
+from outlines.errors import OutlinesError, quoted
 from outlines.inference.rejection import MAX_MEAN_DRAWS
 from outlines.metrics.verdicts import GanVerdict
 from outlines.models.base import CannotReject, TextModel
@@ -107,7 +107,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> str:
             f"of real text. See docs/outline-gan.md.\n\n{table(lines, ABLATION)}\n\n"
             f"One command per row:\n\n```bash\n{commands}\n```")
     write_report(out, text, {"rows": rows})
-    return f"{text}\n\nwritten to {out}: report.md, report.json\nnext:\n  tensorboard --logdir {out}"
+    return f"{text}\n\nwritten to {out}: report.md, report.json\nnext:\n  tensorboard --logdir {quoted(out)}"
 
 
 def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[dict[str, Any], RunConfig]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from outlines.checkpoint import atomic_write
-from outlines.errors import OutlinesError
+from outlines.errors import OutlinesError, quoted
 from outlines.models.registry import families
 from train.commands.evaluate import label_of
 from train.config import SIZES, unknown_name
@@ -107,4 +107,4 @@ def report_comparison(directory: Path, members: Sequence[Path]) -> str:
         writer.add_text("comparison/report", render())
     tables.write_group(directory, render(), list(runs), rows, rebuilt)
     return (f"{render(tables.WIDTH)}\n\nfull report: {directory / 'report.md'}; picture: {directory / 'collapse.png'}\n\n"
-            f"next:\n  tensorboard --logdir {directory}\n  python -m train evaluate {directory}")
+            f"next:\n  tensorboard --logdir {quoted(directory)}\n  python -m train evaluate {quoted(directory)}")

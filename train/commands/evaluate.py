@@ -17,7 +17,7 @@ from typing import Any
 
 from outlines.checkpoint import MANIFEST, sha256_file
 from outlines.encoders import load_encoder
-from outlines.errors import OutlinesError
+from outlines.errors import OutlinesError, quoted
 from outlines.inference.rejection import MAX_MEAN_DRAWS
 from outlines.models.base import TextModel
 from outlines.models.lm import LanguageModel
@@ -136,7 +136,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> str:
         hparams[label] = {**own, "seed": ",".join([*seeds, str(own["seed"])])}
     write_curves(out, lines, hparams)
     return (f"{text}\n\nwritten to {out}: report.md, report.json, curve.png\nnext:\n"
-            f"  tensorboard --logdir {out / 'tensorboard'}")
+            f"  tensorboard --logdir {quoted(out / 'tensorboard')}")
 
 
 def _check(runs: Sequence[Run], leader: Run, options: argparse.Namespace) -> set[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from outlines.corpus.prepared import cache_of
-from outlines.errors import OutlinesError
+from outlines.errors import OutlinesError, quoted
 from outlines.models.lm import LanguageModel
 from train.commands.compare import COMPARE, DEFAULT_REMEDY, LEADER, compared, remedies, report_comparison
 from train.commands.judges import baseline, quick_judges
@@ -128,8 +128,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
         groups["."] = (COMPARE, list(members))
     directory = Path(options.out) if options.out else None
     if directory and any((directory / name).exists() for name in ("run.json", GROUP)):
-        raise OutlinesError(f"{directory} already contains a run. Continue with --resume {directory}, or choose another "
-                            "directory.")
+        raise OutlinesError(f"{directory} already contains a run. Continue with --resume {quoted(directory)}, or choose "
+                            "another directory.")
     name = "-".join([options.family, *preset.split()]) + ("-seeds" if options.seeds is not None else "")
     # The cache is next to the runs, so that TensorBoard shows only runs.
     cache = Path(os.environ.get("OUTLINES_CACHE", root.with_name(root.name + "-cache")))
@@ -216,5 +216,5 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
         raise
     except Stopped as stopped:
         if directory:
-            stopped.advice = f"continue with --resume {directory}"
+            stopped.advice = f"continue with --resume {quoted(directory)}"
         raise

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from outlines.decoding.sample import SamplingConfig
+from outlines.errors import quoted
 from outlines.inference.pipeline import TEMPERATURE, Pipeline
 from outlines.models.base import TextModel
 from train.config import RunConfig
@@ -110,13 +111,13 @@ def _projected(model: TextModel, data: Dataset) -> Iterator[tuple[str, Tensor, l
 def closing_report(directory: Path, config: RunConfig, model: TextModel, data: Dataset) -> str:
     """Return the report of a measured run for the terminal: the main figures, ten samples, the next commands."""
     text = _render([read_json(directory / "report.json")], tables.WIDTH)
-    following = [f"  python -m train outlines --encoder recurrent:{directory / 'encoder'}"]
+    following = [f"  python -m train outlines --encoder {quoted(f'recurrent:{directory}/encoder')}"]
     if model.sources:
         finished = Pipeline(directory, read_run(directory), model, data.tokenizer)
         samples = "\n".join(f"  {line}" for line in finished.sample(10, config.training.seed))
         text += f"\n\nten samples at T = {TEMPERATURE}:\n{samples}"
-        following = [f"  python -m generate {directory}", f"  tensorboard --logdir {directory.parent}",
-                     f"  python -m train evaluate {directory}"]
+        following = [f"  python -m generate {quoted(directory)}", f"  tensorboard --logdir {quoted(directory.parent)}",
+                     f"  python -m train evaluate {quoted(directory)}"]
     return "\n".join([text, "", f"full report: {directory / 'report.md'}", "next:", *following])
 
 
@@ -125,7 +126,7 @@ def report_seeds(directory: Path, runs: Sequence[Path]) -> str:
     figures = [read_json(run / "report.json") for run in runs]
     tables.write_group(directory, _render(figures), runs, *_labelled(figures))
     return (f"{_render(figures, tables.WIDTH)}\n\nfull report: {directory / 'report.md'}\nnext:\n"
-            f"  python -m train evaluate {directory}")
+            f"  python -m train evaluate {quoted(directory)}")
 
 
 def _labelled(figures: Sequence[dict[str, Any]]) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:

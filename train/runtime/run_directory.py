@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from outlines.checkpoint import atomic_write, read_state, sweep
-from outlines.errors import CheckpointError, OutlinesError
+from outlines.errors import CheckpointError, OutlinesError, no_run
 from outlines.hardening import one_line, read_json
 
 FORMAT = 1
@@ -71,7 +71,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def read_run(directory: Path) -> dict[str, Any]:
     """Return run.json. Raises OutlinesError if it is missing, damaged or has another format."""
     if not (directory / "run.json").exists():
-        raise OutlinesError(f"{directory}: no run here (no run.json). Check the path.")
+        raise no_run(directory)
     data = read_json(directory / "run.json")
     if data.get("format") != FORMAT:
         raise OutlinesError(f"{directory / 'run.json'}: has format {str(data.get('format'))[:40]}, this version reads "
