@@ -19,11 +19,9 @@ from outlines.devices import sampling_workers
 from outlines.errors import OutlinesError
 from outlines.inference.pipeline import Condition, Pipeline, Sentence
 from outlines.metrics.bleu import reconstruction_bleu
+from outlines.metrics.text import unspaced
 
-MAX_REPEATS = 10_000
-"""--unique stops after this many consecutive duplicates."""
-
-
+MAX_REPEATS = 10_000  # --unique stops after this many consecutive duplicates
 Line = tuple[str, dict[str, Any]]
 """One line of output: as text, and as the object that --format jsonl writes."""
 
@@ -99,8 +97,9 @@ def reconstruct(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Lin
             yield f"{done.bleu:.1f}\t{done.nll:.2f}\t{done.rebuilt}", {
                 "text": done.text, "reconstruction": done.rebuilt, "bleu": done.bleu, "nll": done.nll}
     if pairs:
-        bleu = reconstruction_bleu(*map(list, zip(*pairs, strict=True)))
-        print(f"{len(pairs)} sentences: BLEU {bleu:.2f}, nll {nll / len(pairs):.2f} nats per sentence, "
+        rebuilt, given = map(list, zip(*pairs, strict=True))
+        bleu, unit = reconstruction_bleu(rebuilt, given), " of characters" if unspaced(given) else ""
+        print(f"{len(pairs)} sentences: BLEU{unit} {bleu:.2f}, nll {nll / len(pairs):.2f} nats per sentence, "
               f"{nll / num_targets:.3f} per token", file=sys.stderr)
 
 

@@ -6,15 +6,11 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from outlines.errors import OutlinesError
-from outlines.metrics.text import Ngram, Words, ngrams, require_sentences
+from outlines.metrics.text import Ngram, Words, ngrams, require_sentences, separated
 
 
 class References:
-    """Reference sentences with their n-grams counted once, so BLEU costs the same for any number of references.
-
-    BLEU clips the count of an n-gram at its largest count in one reference, or at the second largest if the hypothesis is
-    itself the reference with the largest.
-    """
+    """Reference sentences with their n-grams counted once, so BLEU costs the same for any number of references."""
 
     def __init__(self, sentences: Sequence[Words], max_n: int = 5) -> None:
         require_sentences("BLEU references", sentences)
@@ -29,7 +25,7 @@ class References:
                         self.largest_two[ngram] = (max(first, count), min(first, count))
 
     def matches(self, hypothesis: Words, n: int, is_member: bool = False) -> int:
-        """Count the n-grams of the hypothesis that the references contain, clipped at their count there."""
+        """Count the n-grams of the hypothesis, each up to its largest count in one reference (other than the hypothesis)."""
         total = 0
         for ngram, count in Counter(ngrams(hypothesis, n)).items():
             first, second = self.largest_two.get(ngram, (0, 0))
@@ -65,8 +61,7 @@ def _mean_bleu(hypotheses: Sequence[Words], references: References, is_member: b
 def bleu_scores(hypotheses: Sequence[Words], references: Sequence[Words] | References, max_n: int = 5) -> dict[int, float]:
     """Return BLEU-2 to BLEU-max_n of samples against a test set: {n: score in 0..1}.
 
-    Mean over hypotheses of sentence BLEU-n with the whole set as references and NLTK's smoothing method1. It grows with the
-    number of references. references: sentences, or `References` to count one test set once for many calls.
+    Mean sentence BLEU-n with the whole set as references, NLTK's smoothing method1. It grows with the number of references.
     Source: Texygen, Zhu et al. (2018), with all references instead of the first 500.
     """
     require_sentences("BLEU", hypotheses)
@@ -79,8 +74,7 @@ def bleu_scores(hypotheses: Sequence[Words], references: Sequence[Words] | Refer
 def self_bleu_scores(samples: Sequence[Words], max_n: int = 5) -> dict[int, float]:
     """Return self-BLEU-2 to self-BLEU-max_n: {n: score in 0..1}; higher = less diverse.
 
-    Mean over samples of sentence BLEU-n with all other samples as references and NLTK's smoothing method1. 1 means that
-    every sentence has a duplicate. It grows with the number of samples: compare equal numbers, also with real sentences.
+    Mean sentence BLEU-n with all other samples as references, NLTK's smoothing method1. It grows with the number of samples.
     Source: Texygen, Zhu et al. (2018), with all samples instead of the first 500.
     """
     require_sentences("self-BLEU", samples, at_least=2)
@@ -88,11 +82,14 @@ def self_bleu_scores(samples: Sequence[Words], max_n: int = 5) -> dict[int, floa
 
 
 def reconstruction_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Return sacrebleu's corpus BLEU-4 in 0..100, lower case: each raw sentence against the one it reconstructs."""
+    """Return sacrebleu's corpus BLEU-4 in 0..100, case folded: each sentence against the one it reconstructs.
+
+    If no hypothesis has four words, the longest possible n-grams are used (effective order).
+    """
     import sacrebleu  # Here, because `python -m generate` does not need it to start.
 
     require_sentences("reconstruction BLEU", hypotheses)
     if len(hypotheses) != len(references):
         raise OutlinesError(f"reconstruction BLEU: {len(hypotheses)} hypotheses, but {len(references)} references")
-    # force: no warning about tokenised text.
-    return float(sacrebleu.corpus_bleu(hypotheses, [references], lowercase=True, force=True).score)
+    made, wanted = (list(map(separated, sentences)) for sentences in (hypotheses, references))
+    return float(sacrebleu.corpus_bleu(made, [wanted], force=True, use_effective_order=True).score)

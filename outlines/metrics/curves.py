@@ -1,8 +1,4 @@
-"""Quality against diversity over temperature: two families compared at equal diversity.
-
-A curve has one point per temperature: (reverse nll, forward nll), in nats per token. The forward nll falls with the
-temperature, the reverse nll then rises. One of them cannot rank two families; the curve can.
-"""
+"""Quality against diversity: a curve has a point (reverse nll, forward nll) per temperature, in nats per token."""
 
 import math
 from collections.abc import Sequence

@@ -1,7 +1,6 @@
 """An n-gram language model with modified Kneser-Ney smoothing: a judge of another architecture than the models it judges.
 
-It sees only order - 1 tokens back, so it does not measure long-range coherence. Its nll falls with the size of the training
-text: compare equal numbers of sentences.
+It sees only order - 1 tokens back. Its nll falls with the size of the training text: compare equal numbers of sentences.
 Source: Chen and Goodman, An Empirical Study of Smoothing Techniques for Language Modeling (1998), interpolated.
 """
 
@@ -120,15 +119,13 @@ class NgramModel:
     def _joined(self, rows: Iterable[Row]) -> tuple[np.ndarray, np.ndarray]:
         """Return all sentences end to end, from BOS to EOS, and where each starts; int64."""
         pieces = [np.asarray(row, dtype=np.int64) for row in rows]
-        lengths = np.array([len(piece) + 2 for piece in pieces], dtype=np.int64)
+        ends = np.array([len(piece) for piece in pieces], dtype=np.int64).cumsum()
         inner = np.concatenate([*pieces, np.empty(0, dtype=np.int64)])
         special = self._special
         if len(inner) and not (max(vars(special).values()) < inner.min() and inner.max() < self.vocab_size):
             raise ValueError(f"n-gram model: rows contain ids from {inner.min()} to {inner.max()}. Only ids of pieces below "
                              f"{self.vocab_size} are allowed.")
-        ends = lengths.cumsum()
-        tokens = np.full(lengths.sum(), special.pad_id, dtype=np.int64)
-        tokens[ends - lengths] = special.bos_id
-        tokens[ends - 1] = special.eos_id
-        tokens[tokens == special.pad_id] = inner
-        return tokens, ends - lengths
+        starts = np.append(0, ends)[:-1]
+        bounds = np.stack([starts, ends], axis=1).ravel()
+        tokens = np.insert(inner, bounds, np.tile([special.bos_id, special.eos_id], len(pieces)))
+        return tokens, starts + 2 * np.arange(len(pieces))

@@ -2,6 +2,7 @@
 
 import math
 import random
+from pathlib import Path
 
 import pytest
 import sacrebleu
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from scipy.stats import wasserstein_distance
 
+from outlines.corpus.tokenizer import train_tokenizer
 from outlines.errors import OutlinesError
 from outlines.metrics.bleu import References, bleu_scores, reconstruction_bleu, self_bleu_scores
 from outlines.metrics.curves import efficient_points, interpolated_gap
@@ -19,7 +21,9 @@ from outlines.metrics.text import (
     distinct_n,
     length_distance,
     nearest_overlap,
+    separated,
     unique_rate,
+    unspaced,
     words,
 )
 
@@ -46,10 +50,41 @@ def nltk_mean(hypotheses: list[list[str]], references_of: list[list[list[str]]],
 
 def test_words_separates_marks_and_keeps_hyphens_and_apostrophes_inside():
     assert words("A man's wet-nosed dog, “sits” -- on  the mat.") == [
-        "A", "man's", "wet-nosed", "dog", ",", "“", "sits", "”", "-", "-", "on", "the", "mat", "."]
-    assert words("A Dog's", lowercase=True) == ["a", "dog's"]
+        "a", "man's", "wet-nosed", "dog", ",", "“", "sits", "”", "-", "-", "on", "the", "mat", "."]
+    assert words("A Dog's") == ["a", "dog's"]
     assert words("नमस्ते दुनिया") == ["नमस्ते", "दुनिया"]  # combining marks are no punctuation
     assert words(" \n") == []
+
+
+COPIES = ["A dog runs…", "ACME™ sells ½ of it²", "Ｈｅｌｌｏ， ｗｏｒｌｄ！", "the ﬁnal oﬃce", "Straße ﬂießt",
+          "我喜欢你，很好！", "ｶﾀｶﾅのﾃﾞｰﾀ。", "สวัสดีครับ", "نعم، ﻻ؟", "cafe\u0301 and ①", "한국어 좋다", "a～b", "ΣΊΣΥΦΟΣ",
+          "non\u00a0breaking\u200b space", "№ 5 ㎏ ㈱"]
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_a_verbatim_copy_is_a_copy_after_any_tokenizer(lowercase: bool, tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(COPIES * 3, tmp_path / "spm.model", vocab_size=500, lowercase=lowercase)
+    samples = tokenizer.lines(tokenizer.encode(COPIES))
+    made, training = [words(text) for text in samples], [words(text) for text in COPIES]
+    assert made == training
+    assert copied_rate(made, training) == 1
+    assert nearest_overlap(made, training) == NearestOverlap(1.0, 1.0)
+    for text, sentence in zip(samples, COPIES, strict=True):
+        assert reconstruction_bleu([text], [sentence]) == pytest.approx(100)
+
+
+def test_a_character_of_a_script_without_spaces_is_a_word():
+    assert words("我喜欢 tea。") == ["我", "喜", "欢", "tea", "。"]
+    assert words("データだ") == ["デ", "ー", "タ", "だ"]
+    assert words("สวัสดี") == ["ส", "วั", "ส", "ดี"]  # with the signs above and below
+    assert words("한국어는 좋다") == ["한국어는", "좋다"]
+    assert unspaced(["我喜欢 tea。"]) and not unspaced(["a dog says 好"]) and not unspaced([])
+
+
+def test_marks_of_other_scripts_are_words():
+    assert words("نعم، لا؟ है। ቃል።") == ["نعم", "،", "لا", "؟", "है", "।", "ቃል", "።"]
+    assert separated("نعم؟").split() == ["نعم", "؟"]
+    assert separated("it's “so” – a dog's 3.5") == "it's “so” – a dog's 3.5"  # sacrebleu's tokenizer separates these
 
 
 def test_bleu_by_hand():
@@ -110,11 +145,11 @@ def test_counted_references_give_the_same_bleu():
     (["A man, aged 3.5, runs - in a $5.50 t-shirt &amp; tie."], ["A MAN of 3.5 runs in $5.5 t-shirt & tie."]),
     (["a dog sits in the sun", "it's 10-12 o'clock"], ["a cat sits by the sea", "its 10-12 o'clock, I say"]),
     (["a b c d e"], ["e d c b a"]),  # two orders and more without a match
-    (["a b c"], ["a b c"]),  # no sentence has four words
+    (["a b c"], ["a b c"]),  # no sentence has four words: sacrebleu's effective order
     (["", "a cat sits on the mat"], ["a dog", "a cat sat on the mat"]),
 ])
 def test_reconstruction_bleu_equals_sacrebleu(hypotheses, references):
-    theirs = sacrebleu.corpus_bleu(hypotheses, [references], lowercase=True).score
+    theirs = sacrebleu.corpus_bleu(hypotheses, [references], lowercase=True, use_effective_order=True).score
     assert reconstruction_bleu(hypotheses, references) == pytest.approx(theirs, abs=1e-6)
 
 
@@ -125,6 +160,17 @@ def test_reconstruction_bleu_by_hand():
     assert reconstruction_bleu(["A dog runs home."], ["a dog runs home."]) == pytest.approx(100)
     with pytest.raises(OutlinesError, match="1 hypotheses, but 2 references"):
         reconstruction_bleu(["a"], ["a", "b"])
+
+
+@pytest.mark.parametrize("sentence", ["Dogs run", "Hi", "A dog!", "No.", "你好", "是", "¿Qué?", "ครับ"])
+def test_the_exact_reconstruction_of_a_short_sentence_has_bleu_100(sentence: str) -> None:
+    assert reconstruction_bleu([sentence], [sentence]) == pytest.approx(100)
+    assert reconstruction_bleu([""], [sentence]) == 0
+
+
+def test_reconstruction_bleu_of_chinese_equals_sacrebleus_chinese_tokenizer():
+    made, given = ["我在北京学习中文，很好。", "他3岁"], ["我在上海学习英文，不好。", "他3岁了"]
+    assert reconstruction_bleu(made, given) == pytest.approx(sacrebleu.corpus_bleu(made, [given], tokenize="zh").score)
 
 
 def test_distinct_n_and_unique_rate_by_hand():

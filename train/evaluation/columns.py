@@ -44,6 +44,7 @@ COLUMNS = (
     Column("test/reconstruction_nll_per_token", "reconstruction NLL/token", 3,
            "conditioned on the sentence's own vector; do not compare it with an unconditional NLL"),
     Column("test/reconstruction_bleu", "reconstruction BLEU", 2, "greedy"),
+    Column("test/reconstruction_chrf", "chrF", 2, "of the same reconstructions"),
     Column("verdict", "vector", 0),
     Column("test/kl", "KL", 2, "to the prior, nats per sentence"),
     Column("test/mutual_information", "mutual information", 2, "of vector and sentence, nats"),
@@ -69,8 +70,7 @@ def select(*keys: str) -> tuple[Column, ...]:
 
 
 QUICK = select("forward_nll_per_token", "outline_precision", "outline_recall", "distinct_2", "self_bleu_4", "copied",
-               "in_language", "unique", "grammar_nll")
-"""the most important columns first, because a terminal shows only those that fit"""
+               "in_language", "unique", "grammar_nll")  # the most important first: a terminal shows only those that fit
 MAIN = select("forward_nll_per_token", "reverse_nll_per_token", "forward_ngram_nll_per_token", "reverse_ngram_nll_per_token",
               "forward_ppl_per_word", "reverse_ppl_per_word", "bleu_4", "self_bleu_4", "distinct_2", "unique", "copied",
               "near_copies", "length_distance", "in_language", "grammar_nll")
@@ -78,12 +78,11 @@ BLEU = select(*(f"{kind}_{n}" for kind in ("bleu", "self_bleu") for n in range(2
 OUTLINES = select(*(f"{name}_{figure}" for name in ("outline", "text")
                     for figure in ("precision", "recall", "frechet", "two_sample")), "outline_nearest_cosine")
 RECONSTRUCTION = select("test/nll_per_token", "num_draws", "test/negative_elbo_per_token",
-                        "test/reconstruction_nll_per_token", "test/reconstruction_bleu")
+                        "test/reconstruction_nll_per_token", "test/reconstruction_bleu", "test/reconstruction_chrf")
 VECTOR = select("verdict", "test/kl", "test/mutual_information", "test/mutual_information_ceiling", "test/active_units",
                 "test/active_positions", "test/latent_gap_per_token", "test/prior_gap_per_token", "test/distinct_outputs",
                 "test/output_change")
 CLOSING = select("verdict", "test/latent_gap_per_token", "test/nll_per_token", "test/reconstruction_nll_per_token",
-                 "test/reconstruction_bleu", "test/kl", "test/mutual_information")
-"""the columns of both tables that a terminal shows"""
+                 "test/reconstruction_bleu", "test/kl", "test/mutual_information")  # on a terminal
 ABLATION = (*select("outline_precision", "outline_recall", "outline_frechet", "outline_two_sample", "forward_nll_0.7",
                     "forward_nll_1", "memorised", "steps", "seconds"), Column("verdict", "verdict", 0))

@@ -82,7 +82,7 @@ class Comparison:
         else:
             texts = [[target] for target in found.targets]
         self.found = found
-        self.references = [References([words(text, lowercase=True) for text in data.text("test", np.array(rows))], 4)
+        self.references = [References([words(text) for text in data.text("test", np.array(rows))], 4)
                            for rows in texts]
         self.outlines = [functional.normalize(torch.from_numpy(data.stores["test"].rows(np.array(rows)))) for rows in texts]
 
@@ -129,7 +129,7 @@ class Comparison:
         raw = torch.from_numpy(self.data.stores["test"].rows(self.found.conditions))
         own, other = (torch.stack([(group @ real.T).mean(dim=1) for group, real in zip(encoded, outlines, strict=True)])
                       for outlines in (self.outlines, self.outlines[1:] + self.outlines[:1]))
-        bleu = np.array([[bleu_scores([words(text, lowercase=True)], real, 4)[4] for text in group]
+        bleu = np.array([[bleu_scores([words(text)], real, 4)[4] for text in group]
                          for group, real in zip(texts, self.references, strict=True)])
         row = {"num_conditions": len(texts), "num_samples": len(flat), "similarity": float(own.mean()),
                "similarity_random": float(other.mean()), "own_group": float((own > other).float().mean()),

@@ -17,8 +17,7 @@ from train.evaluation.sampling import REAL_TEXT
 from train.evaluation.tables import Figures, Line, num_seeds
 from train.runtime.log import write_hparams
 
-JUDGES = {"": "the GRU language model", "_ngram": "the 5-gram model"}
-"""The judges that score in both directions, by the suffix of their figures' keys."""
+JUDGES = {"": "the GRU language model", "_ngram": "the 5-gram model"}  # by the suffix of their figures' keys
 
 
 def curves(lines: Sequence[Line], seed: int | None = None, judge: str = "") -> dict[str, list[tuple[float, float]]]:
@@ -37,8 +36,7 @@ def curves(lines: Sequence[Line], seed: int | None = None, judge: str = "") -> d
 def gaps(lines: Sequence[Line], against: str, judge: str = "") -> dict[str, Figures | None]:
     """Return by how many nats per token each label's forward nll is below that of `against`, at equal reverse nll.
 
-    Averaged over the reverse nlls that both curves reach: seed by seed, or of the means if the numbers of seeds differ.
-    None: not comparable in at least one seed.
+    Mean over the common reverse nlls: seed by seed, or of the means if the numbers of seeds differ. None: not comparable.
     """
     found: dict[str, Figures | None] = {}
     counts = {label: max(len(line.figures["forward_nll_per_token"].values) for line in lines if line.label == label)

@@ -20,14 +20,11 @@ from train.data import Dataset
 
 DRAW_SEED = 13
 SOURCES = ("generator", "mixture", "gaussian", "real outlines")  # the sources that the verdict on a generator compares
-VALIDATION_DRAWS = 2
-"""Draws of a sentence's latents in a validation. Two make the importance-weighted nll a tighter bound than the ELBO."""
-NUM_SWAPPED = 500
-"""Largest number of validation sentences scored with a swapped vector; the gap's error is about 0.01 nats per token."""
+VALIDATION_DRAWS = 2  # of a sentence's latents; two make the importance-weighted nll a tighter bound than the ELBO
+NUM_SWAPPED = 500  # validation sentences scored with a swapped vector; the gap's error is about 0.01 nats per token
 MAX_DIM_ROWS = 256
 NUM_DECODED, DECODED_LEN = 256, 64  # number and maximal length of the sentences decoded in a validation for `decoded_nll`
-QUICK_DIM_SCORINGS = 8192
-"""Largest number of sentence scorings for the gaps of single dimensions in the quick report; seconds on a CPU."""
+QUICK_DIM_SCORINGS = 8192  # sentence scorings for the gaps of single dimensions in the quick report; seconds on a CPU
 
 
 def nll_figures(split: str, model: TextModel, rows: Sequence[np.ndarray], outlines: Tensor | None,

@@ -4,7 +4,6 @@ A forward judge has learned real text and scores samples. A reverse judge learns
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -24,18 +23,15 @@ class Nll(NamedTuple):
 
 
 Judge = Callable[[Sequence[str]], Nll]  # sentences → their score
-ReverseJudge = Callable[[Sequence[str], Sequence[str]], Nll]
-"""samples to learn, real sentences → the score of the real sentences"""
-Scoring = Callable[[Sequence[np.ndarray]], tuple[np.ndarray, np.ndarray]]
-"""token ids of N sentences → nll [N] in nats and number of targets [N]"""
+ReverseJudge = Callable[[Sequence[str], Sequence[str]], Nll]  # samples to learn, real sentences → the score of the latter
+Scoring = Callable[[Sequence[np.ndarray]], tuple[np.ndarray, np.ndarray]]  # token ids → nll [N] in nats, targets [N]
 
 
-@dataclass(frozen=True)
-class Judges:
+class Judges(NamedTuple):
     """All judges of a corpus, by the prefix of their figures."""
 
-    forward: Mapping[str, Judge] = field(default_factory=dict)
-    reverse: Mapping[str, ReverseJudge] = field(default_factory=dict)
+    forward: Mapping[str, Judge] = {}
+    reverse: Mapping[str, ReverseJudge] = {}
 
 
 def tokens_of(sentences: Sequence[str], data: Dataset) -> list[np.ndarray]:

@@ -3,20 +3,21 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import sacrebleu
 import torch
 from torch import Tensor
 
 from outlines.decoding.sample import SamplingConfig
 from outlines.inference.rejection import rejecting
 from outlines.metrics.bleu import reconstruction_bleu
+from outlines.metrics.text import normalized, unspaced
 from outlines.models.base import Draw, TextModel
 from train.data import Dataset
 from train.evaluation.figures import held_out, nll_figures
 
 SAMPLING_SEED = 11
 QUICK_DRAWS, FULL_DRAWS = 16, 100  # draws of a latent for the nll of held-out sentences
-MOST_LEARNT = 20_000
-"""Rows per class for the two-sample classifier. With 2,500 it hardly detects a mixture of 2,000 centres."""
+MOST_LEARNT = 20_000  # rows per class for the two-sample classifier; with 2,500 it hardly detects a mixture of 2,000 centres
 REAL_TEXT, REAL_OUTLINES, LM = "real text", "real outlines", "lm"
 
 Row = dict[str, Any]  # the figures of one line of a table, by key
@@ -93,11 +94,14 @@ def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, 
 def reconstruction(model: TextModel, data: Dataset, num: int, num_draws: int) -> Row:
     """Return the nll of held-out sentences and how well they are reconstructed. num_draws: draws of a latent for the nll."""
     tokens, outlines, text = held_out(data, "test", num, seed=1)
-    figures: Row = {"num_sentences": len(text), **nll_figures("test", model, tokens, outlines, num_draws)}
+    figures: Row = {"num_sentences": len(text), "unspaced": unspaced(text),
+                    **nll_figures("test", model, tokens, outlines, num_draws)}
     if (posterior := model.posterior(tokens, outlines)) is not None:
         greedy = SamplingConfig(temperature=0, max_len=data.corpus.meta["max_len"])
         rebuilt = data.tokenizer.decode(model.decode(posterior[0], 0, greedy))
         figures["test/reconstruction_bleu"] = reconstruction_bleu(rebuilt, text)
+        made, wanted = (list(map(normalized, sentences)) for sentences in (rebuilt, text))
+        figures["test/reconstruction_chrf"] = float(sacrebleu.corpus_chrf(made, [wanted]).score)
         if posterior[1] is not None:
             figures["num_draws"] = num_draws
     return figures

@@ -30,7 +30,6 @@ class Figures:
 
     @property
     def deviation(self) -> float | None:
-
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def to_json(self) -> dict[str, Any]:
@@ -130,6 +129,8 @@ def reconstruction_section(rebuilt: Sequence[tuple[str, Row]], width: int | None
             parts.append(wrap(f"{line.label}: {rows[0]['words']}", width))
             if width is None:
                 parts.append("\n".join(f"- {point}" for point in rows[0].get("details", [])))
+    if any(row.get("unspaced") for _, row in rebuilt):
+        parts.append("The text has no spaces between words, so every character counts as a word in all figures.")
     return "\n\n".join(parts)
 
 

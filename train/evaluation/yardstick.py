@@ -40,26 +40,22 @@ class Yardstick:
                  encoder: SentenceEncoder | None = None):
         self.data, self.judges, self.full, self.encoder = data, judges, num_samples is not None, encoder
         self.num_samples = num_samples or config.training.num_evaluation
-        # Most figures depend on the number of sentences, so real text and references have the same number. Real text is
-        # compared with other real text, because it would match itself perfectly.
+        # Most figures depend on the number of sentences, so real text and (other) references have the same number.
         size = min(self.num_samples, data.num_rows("test"), data.num_rows("valid"))
         self.rows = data.sample_rows("test", size, seed=1)
         self.references = data.text("test", self.rows)
+        self.split_references = [words(sentence) for sentence in self.references]
         self.others = data.sample_rows("valid", size, seed=1)
         self._training: list[Words] = []  # each distinct word once in memory
         self._outline_figures: dict[bytes, Row] = {}  # they do not depend on the temperature
 
     def training(self) -> Iterable[Words]:
         """Return the words of the training sentences, lower case; a larger corpus is split again each time."""
-        split = (words(sentence, lowercase=True) for sentence in self.data.corpus.sentences["train"])
+        split = (words(sentence) for sentence in self.data.corpus.sentences["train"])
         if self.data.num_rows("train") > MOST_HELD:
             return split
         self._training = self._training or [tuple(map(sys.intern, sentence)) for sentence in split]
         return self._training
-
-    @cached_property
-    def split_references(self) -> Split:
-        return [words(sentence, lowercase=True) for sentence in self.references]
 
     @cached_property
     def counted_references(self) -> References:
@@ -94,7 +90,7 @@ class Yardstick:
             row |= judge(text).figures(name)
         compared = text[:len(self.references)]
         row["num_compared"] = len(compared)
-        split = [words(sentence, lowercase=True) for sentence in compared]
+        split = [words(sentence) for sentence in compared]
         for metric in (*METRICS, *(FULL_METRICS if self.full else ())):
             row |= metric(self, compared, split)
         if sentences.outlines is not None:

@@ -166,3 +166,10 @@ def test_options_become_words_and_numbers() -> None:
               "model": {"dropout": 0.1}}
     assert flat_options(config) == {"family": "lm", "corpus": '["a.txt", "b.txt"]', "strict": False, "seed": 3,
                                     "dropout": 0.1}
+
+
+def test_a_report_says_that_characters_count_as_words() -> None:
+    row = {"num_sentences": 2, "test/reconstruction_bleu": 5.0, "test/reconstruction_chrf": 7.0}
+    assert "every character counts as a word" in reconstruction_section([("vae", {**row, "unspaced": True})])
+    text = reconstruction_section([("vae", {**row, "unspaced": False})])
+    assert "every character" not in text and "| chrF |" in text

@@ -58,13 +58,13 @@ class SceneEncoder:
         counts: dict[str, np.ndarray] = {}
         for column, name in enumerate(SCENE_TYPES):
             for sentence in sentences_about([name], 150, seed=3):
-                for word in words(sentence, lowercase=True):
+                for word in words(sentence):
                     counts.setdefault(word, np.zeros(self.dim))[column] += 1
         self.vectors = {word: count / count.sum() - 1 / self.dim for word, count in counts.items()}
 
     def encode(self, sentences: list[str]) -> np.ndarray:
         none = np.zeros(self.dim)
-        sums = np.array([sum((self.vectors.get(word, none) for word in words(sentence, lowercase=True)), none)
+        sums = np.array([sum((self.vectors.get(word, none) for word in words(sentence)), none)
                          for sentence in sentences])
         return (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-6)).astype(np.float32)
 
