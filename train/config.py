@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from outlines.corpus.formats import kind_of
 from outlines.corpus.reading import CorpusFiles
 from outlines.devices import DEVICES, PRECISIONS
 from outlines.errors import OutlinesError
@@ -21,15 +22,16 @@ class CorpusConfig:
     """The sentences, and how they become tokens."""
 
     group: ClassVar[str] = "corpus"
-    corpus: tuple[str, ...] = option((), "training files, one sentence per line: .txt, .jsonl or .csv, optionally .gz "
+    corpus: tuple[str, ...] = option((), "training files: .txt, .jsonl, .json, .csv, .tsv or .parquet, optionally .gz "
                                          "(default: the embedded corpus, a grammar of everyday scenes)")
     valid: tuple[str, ...] = option((), "validation files (default: a fraction of --corpus)")
     test: tuple[str, ...] = option((), "test files (default: a fraction of --corpus)")
-    text_column: str = option("text", "column of the sentence in .csv and .jsonl files")
+    text_column: str = option("text", "column of the sentence in files other than .txt")
     group_lines: int = option(0, "number of consecutive lines of a .txt file that describe the same item; each is a "
                                  "condition for the others; 0 reads --condition-column", low=0)
-    condition_column: str = option("", "column of the condition in .csv and .jsonl files (default: condition)")
+    condition_column: str = option("", "column of the condition (default: condition)")
     label_column: str = option("", "column of a label that is added to the condition (default: no label)")
+    max_rejected: float = option(0.1, "largest fraction of bad lines at which training starts", low=0, high=1)
     strict: bool = option(False, "stop at the first bad line instead of skipping and counting it")
     max_chars: int = option(2000, "maximum characters of a line; longer lines are rejected", low=1, flag=False)
     valid_fraction: float = option(0.02, "fraction of sentences held out for validation, by hash", low=0, high=0.5,
@@ -245,12 +247,12 @@ def check(config: RunConfig, given: set[str]) -> None:
     without_effect = []
     if corpus.corpus:
         without_effect += ["num_sentences"]
-        if not any(".csv" in path or ".jsonl" in path for path in (*corpus.corpus, *corpus.valid, *corpus.test)):
+        if all(kind_of(Path(path)) == ".txt" for path in (*corpus.corpus, *corpus.valid, *corpus.test)):
             without_effect += ["text_column"]
         without_effect += ["valid_fraction"] if corpus.valid else []
         without_effect += ["test_fraction"] if corpus.test else []
     else:
-        without_effect += ["valid", "test", "text_column", "strict", "max_chars"]
+        without_effect += ["valid", "test", "text_column", "strict", "max_chars", "max_rejected"]
         if config.model.learns_pairs:
             raise OutlinesError(f"'{config.family}' learns from pairs, and the embedded corpus has none. Use --corpus.")
     if corpus.tokenizer:

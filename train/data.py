@@ -1,9 +1,11 @@
 """From a configuration to batches: prepare the corpus and encode its outlines, once, into a cache."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +17,10 @@ from torch import Tensor
 
 from outlines.corpus import grammar
 from outlines.corpus.batching import BatchOrder, TokenBatch, collate
+from outlines.corpus.formats import CorpusError
 from outlines.corpus.pairs import Pairing, load_pairing
 from outlines.corpus.prepared import PreparedCorpus, find_prepared, prepare_corpus
-from outlines.corpus.reading import SPLITS, ReadingReport, fingerprint, read_corpus, split_of
+from outlines.corpus.reading import SPLITS, Member, ReadingReport, fingerprint, read_corpus, split_of
 from outlines.corpus.tokenizer import SentencePieceTokenizer
 from outlines.encoders import load_encoder
 from outlines.encoders.store import OutlineStore, encode_shards, finish_store
@@ -57,6 +60,8 @@ class Batch:
         return torch.tensor(constant / self.ranks.world)
 
 
+LEAST_ROWS, LEAST_GROUPS = 6, 4  # of every split: k-NN needs one more row than neighbours; a corpus of pairs needs groups
+MOST_HELD_OUT = 0.25  # largest fraction of a small corpus that is held out for validation, and for testing
 MAX_FITTED_ROWS = 200_000  # maximum outlines for fits (whitening, the generator's start), which bounds memory
 
 
@@ -124,7 +129,10 @@ def open_dataset(config: CorpusConfig, encoding: tuple[str, bool] | None, cache:
     encoding: see ModelOptions. known: fingerprint of the prepared corpus, which replaces files that have moved.
     """
     encoder, whiten = encoding or (None, False)
-    directory = ranks.agree(str(_prepare(config, cache, reporter, known)) if ranks.first else "")
+    paths = [*config.corpus, *config.valid, *config.test, config.tokenizer]
+    found = find_prepared(cache, known) if known and not all(Path(path).exists() for path in paths) else None
+    config = config if found else fit_splits(config, reporter)
+    directory = ranks.agree(str(found or _prepare(config, cache, reporter)) if ranks.first else "")
     corpus = PreparedCorpus(Path(directory))
     stores: dict[str, OutlineStore] = {}
     normalized = False
@@ -148,6 +156,8 @@ def open_dataset(config: CorpusConfig, encoding: tuple[str, bool] | None, cache:
                         finish_store(store)
                     ranks.barrier()
             stores[split] = OutlineStore(store)
+    for note in corpus.notes():
+        reporter.warning(note)
     pairing = load_pairing(config.files()) if config.corpus and config.files().are_pairs else None
     return Dataset(corpus, stores, normalized, device, whiten, pairing)
 
@@ -156,35 +166,59 @@ def _key(data: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter, known: str) -> Path:
-    paths = [*config.corpus, *config.valid, *config.test, config.tokenizer]
-    if known and not all(Path(path).exists() for path in paths) and (found := find_prepared(cache, known)):
-        return found
+def _members(config: CorpusConfig, report: ReadingReport, sources: Sequence[str] = SPLITS) -> Iterator[Member]:
+    if config.corpus:
+        yield from read_corpus(config.files(), report, sources)
+    elif "train" in sources:
+        for number, sentence in enumerate(grammar.sentences(config.num_sentences, EMBEDDED_SEED)):
+            yield Member(split_of(sentence, config.valid_fraction, config.test_fraction), sentence, number, "")
+
+
+def fit_splits(config: CorpusConfig, reporter: Reporter) -> CorpusConfig:
+    """Return the configuration with held-out fractions raised until every split has enough rows. Raises CorpusError."""
+    pairs = config.corpus and config.files().are_pairs
+    least, unit = (LEAST_GROUPS, "groups of two or more sentences") if pairs else (LEAST_ROWS, "sentences")
+    while True:
+        counts, group, size = Counter[str](), -1, 0
+        for source in SPLITS:
+            filled = [split for split in SPLITS if split == source or (source == "train" and not getattr(config, split, ""))]
+            for member in _members(config, ReadingReport(), [source]):
+                group, size = member.group, size + 1 if member.group == group else 1
+                counts[member.split] += size == (2 if pairs else 1)
+                if all(counts[split] >= least for split in filled):
+                    break
+        short = [split for split in SPLITS if counts[split] < least]
+        if not short:
+            return config
+        fractions = {f"{split}_fraction": getattr(config, f"{split}_fraction") for split in short if split != "train"}
+        given = [f"--{split}" for split in short if getattr(config, split, "")]
+        if "train" in short or given or max(fractions.values()) >= MOST_HELD_OUT:
+            found = ", ".join(f"{split} {counts[split]}" for split in short)
+            advice = f"Add some to {given[0]}" if given else f"Use at least {10 * least} different ones"
+            raise CorpusError(f"Too few {unit} ({found}); each split needs {least}. {advice}.")
+        raised = {name: min(MOST_HELD_OUT, 1.5 * max(value, least / counts.total())) for name, value in fractions.items()}
+        reporter.line("small corpus: " + ", ".join(f"{name} raised to {value:.2f}" for name, value in raised.items()))
+        config = dataclasses.replace(config, **raised)
+
+
+def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
     given = SentencePieceTokenizer.load(Path(config.tokenizer)) if config.tokenizer else None
     files = config.files() if config.corpus else None
     source = fingerprint(files) if files else f"{EMBEDDED} {grammar.scenes().entropy():.12f} x {config.num_sentences}"
     vocab_size = config.vocab_size or (0 if files or given else EMBEDDED_VOCAB_SIZE)
     key = _key({"source": source, "vocab_size": vocab_size, "lowercase": config.lowercase,
                 "max_len": config.max_len, "tokenizer": given.fingerprint if given else "",
-                "fractions": [config.valid_fraction, config.test_fraction], "version": 1})
+                "fractions": [config.valid_fraction, config.test_fraction], "version": 2})
     directory = cache / f"corpus-{key}"
     cache.mkdir(parents=True, exist_ok=True)
     with contextlib.nullcontext() if directory.exists() else locked(cache, reporter.line):
         if directory.exists():  # Another run may have made it in the meantime.
             return directory
         report = ReadingReport()
-        if files:
-            pairs = ((member.split, member.sentence) for member in read_corpus(files, report))
-        else:
-            pairs = ((split_of(sentence, config.valid_fraction, config.test_fraction), sentence)
-                     for sentence in grammar.sentences(config.num_sentences, EMBEDDED_SEED))
+        pairs = ((member.split, member.sentence) for member in _members(config, report))
         with reporter.bar("tokenise", "sentences") as progress:
-            corpus = prepare_corpus(pairs, directory, source=source, vocab_size=vocab_size or None,
-                                    lowercase=config.lowercase, max_len=config.max_len, tokenizer=given,
-                                    progress=progress)
+            prepare_corpus(pairs, directory, source=source, vocab_size=vocab_size or None, lowercase=config.lowercase,
+                           max_len=config.max_len, tokenizer=given, report=report, progress=progress)
     if files:
         reporter.line(report.summary())
-    cut = sum(split["cut"] for split in corpus.meta["splits"].values())
-    if cut:
-        reporter.line(f"{cut} sentences were cut at {config.max_len} tokens (--max-len)")
     return directory

@@ -119,13 +119,13 @@ def locked_run(directory: Path, session: Session) -> contextlib.AbstractContextM
 
 
 def _check_hashes(directory: Path, data: Dataset) -> None:
-    """Write the hashes of corpus, tokenizer and encoder into run.json; raise OutlinesError if they have changed."""
-    hashes, run = data.hashes(), read_run(directory)
+    """Write hashes and losses of the data into run.json; raise OutlinesError if a hash has changed."""
+    hashes, losses, run = data.hashes(), data.corpus.meta["losses"], read_run(directory)
     for name, value in run.get("hashes", {}).items():
         if hashes.get(name) != value:
             raise OutlinesError(f"{directory}: the {name} has changed since this run began. Restore it, or start a new run.")
-    if run.get("hashes") != hashes:
-        write_json(directory / "run.json", {**run, "hashes": hashes})
+    if (run.get("hashes"), run.get("losses")) != (hashes, losses):
+        write_json(directory / "run.json", {**run, "hashes": hashes, "losses": losses})
 
 
 def command_line() -> str:

@@ -1,7 +1,4 @@
-"""Token rows to batches, in an order that depends only on (seed, epoch).
-
-A resumed run therefore needs no loader state, and several processes agree without communication.
-"""
+"""Token rows to batches, in an order that depends only on (seed, epoch): a resumed run needs no loader state."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -24,8 +21,7 @@ def permutation(num_rows: int, *key: int | str) -> np.ndarray:
 class BatchOrder:
     """The rows of every batch. Each epoch covers each row once, in batches whose sizes differ by at most one row.
 
-    Without `lengths`, batches are uniform samples. With `lengths`, the rows of `pool_batches` batches are sorted by length
-    and then cut into batches, so a batch needs little padding; the batches of a pool are shuffled.
+    With `lengths`, the rows of `pool_batches` batches are sorted by length, so that a batch needs little padding.
     """
 
     def __init__(self, num_rows: int, batch_size: int, seed: int, lengths: np.ndarray | None = None,
@@ -67,16 +63,12 @@ class BatchOrder:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """A padded batch for teacher forcing: `targets` are `inputs` shifted by one step.
+    """A padded batch for teacher forcing: `targets` are `inputs` shifted by one step."""
 
-    inputs: int64 [B, T], bos and the tokens. targets: int64 [B, T], the tokens and eos.
-    mask: bool [B, T], True at real targets. lengths: int64 [B], number of real targets per row.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    mask: Tensor
-    lengths: Tensor
+    inputs: Tensor  # int64 [B, T], bos and the tokens
+    targets: Tensor  # int64 [B, T], the tokens and eos
+    mask: Tensor  # bool [B, T], True at real targets
+    lengths: Tensor  # int64 [B], number of real targets per row
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         return TokenBatch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))

@@ -1,17 +1,23 @@
-"""Lines of .txt, .jsonl and .csv files, each also .gz: streamed, decoded, numbered and bounded."""
+"""Lines of text files and records of tables: streamed, decoded, numbered and bounded."""
 
+import contextlib
 import csv
 import gzip
 import json
+import shlex
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from outlines.errors import OutlinesError
+from outlines.hardening import one_line
 
-KINDS = (".txt", ".jsonl", ".csv")
+TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+KINDS = (".txt", *TABLES)
+DELIMITERS = ",;\t|"
 MAX_LINE_BYTES = 1 << 20
 GZ_BYTES = 1 << 30
 GZ_RATIO = 200  # text compresses by a factor of 3 to 10; zeros reach 1,032 with deflate
@@ -28,7 +34,9 @@ class Bad:
     reason: str
 
 
-Lines = Iterator[tuple[int, str | Bad]]
+Line = tuple[int, str | Bad]
+Fields = tuple[int, list[str] | Bad]
+"""a line's number, and the text of each column"""
 
 
 def kind_of(path: Path) -> str:
@@ -43,28 +51,35 @@ def is_gz(path: Path) -> bool:
     return path.name.lower().endswith(".gz")
 
 
+def iconv(encoding: str, path: Path) -> str:
+    return f"Convert it: iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > {shlex.quote('utf8-' + path.name)}"
+
+
 def require_file(path: Path) -> None:
     """Raise CorpusError unless `path` is a plain file."""
     if not path.is_file():
         raise CorpusError(f"{path}: {'not a plain file' if path.exists() else 'no such file'}. Check the path.")
 
 
-def read_fields(path: Path, columns: Sequence[str], gz_bytes: int = GZ_BYTES) -> Iterator[tuple[int, list[str] | Bad]]:
+def read_fields(path: Path, columns: Sequence[str], gz_bytes: int = GZ_BYTES) -> Iterator[Fields]:
     """Yield (line number, text of each column), or Bad if one of them has no text. Raises CorpusError.
 
     In a .txt file, every name selects the whole line. A blank line has empty texts.
     """
     lines, kind = _lines(path, gz_bytes), kind_of(path)
-    if kind == ".jsonl":
-        yield from _json_fields(path, lines, columns)
-    elif kind == ".csv":
+    if kind == ".parquet":
+        yield from _record_fields(path, _parquet_records(path, columns), columns)
+    elif kind in (".json", ".jsonl"):
+        records = _json_array(path, gz_bytes) or ((number, _json_value(line)) for number, line in lines)
+        yield from _record_fields(path, records, columns)
+    elif kind in (".csv", ".tsv"):
         yield from _csv_fields(path, lines, columns)
     else:
         for number, line in lines:
             yield number, line if isinstance(line, Bad) else [line] * len(columns)
 
 
-def _lines(path: Path, gz_bytes: int) -> Lines:
+def _lines(path: Path, gz_bytes: int) -> Iterator[Line]:
     """Yield numbered, decoded lines without their ends."""
     require_file(path)
     number, total, at_start = 0, 0, True
@@ -77,7 +92,8 @@ def _lines(path: Path, gz_bytes: int) -> Lines:
                 if total > limit and is_gz(path):
                     raise CorpusError(f"{path}:{number}: decompresses to more than {limit:,} bytes. Decompress it first.")
                 if at_start and number == 1 and piece.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise CorpusError(f"{path}:1: encoded as UTF-16. Convert it: iconv -f UTF-16 -t UTF-8")
+                    encoding = "UTF-32" if piece.startswith(b"\xff\xfe\0\0") else "UTF-16"
+                    raise CorpusError(f"{path}:1: encoded as {encoding}. {iconv(encoding, path)}")
                 if at_start:  # later pieces of a line that is too long are skipped
                     yield number, _text(piece, "utf-8-sig" if number == 1 else "utf-8")
                 at_start = piece.endswith(b"\n")
@@ -96,76 +112,106 @@ def _text(piece: bytes, encoding: str) -> str | Bad:
         return Bad("not UTF-8")
 
 
-def _no_column(path: Path, column: str, names: Sequence[str]) -> CorpusError:
+def _find(path: Path, column: str, names: Sequence[str]) -> str:
+    """Return the name of a column: the same, or the first that differs only in case and outer spaces."""
+    for name in (column, *names):
+        if name in names and name.strip().lower() == column.strip().lower():
+            return name
     found = ", ".join(repr(name[:40]) for name in names[:10]) or "no column at all"
-    return CorpusError(f"{path}:1: no column {column!r}, but {found}. Choose one with text_column.")
+    raise CorpusError(f"{path}:1: no column {column!r}, but {found}. Choose one with text_column.")
 
 
-def _json_fields(path: Path, lines: Lines, columns: Sequence[str]) -> Iterator[tuple[int, list[str] | Bad]]:
-    missing, others, names = "", False, list[str]()
-    for number, line in lines:
-        record = line if isinstance(line, Bad) else _json_object(line, columns)
-        if isinstance(record, Bad):
-            others = True
-            yield number, record
-        elif absent := [column for column in columns if column not in record]:
-            missing, names = missing or absent[0], names or list(record)
-            yield number, Bad("column missing")
-        else:
-            fields = [record[column] for column in columns]
-            others = others or any(text != "" for text in fields)
-            yield number, fields if all(isinstance(text, str) for text in fields) else Bad("column not a string")
+def _record_fields(path: Path, records: Iterable[tuple[int, Any]], columns: Sequence[str]) -> Iterator[Fields]:
+    """Yield the columns of JSON values: of objects, or the text itself if there is one column. A blank line is ''."""
+    missing, others = None, False
+    for number, record in records:
+        fields: Any = record if isinstance(record, Bad) else Bad("not a JSON object")
+        if isinstance(record, str) and (not record or len(columns) == 1):
+            fields = [record] * len(columns)
+        elif isinstance(record, dict):
+            try:
+                fields = [record[_find(path, column, list(record))] for column in columns]
+            except CorpusError as error:
+                missing, fields = missing or error, Bad("column missing")
+        others = others or fields not in (Bad("column missing"), [""] * len(columns))
+        is_text = isinstance(fields, Bad) or all(isinstance(text, str) for text in fields)
+        yield number, fields if is_text else Bad("column not a string")
     if missing and not others:
-        raise _no_column(path, missing, names)
+        raise missing
 
 
-def _json_object(line: str, columns: Sequence[str]) -> dict[str, str] | Bad:
-    """Return the object in a line; a blank line has empty texts."""
+def _json_array(path: Path, most: int) -> Iterable[tuple[int, Any]] | None:
+    """Return the records of a file that holds one JSON array, which must fit in memory; None for other files."""
+    with contextlib.suppress(OSError, EOFError, zlib.error, ValueError, RecursionError), (
+            gzip.open(path) if is_gz(path) else open(path, "rb")) as file:
+        if file.read(4096).decode("utf-8-sig", "ignore").lstrip().startswith("["):
+            file.seek(0)
+            return enumerate(json.loads(file.read(most).decode("utf-8-sig")), start=1)
+    return None
+
+
+def _json_value(line: str | Bad) -> Any:
     try:
-        record = json.loads(line) if line.strip() else dict.fromkeys(columns, "")
+        return json.loads(line) if isinstance(line, str) and line.strip() else line if isinstance(line, Bad) else ""
     except (ValueError, RecursionError):
         return Bad("broken JSON")
-    return record if isinstance(record, dict) else Bad("not a JSON object")
 
 
-def _csv_fields(path: Path, lines: Lines, columns: Sequence[str]) -> Iterator[tuple[int, list[str] | Bad]]:
+def _parquet_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise CorpusError(f"{path}:1: .parquet files need pyarrow. Run pip install '.[parquet]'.") from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            wanted = [_find(path, column, file.schema_arrow.names) for column in columns]
+            records = (record for batch in file.iter_batches(4096, columns=wanted) for record in batch.to_pylist())
+            yield from enumerate(records, start=1)
+    except (ArrowException, OSError) as error:
+        raise CorpusError(f"{path}:1: not a readable .parquet file ({one_line(error)}). Restore it from a copy.") from error
+
+
+def _csv_fields(path: Path, lines: Iterator[Line], columns: Sequence[str]) -> Iterator[Fields]:
     """Yield the columns of each record. If an open quote is never closed, only the record's first line is rejected."""
     first = next(lines, (1, ""))[1]
-    header = first if isinstance(first, Bad) else _csv_record([first])
+    if isinstance(first, str) and first.startswith("sep="):  # written by Excel
+        first = next(lines, (2, ""))[1]
+    wanted = {column.strip().lower() for column in columns}
+    headers = [(delimiter, first if isinstance(first, Bad) else _csv_record([first], delimiter))
+               for delimiter in ("\t" + DELIMITERS if kind_of(path) == ".tsv" else DELIMITERS)]
+    delimiter, header = max(headers, key=lambda found: [] if isinstance(found[1], Bad) else [
+        len(wanted.intersection(name.strip().lower() for name in found[1])), len(found[1])])
     if isinstance(header, Bad):
         raise CorpusError(f"{path}:1: unreadable header ({header.reason}). The first line must name the columns.")
-    for column in columns:
-        if column not in header:
-            raise _no_column(path, column, header)
-    ahead: deque[tuple[int, str | Bad]] = deque()
-    while item := ahead.popleft() if ahead else next(lines, None):
-        number, line = item
+    places = [header.index(_find(path, column, header)) for column in columns]
+    ahead: deque[Line] = deque()
+    for number, line in iter(lambda: ahead.popleft() if ahead else next(lines, None), None):
         if isinstance(line, Bad):
             yield number, line
             continue
-        held, record = [item], _csv_record([line], len(header))
-        text, size, is_open = [line], len(line), line.count('"') % 2 == 1
-        while (isinstance(record, Bad) and is_open and size < csv.field_size_limit()
-               and (item := ahead.popleft() if ahead else next(lines, None))):
+        held, text, record = list[Line](), [line], _csv_record([line], delimiter, len(header))
+        is_open, size = isinstance(record, Bad) and line.count('"') % 2 == 1, len(line)
+        while is_open and size < csv.field_size_limit() and (item := ahead.popleft() if ahead else next(lines, None)):
             held.append(item)
             if isinstance(item[1], Bad):
                 break
             text.append(item[1])
             size += len(item[1]) + 1
-            if item[1].count('"') % 2 == 1:
-                is_open, record = False, _csv_record(text, len(header))
+            is_open = item[1].count('"') % 2 == 0
+        if held and not is_open:
+            record = _csv_record(text, delimiter, len(header))
         if isinstance(record, Bad):
-            ahead.extendleft(reversed(held[1:]))
-            yield number, record
-        else:
-            yield number, [record[header.index(column)] if record else "" for column in columns]
+            ahead.extendleft(reversed(held))
+            if delimiter == "\t" and len(parts := line.split("\t")) == len(header):  # quotes are part of the text
+                record = parts
+        yield number, record if isinstance(record, Bad) else [record[place] if record else "" for place in places]
 
 
-def _csv_record(lines: list[str], num_fields: int | None = None) -> list[str] | Bad:
+def _csv_record(lines: list[str], delimiter: str, num_fields: int | None = None) -> list[str] | Bad:
     """Return the fields of one record; a blank line has none."""
     text = "\n".join(lines)
     try:
-        fields = next(csv.reader([text], strict=True))
+        fields = next(csv.reader([text], strict=True, delimiter=delimiter))
     except csv.Error:
         return Bad("too long" if len(text) > csv.field_size_limit() else "broken CSV")
     return fields if num_fields is None or len(fields) in (0, num_fields) else Bad("broken CSV")

@@ -139,8 +139,7 @@ class Grammar:
 
     def _step(self, weights: dict[int, float], word: str) -> dict[int, float]:
         """Return the path probabilities of the states that `word` leads to, given those before it."""
-        arcs = self._arcs_by_word.get(word, {})
-        after: dict[int, float] = {}
+        arcs, after = self._arcs_by_word.get(word, {}), dict[int, float]()
         for state in arcs.keys() & weights.keys():
             for p, target in arcs[state]:
                 after[target] = after.get(target, 0.0) + weights[state] * p

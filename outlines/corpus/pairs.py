@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from outlines.corpus.formats import CorpusError
 from outlines.corpus.reading import SPLITS, CorpusFiles, ReadingReport, read_corpus
 
 
@@ -54,17 +53,12 @@ class Pairing(NamedTuple):
 
 
 def load_pairing(files: CorpusFiles) -> Pairing:
-    """Return which rows of a corpus describe the same item. Memory: 16 bytes per sentence. Raises CorpusError."""
+    """Return which rows of a corpus describe the same item. Memory: 16 bytes per sentence."""
     groups = {split: array("q") for split in SPLITS}
     labels = {split: array("q") for split in SPLITS}
     numbers: dict[str, int] = {}
     for member in read_corpus(files, ReadingReport()):
         groups[member.split].append(member.group)
         labels[member.split].append(numbers.setdefault(member.label, len(numbers)) if member.label else -1)
-    splits = {split: Pairs(np.array(groups[split]), np.array(labels[split]), bool(files.condition_column))
-              for split in SPLITS}
-    for split, pairs in splits.items():
-        if not len(pairs.targets):
-            raise CorpusError(f"The {split} split has no pair: no two of its sentences describe the same item. "
-                              "Add groups, or check group_lines and condition_column.")
-    return Pairing(splits, tuple(numbers))
+    return Pairing({split: Pairs(np.array(groups[split]), np.array(labels[split]), bool(files.condition_column))
+                    for split in SPLITS}, tuple(numbers))

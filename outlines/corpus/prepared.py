@@ -1,13 +1,13 @@
 """A prepared corpus: a verified directory that appears complete or not at all, read by memory map. Row i is sentence i.
 
-It contains meta.json, tokenizer.model, manifest.json and, per split, the sentences (.txt), the token ids of all rows
-(.ids.npy) and int64 [N + 1], where each sentence and each row starts (.offsets.npy, .token_offsets.npy).
+Per split, it has sentences (.txt), token ids (.ids.npy) and where each of them starts (.offsets.npy, .token_offsets.npy).
 """
 
 import contextlib
 import json
 import os
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from itertools import islice
@@ -18,8 +18,8 @@ import numpy as np
 
 from outlines.checkpoint import MANIFEST, atomic_directory, sha256_file, verify
 from outlines.corpus.formats import CorpusError
-from outlines.corpus.reading import SPLITS
-from outlines.corpus.tokenizer import SentencePieceTokenizer, Tokenizer, train_tokenizer
+from outlines.corpus.reading import SPLITS, ReadingReport
+from outlines.corpus.tokenizer import SentencePieceTokenizer, train_tokenizer
 from outlines.errors import CheckpointError
 from outlines.hardening import map_numbers, map_offsets, one_line, read_json
 
@@ -34,7 +34,7 @@ def _write_header(file: BinaryIO, dtype: str, length: int) -> None:
 
 
 def write_sentences(directory: Path, pairs: Iterable[tuple[str, str]]) -> dict[str, int]:
-    """Stream (split, sentence) pairs into `directory` and count them by split. Raises CorpusError for an empty split."""
+    """Stream (split, sentence) pairs into `directory` and count them by split. Raises CorpusError."""
     offsets = {split: array("q", [0]) for split in SPLITS}
     with contextlib.ExitStack() as stack:
         texts = {split: stack.enter_context(open(directory / f"{split}.txt", "wb")) for split in SPLITS}
@@ -42,14 +42,11 @@ def write_sentences(directory: Path, pairs: Iterable[tuple[str, str]]) -> dict[s
             if "\n" in sentence:
                 raise ValueError(f"sentence contains a newline: {sentence[:80]!r}")
             offsets[split].append(offsets[split][-1] + texts[split].write(sentence.encode() + b"\n"))
-    counts = {split: len(offsets[split]) - 1 for split in SPLITS}
     for split in SPLITS:
-        if not counts[split]:
-            found = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-            advice = "" if split == "train" else f", raise {split}_fraction or pass {split} files"
-            raise CorpusError(f"The {split} split is empty ({found}). Add sentences{advice}.")
+        if len(offsets[split]) == 1:
+            raise CorpusError(f"The {split} split is empty. Add sentences.")
         np.save(directory / f"{split}.offsets.npy", np.array(offsets[split]))
-    return counts
+    return {split: len(offsets[split]) - 1 for split in SPLITS}
 
 
 class Sentences:
@@ -82,7 +79,7 @@ class Sentences:
         return sha256_file(self._path)
 
 
-def write_tokens(sentences: Sentences, tokenizer: Tokenizer, directory: Path, max_len: int = MAX_LEN,
+def write_tokens(sentences: Sentences, tokenizer: SentencePieceTokenizer, directory: Path, max_len: int = MAX_LEN,
                  progress: Callable[[int], None] | None = None) -> int:
     """Encode a split, truncate its rows to max_len tokens, and return the number of truncated rows."""
     num_cut, offsets, stream = 0, array("q", [0]), iter(sentences)
@@ -145,6 +142,24 @@ class PreparedCorpus:
         """SHA-256 of the manifest, and so of all files."""
         return sha256_file(self.directory / MANIFEST)
 
+    def notes(self) -> list[str]:
+        """Return the losses of text in words, one line per kind."""
+        losses, max_len = self.meta["losses"], self.meta["max_len"]
+        sizes = {split: len(sentences) for split, sentences in self.sentences.items()}
+        notes = [ReadingReport(rejected=Counter(losses["rejected"])).counts()] if losses["rejected"] else []
+        if losses["cut"]:
+            notes.append(f"{losses['cut']:,} of {sum(sizes.values()):,} sentences are cut to --max-len {max_len}.")
+        return notes + [f"{num:,} of {sizes[split]:,} {split} sentences are also in the training split, which flatters the "
+                        "figures. Remove them from the training files." for split, num in losses["in_train"].items() if num]
+
+
+def _in_train(directory: Path) -> dict[str, int]:
+    """Count the held-out sentences that are also in the training split, by split."""
+    held_out = {split: [hash(sentence) for sentence in Sentences(directory, split)] for split in SPLITS[1:]}
+    searched = set().union(*held_out.values())
+    found = {key for key in map(hash, Sentences(directory, "train")) if key in searched}
+    return {split: sum(key in found for key in keys) for split, keys in held_out.items()}
+
 
 def cache_of(run: Path, description: dict[str, Any]) -> Path:
     """Return the cache that run.json names; if it has moved, OUTLINES_CACHE or DIR-cache beside a parent DIR of the run."""
@@ -162,14 +177,12 @@ def find_prepared(cache: Path, fingerprint: str) -> Path | None:
 
 def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source: str,
                    vocab_size: int | None = None, lowercase: bool = False, max_len: int = MAX_LEN,
-                   tokenizer: Tokenizer | None = None,
+                   tokenizer: SentencePieceTokenizer | None = None, report: ReadingReport | None = None,
                    progress: Callable[[int, int], None] | None = None) -> PreparedCorpus:
     """Write (split, sentence) pairs, a tokenizer and the tokens to `directory`, and return the prepared corpus.
 
-    source: identifies the pairs in meta.json. vocab_size, lowercase: see train_tokenizer.
-    tokenizer: used instead of training one. progress: called with (sentences tokenised, total sentences).
+    source: identifies the pairs in meta.json. report: of reading the pairs. tokenizer: used instead of training one.
     An earlier prepared corpus is replaced; another file or a non-empty directory raises CorpusError.
-    Memory: 8 bytes per sentence, and the sample that trains the tokenizer.
     """
     if tokenizer is not None and (vocab_size is not None or lowercase):
         raise CorpusError("vocab_size and lowercase have no effect on a given tokenizer. Remove these options.")
@@ -185,18 +198,20 @@ def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source:
                                             lowercase=lowercase)
             else:
                 tokenizer.save(staging / "tokenizer.model")
-            before, splits = 0, {}
+            before, splits = 0, dict[str, Any]()
             for split in SPLITS:
-                def report(done: int, before: int = before) -> None:
+                def tokenised(done: int, before: int = before) -> None:
                     if progress is not None:
                         progress(before + done, sum(counts.values()))
                 sentences = Sentences(staging, split)
-                cut = write_tokens(sentences, tokenizer, staging, max_len, report)
+                cut = write_tokens(sentences, tokenizer, staging, max_len, tokenised)
                 splits[split] = {"sentences": counts[split], "cut": cut, "tokens": len(Tokens(staging, split).ids),
                                  "fingerprint": sentences.fingerprint}
                 before += counts[split]
             meta = {"source": source, "max_len": max_len, "vocab_size": tokenizer.vocab_size,
-                    "lowercase": folded, "splits": splits}
+                    "lowercase": folded, "splits": splits, "losses": {
+                        "rejected": report.rejected if report else {}, "in_train": _in_train(staging),
+                        "cut": sum(split["cut"] for split in splits.values())}}
             (staging / "meta.json").write_text(json.dumps(meta, indent=1))
     except OSError as error:
         raise CorpusError(f"{directory}: {error.strerror or error}. Free space, or choose another cache.") from error

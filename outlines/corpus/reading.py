@@ -1,8 +1,7 @@
 """Files to sentences, and the split that each sentence belongs to.
 
-Files are `.txt`, `.jsonl` or `.csv`, each also `.gz`, in UTF-8. Every run of white space becomes one space. A line without a
-sentence is counted and reported. Sentences that describe the same item form a group, which is in one split. Groups are
-counted by line numbers, so a skipped line does not move others to another group.
+Every run of white space becomes one space. A line without a sentence is counted and reported. Sentences that describe the
+same item form a group, which is in one split. Groups are counted by line numbers, so a skipped line moves no other line.
 """
 
 import hashlib
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from outlines.checkpoint import sha256_file
-from outlines.corpus.formats import GZ_BYTES, Bad, CorpusError, is_gz, kind_of, read_fields, require_file
+from outlines.corpus.formats import GZ_BYTES, Bad, CorpusError, iconv, is_gz, kind_of, read_fields, require_file
 
 SPLITS = ("train", "valid", "test")
 MAX_CHARS_LIMIT = 50_000  # a character takes up to 12 bytes in JSON, so the line still fits MAX_LINE_BYTES
@@ -24,11 +23,11 @@ MAX_CHARS_LIMIT = 50_000  # a character takes up to 12 bytes in JSON, so the lin
 class CorpusFiles:
     """The files of a corpus, and how they are read and split.
 
-    text_column, condition_column, label_column: columns of `.jsonl` and `.csv` files; empty for none.
-    strict: raise an error at a line without a sentence, instead of counting and skipping it.
+    text_column, condition_column, label_column: columns of files other than `.txt`; empty for none.
+    strict: raise an error at the first bad line. max_rejected: largest share of bad lines; blank ones do not count.
     valid_fraction, test_fraction: share of the train files' sentences for a split without files.
     group_lines: number of consecutive lines of a `.txt` file that describe the same item; 0: lines are unrelated.
-    gz_bytes: limit for the decompressed size of a `.gz`; 200 times its own size if that is more.
+    gz_bytes: limit for the decompressed size of a `.gz`, or GZ_RATIO times its own size if that is more.
     """
 
     train: tuple[str, ...]
@@ -36,6 +35,7 @@ class CorpusFiles:
     test: tuple[str, ...] = ()
     text_column: str = "text"
     strict: bool = False
+    max_rejected: float = 0.1
     max_chars: int = 2000
     valid_fraction: float = 0.02
     test_fraction: float = 0.02
@@ -56,7 +56,7 @@ class CorpusFiles:
         if self.text_column != "text" and kinds == {".txt"}:
             raise CorpusError(f"text_column {self.text_column!r} has no effect on .txt files. Remove it.")
         if self.condition_column and ".txt" in kinds:
-            raise CorpusError(".txt files have no condition column. Set group_lines instead, or use .jsonl or .csv files.")
+            raise CorpusError(".txt files have no condition column. Set group_lines instead, or use a .jsonl or .csv file.")
         if self.group_lines and (self.group_lines < 2 or kinds != {".txt"}):
             raise CorpusError(f"group_lines is {self.group_lines}. It must be at least 2, and needs .txt files.")
         columns = [column for column in (self.condition_column, self.label_column, self.text_column) if column]
@@ -79,16 +79,25 @@ class ReadingReport:
     examples: list[str] = field(default_factory=list)
     max_examples: int = 5
 
+    def counts(self) -> str:
+        """Return the number of rejected lines, with their reasons."""
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.most_common())
+        return f"rejected lines: {self.rejected.total():,} ({reasons})" if self.rejected else "no line rejected"
+
     def summary(self) -> str:
         """Return one line of counts and, if lines were rejected, one line per example."""
-        counts = ", ".join(f"{split} {self.accepted[split]:,}" for split in SPLITS)
-        if not self.rejected:
-            return f"sentences: {counts}; no line rejected"
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.most_common())
-        total = self.rejected.total()
-        more = [f"  ... and {total - len(self.examples):,} more"] if total > len(self.examples) else []
-        return "\n".join([f"sentences: {counts}; rejected lines: {total:,} ({reasons})",
-                          *(f"  {example}" for example in self.examples), *more])
+        sizes = ", ".join(f"{split} {self.accepted[split]:,}" for split in SPLITS)
+        left = self.rejected.total() - len(self.examples)
+        return "\n".join([f"sentences: {sizes}; {self.counts()}", *(f"  {example}" for example in self.examples),
+                          *([f"  ... and {left:,} more"] if left > 0 else [])])
+
+    def check(self, most: float) -> None:
+        """Raise CorpusError if more than this share of lines was rejected. Blank lines do not count."""
+        lost = self.rejected.total() - self.rejected["empty"]
+        if lost > most * (lost + self.accepted.total()):
+            path = self.examples[0].rsplit(":", 2)[0]
+            advice = iconv("LATIN1", Path(path)) + " (if it is Latin-1)" if "not UTF-8" in self.rejected else "Correct them"
+            raise CorpusError(f"{path}: {self.counts()}, more than {most:.0%}. {advice}, or raise --max-rejected.")
 
 
 class Record(NamedTuple):
@@ -152,8 +161,8 @@ def split_of(sentence: str, valid_fraction: float = 0.02, test_fraction: float =
     return "valid" if position < valid_fraction else "test" if position < valid_fraction + test_fraction else "train"
 
 
-def read_corpus(files: CorpusFiles, report: ReadingReport) -> Iterator[Member]:
-    """Yield all sentences, group by group, and count all lines in `report`. Raises CorpusError.
+def read_corpus(files: CorpusFiles, report: ReadingReport, sources: Sequence[str] = SPLITS) -> Iterator[Member]:
+    """Yield all sentences of these splits' files, group by group, and count all lines in `report`. Raises CorpusError.
 
     A group's condition comes before its texts. A group of the train files is in the split of its first sentence.
     """
@@ -162,7 +171,7 @@ def read_corpus(files: CorpusFiles, report: ReadingReport) -> Iterator[Member]:
     columns = [column for column in (files.condition_column, files.text_column, files.label_column) if column]
     group, current, where = -1, None, ""
     for split, paths in (("train", files.train), ("valid", files.valid), ("test", files.test)):
-        if not paths:
+        if not paths or split not in sources:
             continue
         for file, number, fields in read_records(files, paths, columns, report):
             first = fields[0]
@@ -175,6 +184,7 @@ def read_corpus(files: CorpusFiles, report: ReadingReport) -> Iterator[Member]:
                     yield Member(where, first, group, "")
             report.accepted[where] += 1
             yield Member(where, fields[bool(files.condition_column)], group, fields[2] if files.label_column else "")
+    report.check(files.max_rejected)
 
 
 def fingerprint(files: CorpusFiles) -> str:

@@ -1,19 +1,8 @@
-"""The lexicon of the embedded corpus: twelve types of everyday scene, with people, actions, things and places.
-
-`scene_rules` expands the tables of scenes.toml into rules for `Grammar` and resolves agreement and inflection. A frame
-describes an action, for example "*throw a:STICK for own:DOG AT". A star marks a verb to inflect; AT and ALONG are the
-scene's own places and ways; POSS is his, her, its or their; THINGS are written as
-
-    n:BALL     red ball            a:BALL     a red ball   s:BALL  red balls
-    some:BALL  three red balls     each:BALL  a red ball; for a plural subject, red balls
-    own:BALL   her red ball; for a plural subject, their red balls
-
-Everything else is the notation of `Grammar`.
-"""
+"""The lexicon of the embedded corpus, scenes.toml, expanded into rules for `Grammar`, with agreement and inflection."""
 
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +34,7 @@ class Scene(NamedTuple):
 LEXICON: dict[str, Any] = tomllib.loads(Path(__file__).with_name("scenes.toml").read_text(encoding="utf-8"))
 SCENES = {name: Scene(**{**tables, **{kind: tuple(Cast(**cast) for cast in tables[kind]) for kind in ("casts", "asides")}})
           for name, tables in LEXICON["scenes"].items()}
+_any = " | ".join
 _POSSESSIVES = {"he": "his", "she": "her", "they": "their", "it": "its", "all": "their"}
 
 
@@ -92,10 +82,6 @@ def indefinite(phrase: str) -> str:
 
 def _with_s(word: str) -> str:
     return word + "es" if re.search(r"(s|sh|ch|x|z)$", word) else re.sub(r"(?<![aeiou])y$", "ie", word) + "s"
-
-
-def _any(alternatives: Iterable[str]) -> str:
-    return " | ".join(alternatives)
 
 
 def _expand(frame: str, scene: str, who: str, form: str) -> str:

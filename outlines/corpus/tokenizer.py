@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any
 
 import sentencepiece
 
@@ -22,7 +22,7 @@ from outlines.hardening import one_line, read_tokenizer, try_tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class SpecialIds:
-    """The ids of the special tokens; the defaults are those of tokenizers that this project trains."""
+    """The ids of the special tokens."""
 
     unk_id: int = 0
     bos_id: int = 1
@@ -38,15 +38,13 @@ class SpecialIds:
 SPECIAL = SpecialIds()
 NUM_SPECIALS = 4 + 256  # the special tokens, and one piece per byte
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 500, 32_000
+SPM_TRAIN = ("spm_train --input=FILE --model_prefix=NAME --vocab_size=8000 --model_type=bpe --byte_fallback=true "
+             + " ".join(f"--{name}={id}" for name, id in asdict(SPECIAL).items()))
 NORMALIZATION = {False: "nmt_nfkc", True: "nmt_nfkc_cf"}  # whether to convert to lower case → SentencePiece's rule
 
 
 def vocabulary_size(sentences: Iterable[str], lowercase: bool = False) -> tuple[int, int]:
-    """Return (the default vocabulary size for the corpus, the smallest possible one).
-
-    The default is three times the square root of the number of words, because the number of distinct words grows at about
-    this rate (Heaps' law), and at least 1.25 times the smallest.
-    """
+    """Return (the default vocabulary size, which grows like the number of distinct words, the smallest possible one)."""
     normalizer = sentencepiece.SentencePieceNormalizer(rule_name=NORMALIZATION[lowercase])
     num_words, characters = 0, set[str]()
     for sentence in sentences:
@@ -59,11 +57,10 @@ def vocabulary_size(sentences: Iterable[str], lowercase: bool = False) -> tuple[
 
 def train_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int | None = None,
                     lowercase: bool = False, max_sentences: int = 200_000) -> "SentencePieceTokenizer":
-    """Train a tokenizer, write it to `path` atomically, and return it. The same sentences give the same file.
+    """Train a tokenizer on at most `max_sentences`, write it to `path` atomically, and return it. Deterministic.
 
-    sentences: a collection, not an iterator, because it is read twice.
     vocab_size: None for the default of `vocabulary_size`. A corpus with few words can have fewer pieces.
-    max_sentences: train on a sample of this size. Raises TokenizerError if there are no words, or too many characters.
+    Raises TokenizerError if there are no words, or too many characters.
     """
     if isinstance(sentences, Iterator):
         raise TypeError("sentences are read twice: pass a collection, not an iterator")
@@ -72,7 +69,7 @@ def train_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int | N
         raise TokenizerError(f"{path}: no words to train a tokenizer on. Check the training split.")
     if vocab_size is not None and vocab_size < smallest:
         raise TokenizerError(f"vocab_size is {vocab_size}, but this corpus needs {smallest} or more ({NUM_SPECIALS} special "
-                             f"tokens and bytes, {smallest - NUM_SPECIALS} characters).")
+                             f"tokens and bytes, {smallest - NUM_SPECIALS} characters). Raise --vocab-size.")
     model = io.BytesIO()
     failures: list[BaseException] = []
     try:
@@ -100,36 +97,13 @@ def _recording(sentences: Iterable[str], failures: list[BaseException]) -> Itera
         raise
 
 
-class Tokenizer(Protocol):
-    """Text ↔ token ids; the rest of the project only uses this interface.
-
-    vocab_size: V, the number of ids, including special tokens. fingerprint: a hash of everything that decides the ids.
-    encode: returns the ids of each sentence, without bos and eos; raises TokenizerError for invalid text.
-    decode: returns the sentence of each row of ids, without bos, eos and pad. lines: the same, each on one line.
-    save: writes one file, atomically. load: returns the tokenizer in a file; raises TokenizerError.
-    """
-
-    special: SpecialIds
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def fingerprint(self) -> str: ...
-    def encode(self, sentences: Sequence[str]) -> list[list[int]]: ...
-    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
-    def lines(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
-    def save(self, path: Path) -> None: ...
-    @classmethod
-    def load(cls, path: Path, sha256: str | None = None) -> Self: ...
-
-
 class SentencePieceTokenizer:
-    """A trained SentencePiece model; it implements `Tokenizer`. A sentence never contains unk."""
+    """A trained SentencePiece model. A sentence never contains unk."""
 
     special = SPECIAL
 
     def __init__(self, model: bytes) -> None:
-        """model: bytes of a model file. Raises TokenizerError unless it has the form of those of `train_tokenizer`."""
+        """model: bytes of a model file. Raises TokenizerError."""
         if not model:  # SentencePiece accepts empty data without an error
             raise TokenizerError("not a SentencePiece model: empty.")
         try:
@@ -141,8 +115,8 @@ class SentencePieceTokenizer:
         except (RuntimeError, ValueError) as error:
             raise TokenizerError("not a SentencePiece model, or a damaged one.") from error
         if special != asdict(SPECIAL) or num_bytes != 256:
-            raise TokenizerError("a SentencePiece model of another kind: unk 0, bos 1, eos 2, pad 3 and byte fallback are "
-                                 "required. Train one with this project.")
+            raise TokenizerError(f"a SentencePiece model of another kind: {special}, {num_bytes} byte pieces. "
+                                 f"Train one that fits: {SPM_TRAIN}")
         self._model = model
         self._processor = processor
         # The text of each piece of letters and punctuation; None for pieces that need SentencePiece to decode.
@@ -154,8 +128,7 @@ class SentencePieceTokenizer:
     def load(cls, path: Path, sha256: str | None = None) -> "SentencePieceTokenizer":
         """Return the tokenizer in a model file.
 
-        sha256: the file's hash from a verified manifest or run.json. If None (a file that a user provides), the model is
-            first tried in a child process, because SentencePiece can crash on a damaged file.
+        sha256: the file's recorded hash. Without one, a child process tries the file first, because it could crash Python.
         """
         try:
             model = read_tokenizer(path)
@@ -172,25 +145,30 @@ class SentencePieceTokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """V, the number of ids, including special tokens."""
         return self._processor.get_piece_size()
 
     @property
     def fingerprint(self) -> str:
+        """A hash of everything that decides the ids."""
         return hashlib.sha256(self._model).hexdigest()
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each sentence, without bos and eos. Raises TokenizerError for invalid text."""
         try:
             return self._processor.encode(list(sentences), out_type=int)
         except (TypeError, UnicodeEncodeError) as error:  # a lone surrogate, from arguments that are not UTF-8
             raise TokenizerError("The text has half a character, or bytes that are not UTF-8. Remove them.") from error
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Return the sentence of each row of ids, without bos, eos and pad."""
         silent = {self.special.bos_id, self.special.eos_id, self.special.pad_id}
         rows = [row if isinstance(row, list) and silent.isdisjoint(row) else [int(i) for i in row if i not in silent]
                 for row in ids]
         return self._processor.decode(rows) if rows else []
 
     def lines(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Return the sentence of each row of ids on one line."""
         plain, found, others = self._plain, list[str](), list[int]()
         for number, row in enumerate(ids):
             try:  # works for nearly every sentence and is faster than SentencePiece, the bottleneck with a GPU

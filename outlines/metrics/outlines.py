@@ -172,3 +172,8 @@ def _train_classifier(rows: Tensor, num_real: int, num_epochs: int = 100, max_st
         optimizer.step()
         schedule.step()
     return classifier.eval()
+
+
+def shortfall(precision: float, recall: float) -> float:
+    """Return 1 minus the harmonic mean of precision and recall, so that neither can be traded for the other."""
+    return 1 - 2 * precision * recall / max(precision + recall, 1e-9)

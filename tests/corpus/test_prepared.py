@@ -14,8 +14,8 @@ from outlines.corpus.prepared import (
     write_sentences,
     write_tokens,
 )
-from outlines.corpus.reading import split_of
-from outlines.corpus.tokenizer import Tokenizer, train_tokenizer
+from outlines.corpus.reading import ReadingReport, split_of
+from outlines.corpus.tokenizer import SentencePieceTokenizer, train_tokenizer
 from outlines.errors import CheckpointError
 
 SENTENCES = [f"The {size} {animal} {does} near {count} Bäume 😀."
@@ -29,7 +29,7 @@ def of_split(split: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenizer:
     return train_tokenizer(SENTENCES, tmp_path_factory.mktemp("tokenizer") / "a.model")
 
 
@@ -64,7 +64,7 @@ def test_fingerprint_depends_on_where_sentences_end(tmp_path: Path) -> None:
 
 
 def test_an_empty_split_is_an_error_with_a_remedy(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"valid split is empty \(train 1, valid 0, test 1\).*fraction"):
+    with pytest.raises(CorpusError, match="valid split is empty"):
         write_sentences(tmp_path, [("train", "a"), ("test", "b")])
     with pytest.raises(CorpusError, match="train split is empty"):
         write_sentences(tmp_path, [])
@@ -72,7 +72,7 @@ def test_an_empty_split_is_an_error_with_a_remedy(tmp_path: Path) -> None:
         write_sentences(tmp_path, [("train", "a\nb")])
 
 
-def test_tokens_are_encoded_and_truncated_rows_are_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_tokens_are_encoded_and_truncated_rows_are_counted(tmp_path: Path, tokenizer: SentencePieceTokenizer) -> None:
     texts = ["\u0301", "dog " * 30, "The big dog runs.", "dog " * 31]
     write_sentences(tmp_path, [*(("train", text) for text in texts), ("valid", "v"), ("test", "t")])
     sentences = Sentences(tmp_path, "train")
@@ -89,7 +89,7 @@ def test_tokens_are_encoded_and_truncated_rows_are_counted(tmp_path: Path, token
     assert seen == [4]
 
 
-def test_a_split_of_nothing_visible_has_empty_rows(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_split_of_nothing_visible_has_empty_rows(tmp_path: Path, tokenizer: SentencePieceTokenizer) -> None:
     write_sentences(tmp_path, [("train", "a"), ("valid", "\ufeff"), ("test", "t")])
     assert write_tokens(Sentences(tmp_path, "valid"), tokenizer, tmp_path) == 0
     assert [len(row) for row in Tokens(tmp_path, "valid").rows([0])] == [0]
@@ -115,6 +115,19 @@ def test_prepared_corpus(tmp_path: Path) -> None:
     assert seen[-1] == (len(PAIRS), len(PAIRS)) and len(seen) == 3
 
 
+def test_losses_are_counted_and_put_in_words(tmp_path: Path) -> None:
+    report = ReadingReport()
+    report.rejected["not UTF-8"] = 3
+    pairs = [("train", "a b c"), ("train", "d"), ("valid", "d"), ("test", "a b c"), ("test", "new"), ("test", "a b c")]
+    corpus = prepare_corpus(pairs, tmp_path / "corpus", source="s", max_len=2, report=report)
+    assert corpus.meta["losses"] == {"rejected": {"not UTF-8": 3}, "cut": corpus.meta["losses"]["cut"],
+                                     "in_train": {"valid": 1, "test": 2}}
+    assert [note.split(",")[0] for note in PreparedCorpus(tmp_path / "corpus").notes()] == [
+        "rejected lines: 3 (3 not UTF-8)", f"{corpus.meta['losses']['cut']} of 6 sentences are cut to --max-len 2.",
+        "1 of 1 valid sentences are also in the training split", "2 of 3 test sentences are also in the training split"]
+    assert prepare_corpus(PAIRS, tmp_path / "clean", source="s").notes() == []
+
+
 def test_tokenizer_is_trained_only_on_the_training_split(tmp_path: Path) -> None:
     pairs = [("train", "aaa bbb"), ("valid", "ccc"), ("test", "ddd")]
     tokenizer = prepare_corpus(pairs, tmp_path / "corpus", source="").tokenizer
@@ -122,7 +135,7 @@ def test_tokenizer_is_trained_only_on_the_training_split(tmp_path: Path) -> None
     assert all(token >= 4 + 256 for token in tokenizer.encode(["a"])[0])
 
 
-def test_preparing_twice_gives_the_same_bytes(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_preparing_twice_gives_the_same_bytes(tmp_path: Path, tokenizer: SentencePieceTokenizer) -> None:
     first, second = (prepare_corpus(PAIRS, tmp_path / name, source="s") for name in ("one", "two"))
     assert first.fingerprint == second.fingerprint
     given = prepare_corpus(PAIRS, tmp_path / "one", source="s", tokenizer=tokenizer)  # replaces the first
@@ -159,7 +172,7 @@ def test_other_files_are_never_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["train.txt", "train.ids.npy", "test.offsets.npy", "tokenizer.model"])
-def test_a_flipped_bit_is_detected(tmp_path: Path, tokenizer: Tokenizer, name: str) -> None:
+def test_a_flipped_bit_is_detected(tmp_path: Path, tokenizer: SentencePieceTokenizer, name: str) -> None:
     directory = prepare_corpus(PAIRS, tmp_path / "corpus", source="s", tokenizer=tokenizer).directory
     data = bytearray((directory / name).read_bytes())
     data[len(data) // 2] ^= 1

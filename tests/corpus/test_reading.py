@@ -94,6 +94,82 @@ def test_csv_is_read_as_written(tmp_path: Path) -> None:
     assert not report.rejected
 
 
+TWO = ["A dog runs.", "Two cats, asleep."]
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("semicolon.csv", "id;text\n1;A dog runs.\n2;Two cats, asleep.\n"),
+    ("excel.csv", "sep=;\nid;text\n1;A dog runs.\n2;Two cats, asleep.\n"),
+    ("tab.csv", "id\ttext\n1\tA dog runs.\n2\tTwo cats, asleep.\n"),
+    ("pipe.csv", "id|text\n1|A dog runs.\n2|Two cats, asleep.\n"),
+    ("title.csv", 'Id, Text \n1,A dog runs.\n2,"Two cats, asleep."\n'),
+    ("commas.csv", "text;a,b,c\nA dog runs.;1\nTwo cats, asleep.;2\n"),
+    ("a.tsv", "id\tTEXT\n1\tA dog runs.\n2\tTwo cats, asleep.\n"),
+    ("one.tsv", "text\nA dog runs.\nTwo cats, asleep.\n"),
+    ("array.json", json.dumps([{"text": text} for text in TWO], indent=2)),
+    ("array.jsonl", json.dumps([{"Text": text} for text in TWO])),
+    ("strings.json", json.dumps(TWO)),
+    ("bom.json", "\ufeff" + json.dumps([{"text": text} for text in TWO])),
+    ("lines.json", "".join(json.dumps({"text": text}) + "\n" for text in TWO)),
+])
+def test_tables_as_people_have_them(tmp_path: Path, name: str, text: str) -> None:
+    for path, data in ((tmp_path / name, text.encode()), (tmp_path / f"{name}.gz", gzip.compress(text.encode()))):
+        sentences, report = read(path, data)
+        assert sentences == TWO and not report.rejected
+
+
+def test_quotes_in_a_tsv_file_are_text(tmp_path: Path) -> None:
+    sentences, report = read(tmp_path / "a.tsv", b'text\tid\n"Run," she said.\t1\n"quoted\ttab"\t2\n')
+    assert sentences == ['"Run," she said.', "quoted tab"] and not report.rejected
+
+
+def test_a_broken_array_rejects_its_lines(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"no sentence found \(3 lines rejected, the last one: broken JSON"):
+        read(tmp_path / "a.json", b'[\n{"text": "A dog."},\n{"text": ')
+
+
+def test_the_exact_column_is_preferred(tmp_path: Path) -> None:
+    assert read(tmp_path / "a.csv", b"Text,text\nno,yes\n")[0] == ["yes"]
+    assert read(tmp_path / "a.jsonl", b'{"TEXT": "no", "text": "yes"}\n')[0] == ["yes"]
+
+
+def test_parquet_is_read_or_names_the_extra(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        with pytest.raises(CorpusError, match=r"pip install '\.\[parquet\]'"):
+            read(path, b"")
+        return
+    parquet.write_table(pyarrow.table({"id": [1, 2, 3], "Text": [*TWO, None]}), path)
+    report = ReadingReport()
+    assert list(read_sentences([str(path)], report)) == TWO
+    assert lines_of(report) == [(3, "column not a string")]
+    with pytest.raises(CorpusError, match="no column 'caption', but 'id', 'Text'"):
+        list(read_sentences([str(path)], text_column="caption"))
+    with pytest.raises(CorpusError, match=r"not a readable \.parquet file"):
+        read(path, b"PAR1")
+
+
+@pytest.mark.parametrize(("encoding", "command"), [("utf-16", "UTF-16"), ("utf-32", "UTF-32")])
+def test_encodings_with_a_byte_order_mark_are_named(tmp_path: Path, encoding: str, command: str) -> None:
+    path = tmp_path / "my corpus.txt"
+    with pytest.raises(CorpusError, match=f"encoded as {command}. Convert it: iconv -f {command} -t UTF-8 '{path}' > "):
+        read(path, "Ein Hund läuft.\n".encode(encoding))
+
+
+def test_more_than_a_tenth_of_bad_lines_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    lines = [f"Sentence {number}." for number in range(90)]
+    path.write_bytes("\n".join([*lines, *["Un café."] * 10, *[""] * 50]).encode("latin-1"))
+    assert len(list(read_corpus(CorpusFiles((str(path),)), ReadingReport()))) == 90
+    path.write_bytes("\n".join([*lines, *["Un café."] * 11]).encode("latin-1"))
+    with pytest.raises(CorpusError, match=rf"11 \(11 not UTF-8\), more than 10%.*iconv -f LATIN1 -t UTF-8 {path} .*Latin-1"):
+        list(read_corpus(CorpusFiles((str(path),)), ReadingReport()))
+    assert len(list(read_corpus(CorpusFiles((str(path),), max_rejected=0.2), ReadingReport()))) == 90
+
+
 def test_a_stray_quote_costs_one_line(tmp_path: Path) -> None:
     rows = [b'"open quote,1', *(b"line %d,1" % number for number in range(20_000)), b'"another,1', b"last,1"]
     sentences, report = read(tmp_path / "a.csv", b"text,id\n" + b"\n".join(rows))

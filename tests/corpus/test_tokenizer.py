@@ -11,7 +11,6 @@ from outlines.corpus.tokenizer import (
     NUM_SPECIALS,
     SPECIAL,
     SentencePieceTokenizer,
-    Tokenizer,
     train_tokenizer,
     vocabulary_size,
 )
@@ -26,11 +25,11 @@ SENTENCES = [f"{who} {does} {where}."
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenizer:
     return train_tokenizer(SENTENCES, tmp_path_factory.mktemp("tokenizer") / "a.model")
 
 
-def normalize(tokenizer: Tokenizer, text: str) -> str:
+def normalize(tokenizer: SentencePieceTokenizer, text: str) -> str:
     """Return SentencePiece's normalised text, with spaces for its symbol of a space."""
     assert isinstance(tokenizer, SentencePieceTokenizer)
     return tokenizer._processor.normalize(text).replace("▁", " ").strip(" ")
@@ -43,21 +42,21 @@ TRICKY = st.sampled_from(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(TRICKY | st.text(max_size=8), max_size=6).map("".join))
-def test_every_string_survives_up_to_normalisation(tokenizer: Tokenizer, text: str) -> None:
+def test_every_string_survives_up_to_normalisation(tokenizer: SentencePieceTokenizer, text: str) -> None:
     ids = tokenizer.encode([text])
     assert UNK not in ids[0]
     assert not {BOS, EOS, PAD} & set(ids[0])
     assert tokenizer.decode(ids) == [normalize(tokenizer, text)]
 
 
-def test_normalisation_by_hand(tokenizer: Tokenizer) -> None:
+def test_normalisation_by_hand(tokenizer: SentencePieceTokenizer) -> None:
     assert normalize(tokenizer, "  A  ﬁne\tdog\u00a0runs ") == "A fine dog runs"
     assert normalize(tokenizer, "\uff21\uff22 \uff11") == "AB 1"  # full-width forms
     assert normalize(tokenizer, "a▁b") == "a b"
     assert normalize(tokenizer, "Zürich 😀") == "Zürich 😀"
 
 
-def test_ids_and_pieces(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_ids_and_pieces(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "a.model")
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "a.model"))
     assert [processor.id_to_piece(i) for i in range(5)] == ["<unk>", "<s>", "</s>", "<pad>", "<0x00>"]
@@ -65,7 +64,7 @@ def test_ids_and_pieces(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert tokenizer.encode(["\U0001f600"])[0][1:] == [4 + byte for byte in "\U0001f600".encode()]
 
 
-def test_decode_ignores_bos_eos_pad_and_marks_broken_bytes(tokenizer: Tokenizer) -> None:
+def test_decode_ignores_bos_eos_pad_and_marks_broken_bytes(tokenizer: SentencePieceTokenizer) -> None:
     ids = tokenizer.encode(["A brown dog"])[0]
     assert tokenizer.decode([[BOS, *ids, EOS, PAD, PAD], [EOS]]) == ["A brown dog", ""]
     assert tokenizer.decode([[4 + 0xFF]]) == ["\ufffd"]
@@ -74,7 +73,7 @@ def test_decode_ignores_bos_eos_pad_and_marks_broken_bytes(tokenizer: Tokenizer)
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 10**6), max_size=12), max_size=4))
-def test_lines_equal_decoding_with_normalised_white_space(tokenizer: Tokenizer, drawn: list[list[int]]) -> None:
+def test_lines_equal_decoding_with_normalised_white_space(tokenizer: SentencePieceTokenizer, drawn: list[list[int]]) -> None:
     rows = [[number % tokenizer.vocab_size for number in row] for row in drawn]
     # `words` has only pieces of words, as most samples do; `rows` has bytes and special ids too.
     words = [[NUM_SPECIALS + piece % (tokenizer.vocab_size - NUM_SPECIALS) for piece in row] for row in rows]
@@ -82,7 +81,7 @@ def test_lines_equal_decoding_with_normalised_white_space(tokenizer: Tokenizer, 
         assert tokenizer.lines(chosen) == [" ".join(text.split()) for text in tokenizer.decode(chosen)]
 
 
-def test_case_is_kept_or_lowered(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_case_is_kept_or_lowered(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
     assert normalize(tokenizer, "Two Children") == "Two Children"
     folded = train_tokenizer(SENTENCES, tmp_path / "a.model", lowercase=True)
     assert folded.decode(folded.encode(["Two CHILDREN in ZÜRICH"])) == ["two children in zürich"]
@@ -140,7 +139,7 @@ def test_training_raises_what_the_sentences_raise(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_load_returns_the_same_tokenizer_and_refuses_others(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_load_returns_the_same_tokenizer_and_refuses_others(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
     path = tmp_path / "a.model"
     tokenizer.save(path)
     loaded = SentencePieceTokenizer.load(path)
@@ -156,5 +155,14 @@ def test_load_returns_the_same_tokenizer_and_refuses_others(tokenizer: Tokenizer
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES), model_prefix=str(tmp_path / "b"), vocab_size=60, model_type="bpe",
         minloglevel=2)
-    with pytest.raises(OutlinesError, match="of another kind"):
+    with pytest.raises(OutlinesError, match="of another kind") as caught:
         SentencePieceTokenizer.load(tmp_path / "b.model")
+    flags = re.findall(r"--(\w+)=(\S+)", str(caught.value))
+    needed = {"byte_fallback": "true", "unk_id": "0", "bos_id": "1", "eos_id": "2", "pad_id": "3"}
+    assert needed.items() <= dict(flags).items()
+    options = dict(flags) | {"vocab_size": "320", "model_prefix": str(tmp_path / "c"), "input": str(tmp_path / "text.txt")}
+    (tmp_path / "text.txt").write_text("\n".join(SENTENCES))
+    sentencepiece.SentencePieceTrainer.train(" ".join(f"--{name}={value}" for name, value in options.items())
+                                             + " --minloglevel=2")
+    fitting = SentencePieceTokenizer.load(tmp_path / "c.model")
+    assert fitting.decode(fitting.encode(SENTENCES)) == SENTENCES

@@ -40,7 +40,7 @@ def measure_run(directory: Path, config: RunConfig, model: TextModel, data: Data
         write_json(directory / "collapse.json", dataclasses.asdict(diagnosis))
         rebuilt |= collapse_figures(diagnosis)
     rows = list(_rows(Yardstick(config, data, judges), model, lm, reporter)) if model.sources else []
-    figures: dict[str, Any] = {"family": model.family, "reconstruction": rebuilt, "rows": rows}
+    figures: dict[str, Any] = {"family": model.family, "reconstruction": rebuilt, "rows": rows, "notes": data.corpus.notes()}
     if rows and (found := diagnose_gan(model, data, num, getattr(config.model, "start", ""), rows)) is not None:
         figures["generator"] = found.to_json()
     if own := find_method(model.family).own_rows(config, model, data, reporter):
@@ -148,4 +148,5 @@ def _render(figures: Sequence[dict[str, Any]], width: int | None = None) -> str:
         method = find_method(figures[0]["family"])
         columns = [Column(key, title, decimals) for key, (title, decimals) in method.own_columns.items()]
         parts += [tables.wrap(method.own_title, width), tables.table(tables.over_seeds(own), columns, width)]
-    return "\n\n".join([*parts, tables.reconstruction_section(rebuilt, width)])
+    notes = dict.fromkeys(note for member in figures for note in member.get("notes", []))
+    return "\n\n".join([*parts, tables.reconstruction_section(rebuilt, width), *notes])

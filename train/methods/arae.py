@@ -27,7 +27,7 @@ from train.data import Batch, Dataset
 from train.evaluation.figures import held_out, nll_figures
 from train.evaluation.judges import tokens_of
 from train.method import Method, Update, Validation, adamw, draw_seed, frozen
-from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config, sizes
+from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config, presets_of
 from train.methods.gan_stage import update_critic
 
 VALIDATION_SEED = 17
@@ -171,20 +171,7 @@ class ARAEStage(DecoderStage):
 class ARAEMethod(Method):
     family = "arae"
     config_class = ARAEOptions
-    presets = sizes(tiny={"code_dim": 16, "encoder_hidden_dim": 16, "noise_dim": 16, "gan_hidden_dim": 16,
-                          "gan_num_layers": 2},
-                    full={"encoder_hidden_dim": 1024, "gan_hidden_dim": 2048, "gan_num_layers": 4,
-                          "gan_learning_rate": 1e-4}) | {
-        "arae": {},
-        # The authors' settings for SNLI (lang/run_snli.py), for a corpus of sentences of at most 15 words; longer ones are
-        # cut. They use 11,000 words, this preset uses 11,000 SentencePiece pieces. Learning rates stay constant.
-        "arae-snli": {"vocab_size": 11000, "lowercase": True, "max_len": 15, "embed_dim": 300, "hidden_dim": 300,
-                      "num_layers": 1, "dropout": 0.0, "encoder_hidden_dim": 300, "code_dim": 300, "noise_radius": 0.05,
-                      "noise_anneal": 0.9995, "noise_dim": 100, "gan_hidden_dim": 300, "gan_num_layers": 2,
-                      "penalty_weight": 1.0, "encoder_share": 0.1, "critic_steps": 5, "gan_learning_rate": 1e-4,
-                      "gan_beta1": 0.5, "gan_beta2": 0.999, "autoencoder_optimizer": "sgd", "decoder_learning_rate": 1.0,
-                      "decoder_batch_size": 64, "clip_norm": 1.0, "warmup_steps": 0, "min_learning_rate": 1.0},
-    }
+    presets = presets_of("arae")
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: Any = config.model

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outlines.errors import OutlinesError
-from outlines.metrics.outlines import energy_score, knn_precision_recall
+from outlines.metrics.outlines import energy_score, knn_precision_recall, shortfall
 from outlines.models.base import TextModel
 from outlines.models.conditional import ConditionalModel
 from outlines.networks.conditional import ConditionalGeneratorConfig, fit_linear_gaussian
@@ -20,18 +19,12 @@ from train.evaluation.conditions import PairRows, conditions_of, draws, held_out
 from train.evaluation.sampling import Row
 from train.evaluation.yardstick import NEIGHBOURS
 from train.method import Method, Validation
+from train.methods.decoder_stage import presets_of
 from train.methods.gan_stage import Game, GanOptions, GanStage
-from train.methods.outlines import (
-    OutlineDecoderOptions,
-    OutlineDecoderStage,
-    OutlinesMethod,
-    outline_decoder_config,
-    shortfall,
-)
+from train.methods.outlines import OutlineDecoderOptions, OutlineDecoderStage, outline_decoder_config
 from train.runtime.progress import Progress, Reporter
 
 MAX_KEPT_CONDITIONS = 2000  # training conditions stored in a model, for sampling without a given condition
-MIN_HELD_OUT = 4  # smallest number of validation groups
 
 
 @dataclass(frozen=True)
@@ -109,18 +102,12 @@ class PairGame(Game):
 class ConditionalMethod(Method):
     family = "conditional"
     config_class = ConditionalOptions
-    presets: ClassVar = {size: {name: value for name, value in preset.items() if name != "num_centres"}
-                         for size, preset in OutlinesMethod.presets.items()}
+    presets = presets_of("conditional")
     own_title, own_columns = evaluation.TITLE, evaluation.COLUMNS
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: Any = config.model
         seed = config.training.seed
-        if data.pairing is not None:
-            num_groups = len(held_out_pairs(data.pairing.splits["valid"], options.num_validation).targets)
-            if num_groups < MIN_HELD_OUT:
-                raise OutlinesError(f"Only {num_groups} validation groups; at least {MIN_HELD_OUT} are needed. "
-                                    "Use a larger corpus, or raise valid_fraction.")
         store, labels = data.stores["train"], data.pairing.labels if data.pairing else ()
         generator = ConditionalGeneratorConfig(store.dim, store.dim + len(labels), options.gan_hidden_dim,
                                                options.gan_num_layers)

@@ -1,7 +1,9 @@
 """Maximum-likelihood training of a decoder, the stage that every family has."""
 
 import dataclasses
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,25 +48,13 @@ class DecoderOptions(ModelOptions):
                 if name not in known}
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"num_sentences": 600, "vocab_size": 450, "embed_dim": 16, "hidden_dim": 24, "decoder_steps": 30,
-             "decoder_batch_size": 16, "decoder_validate_every": 10, "num_validation": 20, "log_every": 10,
-             "checkpoint_every": 10, "warmup_steps": 5, "evaluator_steps": 20, "num_evaluation": 40,
-             "valid_fraction": 0.1, "test_fraction": 0.1},
-    "default": {"num_sentences": 24000, "valid_fraction": 0.08, "test_fraction": 0.08, "embed_dim": 224,
-                "hidden_dim": 384, "word_start": "counts", "decoder_steps": 500, "decoder_learning_rate": 4e-3,
-                "decoder_validate_every": 250, "warmup_steps": 100, "evaluator_steps": 2600},
-    "small": {"decoder_steps": 2400, "decoder_validate_every": 600, "checkpoint_every": 600, "evaluator_steps": 800},
-    "full": {"embed_dim": 512, "hidden_dim": 1024, "num_layers": 2, "dropout": 0.3, "decoder_steps": 40000,
-             "decoder_batch_size": 256, "decoder_learning_rate": 1e-3, "decoder_validate_every": 2000,
-             "checkpoint_every": 2000},
-}
-"""the sizes of every family"""
+PRESETS = tomllib.loads(Path(__file__).parents[1].joinpath("presets.toml").read_text(encoding="utf-8"))
 
 
-def sizes(**own: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the presets of all sizes, with a family's own options by size."""
-    return {size: {**preset, **own.get(size, {})} for size, preset in PRESETS.items()}
+def presets_of(family: str) -> dict[str, dict[str, Any]]:
+    """Return the presets of a family in presets.toml, the sizes included."""
+    shared, own = PRESETS["sizes"], PRESETS.get(family, {})
+    return {name: shared.get(name, {}) | own.get(name, {}) for name in shared | own}
 
 
 def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int, **settings: Any) -> DecoderConfig:

@@ -16,7 +16,7 @@ from outlines.options import option
 from train.config import RunConfig
 from train.data import Batch, Dataset
 from train.method import Method, draw_seed
-from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config, sizes
+from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config, presets_of
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ class EncoderStage(DecoderStage):
 class EncoderMethod(Method):
     family = "encoder"
     config_class = EncoderOptions
-    presets = sizes(tiny={"encoder_hidden_dim": 16, "outline_dim": 16},
-                    full={"encoder_hidden_dim": 1024, "outline_dim": 1024})
+    presets = presets_of("encoder")
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: Any = config.model

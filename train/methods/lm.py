@@ -6,13 +6,13 @@ from outlines.models.lm import LanguageModel
 from train.config import RunConfig
 from train.data import Dataset
 from train.method import Method
-from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config, sizes
+from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config, presets_of
 
 
 class LanguageModelMethod(Method):
     family = "lm"
     config_class = DecoderOptions
-    presets = sizes()
+    presets = presets_of("lm")
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: Any = config.model

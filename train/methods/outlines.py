@@ -13,7 +13,7 @@ from torch import Tensor
 from outlines.errors import OutlinesError
 from outlines.inference.rejection import fit_slope
 from outlines.metrics.collapse import latent_gap, other_rows
-from outlines.metrics.outlines import knn_precision_recall
+from outlines.metrics.outlines import knn_precision_recall, shortfall
 from outlines.metrics.verdicts import memorised_share
 from outlines.models.base import TextModel
 from outlines.models.outlines import OutlineModel
@@ -27,7 +27,7 @@ from train.config import RunConfig
 from train.data import MAX_FITTED_ROWS, Batch, Dataset
 from train.evaluation.figures import NUM_DECODED, decoded_nll, held_out
 from train.method import Method, Validation
-from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config, sizes
+from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config, presets_of
 from train.methods.gan_stage import FitStage, Game, GanOptions, GanStage
 from train.runtime.progress import Progress
 from train.runtime.run_directory import read_run
@@ -215,20 +215,10 @@ class OutlineGame(Game):
             self.model.score_slope.fill_(fit_slope(self.critic(real), self.critic(self._drawn(len(real)))))
 
 
-def shortfall(precision: float, recall: float) -> float:
-    """Return 1 minus the harmonic mean of precision and recall, so that neither can be traded for the other."""
-    return 1 - 2 * precision * recall / max(precision + recall, 1e-9)
-
-
 class OutlinesMethod(Method):
     family = "outlines"
     config_class = OutlineOptions
-    presets = sizes(
-        tiny={"num_centres": 8, "gan_hidden_dim": 16, "gan_num_layers": 2, "gan_steps": 20, "gan_batch_size": 32,
-              "gan_validate_every": 10},
-        default={"gan_steps": 450, "penalty_share": 0.25}, small={"gan_steps": 2500, "gan_validate_every": 250},
-        full={"gan_hidden_dim": 2048, "gan_num_layers": 4, "gan_steps": 100000, "gan_batch_size": 2048,
-              "gan_learning_rate": 1e-4, "ema_decay": 0.9995, "gan_validate_every": 5000})
+    presets = presets_of("outlines")
     layout: ClassVar[dict[str, dict[str, list[Any]]]] = {"generator and critic": {
         **{title: ["Multiline", [f"valid/{tag}(_mixture|_gaussian|_real)?$"]] for title, tag in {
             "precision": "precision", "recall": "recall", "decoded NLL/token": "decoded_nll_per_token"}.items()},

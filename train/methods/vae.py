@@ -21,7 +21,7 @@ from train.config import RunConfig
 from train.data import Batch, Dataset
 from train.evaluation.figures import VALIDATION_DRAWS, swapped_gap, term_figures
 from train.method import Method, Update, Validation, draw_seed, frozen
-from train.methods.decoder_stage import DecoderOptions, LatentStage, decoder_config, sizes
+from train.methods.decoder_stage import DecoderOptions, LatentStage, decoder_config, presets_of
 from train.runtime.ranks import Ranks
 
 VALIDATION_SEED = 13
@@ -212,19 +212,7 @@ class VAEMethod(Method):
     family = "vae"
     config_class = VAEOptions
     # Sizes are those of every family. Remedies use the settings of their papers, with steps as fractions of training.
-    presets = sizes(tiny={"latent_dim": 8, "encoder_hidden_dim": 16}, default={"encoder_hidden_dim": 192},
-                    full={"encoder_hidden_dim": 1024}) | {
-        "vae": {},
-        # Bowman et al. (2016), section 3.1, with the rise of the baseline in the code of Fu et al. (M = 1, R = 0.25).
-        "vae-annealed": {"kl_anneal": "linear", "kl_rise": 0.25},
-        "vae-cyclical": {"kl_anneal": "cyclical", "kl_cycles": 4, "kl_rise": 0.5},  # Fu et al. (2019), section 4
-        # Kingma et al. (2016), appendix C.8: floors of 0.125 to 2 nats per group are alike; 32 × 0.25 nats are 8 nats.
-        "vae-freebits": {"free_bits": 0.25},
-        "vae-worddrop": {"word_dropout": 0.75},  # Bowman et al. (2016), section 5
-        # He et al. (2019), algorithm 1, with at most 100 inner steps as in their code; a check in each of about 40 epochs.
-        "vae-lagging": {"aggressive_steps": 100, "aggressive_checks": 40},
-        "vae-bow": {"bow_weight": 1.0},  # Zhao et al. (2017), section 3.3
-    }
+    presets = presets_of("vae")
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: Any = config.model

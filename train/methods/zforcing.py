@@ -20,7 +20,7 @@ from train.data import Batch, Dataset
 from train.evaluation.figures import VALIDATION_DRAWS, swapped_gap, term_figures
 from train.evaluation.pictures import kl_picture
 from train.method import Method, Update, Validation, draw_seed
-from train.methods.decoder_stage import DecoderOptions, LatentStage, sizes
+from train.methods.decoder_stage import DecoderOptions, LatentStage, presets_of
 
 VALIDATION_SEED = 13
 
@@ -133,10 +133,7 @@ class ZForcingMethod(Method):
     config_class = ZForcingOptions
     # Sizes are those of every family. The published kl_step, 5e-5, needs 16,000 updates from 0.2 to 1. `full` uses it; the
     # shorter presets reach 1 after the same two fifths to half of training.
-    presets = sizes(tiny={"latent_dim": 8, "mlp_dim": 16, "backward_hidden_dim": 16, "kl_step": 0.05},
-                    default={"kl_step": 2e-3}, small={"kl_step": 7e-4},
-                    full={"mlp_dim": 512, "backward_hidden_dim": 512}) | {
-        "zforcing": {}, "zforcing-off": {"aux_start": 0.0, "aux_weight": 0.0, "backward_weight": 0.0}}
+    presets = presets_of("zforcing")
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: Any = config.model

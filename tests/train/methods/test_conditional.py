@@ -30,8 +30,8 @@ from outlines.networks.conditional import (
 from outlines.networks.gru import GRUConfig
 from tests.conftest import Command
 from tests.train.test_training import weights
-from train.config import RunConfig, resolve
-from train.data import Dataset, open_dataset
+from train.config import CorpusConfig, RunConfig, resolve
+from train.data import Dataset, fit_splits, open_dataset
 from train.evaluation.conditions import Comparison, PairRows, conditions_of, held_out_pairs
 from train.method import Update, find_method
 from train.methods.conditional import ConditionalMethod, PairBatch
@@ -140,8 +140,10 @@ def test_a_corpus_without_pairs_keeps_its_fingerprint(tmp_path: Path) -> None:
     files = grouped(tmp_path, LINES, group_lines=0)
     alone = {split: getattr(files, split) for split in ("train", "valid", "test")}
     assert fingerprint(files) == fingerprint(CorpusFiles(**alone)) != fingerprint(CorpusFiles(**alone, group_lines=3))
-    with pytest.raises(CorpusError, match="no pair"):
-        load_pairing(grouped(tmp_path, LINES[::3], group_lines=2, test=(written(tmp_path / "one.txt", ["one"]),)))
+    single = grouped(tmp_path, LINES[::3], group_lines=2, test=(written(tmp_path / "one.txt", ["one"]),))
+    config = CorpusConfig(corpus=single.train, valid=single.valid, test=single.test, group_lines=2)
+    with pytest.raises(CorpusError, match=r"Too few groups .*test 0\); each split needs 4"):
+        fit_splits(config, Reporter(quiet=True))
 
 
 def test_held_out_pairs_are_of_different_groups_and_always_the_same() -> None:
