@@ -156,6 +156,7 @@ def open_dataset(config: CorpusConfig, encoding: tuple[str, bool] | None, cache:
                         finish_store(store)
                     ranks.barrier()
             stores[split] = OutlineStore(store)
+            stores[split].check_current(sentences, loaded)
     for note in corpus.notes():
         reporter.warning(note)
     pairing = load_pairing(config.files()) if config.corpus and config.files().are_pairs else None

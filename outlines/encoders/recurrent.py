@@ -51,10 +51,7 @@ class RecurrentEncoder(nn.Module):
         return nn.functional.normalize(self.project_sentences(inputs, lengths), dim=1)
 
     def project_sentences(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """Return outlines before normalisation: [B, D].
-
-        inputs: [B, T], bos, the tokens, and padding, which does not change the outline. lengths: [B], without padding.
-        """
+        """Return outlines [B, D] before normalisation. inputs: [B, T], bos, tokens and padding. lengths: [B]."""
         embedded = self.dropout(self.embedding(inputs))
         lengths, position = lengths.to(inputs.device)[:, None], torch.arange(inputs.shape[1], device=inputs.device)
         padding = (position >= lengths)[..., None]
@@ -82,10 +79,8 @@ def corrupt(inputs: Tensor, lengths: Tensor, drop: float, shuffle_distance: int,
             special: SpecialIds) -> tuple[Tensor, Tensor]:
     """Return a noisy copy of each sentence, with tokens dropped and shuffled: ids [B, T'] and lengths [B].
 
-    bos stays first, eos last, and padding stays padding. A row with other tokens keeps at least one of them.
-    inputs: [B, T], the inputs or targets of a batch. lengths: [B], real tokens of each row.
-    drop: probability of dropping a token.
-    shuffle_distance: largest distance between a token's old and new position among the remaining tokens.
+    bos, eos and padding stay in place, and a row keeps at least one other token. inputs: [B, T]. lengths: [B].
+    drop: probability of dropping a token. shuffle_distance: largest distance that a remaining token moves.
     Source: Lample et al., Unsupervised Machine Translation Using Monolingual Corpora Only (2018), section 2.3.
     """
     device = inputs.device

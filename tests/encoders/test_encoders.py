@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from outlines.encoders import SentenceEncoder, load_encoder, sentence_transformer
+from outlines.encoders import SentenceEncoder, encoder_name, load_encoder, sentence_transformer
 from outlines.errors import OutlinesError
 from outlines.hardening import check_sentence_transformer
 
@@ -37,8 +37,9 @@ def list_modules(directory: Path, kinds: list[str], last_path: str = "1_Pooling"
 
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
-    for spec in ("bert", "st:", "recurrent", "recurrent:", "minilm:x", ""):
-        with pytest.raises(OutlinesError, match="Use minilm, st:NAME_OR_DIRECTORY or recurrent:DIRECTORY"):
+    for spec in ("bert", "st:", "recurrent", "recurrent:", "minilm:x", "", "minilm?dim=x&prompt=",
+                 "recurrent:x?dim=2&prompt="):
+        with pytest.raises(OutlinesError, match="Use minilm, multilingual-minilm, st:NAME_OR_DIRECTORY or recurrent:"):
             load_encoder(spec)
 
 
@@ -214,3 +215,30 @@ def test_the_hubs_cache_is_used_before_the_hub(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sentence_transformer, "MINILM_PACKAGES", ())
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert load_encoder("minilm").dim == 384
+
+
+def test_control_words_reach_minilm_as_text(minilm: SentenceEncoder) -> None:
+    words = ["[MASK]", "[CLS]", "[SEP]", "[PAD]", "[UNK]", "</s>", "<|endoftext|>", "<s>", "<unk>"]
+    apart = [word.replace("[", "[ ").replace("]", " ]") for word in words]  # the tokenizer separates marks anyway
+    np.testing.assert_allclose(minilm.encode([f"A dog {word} runs." for word in words]),
+                               minilm.encode([f"A dog {word} runs." for word in apart]), atol=1e-5)
+
+
+def test_a_prompt_and_fewer_dimensions_are_part_of_the_encoder(minilm: SentenceEncoder) -> None:
+    other = load_encoder(encoder_name("minilm", "query: é?&", 64))
+    expected = minilm.encode([f"query: é?&{sentence}" for sentence in SENTENCES])[:, :64]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(other.encode(SENTENCES), expected, atol=1e-6)
+    assert (other.dim, other.normalized, encoder_name("minilm")) == (64, True, "minilm")
+    assert load_encoder(other.name).fingerprint == other.fingerprint
+    assert len({other.fingerprint, minilm.fingerprint, load_encoder(encoder_name("minilm", dim=64)).fingerprint}) == 3
+    with pytest.raises(OutlinesError, match=r"its outlines have 384 dimensions, fewer than 385\. Lower --encoder-dim"):
+        load_encoder(encoder_name("minilm", dim=385))
+
+
+def test_the_short_name_of_the_multilingual_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = minilm_directory()  # stands in for the weights
+    asked: list[str] = []
+    monkeypatch.setattr(sentence_transformer, "_from_hub", lambda name: asked.append(name) or directory)
+    assert load_encoder("multilingual-minilm").name == "multilingual-minilm"
+    assert asked == ["sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"]

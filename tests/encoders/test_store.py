@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +59,7 @@ def test_rows_equal_the_encoders_output_in_the_requested_order(tmp_path: Path,
     rows = store.rows(indices)
     assert rows.dtype == np.float32
     np.testing.assert_array_equal(rows, direct[indices])
-    assert len(store._mapped) == 3
+    assert store._shard.cache_info().currsize == 3
     assert store.rows(np.array([], dtype=np.int64)).shape == (0, DIM)
     for outside in (-1, 103):
         with pytest.raises(IndexError):
@@ -210,3 +212,18 @@ def test_scaling_with_a_stores_moments_equals_scaling_with_its_rows(tmp_path: Pa
     torch.testing.assert_close(scaling.mean, fitted.mean)
     torch.testing.assert_close(scaling.std, fitted.std)
     assert set(scaling.state_dict()) == {"mean", "std"}
+
+
+@pytest.mark.parametrize("change", [lambda outlines: outlines + np.eye(1, DIM), lambda outlines: outlines * 1.1,
+                                    lambda outlines: outlines * np.nan, lambda outlines: outlines[:, ::-1]])
+def test_outlines_of_another_version_of_the_library_are_noticed(tmp_path: Path, change: Callable[[Any], Any]) -> None:
+    class Changed(HashEncoder):
+        def encode(self, sentences: list[str]) -> np.ndarray:
+            return np.asarray(change(super().encode(sentences)))
+
+    encode(tmp_path, HashEncoder())
+    store, same = OutlineStore(tmp_path), HashEncoder()
+    store.check_current(SENTENCES, same)
+    assert len(same.seen) == 21 and {same.seen[0], same.seen[-1]} == {SENTENCES[0], SENTENCES[-1]}
+    with pytest.raises(OutlinesError, match=r"hash now computes other outlines than the stored ones\. .* delete this"):
+        store.check_current(SENTENCES, Changed())

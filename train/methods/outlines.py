@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from outlines.encoders import encoder_name
 from outlines.errors import OutlinesError
 from outlines.inference.rejection import fit_slope
 from outlines.metrics.collapse import latent_gap, other_rows
@@ -43,7 +44,9 @@ class OutlineDecoderOptions(DecoderOptions):
     """Options of a decoder of a frozen encoder's outlines."""
 
     group: ClassVar[str] = "outlines"
-    encoder: str = option("minilm", "frozen sentence encoder: minilm, st:NAME_OR_DIRECTORY or recurrent:DIRECTORY")
+    encoder: str = option("minilm", "frozen sentence encoder: minilm, multilingual-minilm, st:MODEL or recurrent:DIRECTORY")
+    encoder_prompt: str = option("", "text before each sentence, for encoders that need one, such as 'query: '")
+    encoder_dim: int = option(0, "number of first dimensions of the outlines to keep; 0 keeps all", low=0, high=2**20)
     whiten: bool = option(False, "whiten the outlines instead of scaling them by one number", flag=False)
     outline_noise: float = option(0.0, "standard deviation of noise on the decoder's outlines in training, in scaled units",
                                   low=0)
@@ -53,7 +56,11 @@ class OutlineDecoderOptions(DecoderOptions):
                                    "decoder options must be the same")
 
     def encoding(self) -> tuple[str, bool]:
-        return self.encoder, self.whiten
+        return encoder_name(self.encoder, self.encoder_prompt, self.encoder_dim), self.whiten
+
+    def without_effect(self) -> dict[str, str]:
+        names = ("encoder_prompt", "encoder_dim") if self.encoder.startswith("recurrent:") else ()
+        return super().without_effect() | dict.fromkeys(names, "recurrent encoders do not use it")
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class OutlineOptions(GanOptions, OutlineDecoderOptions):
 
 
 DECIDES_DECODER = {field.name for field in dataclasses.fields(OutlineDecoderOptions)} - {
-    "num_validation", "encoder", "decoder_from"}
+    "num_validation", "encoder", "encoder_prompt", "encoder_dim", "decoder_from"}
 """options that must be equal in a run and in its --decoder-from"""
 
 
