@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,15 +11,13 @@ from typing import IO
 import outlines
 from generate.options import SAMPLE, parse
 from outlines.errors import OutlinesError
+from outlines.terminal import closed_pipe, prepare_stdout
 
 
 @contextlib.contextmanager
 def output(path: Path | None) -> Iterator[IO[str]]:
     """Standard output, or a file that gets its name only when it is complete."""
     if path is None:
-        # Line buffering: after Ctrl-C or a broken pipe, only whole lines have been written.
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(line_buffering=True, encoding="utf-8")
         yield sys.stdout
         return
     staging = path.with_name(path.name + ".part")
@@ -36,6 +33,7 @@ def output(path: Path | None) -> Iterator[IO[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit status."""
+    prepare_stdout()
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         # Imported after parsing, because torch takes a second and wrong arguments should be reported at once.
@@ -44,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from generate import verbs
         verbs.sampling_of(options)  # reports wrong values before the run is loaded
         pipeline = outlines.load(options.run, options.device, getattr(options, "precision", "auto"))
+        if "max_len" in options:
+            options.max_len = options.max_len or pipeline.max_len
         with output(getattr(options, "out", None)) as file:
             # No bar between the sentences themselves.
             quiet = options.verb != SAMPLE or not sys.stderr.isatty() or (file is sys.stdout and sys.stdout.isatty())
@@ -52,13 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for text, data in tqdm(lines, total=total, unit=" sentences", file=sys.stderr, disable=quiet):
                 as_json = getattr(options, "format", "txt") == "jsonl"
                 file.write((json.dumps(data, ensure_ascii=False) if as_json else text) + "\n")
+        if pipeline.num_cut:
+            print(f"Sentences cut at {options.max_len} tokens: {pipeline.num_cut:,}. Raise --max-len.", file=sys.stderr)
     except OutlinesError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader has closed the pipe. Redirect stdout, so that Python does not flush into the pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return closed_pipe()
     except KeyboardInterrupt:
         return 130
     return 0

@@ -4,7 +4,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -15,12 +15,9 @@ from torch import Tensor
 from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError
 
-MAX_ROWS = 512
-"""Sentences decoded in one batch; bounds the memory."""
-ANSWER_SEC = 30
-"""Longest wait of a request until its work begins."""
-GATHER_SEC = 0.01
-"""How long a request waits for others to share its batch."""
+MAX_ROWS = 512  # Sentences decoded in one batch; bounds the memory
+ANSWER_SEC = 30  # Longest wait of a request until its work begins
+GATHER_SEC = 0.01  # How long a request waits for others to share its batch
 
 
 class Busy(OutlinesError):
@@ -44,17 +41,14 @@ class Job:
 
     vectors: Tensor | None
     uniforms: Tensor
-    kind: tuple[SamplingConfig, tuple[int, ...]]
+    kind: tuple[SamplingConfig, str]
     ids: list[list[int]] = field(default_factory=list)
 
 
 class Batcher:
-    """Decodes for many threads: the first thread whose turn it is decodes the jobs of the others too.
+    """Decodes for many threads: the first thread whose turn it is decodes the jobs of the others too."""
 
-    A sentence depends only on its own row, so batching does not change it.
-    """
-
-    def __init__(self, decode: Callable[[Tensor | None, Tensor, SamplingConfig, Sequence[int]], list[list[int]]]):
+    def __init__(self, decode: Callable[[Tensor | None, Tensor, SamplingConfig, str], list[list[int]]]):
         self.decode_batch = decode
         self.batch_sizes: deque[int] = deque(maxlen=1000)
         self._waiting: dict[Job, None] = {}

@@ -60,9 +60,9 @@ class Option(NamedTuple):
 # Options that differ between verbs have one entry per variant: the flag is the part before the slash.
 OPTIONS: dict[str, dict[str, Option]] = {
     "options": {
-        "num": Option("number of sentences", int, 10, low=1, max_served=100),
-        "num/walk": Option("number of vectors on the walk, both ends included", int, 21, low=2, max_served=101),
-        "num/nearest": Option("number of neighbours per sentence", int, 5, low=1, max_served=50),
+        "num": Option("number of sentences", int, 10, 1, 10**12, max_served=100),
+        "num/walk": Option("number of vectors on the walk, both ends included", int, 21, 2, 10_000, max_served=101),
+        "num/nearest": Option("number of neighbours per sentence", int, 5, 1, 10_000, max_served=50),
         "temperature": Option("sampling temperature; lower is safer and less varied", float, 0.7, max_served=10),
         "top_p": Option("nucleus sampling: smallest set of likeliest tokens with this probability", float, 1.0, high=1),
         "seed": Option("random seed", int, 1, max_served=2**53),
@@ -70,7 +70,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
                          "runs)", metavar="NAME"),
         "walk": Option("line or arc between the outlines, arc between the generator's noise, gradient ascent on log p(B | "
                        "outline)", default="spherical", choices=("linear", "spherical", "noise", "gradient", "all")),
-        "radius": Option("distance from the sentence's outline; unrelated outlines are 1.4 apart", float, 0.4),
+        "radius": Option("distance from the sentence's outline; unrelated outlines are 1.4 apart", float, 0.4, high=1000),
         "like": Option("use the outline of this sentence (default: sampled outlines)", metavar="SENTENCE"),
         "file": Option("read the sentences from this file, one per line", Path),
         "unique": Option("skip duplicate sentences", bool),
@@ -89,7 +89,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "top_k": Option("sample from the N likeliest tokens only; 0: from all", int, 0, max_served=2**20),
         "guidance": Option("weight of the outline: 0 ignores it, below 1: likelier sentences, above 1: closer to it; "
                            "needs a run trained with --outline-dropout", float, 1.0, max_served=10),
-        "max_len": Option("maximum length of a sentence in tokens", int, 64, low=1),
+        "max_len": Option("maximum length of a sentence in tokens (default: the run's)", int, low=1),
         "precision": Option("precision of matrix products when sampling; auto: bfloat16 if it is faster; greedy decoding, "
                             "beam search and scores use float32", str, "auto", choices=("auto", "float32", "bfloat16")),
     },
@@ -100,7 +100,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "noise_scale": Option("factor on the noise; below 1: likelier, less varied outlines", float, 1.0, max_served=10),
         "rejection": Option("rejection sampling by the critic: average draws per accepted outline", float, 1.0, 1, 100),
     },
-    "speed": {"batch_size": Option("sentences decoded together; does not change them (default: automatic)", int, low=1)},
+    "speed": {"batch_size": Option("sentences decoded together; does not change them (default: automatic)", int, low=1,
+                                   high=65_536)},
 }
 BY_NAME = {name: option for group in OPTIONS.values() for name, option in group.items()}
 ARGUMENTS = {"sentences": ("[SENTENCE ...]", "sentences (default: the lines of --file or of standard input)"),

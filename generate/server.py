@@ -1,7 +1,4 @@
-"""The web page of a run and its JSON interface over HTTP: `python -m generate serve RUN`.
-
-docs/generate.md lists the paths, and the limits on the size, numbers and time of a request.
-"""
+"""The web page of a run and its JSON interface over HTTP. docs/generate.md lists paths and limits."""
 
 import contextlib
 import io
@@ -25,15 +22,11 @@ from outlines.inference.pipeline import Pipeline
 PAGE = Path(__file__).with_name("page.html")
 MAX_SENTENCES = int(BY_NAME["num"].max_served)
 MAX_CHARACTERS = 1000
-MAX_WAITING = 64
-"""Requests that may wait or be processed; another one is refused."""
+MAX_WAITING = 64  # Requests that may wait or be processed; another one is refused
 MAX_BYTES = 64 * 1024
-MAX_DISCARDED = 1024 * 1024
-"""Bytes of a refused request that are still read."""
-MAX_CONNECTIONS = 256
-"""Open connections, each with a thread; another one is closed at once."""
-READ_SEC = 10
-"""Time limit to receive a whole request, and to send its answer."""
+MAX_DISCARDED = 1024 * 1024  # Bytes of a refused request that are still read
+MAX_CONNECTIONS = 256  # Open connections, each with a thread; another one is closed at once
+READ_SEC = 10  # Time limit to receive a whole request, and to send its answer
 LOCAL = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -186,7 +179,7 @@ class Server(ThreadingHTTPServer):
             reason = getattr(error, "strerror", None) or str(error)
             raise OutlinesError(f"Cannot listen on {host}:{port} ({reason}). Try another --port.") from error
         self.pipeline = pipeline
-        self.batcher = Batcher(pipeline.sampler)
+        self.batcher = Batcher(pipeline.write)
         # Work that cannot be batched runs one request at a time, so that it does not use every core.
         self._turn = threading.Lock()
         self.places = threading.BoundedSemaphore(MAX_WAITING)
@@ -207,7 +200,7 @@ class Server(ThreadingHTTPServer):
             self.connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Print errors to standard error, except those of clients that left or were too slow."""
+        """Ignore clients that left or were too slow."""
         if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
 
@@ -220,20 +213,32 @@ class Server(ThreadingHTTPServer):
 
     def sample(self, fields: Fields) -> dict[str, Any]:
         num, seed = fields.number("num"), fields.number("seed")
-        config = SamplingConfig(**{name: fields.number(name) for name in
+        config = SamplingConfig(max_len=self.pipeline.max_len, **{name: fields.number(name) for name in
                                    ("temperature", "top_k", "top_p", "noise_scale", "guidance")})
         source, prefix = fields.text("source", ""), fields.text("prefix", "")
         fields.end()
-        draw, (tokens,) = self.pipeline.source(source or None, config), self.pipeline.tokenizer.encode([prefix])
+        self.pipeline.tokenizer.encode([prefix])  # raises an error for invalid text
+        draw = self.pipeline.source(source or None, config)
         vectors, uniforms = self.pipeline.model.draw_rows(draw, 0, num, seed, config.max_len)
-        ids = self.batcher.decode(Job(vectors, uniforms, (config, tuple(tokens))))
+        ids = self.batcher.decode(Job(vectors, uniforms, (config, prefix)))
         return {"sentences": [sentence.data() for sentence in self.pipeline.written(ids, vectors, scored=True)]}
 
     def reconstruct(self, fields: Fields) -> dict[str, Any]:
         sentences = fields.texts("sentences")
         fields.end()
+        bad = dict[str, OutlinesError]()
+        for sentence in sentences:
+            try:
+                self.pipeline.checked(sentence)
+            except OutlinesError as error:
+                bad[sentence] = error
+        good = [sentence for sentence in sentences if sentence not in bad]
+        if not good:
+            raise bad[sentences[0]]
         with turn(self._turn, ANSWER_SEC):
-            return {"sentences": [done._asdict() for done in self.pipeline.reconstruct(sentences)]}
+            done = iter(self.pipeline.reconstruct(good))
+        return {"sentences": [{"text": sentence, "error": str(bad[sentence])} if sentence in bad else next(done)._asdict()
+                              for sentence in sentences]}
 
     def interpolate(self, fields: Fields) -> dict[str, Any]:
         a, b, walk = fields.text("a"), fields.text("b"), fields.text("walk", "spherical")

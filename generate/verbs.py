@@ -8,10 +8,10 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import outlines
 from outlines.decoding.sample import SamplingConfig
@@ -22,8 +22,8 @@ from outlines.metrics.bleu import reconstruction_bleu
 from outlines.metrics.text import unspaced
 
 MAX_REPEATS = 10_000  # --unique stops after this many consecutive duplicates
-Line = tuple[str, dict[str, Any]]
-"""One line of output: as text, and as the object that --format jsonl writes."""
+Item = TypeVar("Item")
+Line = tuple[str, dict[str, Any]]  # as text, and as the object that --format jsonl writes
 
 
 def sampling_of(options: argparse.Namespace) -> SamplingConfig:
@@ -67,30 +67,33 @@ def _lines(sentences: Iterable[Sentence]) -> Iterator[Line]:
 
 def _conditional(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
     """One or more sentences for each line of --condition."""
-    for condition, sentence in pipeline.given(_read_conditions(options.condition), options.num, options.seed,
+    conditions = _usable(_read(options.condition), lambda line: _condition(pipeline, line, options.condition.suffix))
+    for condition, sentence in pipeline.given(conditions, options.num, options.seed,
                                               sampling_of(options), options.source, options.with_score, options.batch_size):
         label = {} if condition.label is None else {"label": condition.label}
         for text, data in _lines([sentence]):
             yield text, {"condition": condition.text, **label, **data}
 
 
-def _read_conditions(path: Path) -> Iterator[Condition]:
-    """The conditions in a file, one per line: the whole line, or the fields `condition` and `label` of .jsonl."""
-    for number, line in enumerate(_read(path), start=1):
-        try:
-            fields = json.loads(line) if path.suffix == ".jsonl" else {"condition": line}
-            condition = Condition(fields["condition"], fields.get("label"))
-            if not condition.text.strip() or not isinstance(condition.label, str | None):
-                raise ValueError(line)
-        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-            raise OutlinesError(f"{path}: condition {number} is not valid. Write "
-                                '{"condition": "a sentence"}, and add a "label" if the run has labels.') from error
-        yield condition
+def _condition(pipeline: Pipeline, line: str, suffix: str) -> Condition:
+    """The condition in a line: the whole line, or the fields `condition` and `label` of .jsonl."""
+    try:
+        fields = json.loads(line) if suffix == ".jsonl" else {"condition": line}
+        condition = Condition(fields["condition"], fields.get("label"))
+        if not condition.text.strip() or not isinstance(condition.label, str | None):
+            raise ValueError(line)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise OutlinesError('The condition is not valid. Write {"condition": "a sentence"}, and add a "label" if the run '
+                            "has labels.") from error
+    pipeline.rows([condition.text], limited=False)
+    if number_of := getattr(pipeline.model, "number_of", None):
+        number_of(condition.label)
+    return condition
 
 
 def reconstruct(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
     sampling, pairs, nll, num_targets = sampling_of(options), [], 0.0, 0
-    for chunk in _chunks(options):
+    for chunk in _chunks(pipeline, options):
         for done in pipeline.reconstruct(chunk, sampling):
             pairs.append((done.rebuilt, done.text))
             nll, num_targets = nll + done.nll, num_targets + done.num_targets
@@ -141,12 +144,12 @@ def analogy(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
 
 
 def mean(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
-    vector = pipeline.mean(list(_read(Path(options.lines))))
+    vector = pipeline.mean(list(_usable(_read(Path(options.lines)), pipeline.checked)))
     return _lines(map(Sentence, pipeline.decode(vector[None], sampling_of(options))))
 
 
 def nearest(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
-    for chunk in _chunks(options):
+    for chunk in _chunks(pipeline, options, limited=False):
         for text, neighbours in zip(chunk, pipeline.nearest(chunk, options.num), strict=True):
             plain = "\n".join(f"{near.cosine:.3f}\t{near.row}\t{near.text}" for near in neighbours)
             yield f"{text}\n{plain}", {"text": text, "neighbours": [near._asdict() for near in neighbours]}
@@ -172,25 +175,41 @@ def serve(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
             os._exit(128 + signal.SIGINT)
 
 
-def _chunks(options: argparse.Namespace) -> Iterator[list[str]]:
+def _usable(lines: Iterable[tuple[str, str]], parse: Callable[[str], Item]) -> Iterator[Item]:
+    """Yield parse(line) of named lines; reports lines for which it raises OutlinesError, and raises it if all do."""
+    bad, good = list[str](), 0
+    for name, line in lines:
+        try:
+            item = parse(line)
+        except OutlinesError as error:
+            bad.append(f"{name}: {error}")
+        else:
+            good += 1
+            yield item
+        while good and bad:
+            print("skipped", bad.pop(0), file=sys.stderr)
+    if bad:
+        raise OutlinesError(bad[0] + (f" The other {len(bad) - 1:,} cannot be used either." if len(bad) > 1 else ""))
+
+
+def _chunks(pipeline: Pipeline, options: argparse.Namespace, limited: bool = True) -> Iterator[list[str]]:
     """The input sentences, 256 at a time."""
-    stream = iter(options.sentences or _read(options.file))
+    named = ((f"sentence {number}", text) for number, text in enumerate(options.sentences, start=1))
+    lines = named if options.sentences else _read(options.file)
+    stream = _usable(lines, lambda line: pipeline.checked(line, limited))
     while chunk := list(islice(stream, 256)):
         yield chunk
 
 
-def _read(path: Path | None) -> Iterator[str]:
-    """The lines of a file or, for None and `-`, of standard input; empty lines are skipped."""
+def _read(path: Path | None) -> Iterator[tuple[str, str]]:
+    """The names and lines of a file or, for None and `-`, of standard input; empty lines are skipped."""
     source = 0 if path is None or str(path) == "-" else path
     name = source or "standard input"
     try:
         with open(source, "rb", closefd=source != 0) as file:
             for number, line in enumerate(file, start=1):
-                try:
-                    sentence = line.decode().strip()
-                except UnicodeDecodeError as error:
-                    raise OutlinesError(f"{name}: line {number} is not UTF-8. Convert the file to UTF-8.") from error
-                if sentence:
-                    yield sentence
+                # The tokenizer refuses what surrogateescape makes of bytes that are not UTF-8.
+                if sentence := line.decode(errors="surrogateescape").strip().removeprefix("\ufeff"):
+                    yield f"{name}: line {number}", sentence
     except OSError as error:
         raise OutlinesError(f"{name}: cannot be read ({error.strerror}). Check the path.") from error

@@ -1,11 +1,10 @@
 """`python -m train [VERB]`: choose the command, and turn errors and signals into an exit status."""
 
-import os
-import signal
 import sys
 from collections.abc import Sequence
 
 from outlines.errors import OutlinesError
+from outlines.terminal import closed_pipe, prepare_stdout
 from train.commands import ablate, evaluate, train
 from train.runtime.ranks import leave
 from train.runtime.signals import Stopped, StopSignals
@@ -18,6 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     verb = arguments[0] if arguments and arguments[0] in VERBS else ""
+    prepare_stdout()
     with StopSignals() as signals:
         try:
             if verb:
@@ -32,9 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{stopped}: {advice}", file=sys.stderr)
             return stopped.exit_status
         except BrokenPipeError:
-            # The reader closed the pipe; the report is on disk. Python must not flush the rest at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 128 + signal.SIGPIPE
+            return closed_pipe()  # the report is on disk
         except OSError as error:  # For example a full disk. Files stay whole because every write is atomic.
             print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
             return 2

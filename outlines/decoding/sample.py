@@ -4,7 +4,7 @@ Random numbers are an argument: row i, step t only uses uniforms[i, t]. So a sen
 rest of the batch.
 """
 
-import sys
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,14 +33,14 @@ class SamplingConfig:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        bounds = {"temperature": "0 (greedy) or above, and finite", "top_k": "0 (all tokens) or above",
-                  "top_p": "above 0 and at most 1", "max_len": "at least 1 token", "beam": "0 (no beam search) or above",
-                  "noise_scale": "0 or above, and finite", "guidance": "0 (the vector is ignored) or above, and finite"}
-        for name, allowed in bounds.items():
+        # Beyond these bounds, float32 overflows or the memory does not suffice.
+        bounds = {"temperature": (1e-3, 1e3), "top_k": (0, math.inf), "top_p": (1e-6, 1), "max_len": (1, 10_000),
+                  "beam": (0, 256), "noise_scale": (0, 1e3), "guidance": (0, 1e3)}
+        for name, (least, most) in bounds.items():
             value = getattr(self, name)
-            least, most = (1 if name == "max_len" else 0), (1 if name == "top_p" else sys.float_info.max)
-            if not least <= value <= most or (name == "top_p" and value == 0):
-                raise OutlinesError(f"{name.replace('_', '-')} must be {allowed}, not {value}.")
+            if not least <= value <= most and (name, value) != ("temperature", 0):
+                greedy = "0 (greedy) or " if name == "temperature" else ""
+                raise OutlinesError(f"{name.replace('_', '-')} must be {greedy}from {least:g} to {most:g}, not {value}.")
 
     @property
     def draws(self) -> bool:

@@ -11,6 +11,7 @@ from outlines.decoding.sample import SamplingConfig, sample
 from outlines.networks.decoder import Decoder
 from outlines.networks.gru import GRUDecoder
 
+BEAM_ROWS = 4096  # prefixes that beam search extends at once
 CPU_ROWS = 1024  # rows that the plain sampler writes at once on a CPU, which bounds the memory of the logits
 
 
@@ -27,11 +28,14 @@ class Sampler:
         """Return one sentence per row, for the arguments of `sample`. Beam search ignores the uniforms."""
         if not len(uniforms):
             return []
-        if config.beam:
-            return beam_search(self.decoder, vector, len(uniforms), config, prefix, self._fast)
-        if self._fast:
+        if self._fast and not config.beam:
             return self._fast.sample(vector, uniforms, config, prefix)
         rows_at_once = CPU_ROWS if uniforms.device.type == "cpu" else len(uniforms)
+        if config.beam:
+            rows_at_once = max(1, BEAM_ROWS // config.beam)
         vectors: Iterable[Tensor | None] = itertools.repeat(None) if vector is None else vector.split(rows_at_once)
-        return [row for part, numbers in zip(vectors, uniforms.split(rows_at_once), strict=False)
-                for row in sample(self.decoder, part, numbers, config, prefix, self.bfloat16)]
+        parts = zip(vectors, uniforms.split(rows_at_once), strict=False)
+        if config.beam:
+            return [row for part, numbers in parts
+                    for row in beam_search(self.decoder, part, len(numbers), config, prefix, self._fast)]
+        return [row for part, numbers in parts for row in sample(self.decoder, part, numbers, config, prefix, self.bfloat16)]

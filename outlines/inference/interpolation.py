@@ -1,9 +1,6 @@
 """Interpolations ("walks") between two sentences, as rows of vectors for the decoder, and how smooth they are.
 
-    linear      the straight line between two vectors
-    spherical   the arc between them
-    noise       the arc between the generator's noise of both (outlines/inference/inversion.py), mapped to outlines again
-    gradient    gradient ascent on log p(second sentence | outline), starting at the first outline
+docs/generate.md lists the walks.
 """
 
 from collections.abc import Callable
@@ -23,15 +20,12 @@ WALKS = ("linear", "spherical", "noise", "gradient")
 
 
 class Point(NamedTuple):
-    """Consecutive vectors of a walk that decode to the same sentence, and the index of the first one.
-
-    nll_start, nll_end: -log p of the walk's first and last sentence under each of these vectors, nats.
-    """
+    """Consecutive vectors of a walk that decode to the same sentence, and the index of the first one."""
 
     step: int
     text: str
-    nll_start: list[float]
-    nll_end: list[float]
+    nll_start: list[float]  # -log p of the walk's first sentence under each vector, nats
+    nll_end: list[float]  # of its last sentence
 
 
 class Walk(NamedTuple):
@@ -54,7 +48,6 @@ def linear(start: Tensor, end: Tensor, num: int) -> Tensor:
 def spherical(start: Tensor, end: Tensor, num: int) -> Tensor:
     """`num` vectors [num, D] at equal angles on the arc from start [D] to end [D], both included.
 
-    sin((1 - t) ω) / sin ω · start + sin(t ω) / sin ω · end, where ω is the angle; a line for parallel vectors.
     Source: Shoemake, Animating Rotation with Quaternion Curves (1985), eq. 8; White, Sampling Generative Networks (2016).
     """
     angle = torch.cosine_similarity(start, end, dim=0).clamp(-1, 1).arccos()
@@ -66,10 +59,7 @@ def spherical(start: Tensor, end: Tensor, num: int) -> Tensor:
 
 @torch.no_grad()
 def noise(model: OutlineModel, start: Tensor, end: Tensor, num: int) -> Tensor:
-    """`num` outlines [num, D] from the generator, on the arc between the noise of start [D] and of end [D].
-
-    The drawn centre, a part of the noise, moves on the straight line. The model must pass `can_invert`.
-    """
+    """`num` outlines [num, D] from the generator; its noise is on the arc, and its centre on the line, between two."""
     normal, centre = invert(model, torch.stack([start, end]))
     generator: Any = model.generator
     return model.normalise(generator.around(linear(centre[0], centre[1], num), spherical(normal[0], normal[1], num)))
@@ -77,15 +67,12 @@ def noise(model: OutlineModel, start: Tensor, end: Tensor, num: int) -> Tensor:
 
 def gradient(decoder: Decoder, start: Tensor, row: np.ndarray, own_nll: float, step: float,
              normalise: Callable[[Tensor], Tensor] = lambda vector: vector, max_steps: int = 200) -> tuple[Tensor, str]:
-    """Gradient ascent on log p(sentence | vector): the vectors [S, D] from start [D] on, and why it ended.
+    """Gradient ascent on log p(sentence | vector) (Subramanian et al. 2018): the vectors [S, D] from start [D] on, and why
+    it ended.
 
     A step that does not raise the likelihood is undone and halved. The walk has `reached` the sentence when its NLL is at
-    most `own_nll`. It is `stuck` when a step of step / 1000 does not help. Otherwise it ends after `max_steps`.
-
-    row: the sentence's token ids. own_nll: its NLL under its own vector, nats. step: length, in the vectors' units.
-    normalise: maps vectors [B, D] back to where the decoder's vectors lie, after every step.
-    Source: Subramanian et al., Adversarially Learned Neural Outlines (2018), interpolate along this gradient. The fixed step
-    length, the halving and the stopping rule are ours.
+    most `own_nll`, nats. It is `stuck` when a step of step / 1000 does not help. Otherwise it ends after `max_steps`.
+    row: the sentence's token ids. normalise: maps vectors [B, D] back to where the decoder's vectors lie.
     """
     if decoder.training:
         raise ValueError("walk with a decoder in evaluation mode")
@@ -123,16 +110,12 @@ def folded(texts: list[str], nll_start: list[float], nll_end: list[float]) -> li
 
 
 class Smoothness(NamedTuple):
-    """How a walk's sentences follow one another. A smooth walk has many sentences, similar steps and a low NLL.
+    """How a walk's sentences follow one another. A smooth walk has many sentences, similar steps and a low NLL."""
 
-    num_sentences: without consecutive duplicates. mean_step, largest_step: distance between the outlines of neighbouring
-    sentences, in the encoder's units. middle_nll_per_token: nats, over the sentences between the ends; NaN if none.
-    """
-
-    num_sentences: int
-    mean_step: float
+    num_sentences: int  # without consecutive duplicates
+    mean_step: float  # distance between the outlines of neighbouring sentences, in the encoder's units
     largest_step: float
-    middle_nll_per_token: float
+    middle_nll_per_token: float  # nats, over the sentences between the ends; NaN if none
 
 
 def smoothness(encoded: Tensor, nll: np.ndarray, num_targets: np.ndarray) -> Smoothness:

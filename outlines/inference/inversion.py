@@ -15,11 +15,9 @@ from outlines.models.base import TextModel
 from outlines.models.outlines import OutlineModel
 
 TOLERANCES = (0.1, 0.03, 0.01)
-"""Standard deviation of the remaining error, in scaled units (an outline has 1 per dimension). The descent uses them in
-turn; with only the last one it gets stuck where the MLP is nonlinear."""
+# Standard deviations of the remaining error, in scaled units. With only the last one, the descent gets stuck.
 STEPS_EACH = 5
-NUM_FIRST, NUM_CANDIDATES = 16, 2
-"""Number of likeliest centres that are combined with every offset; number of sums to descend from."""
+NUM_FIRST, NUM_CANDIDATES = 16, 2  # likeliest centres that are combined with every offset; sums to descend from
 
 
 def can_invert(model: TextModel) -> TypeGuard[OutlineModel]:
@@ -29,10 +27,7 @@ def can_invert(model: TextModel) -> TypeGuard[OutlineModel]:
 
 @torch.no_grad()
 def invert(model: OutlineModel, outlines: Tensor) -> tuple[Tensor, Tensor]:
-    """The noise from which the model's generator makes the outlines [N, D], in scaled units. Memory: 2 N D².
-
-    Returns normal values [N, D] and the drawn centres as points [N, D] (0 without centres).
-    """
+    """The noise of outlines [N, D]: normal values [N, D], drawn centres as points [N, D] (0 if none). Memory: 2 N D²."""
     generator: Any = model.generator
     if not generator.config.num_centres:
         centre = torch.zeros_like(outlines)
@@ -52,8 +47,7 @@ def invert(model: OutlineModel, outlines: Tensor) -> tuple[Tensor, Tensor]:
 def _likeliest(generator: Any, outlines: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """The centres [N, C, D] that outlines [N, D] most probably come from without the MLP, and their log shares [N, C].
 
-    inverse: of the factor. With offsets, a centre is the sum of one of the NUM_FIRST likeliest centres and the offset that
-    fits it best.
+    With offsets, a centre is the sum of one of the NUM_FIRST likeliest centres and the offset that fits it best.
     """
     def cost(rest: Tensor) -> Tensor:
         return (rest @ inverse.T).square().sum(dim=-1)
@@ -80,11 +74,10 @@ def _likeliest(generator: Any, outlines: Tensor, inverse: Tensor) -> tuple[Tenso
 
 
 def descend(model: OutlineModel, outlines: Tensor, centre: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimise the cost above without its shares, starting at `normal` [N, D]; returns the noise [N, D] and its cost [N].
+    """Minimise the cost above without its shares from `normal` [N, D] on; returns the noise [N, D] and its cost [N].
 
-    A step is the gradient divided by the curvature from the generator's Jacobian (Levenberg 1944, Marquardt 1963); a step
-    that does not reduce the cost is undone and shortened. Plain gradient steps do not converge: an outline moves a thousand
-    times as far along the noise's widest direction as along its narrowest.
+    Levenberg-Marquardt steps; one that does not reduce the cost is undone and shortened. Plain gradient descent does not
+    converge, because an outline moves a thousand times as far along some directions of the noise as along others.
     """
     generator: Any = model.generator
 

@@ -1,13 +1,4 @@
-"""A finished run in use: noise → outline → tokens → text, and text → outline.
-
-    run = outlines.load("runs/001-outlines-small")
-    run.sample(3, temperature=0.5)                                    three sentences
-    vectors = run.encode(["A dog runs.", "Two men play chess."])      [2, D]
-    run.decode(vectors)                                               the reconstructions
-    run.interpolate("A dog runs.", "Two men play chess.", "gradient").sentences
-
-`python -m generate` calls these methods. If a family cannot do something, they raise OutlinesError.
-"""
+"""A finished run in use: noise → outline → tokens → text, and text → outline. docs/generate.md has examples."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -38,19 +29,14 @@ from outlines.models.base import BATCH, Draw, TextModel
 from outlines.models.registry import load_model
 
 TEMPERATURE = 0.7
-DEFAULT, GREEDY = SamplingConfig(TEMPERATURE), SamplingConfig(temperature=0)
 
 
 class Sentence(NamedTuple):
-    """A generated sentence and, if requested, its scores.
-
-    nll: -log p(sentence | its vector) by the decoder at temperature 1, nats. critic_score: of the vector, None without a
-    critic; it has no unit and is comparable only within one run.
-    """
+    """A generated sentence and, if requested, its scores."""
 
     text: str
-    nll: float | None = None
-    critic_score: float | None = None
+    nll: float | None = None  # -log p(sentence | its vector) by the decoder at temperature 1, nats
+    critic_score: float | None = None  # of the vector; has no unit and is comparable only within one run
 
     def data(self) -> dict[str, Any]:
         """The fields that are known, as JSON data."""
@@ -86,6 +72,8 @@ class Pipeline:
         self.device = next(model.parameters()).device
         self.precision = choose_precision(precision, self.device)
         self.max_len: int = description["corpus"]["max_len"]
+        self.greedy = SamplingConfig(temperature=0, max_len=self.max_len)
+        self.num_cut = 0  # sentences so far that reached the maximum length
 
     @classmethod
     def load(cls, run: Path, device: torch.device, precision: str = "auto") -> "Pipeline":
@@ -134,16 +122,20 @@ class Pipeline:
     def sampler(self) -> Sampler:
         return Sampler(self.model.decoder, bfloat16=self.precision == "bfloat16")
 
-    def rows(self, sentences: Sequence[str]) -> list[np.ndarray]:
-        """Token ids of each sentence; raises OutlinesError if one is empty or too long."""
+    def rows(self, sentences: Sequence[str], limited: bool = True) -> list[np.ndarray]:
+        """Token ids of each sentence; raises OutlinesError if one is empty or, if `limited`, too long for the decoder."""
         rows = _as_rows(self.tokenizer.encode(sentences))
         for sentence, row in zip(sentences, rows, strict=True):
             shown = repr(sentence[:40] + "…" if len(sentence) > 40 else sentence)
             if not len(row):
                 raise OutlinesError(f"{shown} contains no words.")
-            if len(row) > self.max_len:
+            if limited and len(row) > self.max_len:
                 raise OutlinesError(f"{shown} has {len(row)} tokens, more than this run's limit of {self.max_len}.")
         return rows
+
+    def checked(self, sentence: str, limited: bool = True) -> str:
+        self.rows([sentence], limited)
+        return sentence
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
         """The vectors [N, D] from which the decoder rebuilds the sentences: scaled outlines, or a VAE's posterior means."""
@@ -172,10 +164,7 @@ class Pipeline:
         return self.model.from_encoder(average.float().to(self.device)[None])[0]
 
     def analogy(self, a: str, b: str, c: str) -> Tensor:
-        """The vector [D] of c + b - a, computed in the encoder's units and normalised like its outlines.
-
-        Source: Mikolov, Yih and Zweig, Linguistic Regularities in Continuous Space Word Representations (2013).
-        """
+        """The vector [D] of c + b - a (Mikolov, Yih and Zweig 2013), normalised like the outlines of the encoder."""
         of_a, of_b, of_c = self.model.to_encoder(self.encode([a, b, c]))
         return self.model.from_encoder((of_c + of_b - of_a)[None])[0]
 
@@ -188,13 +177,22 @@ class Pipeline:
         scores = None if vectors is None else self.model.critic_scores(vectors)
         return list(map(Sentence, texts, nll, [None] * len(ids) if scores is None else scores.tolist()))
 
-    def decode(self, vectors: Tensor, sampling: SamplingConfig = GREEDY, seed: int = 1) -> list[str]:
-        """One sentence per vector [N, D]."""
-        return self.tokenizer.lines(self.model.decode(vectors, seed, sampling, self.sampler))
+    def decode(self, vectors: Tensor, sampling: SamplingConfig | None = None, seed: int = 1) -> list[str]:
+        """One sentence per vector [N, D]; greedy by default."""
+        sampling = sampling or self.greedy
+        return self.tokenizer.lines(self._counted(self.model.decode(vectors, seed, sampling, self.sampler), sampling))
+
+    def _counted(self, ids: list[list[int]], sampling: SamplingConfig) -> list[list[int]]:
+        self.num_cut += sum(len(row) >= sampling.max_len for row in ids)
+        return ids
+
+    def write(self, vectors: Tensor | None, uniforms: Tensor, sampling: SamplingConfig, prefix: str = "") -> list[list[int]]:
+        """Token ids of one sentence per row of uniforms [N, max_len]; each starts with `prefix`."""
+        return self.sampler(vectors, uniforms, sampling, self.tokenizer.encode([prefix])[0])
 
     def sample(self, num: int = 10, seed: int = 1, source: str | None = None, **choice: float) -> list[str]:
         """`num` new sentences. choice: fields of SamplingConfig; the temperature is 0.7 by default."""
-        sampling = SamplingConfig(**{"temperature": TEMPERATURE, **choice})  # type: ignore[arg-type]
+        sampling = SamplingConfig(**{"temperature": TEMPERATURE, "max_len": self.max_len, **choice})  # type: ignore[arg-type]
         return [sentence.text for sentence in self.sentences(num, seed, sampling, source)]
 
     def source(self, name: str | None, sampling: SamplingConfig, rejection: float = 1.0) -> Draw:
@@ -207,10 +205,9 @@ class Pipeline:
         return draw if rejection == 1 else rejecting(self.model, draw, rejection)
 
     def around(self, vector: Tensor, radius: float) -> Draw:
-        """A source of vectors at distance `radius` from one vector [D], in uniformly distributed directions.
-
-        radius: in the encoder's units, before normalisation; 0 uses the vector itself.
-        """
+        """A source of vectors at distance `radius` (in the encoder's units) from one vector [D], in uniform directions."""
+        if not 0 <= radius <= 1e3:
+            raise OutlinesError(f"radius must be from 0 to 1000, not {radius}.")
         centre = self.model.to_encoder(vector)
 
         def draw(count: int, rng: torch.Generator) -> Tensor:
@@ -229,15 +226,17 @@ class Pipeline:
         threads that each decode a batch; with more than one, set torch's own threads to one.
         """
         draw = source if callable(source) else self.source(source, sampling, rejection)
-        batches = self.model.decode_draws(draw, num, seed, sampling, batch_size, self.tokenizer.encode([prefix])[0], workers,
-                                          self.sampler)
-        return (sentence for ids, vectors in batches for sentence in self.written(ids, vectors, scored))
+        batches = self.model.decode_draws(draw, num, seed, sampling, batch_size, (), workers,
+                                          lambda vectors, uniforms, *_: self.write(vectors, uniforms, sampling, prefix))
+        return (sentence for ids, vectors in batches
+                for sentence in self.written(self._counted(ids, sampling), vectors, scored))
 
     def given(self, conditions: Iterable[Condition], num: int = 1, seed: int = 1,
-              sampling: SamplingConfig = DEFAULT, source: str | None = None, scored: bool = False,
+              sampling: SamplingConfig | None = None, source: str | None = None, scored: bool = False,
               batch_size: int | None = None) -> Iterator[tuple[Condition, Sentence]]:
         """Yield `num` new sentences for each condition, in order; only for models that accept conditions."""
         model: Any = self.model
+        sampling = sampling or SamplingConfig(TEMPERATURE, max_len=self.max_len)
         if not hasattr(model, "given"):
             raise OutlinesError(f"'{model.family}' models do not accept conditions. Use a run of the family 'conditional'.")
         start = 0
@@ -249,10 +248,11 @@ class Pipeline:
             rows = model.condition(outlines, labels)[[places[condition] for condition in chunk]]
             noise, uniforms = model.draw_rows(model.generator.draw, start, start + len(chunk), seed, sampling.max_len)
             vectors = model.given(rows, noise * sampling.noise_scale, source)
-            yield from zip(chunk, self.written(self.sampler(vectors, uniforms, sampling), vectors, scored), strict=True)
+            ids = self._counted(self.sampler(vectors, uniforms, sampling), sampling)
+            yield from zip(chunk, self.written(ids, vectors, scored), strict=True)
             start += len(chunk)
 
-    def reconstruct(self, sentences: Sequence[str], sampling: SamplingConfig = GREEDY) -> list[Reconstruction]:
+    def reconstruct(self, sentences: Sequence[str], sampling: SamplingConfig | None = None) -> list[Reconstruction]:
         """Encode sentences and decode them again."""
         rows = self.rows(sentences)
         vectors = self._vectors(sentences, rows)
@@ -269,7 +269,7 @@ class Pipeline:
         return tuple(kind for kind in interpolation.WALKS if kind != "noise" or can_invert(self.model))
 
     def interpolate(self, start: str, end: str, walk: str = "spherical", num: int = 21,
-                    sampling: SamplingConfig = GREEDY) -> Walk:
+                    sampling: SamplingConfig | None = None) -> Walk:
         """Interpolate between two sentences. num: vectors, with both ends; a gradient walk's first step is 1 / (num - 1)."""
         if self.walks and walk not in self.walks:
             raise OutlinesError(f"'{self.model.family}' models have no walk {walk!r}. Choose from {', '.join(self.walks)}.")
@@ -292,10 +292,7 @@ class Pipeline:
         return Walk(vectors, interpolation.folded(self.decode(vectors, sampling), *nll), ended)
 
     def smoothness(self, walk: Walk, judge: "Pipeline | None" = None) -> Smoothness:
-        """How smooth a walk is, without empty sentences.
-
-        judge: a run of the family lm that scores the sentences in the middle (default: the decoder, under their vectors).
-        """
+        """How smooth a walk is. judge: a run of the family lm that scores the middle (default: the decoder)."""
         sentences = [text for text in walk.sentences if text]
         rows = [row[:self.max_len] for row in _as_rows(self.tokenizer.encode(sentences))]
         vectors = self._vectors(sentences, rows)
@@ -310,7 +307,7 @@ class Pipeline:
 
     def nearest(self, sentences: Sequence[str], num: int = 5) -> list[list[Neighbour]]:
         """The `num` training sentences nearest to each sentence, by the cosine of their raw outlines."""
-        self.rows(sentences)
+        self.rows(sentences, limited=False)
         training = self.training_set  # its errors say more than those of a missing encoder
         cosines, rows = nearest_rows(self._raw_outlines(sentences).cpu(), training.store, num)
         return [[Neighbour(row, cosine, training.sentences[row]) for cosine, row in zip(*pair, strict=True)]

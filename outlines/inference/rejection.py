@@ -1,8 +1,7 @@
 """Rejection sampling of vectors by a critic: the accepted ones are closer to real vectors.
 
 A draw x is accepted with probability min(1, exp(r(x) - t)), where r is the log density ratio of real vectors over the
-source's, up to a constant. No other rule with the same acceptance rate comes closer to the real density (Verine et al.,
-Optimal Budgeted Rejection Sampling for Generative Models, 2024). docs/outline-gan.md explains the estimate of r.
+source's, up to a constant (Verine et al. 2024). docs/outline-gan.md explains the rule and the estimate of r.
 """
 
 import math
@@ -14,17 +13,12 @@ from outlines.errors import OutlinesError
 from outlines.models.base import CannotReject, Draw, TextModel
 
 MAX_MEAN_DRAWS = 100.0
-NUM_CALIBRATION, CALIBRATION_SEED = 8192, 17
-"""Number and seed of the draws that determine t; t does not depend on the sampling seed."""
-PRIOR_DEVIATION = 10.0
-"""Prior of the slope, nats per standard deviation of the scores: keeps it finite if the scores separate perfectly."""
+NUM_CALIBRATION, CALIBRATION_SEED = 8192, 17  # of the draws that determine t
+PRIOR_DEVIATION = 10.0  # prior of the slope, nats per standard deviation of the scores: keeps it finite
 
 
 def fit_slope(real_scores: Tensor, fake_scores: Tensor) -> float:
-    """Nats of log density ratio, real over fake, per unit of the scores [N] and [M]; 0 if all scores are equal.
-
-    Logistic regression with an intercept and a normal prior on the slope, by Newton's method.
-    """
+    """Nats of log density ratio, real over fake, per unit of the scores [N] and [M], by logistic regression."""
     scores = torch.cat([real_scores, fake_scores]).double().cpu()
     deviation = float(scores.std())
     if not deviation > 0:
@@ -54,10 +48,7 @@ def threshold(log_ratios: Tensor, mean_draws: float) -> float:
 
 @torch.no_grad()
 def rejecting(model: TextModel, draw: Draw, mean_draws: float) -> Draw:
-    """`draw` with rejection: `mean_draws` vectors are drawn per accepted one on average.
-
-    Raises CannotReject if the model has no critic or its scores are useless.
-    """
+    """`draw` with rejection: `mean_draws` vectors are drawn per accepted one on average. Raises CannotReject."""
     if not 1 <= mean_draws <= MAX_MEAN_DRAWS:
         raise OutlinesError(f"The mean number of draws is {mean_draws:g}. It must be from 1 to {MAX_MEAN_DRAWS:g}.")
 

@@ -18,6 +18,7 @@ from outlines.networks.decoder import Decoder, DecoderConfig
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Write = Callable[..., list[list[int]]]  # a function with the arguments of `Sampler`
 Draw = Callable[[int, torch.Generator], Tensor | None]  # (num, rng) → vectors, or None for a decoder without a vector
 BLOCK = 256  # sentences whose noise is drawn together: sentence i only depends on (seed, i), not on their number
 BATCH, GPU_BATCH = 4096, 65_536  # sentences per call of the sampler; the last steps only have the longest ones left
@@ -128,7 +129,7 @@ class TextModel(nn.Module):
 
     def decode_draws(self, draw: Draw, num: int | None, seed: int, sampling: SamplingConfig,
                      batch_size: int | None = None, prefix: Sequence[int] = (),
-                     workers: int = 1, sampler: Sampler | None = None) -> Iterator[tuple[list[list[int]], Tensor | None]]:
+                     workers: int = 1, sampler: Write | None = None) -> Iterator[tuple[list[list[int]], Tensor | None]]:
         """Yield batches of new sentences (token ids) with their vectors from `draw`, `num` sentences in total.
 
         num: None for an endless stream. batch_size: None for a size that suits the device. prefix: tokens that every
@@ -144,7 +145,7 @@ class TextModel(nn.Module):
         return in_order(decoded, spans(num, batch_size or suited), workers)
 
     def decode(self, vectors: Tensor, seed: int, sampling: SamplingConfig,
-               sampler: Sampler | None = None) -> list[list[int]]:
+               sampler: Write | None = None) -> list[list[int]]:
         """Return a sentence (token ids) for each of the vectors [N, D]; sentence i depends on (seed, i) and its vector."""
         _, uniforms = self.draw_rows(lambda count, rng: None, 0, len(vectors), seed, sampling.max_len)
         return (sampler or Sampler(self.decoder))(vectors.to(uniforms.device), uniforms, sampling)

@@ -145,5 +145,5 @@ def test_only_a_decoder_that_has_learnt_without_its_vector_can_be_guided(sample:
                             (GRUDecoder(dataclasses.replace(config, vector_dim=0, vector_dropout=0.1)), None)):
         with pytest.raises(OutlinesError, match="--outline-dropout"):
             sample(decoder, vector, torch.zeros(1, 3), SamplingConfig(max_len=3, guidance=0.5))
-    with pytest.raises(OutlinesError, match="guidance must be 0"):
+    with pytest.raises(OutlinesError, match="guidance must be from 0 to 1000"):
         SamplingConfig(guidance=-1)

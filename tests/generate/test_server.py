@@ -105,7 +105,7 @@ def test_endpoints_do_what_the_verbs_do(server: Server, pipeline: Pipeline) -> N
     ("/sample", {"num": 2.5}, "num must be a whole number"),
     ("/sample", {"num": True}, "num must be a whole number"),
     ("/sample", b'{"temperature": NaN}', "temperature must be a number"),
-    ("/sample", {"top_p": 0}, "top-p must be above 0"),
+    ("/sample", {"top_p": 0}, "top-p must be from 1e-06 to 1"),
     ("/sample", {"source": "vae"}, "hoose from generator"),
     ("/sample", {"prefix": "dog " * 64}, "leaves none of max-len 64"),
     ("/sample", {"prefix": "x" * 1001}, "at most 1000 characters"),
@@ -117,7 +117,7 @@ def test_endpoints_do_what_the_verbs_do(server: Server, pipeline: Pipeline) -> N
     ("/interpolate", {"a": A}, "b must be a text"),
     ("/interpolate", {"a": A, "b": B, "walk": "drunken"}, "Choose from linear"),
     ("/interpolate", {"a": A, "b": B, "num": 1000}, "num must be a whole number from 2 to 101"),
-    ("/nearest", {"sentence": "word " * 100}, "tokens, more than this run's limit of 64"),
+    ("/reconstruct", {"sentences": ["word " * 100]}, "tokens, more than this run's limit of 64"),
 ])
 def test_bad_input_is_answered_with_400_and_a_sentence(path: str, body: Any, message: str, server: Server) -> None:
     status, data = ask(server, path, body)

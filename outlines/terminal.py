@@ -1,0 +1,19 @@
+"""Standard output of the command lines: a terminal of any encoding, a pipe that closes, a notebook."""
+
+import contextlib
+import os
+import signal
+import sys
+
+
+def prepare_stdout() -> None:
+    """Write UTF-8, in whole lines: after Ctrl-C or a closed pipe, no part of a line has been written."""
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's output has no such method
+        sys.stdout.reconfigure(line_buffering=True, encoding="utf-8", errors="backslashreplace")
+
+
+def closed_pipe() -> int:
+    """Return the exit status after the reader has closed the pipe; Python will not flush into the pipe at exit."""
+    with contextlib.suppress(OSError, AttributeError):  # a notebook's output has no file descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE

@@ -1,0 +1,92 @@
+"""Input that other people have: bad lines, words that are cut off, numbers at the edge, terminals without UTF-8."""
+
+import contextlib
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from generate.__main__ import main
+from generate.verbs import _usable
+from outlines.decoding.sample import SamplingConfig
+from outlines.errors import OutlinesError
+from outlines.inference.pipeline import Pipeline
+from tests.conftest import environment
+
+EDGES = [5e-324, 1e-45, 1e-40, 1e-300, 1e-6, 1e-3, 1e3, 1e38, 1e39, 1.7e308, float("inf"), float("nan"), -0.0, 0.0, 1.0]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(name=st.sampled_from(["temperature", "top_p", "noise_scale", "guidance"]), value=st.sampled_from(EDGES) | st.floats())
+def test_every_number_samples_or_is_one_line(pipeline: Pipeline, name: str, value: float) -> None:
+    try:
+        sampling = SamplingConfig(**{"max_len": 4, name: value})  # type: ignore[arg-type]
+        for sentence in pipeline.sentences(3, 1, sampling, scored=True):
+            assert all(score is None or score == score for score in sentence[1:])
+    except OutlinesError as error:
+        assert "\n" not in str(error)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(radius=st.sampled_from(EDGES) | st.floats())
+def test_every_radius_samples_or_is_one_line(pipeline: Pipeline, radius: float) -> None:
+    vector = pipeline.model.vectors(1, torch.Generator().manual_seed(1), "generator")
+    with contextlib.suppress(OutlinesError):
+        assert vector is not None
+        assert len(list(pipeline.sentences(2, 1, SamplingConfig(max_len=4), pipeline.around(vector[0], radius)))) == 2
+
+
+def test_bad_lines_are_reported_and_the_others_answered(tiny_run: Path, tmp_path: Path,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in.txt").write_bytes(b"A dog runs.\n\x01\n" + b"word " * 300 + b"\nA \xff cat.\nA cat.\n")
+    for verb, bad in (("reconstruct", (2, 3, 4)), ("nearest", (2, 4))):
+        assert main([verb, str(tiny_run), "--file", str(tmp_path / "in.txt"), "--format", "jsonl", "--device", "cpu"]) == 0
+        captured = capsys.readouterr()
+        skipped = [line for line in captured.err.splitlines() if line.startswith("skipped")]
+        assert len(skipped) == len(bad) and all(f"line {number}:" in line for number, line in zip(bad, skipped, strict=True))
+        assert len([json.loads(line) for line in captured.out.splitlines()]) == 5 - len(bad)
+
+
+def test_lines_that_are_all_bad_are_one_error() -> None:
+    with pytest.raises(OutlinesError, match=r"^line 1: invalid.* The other 1 cannot be used either\.$"):
+        list(_usable([("line 1", "a"), ("line 2", "b")], int_or_error))
+
+
+def int_or_error(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise OutlinesError(str(error)) from error
+
+
+def test_the_runs_own_maximum_length_is_the_default(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "max_len", 3)
+    monkeypatch.setattr(pipeline, "num_cut", 0)
+    texts = pipeline.sample(20)
+    assert texts == pipeline.sample(20, max_len=3) != pipeline.sample(20, max_len=64)
+    assert pipeline.num_cut > 0
+
+
+@pytest.mark.parametrize("module", ["train", "generate"])
+def test_help_on_an_ascii_terminal(module: str) -> None:
+    import subprocess
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True,
+                          env={**environment(), "PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
+    assert done.returncode == 0 and done.stderr == b""
+
+
+def test_a_notebook_has_no_file_descriptor(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    notebook = io.StringIO()
+    for stream, status in ((notebook, 0), (Closed(), 141)):
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main([str(tiny_run), "--num", "2", "--device", "cpu"]) == status
+    assert notebook.getvalue().count("\n") == 2
