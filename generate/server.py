@@ -200,8 +200,7 @@ class Server(ThreadingHTTPServer):
             self.connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore clients that left or were too slow."""
-        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
+        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):  # clients that left or were too slow
             super().handle_error(request, client_address)
 
     def about(self) -> dict[str, Any]:

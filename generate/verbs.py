@@ -195,8 +195,7 @@ def _usable(lines: Iterable[tuple[str, str]], parse: Callable[[str], Item]) -> I
 def _chunks(pipeline: Pipeline, options: argparse.Namespace, limited: bool = True) -> Iterator[list[str]]:
     """The input sentences, 256 at a time."""
     named = ((f"sentence {number}", text) for number, text in enumerate(options.sentences, start=1))
-    lines = named if options.sentences else _read(options.file)
-    stream = _usable(lines, lambda line: pipeline.checked(line, limited))
+    stream = _usable(named if options.sentences else _read(options.file), lambda text: pipeline.checked(text, limited))
     while chunk := list(islice(stream, 256)):
         yield chunk
 
