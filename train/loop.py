@@ -1,4 +1,4 @@
-"""The training loop, shared by all methods.
+"""The training loop, shared by all methods. It keeps the weights of the validation with the lowest criterion.
 
 A step depends only on the weights and on (seed, stage, step). A checkpoint is therefore weights, optimiser states and a
 position, and a resumed run on the same CPU with the same number of threads equals an uninterrupted one bit for bit.

@@ -177,5 +177,6 @@ class SentencePieceTokenizer:
                 found.append("")
                 others.append(number)
         for number, text in zip(others, self.decode([ids[number] for number in others]), strict=True):
-            found[number] = " ".join(text.split())  # byte pieces can encode line breaks
+            # Byte pieces can encode line breaks and control characters, which could damage a terminal.
+            found[number] = re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", " ".join(text.split()))
         return found

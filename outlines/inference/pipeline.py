@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from outlines.corpus.tokenizer import SentencePieceTokenizer
+from outlines.decoding.decode import Sampler
 from outlines.decoding.sample import SamplingConfig
-from outlines.decoding.sampler import Sampler
 from outlines.decoding.scoring import nll_of_rows
 from outlines.devices import choose_precision
 from outlines.encoders import SentenceEncoder, load_encoder

@@ -1,6 +1,6 @@
 """Instruments for posterior collapse: does the vector depend on the sentence, and does the decoder use it?
 
-docs/posterior-collapse.md explains the instruments; `metrics/diagnosis.py` turns them into a verdict. A posterior is
+docs/posterior-collapse.md explains the instruments; `metrics/collapse_verdict.py` turns them into a verdict. A posterior is
 q(z|x) = N(mu(x), sigma²(x)). A vector without noise (an outline or a code) has logvar None, no KL and no mutual information.
 Shapes: N held-out sentences, Z latent dimensions, T steps. nll, kl and information are nats per sentence.
 """
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from outlines.decoding.decode import Sampler
 from outlines.decoding.sample import SamplingConfig
-from outlines.decoding.sampler import Sampler
 from outlines.decoding.scoring import nll_of_rows
 from outlines.errors import OutlinesError
 from outlines.networks.decoder import Decoder

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from outlines.decoding.decode import Sampler
 from outlines.decoding.sample import SamplingConfig
-from outlines.decoding.sampler import Sampler
 from outlines.decoding.scoring import LatentDraw, bound_terms, nll_of_rows
 from outlines.errors import OutlinesError
 from outlines.networks.decoder import Decoder, DecoderConfig

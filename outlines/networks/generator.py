@@ -1,7 +1,7 @@
 """Generators of outlines, noise → outlines: the interface of every kind, and the registry.
 
 A new kind is one file that adds an OutlineGenerator to `GENERATORS`, and its import in networks/__init__.py.
-train/methods/outlines.py decides how a kind is trained.
+A kind that is trained, not only fitted, also needs a line in GENERATOR_STAGES of train/methods/outlines.py.
 """
 
 from abc import ABC, abstractmethod

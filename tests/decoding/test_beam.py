@@ -8,8 +8,8 @@ import torch
 from outlines.corpus.batching import TokenBatch, collate
 from outlines.corpus.tokenizer import SPECIAL
 from outlines.decoding.beam import beam_search
+from outlines.decoding.decode import Sampler
 from outlines.decoding.sample import SamplingConfig, sample
-from outlines.decoding.sampler import Sampler
 from outlines.networks.decoder import Decoder, DecoderConfig
 from outlines.networks.gru import GRUConfig, GRUDecoder
 

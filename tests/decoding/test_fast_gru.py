@@ -7,9 +7,9 @@ import torch
 from outlines.corpus.tokenizer import SPECIAL
 from outlines.decoding import fast_gru
 from outlines.decoding import sample as sampling
+from outlines.decoding.decode import Sampler
 from outlines.decoding.fast_gru import FastGRU
 from outlines.decoding.sample import SamplingConfig, weigh
-from outlines.decoding.sampler import Sampler
 from outlines.networks.gru import GRUConfig, GRUDecoder
 
 BOS, EOS, PAD, UNK = SPECIAL.bos_id, SPECIAL.eos_id, SPECIAL.pad_id, SPECIAL.unk_id

@@ -29,7 +29,7 @@ from outlines.metrics.collapse import (
     output_change,
     signal_noise,
 )
-from outlines.metrics.diagnosis import (
+from outlines.metrics.collapse_verdict import (
     MIN_GAP,
     Diagnosis,
     Verdict,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from outlines.corpus.batching import TokenBatch, collate
+from outlines.decoding.decode import Sampler
 from outlines.decoding.sample import SamplingConfig
-from outlines.decoding.sampler import Sampler
 from outlines.decoding.scoring import nll_of_rows
 from outlines.errors import OutlinesError
 from outlines.models.lm import LanguageModel

@@ -15,7 +15,7 @@ from typing import Any
 from outlines.checkpoint import MANIFEST, sha256_file
 from outlines.errors import OutlinesError, quoted
 from outlines.inference.rejection import MAX_MEAN_DRAWS
-from outlines.metrics.verdicts import GanVerdict
+from outlines.metrics.gan_verdict import GanVerdict
 from outlines.models.base import CannotReject, TextModel
 from outlines.models.outlines import OutlineModel
 from train.commands.judges import quick_judges

@@ -1,4 +1,7 @@
-"""The columns of all tables: key of the figure, title, decimals, and what the legend says about it."""
+"""The columns of all tables: key of the figure, title, decimals, legend. yardstick.py computes the figures.
+
+A new metric: a function in METRICS of yardstick.py, a line in COLUMNS, and its key in QUICK or MAIN.
+"""
 
 from typing import NamedTuple
 

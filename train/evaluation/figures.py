@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from outlines.checkpoint import read_state
+from outlines.decoding.decode import Sampler
 from outlines.decoding.sample import SamplingConfig
-from outlines.decoding.sampler import Sampler
 from outlines.decoding.scoring import nll_of_rows
 from outlines.metrics.collapse import Posterior, other_rows
-from outlines.metrics.diagnosis import Diagnosis, diagnose, diagnose_steps
-from outlines.metrics.verdicts import GanDiagnosis, Quality, judge_generator, memorised_share
+from outlines.metrics.collapse_verdict import Diagnosis, diagnose, diagnose_steps
+from outlines.metrics.gan_verdict import GanDiagnosis, Quality, judge_generator, memorised_share
 from outlines.models.base import TextModel
 from train.data import Dataset
 

@@ -14,8 +14,8 @@ from outlines.encoders import encoder_name
 from outlines.errors import OutlinesError
 from outlines.inference.rejection import fit_slope
 from outlines.metrics.collapse import latent_gap, other_rows
+from outlines.metrics.gan_verdict import memorised_share
 from outlines.metrics.outlines import knn_precision_recall, shortfall
-from outlines.metrics.verdicts import memorised_share
 from outlines.models.base import TextModel
 from outlines.models.outlines import OutlineModel
 from outlines.models.registry import load_model

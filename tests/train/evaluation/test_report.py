@@ -77,7 +77,7 @@ def test_every_figure_has_one_column() -> None:
     assert len({column.key for column in COLUMNS}) == len({column.title for column in COLUMNS}) == len(COLUMNS)
 
 
-def test_verdicts_are_written_out_for_one_seed_and_counted_for_several() -> None:
+def test_gan_verdict_are_written_out_for_one_seed_and_counted_for_several() -> None:
     def row(verdict: str, kl: float) -> dict[str, object]:
         return {"test/kl": kl, "test/negative_elbo_per_token": 2.0, "num_draws": 16, "verdict": verdict,
                 "words": f"It is {verdict}.", "details": [f"Because {kl}."]}

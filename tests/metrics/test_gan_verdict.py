@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from outlines.metrics.verdicts import GanVerdict, Quality, judge_generator, memorised_share
+from outlines.metrics.gan_verdict import GanVerdict, Quality, judge_generator, memorised_share
 
 MIXTURE, GAUSSIAN, REAL = Quality(0.80, 0.96, 3.6), Quality(0.10, 0.90, 3.8), Quality(0.92, 0.93, 3.3)
 
@@ -26,7 +26,7 @@ MIXTURE, GAUSSIAN, REAL = Quality(0.80, 0.96, 3.6), Quality(0.10, 0.90, 3.8), Qu
     (Quality(0.81, 0.96, 3.5), MIXTURE, 0.8, "critic overfitted"),
     (Quality(0.93, 0.92, 3.5), MIXTURE, 0.8, "better than the mixture"),  # whatever its critic knows by heart
 ])
-def test_verdicts(generator: Quality, start: Quality | None, memorised: float, expected: str) -> None:
+def test_gan_verdict(generator: Quality, start: Quality | None, memorised: float, expected: str) -> None:
     assert judge_generator(generator, MIXTURE, GAUSSIAN, REAL, start, memorised).verdict == expected
 
 
@@ -41,8 +41,8 @@ def test_recall_is_compared_with_the_lower_one_of_real_outlines_and_mixture() ->
      "its sentences have an NLL of 3.500 nats per token, the mixture's 3.600."),
     (Quality(0.93, 0.92, 3.7), MIXTURE, 0.0, "Its F1 of precision and recall is 0.925, the mixture's 0.873, but "
      "its sentences have an NLL of 3.700 nats per token, the mixture's 3.600."),
-    (Quality(0.10, 0.90, 3.8), GAUSSIAN, 0.0, "Its F1 of precision and recall is 0.180, the Gaussian's 0.180 "
-     "(margin 0.02)."),
+    (Quality(0.10, 0.90, 3.8), GAUSSIAN, 0.0, "Its F1 of precision and recall is 0.180, the Gaussian's 0.180; "
+     "better means at least 0.02 higher."),
     (Quality(0.95, 0.60, 3.2), MIXTURE, 0.0, "Its recall is 0.600, more than 0.1 below 0.930, the lower one of mixture and "
      "real outlines."),
     (Quality(0.05, 0.20, 4.5), MIXTURE, 0.0, "Its F1 of precision and recall is 0.080, less than 0.5 of the start's 0.873."),

@@ -48,7 +48,7 @@ class Quality(NamedTuple):
         """Return whether it is better than `other` (F1 by MARGIN, and a lower decoded NLL), and the figure that decided."""
         f1 = f"Its F1 of precision and recall is {self.f1:.3f}, the {name}'s {other.f1:.3f}"
         if not self.f1 >= other.f1 + MARGIN:
-            return False, f"{f1} (margin {MARGIN})."
+            return False, f"{f1}; better means at least {MARGIN} higher."
         if self.decoded_nll is None or other.decoded_nll is None:
             return True, f"{f1} (margin {MARGIN})."
         likelier = self.decoded_nll < other.decoded_nll
