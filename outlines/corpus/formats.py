@@ -113,7 +113,6 @@ def _text(piece: bytes, encoding: str) -> str | Bad:
 
 
 def _find(path: Path, column: str, names: Sequence[str]) -> str:
-    """Return the name of a column: the same, or the first that differs only in case and outer spaces."""
     for name in (column, *names):
         if name in names and name.strip().lower() == column.strip().lower():
             return name

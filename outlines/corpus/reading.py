@@ -152,7 +152,8 @@ def read_records(files: CorpusFiles, paths: Sequence[str], columns: Sequence[str
                 report.examples.append(f"{path}:{number}: {reason}")
     if not num_accepted:
         details = f"{num_rejected:,} lines rejected, the last one: {reason}" if num_rejected else "empty"
-        raise CorpusError(f"{', '.join(paths)}: no sentence found ({details}). Check the file and the column.")
+        advice = f"{iconv('LATIN1', Path(path))} (if Latin-1)" if reason == "not UTF-8" else "Check the file and the column"
+        raise CorpusError(f"{', '.join(paths)}: no sentence found ({details}). {advice}.")
 
 
 def split_of(sentence: str, valid_fraction: float = 0.02, test_fraction: float = 0.02) -> str:

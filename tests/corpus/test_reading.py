@@ -159,6 +159,11 @@ def test_encodings_with_a_byte_order_mark_are_named(tmp_path: Path, encoding: st
         read(path, "Ein Hund läuft.\n".encode(encoding))
 
 
+def test_a_file_of_another_encoding_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"no sentence found \(2 lines .*not UTF-8\)\. Convert it: iconv -f LATIN1"):
+        read(tmp_path / "a.txt", "Собака.\nКошка.\n".encode("cp1251"))
+
+
 def test_more_than_a_tenth_of_bad_lines_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     lines = [f"Sentence {number}." for number in range(90)]
