@@ -128,12 +128,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> str:
         "settings": settings, "rows": tables.to_json(lines), "reconstruction": tables.to_json(tables.over_seeds(rebuilt)),
         **{f"gaps{judge}": {label: gap and gap.to_json() for label, gap in by_label.items()}
            for judge, by_label in found.items()}})
-    hparams: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        own, label = tables.flat_options(run.config.to_json()), labels[run.directory]
-        seeds = [hparams[label]["seed"]] if label in hparams else []
-        hparams[label] = {**own, "seed": ",".join([*seeds, str(own["seed"])])}
-    write_curves(out, lines, hparams)
+    write_curves(out, lines)
     return (f"{text}\n\nwritten to {out}: report.md, report.json, curve.png\nnext:\n"
             f"  tensorboard --logdir {quoted(out / 'tensorboard')}")
 

@@ -1,12 +1,10 @@
 """Quality against diversity over temperature: curves of forward and reverse NLL, the gaps between them, their picture."""
 
 import io
-import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
@@ -15,7 +13,6 @@ from outlines.checkpoint import atomic_write
 from outlines.metrics.curves import interpolated_gap
 from train.evaluation.sampling import REAL_TEXT
 from train.evaluation.tables import Figures, Line, num_seeds
-from train.runtime.log import write_hparams
 
 JUDGES = {"": "the GRU language model", "_ngram": "the 5-gram model"}  # by the suffix of their figures' keys
 
@@ -86,8 +83,8 @@ def picture(lines: Sequence[Line]) -> Figure:
     return figure
 
 
-def write_curves(directory: Path, lines: Sequence[Line], hparams: Mapping[str, dict[str, Any]]) -> None:
-    """Write curve.png, and under tensorboard/ the picture, figures against 100 · T, and options; hparams: of each label."""
+def write_curves(directory: Path, lines: Sequence[Line]) -> None:
+    """Write curve.png, and under tensorboard/ the picture and the figures against 100 · T."""
     events = directory / "tensorboard"  # A separate directory, so that only our own events are deleted.
     shutil.rmtree(events, ignore_errors=True)
     figure = picture(lines)
@@ -95,18 +92,11 @@ def write_curves(directory: Path, lines: Sequence[Line], hparams: Mapping[str, d
     with SummaryWriter(str(events)) as writer:
         writer.add_figure("evaluation/curve", figure)
     for label in {line.label: None for line in lines}:
-        own = [line for line in lines if line.label == label]
         with SummaryWriter(str(events / re.sub(r"[^\w.]+", "-", label).strip("-."))) as writer:
-            for line in own:
+            for line in (line for line in lines if line.label == label):
                 step = 100 if line.temperature is None else round(100 * line.temperature)
                 for key, figures in line.figures.items():
                     writer.add_scalar(f"evaluation/{key}", figures.mean, step)
-            if label in hparams:
-                nearest = min(own, key=lambda line: abs((line.temperature or 0.0) - 1))
-                write_hparams(writer, hparams[label])
-                for key, figures in nearest.figures.items():
-                    if math.isfinite(figures.mean):
-                        writer.add_scalar(f"hparam/{key}", figures.mean)
 
 
 def png(figure: Figure) -> bytes:

@@ -147,20 +147,6 @@ def test_the_same_numbers_in_markdown_json_and_tensorboard(evaluated: Evaluated)
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_hparams_are_logged_with_the_figures(evaluated: Evaluated) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-    for label in ("outlines", "lm"):
-        events = EventAccumulator(str(Path(evaluated.runs[0]).parent / "evaluation" / "tensorboard" / label))
-        events.Reload()
-        content = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
-        options = HParamsPluginData.FromString(content).session_start_info.hparams
-        assert options["family"].string_value == label and options["seed"].string_value == "1"
-        at_one = next(row for row in evaluated.report["rows"] if row["source"] == label and row["temperature"] == 1.0)
-        shown = events.Scalars("hparam/reverse_nll_per_token")[0].value
-        assert shown == pytest.approx(at_one["figures"]["reverse_nll_per_token"]["mean"], rel=1e-6)
-
-
 def test_a_second_evaluation_measures_nothing_anew(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch,
                                                    capsys: pytest.CaptureFixture[str]) -> None:
     files = [*(Path(run) / "evaluation.json" for run in evaluated.runs),
