@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from outlines.corpus.formats import kind_of
+from outlines.corpus.formats import TABLES
 from outlines.corpus.reading import CorpusFiles
 from outlines.devices import DEVICES, PRECISIONS
 from outlines.errors import OutlinesError
@@ -32,7 +32,7 @@ class CorpusConfig:
     condition_column: str = option("", "column of the condition (default: condition)")
     label_column: str = option("", "column of a label that is added to the condition (default: no label)")
     max_rejected: float = option(0.1, "largest fraction of bad lines at which training starts", low=0, high=1)
-    strict: bool = option(False, "stop at the first bad line instead of skipping and counting it")
+    strict: bool = option(False, "stop at the first bad line instead of skipping and counting it", flag=False)
     max_chars: int = option(2000, "maximum characters of a line; longer lines are rejected", low=1, flag=False)
     valid_fraction: float = option(0.02, "fraction of sentences held out for validation, by hash", low=0, high=0.5,
                                    flag=False)
@@ -64,7 +64,7 @@ class TrainingConfig:
     max_bad_steps: int = option(10, "stop after this many consecutive steps with a non-finite loss or gradient", low=1,
                                 flag=False)
     log_every: int = option(50, "optimiser steps between two log lines", low=1, flag=False)
-    checkpoint_every: int = option(500, "optimiser steps between two checkpoints", low=1)
+    checkpoint_every: int = option(500, "optimiser steps between two checkpoints", low=1, flag=False)
     evaluator_steps: int = option(1200, "optimiser steps of the LM that scores samples in the report", low=1)
     num_evaluation: int = option(2000, "maximum held-out sentences, and samples per source, in the report", low=20)
     keep_checkpoints: int = option(3, "checkpoints to keep; each contains the best weights on validation", low=1, flag=False)
@@ -247,7 +247,7 @@ def check(config: RunConfig, given: set[str]) -> None:
     without_effect = []
     if corpus.corpus:
         without_effect += ["num_sentences"]
-        if all(kind_of(Path(path)) == ".txt" for path in (*corpus.corpus, *corpus.valid, *corpus.test)):
+        if not any(kind in path for path in (*corpus.corpus, *corpus.valid, *corpus.test) for kind in TABLES):
             without_effect += ["text_column"]
         without_effect += ["valid_fraction"] if corpus.valid else []
         without_effect += ["test_fraction"] if corpus.test else []

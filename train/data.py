@@ -157,8 +157,8 @@ def open_dataset(config: CorpusConfig, encoding: tuple[str, bool] | None, cache:
                     ranks.barrier()
             stores[split] = OutlineStore(store)
             stores[split].check_current(sentences, loaded)
-    for note in corpus.notes():
-        reporter.warning(note)
+    for note in corpus.notes():  # a few cut sentences are no warning
+        (reporter.line if "--max-len" in note else reporter.warning)(note)
     pairing = load_pairing(config.files()) if config.corpus and config.files().are_pairs else None
     return Dataset(corpus, stores, normalized, device, whiten, pairing)
 

@@ -145,7 +145,7 @@ def read_records(files: CorpusFiles, paths: Sequence[str], columns: Sequence[str
                 continue
             reason = next(text.reason for text in found if isinstance(text, Bad))
             if files.strict:
-                raise CorpusError(f"{path}:{number}: {reason}. Correct the line, or remove --strict to skip it.")
+                raise CorpusError(f"{path}:{number}: {reason}. Correct the line, or remove the option strict to skip it.")
             num_rejected += 1
             report.rejected[reason] += 1
             if len(report.examples) < report.max_examples:
