@@ -180,11 +180,11 @@ def fit_splits(config: CorpusConfig, reporter: Reporter) -> CorpusConfig:
     pairs = config.corpus and config.files().are_pairs
     least, unit = (LEAST_GROUPS, "groups of two or more sentences") if pairs else (LEAST_ROWS, "sentences")
     while True:
-        counts, group, size = Counter[str](), -1, 0
+        counts, group, size = Counter[str](), ("", -1), 0
         for source in SPLITS:
             filled = [split for split in SPLITS if split == source or (source == "train" and not getattr(config, split, ""))]
             for member in _members(config, ReadingReport(), [source]):
-                group, size = member.group, size + 1 if member.group == group else 1
+                group, size = (source, member.group), size + 1 if (source, member.group) == group else 1
                 counts[member.split] += size == (2 if pairs else 1)
                 if all(counts[split] >= least for split in filled):
                     break

@@ -47,6 +47,7 @@ def test_too_few_sentences_are_refused_before_anything_is_prepared(tmp_path: Pat
                             (CorpusConfig((same,)), "Too few sentences"),
                             (CorpusConfig((some,), test=(one,)), r"\(test 1\); each split needs 6. Add some to --test"),
                             (CorpusConfig((some,), valid=(one,)), r"\(valid 1\).*Add some to --valid"),
+                            (CorpusConfig((some,), valid=(one,), test=(one,)), r"\(valid 1, test 1\)"),
                             (CorpusConfig((some,), group_lines=100), "Too few groups of two or more sentences")):
         with pytest.raises(CorpusError, match=message):
             open_dataset(config, None, tmp_path / "cache", torch.device("cpu"), Ranks(), QUIET)
