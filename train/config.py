@@ -83,8 +83,8 @@ class ModelOptions:
     learns_pairs: ClassVar[bool] = False
     """whether the family learns from pairs of sentences, so that the corpus must define them"""
 
-    def encoding(self) -> tuple[str, bool] | None:
-        """Return the frozen encoder and whether its outlines are whitened, or None for a family without outlines."""
+    def encoder_name(self) -> str | None:
+        """Return the name of the frozen encoder, or None for a family without outlines."""
         return None
 
     def without_effect(self) -> dict[str, str]:

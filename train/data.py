@@ -62,25 +62,21 @@ class Batch:
 
 LEAST_ROWS, LEAST_GROUPS = 6, 4  # of every split: k-NN needs one more row than neighbours; a corpus of pairs needs groups
 MOST_HELD_OUT = 0.25  # largest fraction of a small corpus that is held out for validation, and for testing
-MAX_FITTED_ROWS = 200_000  # maximum outlines for fits (whitening, the generator's start), which bounds memory
+MAX_FITTED_ROWS = 200_000  # maximum outlines for fits (the generator's start), which bounds memory
 
 
 class Dataset:
     """A prepared corpus and, for families that need them, the outlines of its splits."""
 
     def __init__(self, corpus: PreparedCorpus, stores: dict[str, OutlineStore], normalized: bool, device: torch.device,
-                 whiten: bool = False, pairing: Pairing | None = None):
+                 pairing: Pairing | None = None):
         self.corpus, self.tokenizer, self.pairing = corpus, corpus.tokenizer, pairing
         self.embedded = corpus.meta["source"].startswith(EMBEDDED)
         self.stores, self.normalized, self.device = stores, normalized, device
         self.scaling = None
         if stores:
             train = stores["train"]
-            self.scaling = Scaling(torch.tensor(train.mean, dtype=torch.float32), train.scale)
-            if whiten:
-                rows = self.sample_rows("train", MAX_FITTED_ROWS)
-                self.scaling = Scaling.fit(torch.from_numpy(train.rows(rows)), whiten=True)
-            self.scaling.to(device)
+            self.scaling = Scaling(torch.tensor(train.mean, dtype=torch.float32), train.scale).to(device)
 
     def hashes(self, encoder: bool = True) -> dict[str, str]:
         """Return the hashes of corpus, tokenizer and, with outlines, encoder, by name."""
@@ -122,13 +118,12 @@ class Dataset:
                      int(tokens.lengths[rows].sum()) + len(rows), ranks)
 
 
-def open_dataset(config: CorpusConfig, encoding: tuple[str, bool] | None, cache: Path, device: torch.device, ranks: Ranks,
+def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device: torch.device, ranks: Ranks,
                  reporter: Reporter, known: str = "") -> Dataset:
     """Prepare the corpus and encode its splits, or load both from the cache.
 
-    encoding: see ModelOptions. known: fingerprint of the prepared corpus, which replaces files that have moved.
+    encoder: its name, or None for no outlines. known: the corpus's fingerprint, which replaces moved files.
     """
-    encoder, whiten = encoding or (None, False)
     paths = [*config.corpus, *config.valid, *config.test, config.tokenizer]
     found = find_prepared(cache, known) if known and not all(Path(path).exists() for path in paths) else None
     config = config if found else fit_splits(config, reporter)
@@ -160,7 +155,7 @@ def open_dataset(config: CorpusConfig, encoding: tuple[str, bool] | None, cache:
     for note in corpus.notes():  # a few cut sentences are no warning
         (reporter.line if "--max-len" in note else reporter.warning)(note)
     pairing = load_pairing(config.files()) if config.corpus and config.files().are_pairs else None
-    return Dataset(corpus, stores, normalized, device, whiten, pairing)
+    return Dataset(corpus, stores, normalized, device, pairing)
 
 
 def _key(data: dict[str, object]) -> str:

@@ -83,7 +83,7 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
     method_class = find_method(config.family)
     device = session.choose_device()
     known = read_run(directory).get("hashes", {}).get("corpus", "")
-    data = open_dataset(config.corpus, config.model.encoding(), session.cache, device, session.ranks, session.reporter,
+    data = open_dataset(config.corpus, config.model.encoder_name(), session.cache, device, session.ranks, session.reporter,
                         known)
     if session.ranks.first:
         _check_hashes(directory, data)

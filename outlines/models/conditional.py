@@ -21,10 +21,9 @@ class ConditionalModel(OutlineDecoding):
     linear: ConditionalGenerator
 
     def __init__(self, decoder: DecoderConfig, generator: ConditionalGeneratorConfig, labels: Sequence[str],
-                 num_conditions: int, normalized: bool, encoder: dict[str, str], whitened: bool = False):
+                 num_conditions: int, normalized: bool, encoder: dict[str, str]):
         """labels: names of the conditions' labels, if any. num_conditions: stored. Other arguments: see OutlineDecoding."""
-        super().__init__(decoder, normalized, encoder, whitened, generator=generator, labels=labels,
-                         num_conditions=num_conditions)
+        super().__init__(decoder, normalized, encoder, generator=generator, labels=labels, num_conditions=num_conditions)
         self.labels = tuple(labels)
         self.generator = ConditionalGenerator(generator)
         self.linear = ConditionalGenerator(dataclasses.replace(generator, hidden_dim=1, num_layers=1))

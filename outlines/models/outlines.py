@@ -19,13 +19,12 @@ from outlines.networks.scaling import Scaling
 class OutlineDecoding(TextModel):
     """The base of families that decode a frozen encoder's outlines: a decoder, and the outlines' scaling and norm."""
 
-    def __init__(self, decoder: DecoderConfig, normalized: bool, encoder: dict[str, str], whitened: bool, **others: Any):
+    def __init__(self, decoder: DecoderConfig, normalized: bool, encoder: dict[str, str], **others: Any):
         """normalized: whether the encoder's outlines have unit norm. encoder: its name and fingerprint."""
-        super().__init__(decoder=decoder, normalized=normalized, encoder=encoder, whitened=whitened, **others)
+        super().__init__(decoder=decoder, normalized=normalized, encoder=encoder, **others)
         self.normalized, self.encoder = normalized, {key: str(value) for key, value in encoder.items()}
         self.decoder = build_decoder(decoder)
-        width = decoder.vector_dim
-        self.scaling = Scaling(torch.zeros(width), torch.ones(()), torch.eye(width) if whitened else None)
+        self.scaling = Scaling(torch.zeros(decoder.vector_dim), torch.ones(()))
 
     def normalise(self, scaled: Tensor) -> Tensor:
         """Return outlines [B, D] in scaled units with the norm of the encoder's outlines."""
@@ -60,9 +59,9 @@ class OutlineModel(OutlineDecoding):
     """log density ratio, real over generated, in nats per unit of the critic's score; 0 if scores carry no information"""
 
     def __init__(self, decoder: DecoderConfig, generator: Mapping[str, Any], mixture: GeneratorConfig,
-                 critic: Mapping[str, int] | None, normalized: bool, encoder: dict[str, str], whitened: bool = False):
+                 critic: Mapping[str, int] | None, normalized: bool, encoder: dict[str, str]):
         """generator: its kind and config. critic: hidden_dim and num_layers. Other arguments: see OutlineDecoding."""
-        super().__init__(decoder, normalized, encoder, whitened, generator=generator, mixture=mixture, critic=critic)
+        super().__init__(decoder, normalized, encoder, generator=generator, mixture=mixture, critic=critic)
         self.generator = build_generator(generator)
         self.mixture = Generator(mixture)
         self.gaussian = Generator(dataclasses.replace(mixture, num_centres=1, num_offsets=0))

@@ -103,7 +103,7 @@ class Bench:
 
     def data(self, config: RunConfig) -> Dataset:
         if config.family not in self._data:
-            self._data[config.family] = open_dataset(config.corpus, config.model.encoding(), self.cache,
+            self._data[config.family] = open_dataset(config.corpus, config.model.encoder_name(), self.cache,
                                                      torch.device("cpu"), Ranks(), Reporter(quiet=True))
         return self._data[config.family]
 

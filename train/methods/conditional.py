@@ -113,7 +113,7 @@ class ConditionalMethod(Method):
                                                options.gan_num_layers)
         self.model = model = ConditionalModel(
             outline_decoder_config(options, data), generator, labels, min(MAX_KEPT_CONDITIONS, data.num_rows("train")),
-            data.normalized, store.encoder, options.whiten)
+            data.normalized, store.encoder)
         data.set_scaling(model)
         self.assemble(OutlineDecoderStage(options, data, model, bfloat16, seed),
                       GanStage(options, PairGame(options, data, model, seed)),

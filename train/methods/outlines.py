@@ -47,7 +47,6 @@ class OutlineDecoderOptions(DecoderOptions):
     encoder: str = option("minilm", "frozen sentence encoder: minilm, multilingual-minilm, st:MODEL or recurrent:DIRECTORY")
     encoder_prompt: str = option("", "text before each sentence, for encoders that need one, such as 'query: '")
     encoder_dim: int = option(0, "number of first dimensions of the outlines to keep; 0 keeps all", low=0, high=2**20)
-    whiten: bool = option(False, "whiten the outlines instead of scaling them by one number", flag=False)
     outline_noise: float = option(0.0, "standard deviation of noise on the decoder's outlines in training, in scaled units",
                                   low=0)
     outline_dropout: float = option(0.1, "probability of dropping the outline while training the decoder; above 0 the "
@@ -55,8 +54,8 @@ class OutlineDecoderOptions(DecoderOptions):
     decoder_from: str = option("", "copy the decoder of this finished run instead of training one; corpus, encoder and "
                                    "decoder options must be the same")
 
-    def encoding(self) -> tuple[str, bool]:
-        return encoder_name(self.encoder, self.encoder_prompt, self.encoder_dim), self.whiten
+    def encoder_name(self) -> str:
+        return encoder_name(self.encoder, self.encoder_prompt, self.encoder_dim)
 
     def without_effect(self) -> dict[str, str]:
         names = ("encoder_prompt", "encoder_dim") if self.encoder.startswith("recurrent:") else ()
@@ -246,7 +245,7 @@ class OutlinesMethod(Method):
         critic = {"hidden_dim": options.gan_hidden_dim, "num_layers": options.gan_num_layers}
         self.model = model = OutlineModel(
             outline_decoder_config(options, data), shape, mixture,
-            critic if options.generator in GENERATOR_STAGES else None, data.normalized, store.encoder, options.whiten)
+            critic if options.generator in GENERATOR_STAGES else None, data.normalized, store.encoder)
         data.set_scaling(model)
         game = OutlineGame(options, data, model, seed)
         decoder = OutlineDecoderStage(options, data, model, bfloat16, seed, game.copy_baselines)

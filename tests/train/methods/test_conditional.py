@@ -334,8 +334,8 @@ def labelled(recurrent_encoder: Path, tmp_path_factory: pytest.TempPathFactory) 
         {"condition": sentences[3 * number], "label": label, "text": sentences[3 * number + place]}
         for number in range(150) for place, label in ((1, "first"), (2, "second"))])
     config = configured("conditional", corpus=(path,), label_column="label", encoder=f"recurrent:{recurrent_encoder}")
-    return config, open_dataset(config.corpus, config.model.encoding(), directory / "cache", torch.device("cpu"), Ranks(),
-                                Reporter(quiet=True))
+    return config, open_dataset(config.corpus, config.model.encoder_name(), directory / "cache", torch.device("cpu"),
+                                Ranks(), Reporter(quiet=True))
 
 
 def test_labels_reach_generator_and_critic(labelled: tuple[RunConfig, Dataset]) -> None:
