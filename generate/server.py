@@ -151,7 +151,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
         if status >= 400:
-            # Read what the client is still sending; otherwise it is cut off before it reads the answer.
+            # Read the rest of the request; otherwise the client is cut off before it reads the answer.
             with contextlib.suppress(OSError):
                 self.connection.shutdown(socket.SHUT_WR)
                 self.rfile.read(MAX_DISCARDED)

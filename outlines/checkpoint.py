@@ -93,7 +93,7 @@ def _rename_over(staging: Path, path: Path) -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Delete what an interrupted write left in `directory`. No other process may be writing there."""
+    """Delete the leftovers of interrupted writes in `directory`. No other process may be writing there."""
     for aside in directory.glob(ASIDE_PREFIX + "*"):
         path = aside.with_name(aside.name.removeprefix(ASIDE_PREFIX))
         if path.exists():
@@ -140,7 +140,7 @@ def write_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) ->
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what write_state wrote. Raises CheckpointError. Each file is read once: the verified bytes are parsed."""
+    """Return the tensors and data of write_state. Raises CheckpointError. Reads each file once to verify and parse it."""
     found: dict[str, bytes] = {}
     try:
         for name, expected in _manifest(path, ("tensors.safetensors", "meta.json")).items():
@@ -179,7 +179,7 @@ def module_tensors(modules: dict[str, nn.Module], prefix: str) -> dict[str, Tens
 
 
 def load_modules(modules: dict[str, nn.Module], tensors: dict[str, Tensor], prefix: str) -> None:
-    """Load what `module_tensors` returned. Raises RuntimeError for a missing, unexpected or wrongly shaped tensor."""
+    """Load tensors from `module_tensors`. Raises RuntimeError for a missing, unexpected or wrongly shaped tensor."""
     for module_name, module in modules.items():
         start = f"{prefix}.{module_name}."
         module.load_state_dict({name[len(start):]: tensor for name, tensor in tensors.items() if name.startswith(start)})

@@ -200,7 +200,7 @@ def check_sentence_transformer(directory: Path) -> list[Path]:
         if pickles and not any(folder.glob("model*.safetensors")):
             raise OutlinesError(f"{folder / pickles[0]}: pickled weights are refused. Convert them to safetensors.")
         if (folder / "adapter_config.json").exists():
-            raise OutlinesError(f"{folder}: an adapter of weights stored elsewhere. Merge it into them first.")
+            raise OutlinesError(f"{folder}: an adapter for weights stored elsewhere. Merge it into these weights first.")
     if not any(any(folder.glob("model*.safetensors")) for folder in folders):
         raise OutlinesError(f"{directory}: no model.safetensors, so this model is incomplete. {DOWNLOAD_AGAIN}")
     return sorted(folders)

@@ -28,8 +28,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> OutlinesError:
     """Return the error for an unknown name, with the nearest known one."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known)
-    return OutlinesError(f"unknown {kind} {name!r}: {hint}")
+    hint = f"Did you mean {near[0]!r}?" if near else f"Choose from {', '.join(known)}."
+    return OutlinesError(f"unknown {kind} {name!r}. {hint}")
 
 
 class Registry(dict[str, Any]):

@@ -55,7 +55,7 @@ class TrainingConfig:
     group: ClassVar[str] = "training"
     seed: int = option(1, "seed of weights, batches and noise")
     device: str = option("auto", "training device; auto prefers cuda, then mps, then cpu", DEVICES)
-    precision: str = option("auto", "autocast of the decoder; auto uses bfloat16 where the processor is faster with it",
+    precision: str = option("auto", "autocast of the decoder; auto uses bfloat16 if the processor is faster with it",
                             PRECISIONS)
     warmup_steps: int = option(200, "optimiser steps over which the learning rate rises from 0", low=0)
     min_learning_rate: float = option(0.02, "final fraction of the peak learning rate, after cosine decay", low=0, high=1,
@@ -66,7 +66,7 @@ class TrainingConfig:
     log_every: int = option(50, "optimiser steps between two log lines", low=1, flag=False)
     checkpoint_every: int = option(500, "optimiser steps between two checkpoints", low=1, flag=False)
     evaluator_steps: int = option(1200, "optimiser steps of the LM that scores samples in the report", low=1)
-    num_evaluation: int = option(2000, "maximum held-out sentences, and samples per source, in the report", low=20)
+    num_evaluation: int = option(2000, "maximum number of held-out sentences, and of samples per source, in reports", low=20)
     keep_checkpoints: int = option(3, "checkpoints to keep; each contains the best weights on validation", low=1, flag=False)
 
 
@@ -94,7 +94,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that determines a run."""
+    """All options that determine a run."""
 
     family: str
     corpus: CorpusConfig

@@ -100,9 +100,9 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
 
 
 def finished_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
-    """Load a finished run. Raises OutlinesError if it is not trained to the end."""
+    """Load a finished run. Raises OutlinesError if its training has not finished."""
     if not (directory / "model").is_dir():
-        raise OutlinesError(f"{directory} is not trained to the end. Run `python -m train --resume {quoted(directory)}`.")
+        raise OutlinesError(f"{directory}: training has not finished. Run `python -m train --resume {quoted(directory)}`.")
     model, data = train_run(directory, session)
     return model.eval(), data
 

@@ -67,7 +67,7 @@ def inflect(verb: str, form: str) -> str:
 
 
 def pluralize(noun: str) -> str:
-    """Return the plural of a noun; of "crate_of_oranges", the word before "of" is inflected."""
+    """Return the plural of a noun; in "crate_of_oranges", the word before "of" is inflected."""
     head, of, rest = noun.partition("_of_")
     *before, last = re.split(r"(?<=[_-])", head)
     plural = LEXICON["plural"].get(last) or (last[:-3] + "men" if last.endswith("man") else _with_s(last))

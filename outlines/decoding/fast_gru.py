@@ -21,7 +21,7 @@ LEAST_ROWS = 16  # rows are a multiple of this: MKL rounds smaller products diff
 
 
 class FastGRU:
-    """A GRU decoder's parameters as they are now, laid out for sampling."""
+    """A GRU decoder's parameters as they are now, arranged for sampling."""
 
     @torch.no_grad()
     def __init__(self, decoder: GRUDecoder, bfloat16: bool = False):
@@ -38,7 +38,7 @@ class FastGRU:
         self.output[-ONES] = functional.pad(bias, (0, padding), value=-torch.inf)
 
     def input_layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Return weight [3H, width] and bias of a layer's inputs. The bias includes the state's, except the new gate's."""
+        """Return weight [3H, width] and bias of a layer's inputs. It includes the state's, except the new gate's."""
         (weight, _, bias, of_state), width = self.decoder.gru.all_weights[layer], self.decoder.config.hidden_dim
         return weight, bias + functional.pad(of_state[:2 * width], (0, width))
 
@@ -129,7 +129,7 @@ class FastReader:
         return torch.autocast(self.tokens.device.type, torch.bfloat16, enabled=self._bfloat16)
 
     def _terms_of(self, to_inputs: Tensor, to_readout: Tensor) -> Tensor:
-        """Return what a vector adds at every step, [N, 3H + embed_dim]: to the gates, and to the readout."""
+        """Return a vector's terms at every step, [N, 3H + embed_dim]: for the gates, and for the readout."""
         to_gates = functional.linear(to_inputs, self._fast.decoder.gru.all_weights[0][0])
         return torch.cat([to_gates, to_readout], dim=1).float()
 

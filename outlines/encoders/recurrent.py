@@ -125,7 +125,7 @@ class FrozenRecurrentEncoder:
 
 
 def save_recurrent_encoder(directory: Path, module: RecurrentEncoder, tokenizer_path: Path) -> None:
-    """Write what `FrozenRecurrentEncoder` loads: the tokenizer, then the weights with its SHA-256."""
+    """Write the files of a `FrozenRecurrentEncoder`: the tokenizer, then the weights with its SHA-256."""
     meta = {"kind": KIND, "config": asdict(module.config), "tokenizer_sha256": sha256_file(tokenizer_path)}
     atomic_write(directory / "tokenizer.model", tokenizer_path.read_bytes())
     write_state(directory / "state", module.state_dict(), meta)

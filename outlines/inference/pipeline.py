@@ -169,7 +169,7 @@ class Pipeline:
         return self.model.from_encoder((of_c + of_b - of_a)[None])[0]
 
     def written(self, ids: list[list[int]], vectors: Tensor | None, scored: bool = False) -> list[Sentence]:
-        """Sentences from token ids; scored: with the scores under their vectors [B, D]."""
+        """Return sentences for token ids. scored: also compute their scores under their vectors [B, D]."""
         texts = self.tokenizer.lines(ids)
         if not scored:
             return list(map(Sentence, texts))

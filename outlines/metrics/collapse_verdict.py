@@ -34,7 +34,7 @@ NUM_OUTPUTS = 100  # vectors decoded greedily
 
 
 class Verdict(StrEnum):
-    """What happens to the vector, or to one dimension of it."""
+    """The verdict on the vector, or on one dimension of it."""
 
     USED = "used"
     TOO_WEAK = "too weak"
@@ -118,7 +118,7 @@ class Diagnosis:
         return f"The vector is {self.verdict}. {self.reason}"
 
     def details(self) -> list[str]:
-        """Return the verdicts on the dimensions, counted, and what is special to a latent at every step."""
+        """Return the verdicts on the dimensions, counted, and the figures that only a latent at every step has."""
         counts = Counter(dim.verdict for dim in self.dims).most_common()
         found = [f"{len(self.dims)} dimensions, swapped one at a time on {self.num_dim_sentences} sentences: "
                  + ", ".join(f"{num} {verdict}" for verdict, num in counts) + "."]

@@ -9,12 +9,12 @@ from torch import Tensor
 MARGIN = 0.02
 """Difference of F1 that counts: two standard errors of the difference between shares near 0.9, each of 2,000 outlines."""
 MAX_RECALL_LOSS = 0.1  # recall below both real outlines and the mixture from which on modes are missing
-LEFT_OF_START = 0.5  # share of the start's F1 below which training has destroyed what it started from
+LEFT_OF_START = 0.5  # share of the start's F1 below which the generator counts as diverged
 MAX_MEMORISED = 0.5  # memorised share of the critic's margin above which the critic only judges training outlines
 
 
 class GanVerdict(StrEnum):
-    """What became of a generator."""
+    """The verdict on a generator."""
 
     BETTER_THAN_MIXTURE = "better than the mixture"
     BETTER_THAN_GAUSSIAN = "better than the Gaussian"

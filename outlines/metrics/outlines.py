@@ -63,7 +63,7 @@ class PrecisionRecall(NamedTuple):
 
 
 def energy_score(draws: Tensor, observed: Tensor) -> Tensor:
-    """Return the energy score of draws from p(x | condition) for what was observed: [N], in the outlines' units.
+    """Return the energy score of draws from p(x | condition) for the observed outlines: [N], in the outlines' units.
 
     mean |draw - observed| - mean |draw - another draw| / 2. Lower is better, and unbiased for any number M >= 2 of draws.
     draws: [N, M, D]; observed: [N, D].
@@ -127,7 +127,7 @@ def two_sample_accuracy(real: Outlines, fake: Outlines, learn_from: tuple[Outlin
 
     An MLP is trained on the first half of the rows and scored on the second (num_test about N), or trained on all of
     `learn_from` and scored on all of `real` and `fake` (num_test = 2 N). Keep the file's order of rows: captions of one
-    picture in both halves would lift real against real above 0.5. More rows teach finer differences.
+    picture in both halves would lift real against real above 0.5. With more rows it detects smaller differences.
     real, fake: [N, D], N >= 20; learn_from: two sets [M, D].
     Source: Lopez-Paz and Oquab, Revisiting Classifier Two-Sample Tests (2017).
     """

@@ -38,7 +38,7 @@ class TextModel(nn.Module):
     decoder: Decoder
 
     def __init__(self, **arguments: Any):
-        """arguments: those of the subclass, which are JSON values and configs."""
+        """arguments: of the subclass, which are JSON values and configs."""
         super().__init__()
         self.arguments = arguments
 

@@ -86,7 +86,7 @@ class TiedDecoder(Decoder):
 
 @dataclass
 class GRUCache:
-    """state: [layers, B, H]. terms: what the vector adds at every step to the embeddings and to the readout, [B, E] each."""
+    """state: [layers, B, H]. terms: added at every step to the embeddings and to the readout, [B, E] each."""
 
     state: Tensor
     terms: tuple[Tensor, Tensor] | None = None

@@ -30,7 +30,7 @@ def all_sentences(vocab_size: int, max_len: int) -> list[list[int]]:
 
 
 def likeliest(decoder: GRUDecoder, vector: torch.Tensor | None, max_len: int, prefix: list[int]) -> list[int]:
-    """The mode by exhaustive search, scored by teacher forcing over the speakable tokens alone."""
+    """The mode by exhaustive search, scored by teacher forcing over only the speakable tokens."""
     sentences = [row for row in all_sentences(decoder.config.vocab_size, max_len) if row[:len(prefix)] == prefix]
     batch = collate([np.array(row) for row in sentences], SPECIAL)
     with torch.no_grad():

@@ -127,7 +127,7 @@ def test_sampling_options_reach_the_sampler(written: Written) -> None:
     (["--top-p", "0"], "top-p must be"),
     (["--greedy", "--temperature", "1"], "no effect with --greedy"),
     (["--source", "vae"], "hoose from generator, mixture, gaussian"),
-    (["--beams", "3"], "did you mean '--beam'"),
+    (["--beams", "3"], "Did you mean '--beam'"),
     (["--out", "/nowhere/file"], "cannot be written"),
 ])
 def test_bad_options_are_one_line_and_status_2(arguments: list[str], message: str, written: Written) -> None:
@@ -319,7 +319,7 @@ def test_every_walk_goes_from_one_sentence_to_the_other(walk: str, written: Writ
     assert all(text != following for text, following in itertools.pairwise(texts))
     assert points[0]["walk"] == walk
     own = nll_of_rows(pipeline.model.decoder, pipeline.rows([A, B]), pipeline.encode([A, B]))[0]
-    if walk != "noise":  # whose ends are what the generator makes of the inverted noise, close by
+    if walk != "noise":  # its ends come from the inverted noise, so they are only close
         assert texts[0] == pipeline.decode(pipeline.encode([A]))[0]
         assert points[0]["nll_a"][0] == pytest.approx(own[0], rel=1e-4)
     vectors = pipeline.interpolate(A, B, walk, 9).vectors

@@ -725,8 +725,8 @@ def test_every_misspelt_option_is_refused_with_the_nearest_name(tmp_path: Path, 
             with pytest.raises(OutlinesError) as caught:
                 attempt()
             shown = flag if "--" in str(caught.value) else wrong
-            assert f"{shown!r}: did you mean '" in str(caught.value), caught.value
-            suggested = str(caught.value).split("did you mean '")[1].split("'")[0].removeprefix("--").replace("-", "_")
+            assert f"{shown!r}. Did you mean '" in str(caught.value), caught.value
+            suggested = str(caught.value).split("Did you mean '")[1].split("'")[0].removeprefix("--").replace("-", "_")
             assert suggested == name or nearness(wrong, suggested) >= nearness(wrong, name), (wrong, suggested)
 
 

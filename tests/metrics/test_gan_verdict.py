@@ -63,4 +63,4 @@ def test_memorised_share_of_planted_scores(held_out: float, expected: float) -> 
 def test_a_shortfall_within_chance_is_not_memorised() -> None:
     scores = torch.tensor([1.0, 0, 1, 0, 1])
     assert memorised_share(scores, scores - 0.2, scores - 1) == 0
-    assert memorised_share(scores - 1, scores - 2, scores) == 0  # a critic that takes the generated ones for real
+    assert memorised_share(scores - 1, scores - 2, scores) == 0  # a critic that scores generated outlines higher

@@ -93,7 +93,7 @@ def next_probabilities(model, prefix):
 def test_bigrams_by_hand():
     model = NgramModel([[A, B], [A]], vocab_size=6, order=2)  # A, B and EOS can come next
     # Distinct tokens before A: BOS; before B: A; before EOS: A and B. Of 1, 1, 2, none is 3: the fallback
-    # takes 0.5, 0.5 and 1, in all 2 of 4, and gives it out evenly.
+    # subtracts 0.5, 0.5 and 1, in all 2 of 4, and distributes it evenly.
     p_a = p_b = (1 - 0.5) / 4 + 2 / 4 / 3
     p_eos = (2 - 1) / 4 + 2 / 4 / 3
     # BOS A occurs twice, A B, A EOS and B EOS once: the fallback again.
@@ -112,7 +112,7 @@ def test_grams_after_the_sentence_start_keep_their_occurrences_at_every_order():
     # Nothing precedes BOS A, and yet, in a model of trigrams, it counts 3, not 0; BOS B counts 1. A B is a
     # trigram's end once (after BOS), whatever its 3 occurrences. Fallback: 1.5 from the 3, 0.5 from each 1.
     model = NgramModel([[A, B], [A, B], [A, B], [B]], vocab_size=6, order=3)
-    # Before A: BOS; before B: BOS, A; before EOS: B. Counts 1, 2, 1 of 4; taken away 0.5 + 1 + 0.5.
+    # Before A: BOS; before B: BOS, A; before EOS: B. Counts 1, 2, 1 of 4; subtracted 0.5 + 1 + 0.5.
     p_a, p_b = (1 - 0.5) / 4 + 2 / 4 / 3, (2 - 1) / 4 + 2 / 4 / 3
     assert next_probabilities(model, [])[A] == pytest.approx((3 - 1.5) / 4 + (1.5 + 0.5) / 4 * p_a)
     # After BOS A, always B, 3 times; below it A B, 1 of 1.
@@ -145,7 +145,7 @@ def test_equals_the_formula_written_with_dictionaries(order):
     training, others = random_rows(1, 300), random_rows(2, 60)
     others += [np.arange(A, 30), np.array([], dtype=np.int64), *training[:20]]
     model, slow = NgramModel(training, 30, order), SlowModel(training, 30, order)
-    if order > 1:  # the formula itself is tried, not its fallback alone
+    if order > 1:  # the formula itself is tested, not only its fallback
         assert slow.discounts[order] != (0.5, 1, 1.5)
     nll, num_targets = model.nll_of_rows(others)
     np.testing.assert_allclose(nll, [slow.nll(row) for row in others], rtol=1e-10, atol=0)

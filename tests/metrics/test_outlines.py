@@ -120,7 +120,7 @@ def folded(seed: int, num: int) -> np.ndarray:
 
 
 def test_two_sample_accuracy_sees_what_a_mixture_lacks():
-    """A mixture of Gaussians at many of the real rows, its spread that of the rows around their nearest centre."""
+    """A mixture of Gaussians at many of the real rows, with the spread of the rows around their nearest centre."""
     real, learnt, centres = folded(0, 500), folded(1, 1000), folded(2, 100)
     near = ((learnt[:, None, :] - centres) ** 2).sum(axis=2).argmin(axis=1)
     within = np.cov((learnt - centres[near]).T)

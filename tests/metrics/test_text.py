@@ -103,7 +103,7 @@ def test_bleu_smooths_an_order_without_a_match_but_not_a_sentence_without_one():
 def test_self_bleu_by_hand():
     # Against the others, the first has words 2/2 and pairs 1/1; so has the second; the third has nothing.
     assert self_bleu_scores(split("a b", "a b", "c d"), max_n=2)[2] == pytest.approx(2 / 3)
-    # "a a" alone holds two a's; the others lend it one: 1/2 words, 0 -> 0.1 of 1 pairs. Each "a": 1/1, 0.1/1.
+    # Only "a a" has two a's; the others have one: 1/2 words, 0 -> 0.1 of 1 pairs. Each "a": 1/1, 0.1/1.
     # Lengths: nearest to 2 among (1, 1) is 1, no penalty; nearest to 1 is 1.
     expected = ((1 / 2 * 0.1) ** 0.5 + 2 * 0.1 ** 0.5) / 3
     assert self_bleu_scores(split("a a", "a", "a"), max_n=2)[2] == pytest.approx(expected)

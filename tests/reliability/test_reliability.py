@@ -166,11 +166,11 @@ def _train(arguments: list[str], threads: int, said: Path, largest_file: int = 0
     if largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     running: list[Loop] = []
-    heed, handle = Loop._check_signals, StopSignals._handle
+    check, handle = Loop._check_signals, StopSignals._handle
 
     def note_loop(self: Loop) -> None:
         running[:] = [self]
-        heed(self)
+        check(self)
 
     def note_position(self: StopSignals, number: int, frame: Any) -> None:
         # Only in this run's loop, not in that of the language model that scores samples.

@@ -25,11 +25,11 @@ def test_precedence_is_defaults_preset_file_flags(tmp_path: Path) -> None:
 def test_an_unknown_name_suggests_the_nearest(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text("hiden_dim = 3\n")
-    with pytest.raises(OutlinesError, match=r"'hiden_dim'.*did you mean 'hidden_dim'"):
+    with pytest.raises(OutlinesError, match=r"'hiden_dim'.*Did you mean 'hidden_dim'"):
         resolved(file=str(file))
-    with pytest.raises(OutlinesError, match="did you mean 'small'"):
+    with pytest.raises(OutlinesError, match="Did you mean 'small'"):
         resolved(preset="smal")
-    with pytest.raises(OutlinesError, match="did you mean 'outlines'"):
+    with pytest.raises(OutlinesError, match="Did you mean 'outlines'"):
         find_method("outline")
 
 

@@ -114,9 +114,9 @@ def test_a_second_trainer_is_refused_with_the_firsts_pid(tiny_run: Path, run_mod
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--preset", "smal"], "unknown preset 'smal': did you mean 'small'?"),
+    (["--preset", "smal"], "unknown preset 'smal'. Did you mean 'small'?"),
     (["--epochs", "3"], "unknown option '--epochs'"),
-    (["outlinez"], "did you mean 'outlines'"),
+    (["outlinez"], "Did you mean 'outlines'"),
     (["--corpus", "missing.txt"], "missing.txt"),
     (["--resume", "nowhere"], "no run here"),
     (["--resume", "nowhere", "--seed", "3"], "no effect with --resume"),

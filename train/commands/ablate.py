@@ -47,7 +47,7 @@ Train generators of outlines with other options over the decoder of a finished r
 def parser() -> Parser:
     parser = Parser("python -m train ablate", DESCRIPTION)
     add = parser.add_argument
-    add("run", metavar="RUN", type=Path, help="finished run of outlines with the decoder and the options of all rows")
+    add("run", metavar="RUN", type=Path, help="finished run of outlines; every row uses its decoder and its options")
     add("--vary", nargs="+", metavar="NAME=VALUE,…", default=list(GRID), help="options and their values; one row per "
         f"combination. An option with one value applies to all rows (default: {' '.join(GRID)})")
     add("--rejection", default="1", metavar="LIST", help="comma-separated numbers of draws per accepted outline, one row "
@@ -119,7 +119,7 @@ def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[di
         name, equals, values = given.partition("=")
         name = name.replace("-", "_")
         if not equals or name in axes:
-            raise OutlinesError(f"--vary {given!r}: expected each option once, as in start=noise,mixture")
+            raise OutlinesError(f"--vary {given!r} is not valid. Write each option once, as in start=noise,mixture.")
         own = base.training if name == "seed" else base.model
         if not hasattr(own, name) or name == "decoder_from":
             raise unknown_name(f"option of {FAMILY} to vary:", name, vars(base.model))

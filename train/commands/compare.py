@@ -99,7 +99,7 @@ def report_comparison(directory: Path, members: Sequence[Path]) -> str:
 
     picture = collapse_picture({str(run.relative_to(directory)): read_lines(run / "metrics.jsonl") for run in runs}, dims)
     atomic_write(directory / "collapse.png", png(picture))
-    for stale in directory.glob("events.out.tfevents.*"):  # Not those of the runs.
+    for stale in directory.glob("events.out.tfevents.*"):  # The runs keep their own events.
         stale.unlink()
     with SummaryWriter(str(directory)) as writer:
         writer.add_custom_scalars(LAYOUT)

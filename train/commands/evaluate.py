@@ -51,17 +51,17 @@ def parser() -> Parser:
     add("--temperatures", default="0,0.5,0.7,0.85,1,1.2", metavar="LIST",
         help="comma-separated temperatures, 0 for greedy (default: 0,0.5,0.7,0.85,1,1.2)")
     add("--num-samples", type=int, default=10000, metavar="INT",
-        help="sentences for forward and reverse NLL; other figures use the size of the test split (default: 10000)")
+        help="number of sentences for forward and reverse NLL; other figures use the test split's size (default: 10000)")
     add("--sources", default="", metavar="LIST",
         help="comma-separated sources: 'real outlines' and the sources of the families (default: all)")
     add("--noise-scales", default="1", metavar="LIST",
         help="comma-separated factors on the generator's noise; sources without noise ignore them (default: 1)")
-    add("--rejection", default="", metavar="LIST", help="also evaluate runs with a critic with rejection sampling; "
+    add("--rejection", default="", metavar="LIST", help="also evaluate with rejection sampling, if a run has a critic; "
                                                         "average numbers of draws per accepted vector (default: none)")
-    add("--guidance", default="", metavar="LIST", help="also evaluate runs trained with --outline-dropout with guidance of "
-                                                       "these strengths; 1 is none (default: none)")
+    add("--guidance", default="", metavar="LIST", help="also evaluate with guidance of these strengths, if a run was "
+                                                       "trained with --outline-dropout; 1 is no guidance (default: none)")
     add("--reverse-steps", type=int, default=800, metavar="INT",
-        help="optimiser steps of the language models that learn samples (default: 800)")
+        help="optimiser steps of the language models that are trained on samples (default: 800)")
     add("--encoder", default="minilm", metavar="NAME", help="frozen encoder that re-encodes the generated text: minilm, "
         "st:NAME_OR_DIRECTORY, recurrent:DIRECTORY, or none (default: minilm)")
     add("--out", metavar="DIR", help="directory of the report (default: RUN/evaluation; for several runs, evaluation next "
@@ -153,7 +153,7 @@ def _check(runs: Sequence[Run], leader: Run, options: argparse.Namespace) -> set
 
 
 def _alike(config: RunConfig) -> str:
-    """Return what runs of one group share: the configuration without the seed."""
+    """Return the configuration without the seed, which all runs of a group share."""
     unseeded = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=0))
     return json.dumps(unseeded.to_json(), sort_keys=True)
 
@@ -193,7 +193,7 @@ def label_of(run_label: str, own: str, source: str) -> str:
 
 def variants(run: Run, sources: set[str], noise_scales: Sequence[float], rejections: Sequence[float],
              guidances: Sequence[float]) -> list[Variant]:
-    """Return what to measure: sources at every noise scale, the own source with rejection, and all these with guidance."""
+    """Return the variants to measure: sources at every noise scale, the own source with rejection, all with guidance."""
     decoder = run.model.decoder.config
     found = [Variant(source, noise_scale) for source in sources_of(run.model, run.data) if source in sources
              for noise_scale in (noise_scales if decoder.vector_dim and source != REAL_OUTLINES else [1.0])]
@@ -222,7 +222,7 @@ def _measured(run: Run, yardstick: Yardstick, session: Session, variant: Variant
     session.reporter.line(f"{run.directory}: {variant}{'' if temperature is None else f' at T = {temperature:g}'} ({place})")
     row: Row = {"source": str(variant), "temperature": temperature}
     if temperature is None:
-        # The reverse judges of real text learn as many real training sentences.
+        # The reverse judges of real text learn the same number of real training sentences.
         learnt = yardstick.data.text("train", yardstick.data.sample_rows("train", yardstick.num_samples, seed=2))
         return row | yardstick.measure(yardstick.real_text(), learnt)
     sentences = draw(run.model, run.data, variant, temperature, yardstick.num_samples, further=True)
@@ -258,6 +258,6 @@ def render(lines: Sequence[tables.Line], rebuilt: Sequence[tuple[str, Row]],
     parts += ["BLEU against the test split, and self-BLEU", tables.table(lines, columns.BLEU)]
     if any(column.key in line.figures for line in lines for column in columns.OUTLINES):
         encoded = f". Text is re-encoded by {settings['encoder']}" if settings["encoder"] else ""
-        parts += [f"Outlines compared with those of the test split{encoded}", tables.table(lines, columns.OUTLINES)]
+        parts += [f"Outlines compared with the test split's outlines{encoded}", tables.table(lines, columns.OUTLINES)]
     parts.append(tables.reconstruction_section(rebuilt))
     return "\n\n".join(parts)

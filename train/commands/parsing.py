@@ -70,7 +70,7 @@ def numbers(flag: str, text: str, low: float, high: float) -> list[float]:
     try:
         found = sorted({float(part) for part in text.split(",")})
     except ValueError as error:
-        raise OutlinesError(f"{flag} {text!r}: expected numbers with commas between, as in {low:g},{low + 2.5:g}") from error
+        raise OutlinesError(f"{flag} {text!r} is not valid. Write numbers with commas: {low:g},{low + 2.5:g}.") from error
     if not all(low <= number <= high for number in found):
-        raise OutlinesError(f"{flag} {text!r}: must be from {low:g} to {high:g}")
+        raise OutlinesError(f"{flag} {text!r} is out of range. Use {low:g} to {high:g}.")
     return found

@@ -51,20 +51,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser("python -m train", DESCRIPTION, f"families: {', '.join(families)}; `python -m train FAMILY --help` "
                                                     "lists the options of a family")
     add = parser.add_argument
-    add("family", nargs="?", default="outlines", help="what to train (default: outlines)")
+    add("family", nargs="?", default="outlines", help="family of models to train (default: outlines)")
     add("--preset", nargs="+", metavar="NAME", help="named sets of options, applied from left to right: "
         f"{', '.join(sorted(method.presets))} (default: default)")
-    add("--config", metavar="FILE.toml", help="file with options, named like the flags")
+    add("--config", metavar="FILE.toml", help="TOML file of options, named like the flags")
     parser.set_defaults(remedy=None, families=None)
     if comparing:
         add("--remedy", nargs="+", choices=remedies(), metavar="NAME", help="presets of the second VAE: "
             f"{', '.join(remedies())} (default: {' '.join(DEFAULT_REMEDY)})")
-        add("--families", metavar="LIST", help="comma-separated list of what to compare: families, presets of a family "
-            "(vae-lagging) and controls (mixture), which need the run of their family")
-    add("--runs", metavar="DIR", help="directory of all runs; their cache is DIR-cache (default: runs)")
+        add("--families", metavar="LIST", help="comma-separated families, presets of a family (vae-lagging) and controls "
+            "(mixture); a control needs its family in the list")
+    add("--runs", metavar="DIR", help="directory of all runs; the cache is in DIR-cache (default: runs)")
     add("--out", metavar="RUN", help="directory of this run (default: a new numbered one)")
     add("--seeds", metavar="LIST", help="comma-separated seeds; train one run per seed and report mean ± standard deviation")
-    add("--resume", metavar="RUN", help="continue this run with its own options; only --device can differ")
+    add("--resume", metavar="RUN", help="continue this run with its stored options; only --device can differ")
     add("--quiet", action="store_true", help="print no progress on stderr")
     add_options(parser, method)
     return parser.parse_args(arguments)
@@ -72,7 +72,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train: new runs, or none if existing runs are resumed."""
+    """The runs to train; no new ones if existing runs are resumed."""
 
     directory: Path | None  # of the run or of the group; None: a new one under `root`
     root: Path
@@ -102,7 +102,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         device = flags.pop("device", None)
         given = [*flags, *(name for name in OWN_OPTIONS if getattr(options, name))]
         if given:
-            raise OutlinesError(f"{flag_of(given[0])} has no effect with --resume: a run keeps its options")
+            raise OutlinesError(f"{flag_of(given[0])} has no effect with --resume. Leave it out.")
         resumed = Path(options.resume)
         first = runs_of(resumed)[0]
         return Plan(resumed, resumed.parent, cache_of(first, read_run(first)), device_of(first, device))
@@ -160,7 +160,7 @@ def _check_comparable(runs: dict[str, tuple[str, RunConfig]], flags: dict[str, A
 def _seeds(text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.strip().isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
-        raise OutlinesError(f"--seeds {text!r}: expected different numbers with commas between, as in 1,2,3")
+        raise OutlinesError(f"--seeds {text!r} is not valid. Write different numbers with commas, as in 1,2,3.")
     return [int(part) for part in parts]
 
 
@@ -192,7 +192,7 @@ def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
 
 
 def run(arguments: Sequence[str], signals: StopSignals) -> None:
-    """Train what the arguments ask for and print the report."""
+    """Train the runs that the arguments describe and print the report."""
     directory: Path | None = None
     made: Path | None = None
     try:

@@ -52,7 +52,7 @@ def render_gaps(found: Mapping[str, Figures | None], against: str, judge: str = 
     """Return the gaps as a Markdown list."""
     shown = [f"- {label}: " + ("not comparable (the curves do not overlap)" if gap is None else f"{gap:3} nats per token")
              for label, gap in found.items()]
-    return "\n".join([f"Forward NLL of {against} minus that of the others, at equal reverse NLL (positive: better than "
+    return "\n".join([f"Forward NLL of {against} minus the other's forward NLL, at equal reverse NLL (positive: better than "
                       f"{against}), averaged over the overlap of the curves, by {JUDGES[judge]}:", "", *shown])
 
 

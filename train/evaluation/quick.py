@@ -56,14 +56,14 @@ def _rows(yardstick: Yardstick, model: TextModel, lm: TextModel | None, reporter
     for source, owner in owners.items():
         for temperature in TEMPERATURES:
             reporter.line(f"evaluate {source} at T = {temperature:g}")
-            # Only held-out real outlines, as many as real text has sentences.
+            # Only held-out real outlines; one per sentence of real text.
             num = len(yardstick.others) if source == REAL_OUTLINES else yardstick.num_samples
             sentences = sampling.draw(owner, data, sampling.Variant(source), temperature, num)
             yield {"source": source, "temperature": temperature, **yardstick.measure(sentences)}
 
 
 def _log(directory: Path, config: RunConfig, figures: dict[str, Any], model: TextModel, data: Dataset) -> None:
-    """Log the report to TensorBoard: figures, those of the run's own source against 100 · T, options and vectors."""
+    """Log the report to TensorBoard: figures (the run's own source against 100 · T), options and vectors."""
     log = RunLog(directory, offset=(directory / "metrics.jsonl").stat().st_size, examples=10**9)
     rebuilt = {key: value for key, value in _finite(figures["reconstruction"]).items() if key.startswith("test/")}
     log.scalars(rebuilt, "report", 0, 0)

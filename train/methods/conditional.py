@@ -43,7 +43,7 @@ class PairGame(Game):
     """Outlines drawn from noise and conditions against the outlines of pairs."""
 
     def begin(self, progress: Progress) -> None:
-        """Fit the linear-Gaussian, start the generator at it, and store some conditions."""
+        """Fit the linear-Gaussian, initialise the generator with it, and store some conditions."""
         rng = np.random.default_rng(self.seed)
         assert self.data.pairing is not None
         targets = rng.permutation(self.data.pairing.splits["train"].targets)[:MAX_FITTED_ROWS]
@@ -90,7 +90,7 @@ class PairGame(Game):
         precision, recall = knn_precision_recall(real, fakes[:, 0], min(NEIGHBOURS, len(real) - 1))
         unlike = shortfall(precision, recall)
         # The shortfall ignores conditions, and the energy score accepts outlines that only match in the mean. Their sum
-        # sees both; the energy score is relative to that of the start.
+        # sees both; the energy score is divided by the start's energy score.
         criterion = unlike + score / score_at_start
         return Validation({
             "valid/precision": precision, "valid/recall": recall, "valid/outline_shortfall": unlike,

@@ -35,7 +35,7 @@ class GanOptions:
                               flag=False)
     critic_steps: int = option(1, "critic updates per generator update (new noise, same real batch)", low=1)
     penalty_weight: float = option(2.0, "weight of the gradient penalty: gamma of r3, lambda of wgan-gp", low=0)
-    penalty_share: float = option(1.0, "fraction of a batch, above 0 to 1, at which the gradient penalty is computed",
+    penalty_share: float = option(1.0, "fraction of each batch that the gradient penalty uses, above 0, at most 1",
                                   low=1e-3, high=1)
     ema_decay: float = option(0.995, "EMA decay per step; the EMA generator is the one that is saved", low=0, high=0.99999,
                               flag=False)

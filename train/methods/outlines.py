@@ -68,8 +68,8 @@ class OutlineOptions(GanOptions, OutlineDecoderOptions):
 
     generator: str = option("gan", "generator of outlines", choices=GENERATORS)
     start: str = option("mixture", "density at which the generator starts", ("mixture", "gaussian", "noise"))
-    num_centres: int = option(5000, "k-means centres of the mixture; at most a twentieth of the outlines are used", low=2)
-    num_offsets: int = option(0, "centres of a second k-means on the residuals of the first; 0 for none", low=0)
+    num_centres: int = option(5000, "k-means centres of the mixture, at most 1 per 20 outlines", low=2)
+    num_offsets: int = option(0, "centres of a second k-means on the residuals of the first; 0: no second k-means", low=0)
     free_moments: bool = option(False, "do not match the generated outlines' mean and covariance to the training outlines",
                                 flag=False)
 
@@ -142,7 +142,7 @@ def outline_decoder_config(options: Any, data: Dataset) -> DecoderConfig:
 
 
 class OutlineGame(Game):
-    """Outlines drawn from noise against the outlines of a batch."""
+    """The adversarial game of generated outlines against the real outlines of a batch."""
 
     def begin(self, progress: Progress) -> None:
         model, start = self.model, self.options.start

@@ -26,7 +26,7 @@ from train.runtime.ranks import Ranks
 
 VALIDATION_SEED = 13
 NUM_PROBES = 256  # validation sentences whose posteriors are compared from one validation to the next
-INNER_COMPARED = 10  # encoder steps whose mean loss is compared with that of the previous ones (He et al. 2019, their code)
+INNER_COMPARED = 10  # encoder steps per mean loss; each mean is compared with the previous one (He et al. 2019, their code)
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class VAEStage(LatentStage):
 class VAEMethod(Method):
     family = "vae"
     config_class = VAEOptions
-    # Sizes are those of every family. Remedies use the settings of their papers, with steps as fractions of training.
+    # All families have the same sizes. Remedies use the settings of their papers, with steps as fractions of training.
     presets = presets_of("vae")
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):

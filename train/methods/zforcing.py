@@ -74,7 +74,7 @@ class ZForcingStage(LatentStage):
     def __init__(self, options: ZForcingOptions, data: Dataset, model: ZForcing, bfloat16: bool, seed: int):
         # Built last, and with or without forcing, so that the model always starts with the same weights.
         self.forcing = Forcing(model, options.aux_sees == "z_and_state").to(data.device)
-        # AdamW skips weights without a gradient, such as those of a disabled term.
+        # AdamW skips weights without a gradient, such as the weights of a disabled term.
         super().__init__(options, data, model, bfloat16, seed, model=model, forcing=self.forcing)
 
     def step(self, step: int, batch: Batch, update: Update) -> dict[str, Tensor]:
@@ -131,7 +131,7 @@ class ZForcingStage(LatentStage):
 class ZForcingMethod(Method):
     family = "zforcing"
     config_class = ZForcingOptions
-    # Sizes are those of every family. The published kl_step, 5e-5, needs 16,000 updates from 0.2 to 1. `full` uses it; the
+    # All families have the same sizes. The published kl_step, 5e-5, needs 16,000 updates from 0.2 to 1. `full` uses it; the
     # shorter presets reach 1 after the same two fifths to half of training.
     presets = presets_of("zforcing")
 

@@ -49,7 +49,7 @@ class _Silent:
 
 
 class RunLog:
-    """Writes metrics.jsonl and TensorBoard's events; without a directory (ranks other than the first), nothing."""
+    """Writes metrics.jsonl and TensorBoard's events. Without a directory (ranks other than the first) it writes nothing."""
 
     def __init__(self, directory: Path | None, offset: int = 0, examples: int = 0):
         """offset: bytes of metrics.jsonl that a resumed run keeps. examples: seen so far; later events are hidden."""

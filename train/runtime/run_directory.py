@@ -34,7 +34,7 @@ def new_run_directory(root: Path, description: str) -> Path:
 
 @contextlib.contextmanager
 def locked(directory: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Lock the directory for this process, and delete what interrupted writes left in it.
+    """Lock the directory for this process, and delete the leftovers of interrupted writes in it.
 
     waiting: called with a message before waiting for another process; if None, a lock held elsewhere is an error.
     """

@@ -117,12 +117,12 @@ def test_unsuitable_directories_are_refused(ablation: Path, tiny_run: Path, tmp_
     write_state(other / "model", {name: tensor + 1 for name, tensor in tensors.items()}, meta)
     assert "contains the ablation of another run" in refused(other, ablation)
     shutil.rmtree(other / "model")
-    assert "is not trained to the end" in refused(other, tmp_path / "out")
+    assert "training has not finished" in refused(other, tmp_path / "out")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--vary", "gan-stepz=4"], "'gan_steps'"), (["--vary", "gan-steps"], "expected each option once"),
-    (["--vary", "gan-steps=4", "gan_steps=5"], "expected each option once"),
+    (["--vary", "gan-stepz=4"], "'gan_steps'"), (["--vary", "gan-steps"], "Write each option once"),
+    (["--vary", "gan-steps=4", "gan_steps=5"], "Write each option once"),
     (["--vary", "gan-steps=many"], "Use a whole number"),
     (["--vary", "start=nowhere"], "Use mixture or gaussian or noise"), (["--rejection", "x"], "expected numbers")])
 def test_bad_arguments(tiny_run: Path, tmp_path: Path, arguments: list[str], message: str,

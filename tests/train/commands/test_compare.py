@@ -211,7 +211,7 @@ def test_tensorboard_tabulates_options_and_results(tensorboard: Ask) -> None:
     assert options["vae-cyclical"]["kl_anneal"] == "cyclical" and options["vae"]["kl_anneal"] == "none"
     results = {group["name"]: {value["name"]["tag"] for value in group["metricValues"]} for group in groups}
     assert all("evaluation/forward_nll_per_token" in found for found in results.values())
-    assert "test/latent_gap_per_token" in results["outlines"] & results["vae"], "the list of another family stood for it"
+    assert "test/latent_gap_per_token" in results["outlines"] & results["vae"], "the list of another family replaced it"
     listed = tensorboard("plugin/hparams/experiment", {})["hparamInfos"]
     assert {"kl_anneal", "gan_steps", "dropout"} <= {option["name"] for option in listed}
 
@@ -277,7 +277,7 @@ def test_families_to_compare_are_named() -> None:
 
 @pytest.mark.parametrize(("families", "arguments", "message"), [
     ("lm,mixture", [], "mixture is a control of outlines. Name that family too."),
-    ("lm,area", [], "did you mean 'arae'"), ("encoder,lm", [], "unknown name"),
+    ("lm,area", [], "Did you mean 'arae'"), ("encoder,lm", [], "unknown name"),
     ("lm,lm", [], "contains the same name twice"),
     ("lm,arae-snli", [], "arae-snli: its preset has another corpus or tokenizer than lm"),
     ("lm,vae", ["--gan-steps", "3"], "--gan-steps has no effect on lm, vae"),

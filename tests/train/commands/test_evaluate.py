@@ -37,7 +37,7 @@ def one_thread() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """Two runs on one corpus, evaluated by a command that was stopped on its way and given again."""
+    """Two runs on one corpus, evaluated by a command that was stopped halfway and started again."""
 
     runs: list[str]
     command: list[str]
@@ -156,7 +156,7 @@ def test_a_second_evaluation_measures_nothing_anew(evaluated: Evaluated, monkeyp
     assert main(evaluated.command) == 0
     assert capsys.readouterr().err == "", "it announced something"
     assert [file.read_bytes() for file in files] == before
-    # The one that was stopped had announced what was left, and no more.
+    # The resumed command only announced the remaining rows.
     announced = re.findall(r"\((\d) of (\d)\)", evaluated.second_stderr)
     assert ("1", "5") not in announced and announced[-3:] == [("5", "5"), ("1", "2"), ("2", "2")]
 
@@ -225,11 +225,11 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--sources", "lm,gaussian"], "'gaussian' is not a source of these runs. Choose from lm"),
-    (["--temperatures", "0,warm"], "expected numbers with commas between"),
-    (["--temperatures", ""], "expected numbers with commas between"),
-    (["--temperatures", "-1"], "must be from 0 to 100"),
-    (["--temperatures", "nan"], "must be from 0 to 100"),
-    (["--noise-scales", "1,half"], "--noise-scales '1,half': expected numbers with commas between"),
+    (["--temperatures", "0,warm"], "Write numbers with commas"),
+    (["--temperatures", ""], "Write numbers with commas"),
+    (["--temperatures", "-1"], "is out of range. Use 0 to 100"),
+    (["--temperatures", "nan"], "is out of range. Use 0 to 100"),
+    (["--noise-scales", "1,half"], "--noise-scales '1,half' is not valid. Write numbers with commas"),
     (["--num-samples", "5"], "--num-samples must be at least 20"),
     (["--num-samples", "many"], "invalid int value"),
     (["--encoder", "recurrent:nowhere"], "nowhere"),
@@ -338,9 +338,9 @@ def test_one_of_several_seeds_is_locked_while_it_is_trained(seeds: Path, capsys:
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["lm", "--seeds", "1,2", "--seed", "3"], "--seed has no effect with --seeds"),
-    (["lm", "--seeds", "1,1"], "expected different numbers"),
-    (["lm", "--seeds", "1,two"], "expected different numbers"),
-    (["lm", "--seeds", ""], "expected different numbers"),
+    (["lm", "--seeds", "1,1"], "Write different numbers"),
+    (["lm", "--seeds", "1,two"], "Write different numbers"),
+    (["lm", "--seeds", ""], "Write different numbers"),
     (["--resume", "nowhere", "--seeds", "1,2"], "--seeds has no effect with --resume"),
 ])
 def test_bad_seeds_are_refused_in_one_line(arguments: list[str], message: str, tmp_path: Path,

@@ -46,7 +46,7 @@ def sentences_about(types: Sequence[str], num: int, seed: int) -> list[str]:
 
 
 class SceneEncoder:
-    """A stand-in for a sentence encoder that tells scenes apart: what each word says of the scene's type, summed.
+    """A stand-in for a sentence encoder that distinguishes scenes: the sum of each word's evidence for the scene's type.
 
     A sentence encoder of random weights would not do: it hardly moves where half of the scenes are missing.
     """
@@ -135,7 +135,7 @@ def half(yardstick: Yardstick) -> Row:
 def test_real_text_comes_out_at_the_floor(yardstick: Yardstick, real: Row) -> None:
     assert real["text_two_sample_low"] <= 0.5 <= real["text_two_sample_high"]
     assert min(real["text_precision"], real["text_recall"]) > 0.8
-    # A language model that learnt as many real training sentences; the two differ by the sentences they happened to see.
+    # A language model of the same number of real training sentences; the two only differ in their sentences.
     learnt = yardstick.data.text("train", yardstick.data.sample_rows("train", NUM, seed=2))
     floor = yardstick.reverse(learnt)
     assert floor["num_reverse"] == real["num_reverse"] == NUM
@@ -177,7 +177,7 @@ def test_repeats_are_seen_by_copied_rate_reverse_nll_and_recall(real: Row, repea
     assert repeats["reverse_nll_per_token"] > real["reverse_nll_per_token"] + 0.3
     assert repeats["reverse_ngram_nll_per_token"] > real["reverse_ngram_nll_per_token"] + 0.7
     assert repeats["text_recall"] < real["text_recall"] - 0.2
-    # Forward nll and precision are pleased with them: neither can be read alone.
+    # Forward nll and precision do not detect them, so recall is needed too.
     assert repeats["forward_nll_per_token"] < real["forward_nll_per_token"] + 0.05
     assert repeats["forward_ngram_nll_per_token"] < real["forward_ngram_nll_per_token"]
     assert repeats["text_precision"] > real["text_precision"] - 0.1
@@ -241,12 +241,12 @@ def test_the_scorer_of_the_default_preset_is_within_five_percent_of_the_grammars
     data = open_dataset(config.corpus, None, session.cache, torch.device("cpu"), Ranks(), session.reporter)
     text, language = list(grammar.sentences(20_000, seed=905)), grammar.scenes()
     nll, _ = nll_of_rows(scorer(config, data, session).decoder, tokens_of(text, data))
-    more = nll.mean() + statistics.fmean(map(language.log_prob, text))  # less noise than in nll alone
+    more = nll.mean() + statistics.fmean(map(language.log_prob, text))  # less noise than in the nll itself
     assert 0 < more < 0.05 * language.entropy()
 
 
 def test_empty_sentences_can_be_measured(yardstick: Yardstick, quick: Yardstick) -> None:
-    """What a model that was hardly trained gives at T = 0: no word at all, NUM times."""
+    """A model that was hardly trained writes empty sentences at T = 0."""
     row = yardstick.measure(Sentences([""] * 40))
     assert row["num_reverse"] == 0 and "reverse_nll_per_token" not in row
     assert row["distinct_2"] == 0.0 and row["copied"] == 0.0 and row["unique"] == 1 / 40
@@ -296,7 +296,7 @@ def test_the_scorer_of_the_embedded_corpus_sees_no_sentence_twice(session: Sessi
     assert set(training_text(data)) < seen
     assert not seen & set(data.text("test", np.arange(data.num_rows("test"))))
     assert scorer(config, data, session) and set(session.cache.glob("lm-*")) == before | {directory}
-    # The baseline has what the run has, and no more.
+    # The baseline learns the run's sentences, and no others.
     baseline(config, data, session)
     [other] = set(session.cache.glob("lm-*")) - before - {directory}
     assert run_config(other).corpus == config.corpus

@@ -1,4 +1,4 @@
-"""ARAE: each phase moving what it should and nothing else, and a run of it as a user has it."""
+"""ARAE: each phase only updates its own modules, and a run from the command line."""
 
 import copy
 import itertools

@@ -168,7 +168,7 @@ def test_the_fit_recovers_a_known_linear_gaussian() -> None:
     fit = fit_linear_gaussian(conditions, outlines, chunk=3000)
     assert torch.allclose(fit.weight[:, :5], weight, atol=0.03)
     assert torch.allclose(fit.factor @ fit.factor.T, covariance, atol=0.05)
-    # A label's own offset can be told from the bias only together: what is known is their sum.
+    # A label's offset and the bias are not identifiable; only their sum is.
     by_label = fit.weight[:, 5:] + fit.bias[:, None]
     assert torch.allclose(by_label, torch.tensor([[0.0, 5, -1], [1, 4, -1], [2, 3, 0], [3, 2, 0]]), atol=0.15)
 

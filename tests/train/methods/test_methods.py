@@ -84,7 +84,7 @@ def test_every_objective_from_every_start(data: Dataset, tiny_corpus: Path, star
         terms = method.stages[1].step(step, batch(data, step), Update(Ranks(), 1.0))
         assert all(bool(term.isfinite()) for term in terms.values())
     for before, module in zip(controls, (method.model.mixture, method.model.gaussian, method.model.decoder), strict=True):
-        assert same(before, module), "the GAN's stage moved what it must not"
+        assert same(before, module), "the GAN's stage changed a frozen module"
     method.model.eval()
     found = method.stages[1].validate()
     figures = found.figures

@@ -325,7 +325,7 @@ def test_validation_is_deterministic_and_names_what_it_measures(data: Dataset, t
     assert figures["valid/nll_per_token"] < figures["valid/negative_elbo_per_token"]
     parts = figures["valid/reconstruction_nll"] + figures["valid/kl"]
     assert figures["valid/negative_elbo"] == pytest.approx(parts)
-    assert abs(figures["valid/mutual_information"]) < 0.2  # of 20 sentences alone
+    assert abs(figures["valid/mutual_information"]) < 0.2  # only 20 sentences
     assert figures["valid/active_units"] == 0 and abs(figures["valid/latent_gap_per_token"]) < 0.05
     nn.init.normal_(vae.model.encoder.project.weight, std=3.0)
     nn.init.normal_(vae.model.decoder.every_readout.weight, std=3.0)
@@ -409,14 +409,14 @@ def test_presets_compose() -> None:
     def resolved(preset: str, **flags: object) -> RunConfig:
         return resolve("vae", VAEMethod.config_class, VAEMethod.presets, preset, None, flags)
 
-    assert resolved("vae-cyclical").corpus.num_sentences == 24000, "a remedy alone goes on top of default"
+    assert resolved("vae-cyclical").corpus.num_sentences == 24000, "a remedy without a size is applied after default"
     both = resolved("small vae-cyclical").model
     assert (both.decoder_steps, both.kl_anneal) == (VAEMethod.presets["small"]["decoder_steps"], "cyclical")
     assert resolved("vae-cyclical small").model == both
     assert resolved("tiny vae-annealed vae-bow").model.bow_weight == 1
     assert resolved("vae-annealed vae-cyclical").model.kl_anneal == "cyclical"
     assert resolved("vae") == resolved("default")
-    with pytest.raises(OutlinesError, match="did you mean 'vae-cyclical'"):
+    with pytest.raises(OutlinesError, match="Did you mean 'vae-cyclical'"):
         resolved("tiny vae-cylical")
 
 

@@ -67,7 +67,7 @@ def noise(num: int = len(ROWS), seed: int = 1) -> Tensor:
 
 
 def padded(batch: TokenBatch, num: int) -> TokenBatch:
-    """The same batch with so many more columns of padding."""
+    """The same batch with `num` more columns of padding."""
     inputs, targets = (functional.pad(part, (0, num), value=PAD) for part in (batch.inputs, batch.targets))
     return TokenBatch(inputs, targets, functional.pad(batch.mask, (0, num), value=False), batch.lengths)
 
@@ -114,7 +114,7 @@ def test_without_weights_on_z_it_is_an_lstm_language_model(num_layers: int) -> N
 
 
 def test_bounds_are_a_hand_computation() -> None:
-    """Densities of z itself, where the model takes those of its innovations."""
+    """Densities of z itself, where the model uses the densities of its innovations."""
     made, generator, log_weights, kl = model(), rng(), [], []
     terms, batch = made.nll_terms(ROWS, None, 6, rng()), collate(ROWS, SPECIAL)
     for _ in range(6):
@@ -167,7 +167,7 @@ def test_the_posterior_sees_what_is_to_come_and_not_what_is_past_the_end() -> No
     other = dataclasses.replace(batch, targets=batch.targets.clone())
     other.targets[2, 4] = 4 if batch.targets[2, 4] != 4 else 5
     changed = made.backward_states(other)
-    assert ((states - changed).abs().amax(dim=2)[2] > 0).tolist() == [True] * 5 + [False], "b_t hangs on y_t and later"
+    assert ((states - changed).abs().amax(dim=2)[2] > 0).tolist() == [True] * 5 + [False], "b_t depends on y_t and later"
     assert torch.equal(states[[0, 1, 3]], changed[[0, 1, 3]])
 
 
