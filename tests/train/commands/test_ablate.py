@@ -124,7 +124,7 @@ def test_unsuitable_directories_are_refused(ablation: Path, tiny_run: Path, tmp_
     (["--vary", "gan-stepz=4"], "'gan_steps'"), (["--vary", "gan-steps"], "Write each option once"),
     (["--vary", "gan-steps=4", "gan_steps=5"], "Write each option once"),
     (["--vary", "gan-steps=many"], "Use a whole number"),
-    (["--vary", "start=nowhere"], "Use mixture or gaussian or noise"), (["--rejection", "x"], "expected numbers")])
+    (["--vary", "start=nowhere"], "Use mixture or gaussian or noise"), (["--rejection", "x"], "Write numbers with commas")])
 def test_bad_arguments(tiny_run: Path, tmp_path: Path, arguments: list[str], message: str,
                        capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ablate", str(tiny_run), *arguments, "--out", str(tmp_path / "out")]) == 2
