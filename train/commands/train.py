@@ -64,7 +64,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--runs", metavar="DIR", help="directory of all runs; the cache is in DIR-cache (default: runs)")
     add("--out", metavar="RUN", help="directory of this run (default: a new numbered one)")
     add("--seeds", metavar="LIST", help="comma-separated seeds; train one run per seed and report mean ± standard deviation")
-    add("--resume", metavar="RUN", help="continue this run with its stored options; only --device can differ")
+    add("--resume", metavar="RUN", help="continue this run with its own options; only --device can differ")
     add("--quiet", action="store_true", help="print no progress on stderr")
     add_options(parser, method)
     return parser.parse_args(arguments)
