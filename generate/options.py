@@ -68,14 +68,14 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "seed": Option("random seed", int, 1, max_served=2**53),
         "source": Option("source of outlines: generator (default), or a baseline: mixture, gaussian, linear (conditional "
                          "runs)", metavar="NAME"),
-        "walk": Option("line or arc between the outlines, arc between the generator's noise, gradient ascent on log p(B | "
-                       "outline)", default="spherical", choices=("linear", "spherical", "noise", "gradient", "all")),
+        "walk": Option("linear, spherical: line, arc between outlines; noise: arc between their noise; gradient: ascent on "
+                       "p(B | outline)", default="spherical", choices=("linear", "spherical", "noise", "gradient", "all")),
         "radius": Option("distance from the sentence's outline; unrelated outlines are 1.4 apart", float, 0.4, high=1000),
         "like": Option("use the outline of this sentence (default: sampled outlines)", metavar="SENTENCE"),
         "file": Option("read the sentences from this file, one per line", Path),
         "unique": Option("skip duplicate sentences", bool),
         "with_score": Option("print each sentence's NLL given its outline (nats) and, if any, the critic's score", bool),
-        "smoothness": Option("print the distances between a walk's sentences, and the NLL in its middle", bool),
+        "smoothness": Option("print the distances between a walk's sentences, and the NLL of the middle part", bool),
         "lm": Option("language model that computes the NLL for --smoothness (default: the decoder)", Path, metavar="RUN"),
         "host": Option("address to listen on; others make the page public", str, "127.0.0.1", metavar="ADDRESS"),
         "port": Option("port to listen on; 0 chooses a free one", int, 8000, high=65535),
@@ -87,8 +87,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "greedy": Option("always choose the likeliest token", bool),
         "beam": Option("beam search of this width (default: no beam search)", int, low=1),
         "top_k": Option("sample from the N likeliest tokens only; 0: from all", int, 0, max_served=2**20),
-        "guidance": Option("weight of the outline: 0 ignores it, below 1: likelier sentences, above 1: closer to it; "
-                           "needs a run trained with --outline-dropout", float, 1.0, max_served=10),
+        "guidance": Option("weight of the outline; 0: ignore it, below 1: likelier sentences, 1: no guidance, above 1: "
+                           "closer to the outline; needs a run trained with --outline-dropout", float, 1.0, max_served=10),
         "max_len": Option("maximum length of a sentence in tokens (default: the run's)", int, low=1),
         "precision": Option("precision of matrix products when sampling; auto: bfloat16 if it is faster; greedy decoding, "
                             "beam search and scores use float32", str, "auto", choices=("auto", "float32", "bfloat16")),
@@ -100,7 +100,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "noise_scale": Option("factor on the noise; below 1: likelier, less varied outlines", float, 1.0, max_served=10),
         "rejection": Option("rejection sampling by the critic: average draws per accepted outline", float, 1.0, 1, 100),
     },
-    "speed": {"batch_size": Option("sentences decoded together; does not change them (default: automatic)", int, low=1,
+    "speed": {"batch_size": Option("sentences per batch; does not change the text (default: automatic)", int, low=1,
                                    high=65_536)},
 }
 BY_NAME = {name: option for group in OPTIONS.values() for name, option in group.items()}
@@ -169,7 +169,7 @@ def _parser(verb: str) -> Parser:
         parser.description = ("Use a trained run. Without a verb: sample new sentences.\n\n"
                               f"  {prog} runs/001-outlines-default --num 5 --temperature 0.5\n\n"
                               f"verbs (each has its own --help):\n{listed}\n\nBelow: the options for sampling.")
-        parser.epilog = "The same run, seed, options and device give the same sentences, for any --num."
+        parser.epilog = "The same run, seed, options and device produce the same sentences, for any --num."
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/001-outlines-default")
     for name in arguments.split():
         metavar, help = ARGUMENTS[name]

@@ -308,7 +308,7 @@ class Pipeline:
     def nearest(self, sentences: Sequence[str], num: int = 5) -> list[list[Neighbour]]:
         """The `num` training sentences nearest to each sentence, by the cosine of their raw outlines."""
         self.rows(sentences, limited=False)
-        training = self.training_set  # its errors say more than those of a missing encoder
+        training = self.training_set  # its errors say more than a missing encoder's error
         cosines, rows = nearest_rows(self._raw_outlines(sentences).cpu(), training.store, num)
         return [[Neighbour(row, cosine, training.sentences[row]) for cosine, row in zip(*pair, strict=True)]
                 for pair in zip(cosines.tolist(), rows.tolist(), strict=True)]

@@ -52,7 +52,7 @@ def frechet_distance(a: Outlines, b: Outlines) -> float:
     mean_term = (first.mean(dim=0) - second.mean(dim=0)).square().sum()
     overlap = torch.linalg.svdvals(root_a @ root_b.T).sum()
     spread_term = root_a.square().sum() + root_b.square().sum() - 2 * overlap
-    return max(0.0, float(mean_term + spread_term))  # rounding can give a value slightly below 0
+    return max(0.0, float(mean_term + spread_term))  # rounding can lead to a value slightly below 0
 
 
 class PrecisionRecall(NamedTuple):

@@ -39,7 +39,7 @@ def add_device(parser: Parser) -> None:
     parser.add_argument("--device", choices=DEVICES, help="device; auto: cuda, then mps, then cpu (default: the run's own)")
 
 
-COMMON = ("corpus", "encoder", "seed")  # options listed first in the help, with those of the command
+COMMON = ("corpus", "encoder", "seed")  # options listed first in the help, with the command's own
 
 
 def add_options(parser: Parser, method: type[Method]) -> None:

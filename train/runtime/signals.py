@@ -7,7 +7,7 @@ from types import FrameType
 class Stopped(BaseException):
     """A signal stopped the run. Like KeyboardInterrupt, it is not an Exception, so no handler of errors catches it."""
 
-    advice = "nothing to resume"  # what the user can do next; set by the command once the run has a directory
+    advice = "nothing to resume"  # the user's next step; set by the command once the run has a directory
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
