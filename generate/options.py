@@ -77,7 +77,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "with_score": Option("print each sentence's NLL given its outline (nats) and, if any, the critic's score", bool),
         "smoothness": Option("print the distances between a walk's sentences, and the NLL of the middle part", bool),
         "lm": Option("language model that computes the NLL for --smoothness (default: the decoder)", Path, metavar="RUN"),
-        "host": Option("address to listen on; others make the page public", str, "127.0.0.1", metavar="ADDRESS"),
+        "host": Option("address to listen on; any other exposes it to the network", str, "127.0.0.1", metavar="ADDRESS"),
         "port": Option("port to listen on; 0 chooses a free one", int, 8000, high=65535),
         "format": Option("plain text, or one JSON object per line", default="txt", choices=("txt", "jsonl")),
         "out": Option("write to this file (default: standard output)", Path),
