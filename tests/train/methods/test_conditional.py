@@ -290,11 +290,11 @@ def test_a_sentence_depends_on_seed_number_and_condition_alone(loaded: Pipeline)
 
 
 @pytest.mark.parametrize(("content", "flags", "message"), [  # X
-    ("not json\n", [], 'condition 1 is not valid. Write {"condition"'),
+    ("not json\n", [], 'line 1: The condition is not valid. Write {"condition"'),
     ('{"condition": "A dog.", "label": "verse"}\n', [], "Label 'verse' has no effect: this run was trained without labels"),
     ('{"condition": "A dog."}\n', ["--unique"], "no effect with --condition"),
     ('{"condition": "A dog."}\n', ["--source", "mixture"], "Choose from generator, linear"),
-    ('{"condition": "A dog."}\n', ["--num", "0"], "--num: must be a whole number of at least 1"),
+    ('{"condition": "A dog."}\n', ["--num", "0"], "--num: must be a whole number from 1"),
 ], ids=range(5))
 def test_bad_conditions_are_one_line_and_status_2(content: str, flags: list[str], message: str, run: Path,
                                                   tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
