@@ -20,10 +20,9 @@ from outlines.models.base import block_seed
 from train.config import TrainingConfig
 from train.data import Dataset
 from train.method import Method, NotFinite, Snapshot, Stage, Update
-from train.runtime.environment import VERSIONS, machine
 from train.runtime.log import RunLog
 from train.runtime.progress import Reporter
-from train.runtime.ranks import Ranks
+from train.runtime.ranks import VERSIONS, Ranks, machine
 from train.runtime.run_directory import checkpoint_path, newest_checkpoint, prune
 from train.runtime.signals import Stopped, StopSignals
 

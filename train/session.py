@@ -18,9 +18,8 @@ from train.config import RunConfig, from_json
 from train.data import Dataset, open_dataset
 from train.loop import Loop
 from train.method import find_method
-from train.runtime.environment import VERSIONS, machine
 from train.runtime.progress import Reporter
-from train.runtime.ranks import Ranks
+from train.runtime.ranks import VERSIONS, Ranks, machine
 from train.runtime.run_directory import FORMAT, GROUP, locked, read_run, write_json
 from train.runtime.signals import StopSignals
 

@@ -19,7 +19,7 @@ import numpy as np
 from outlines.checkpoint import MANIFEST, atomic_directory, sha256_file, verify
 from outlines.corpus.formats import CorpusError
 from outlines.corpus.reading import SPLITS, ReadingReport
-from outlines.corpus.tokenizer import SentencePieceTokenizer, train_tokenizer
+from outlines.corpus.tokenizer import SentencePieceTokenizer, Tokenizer, train_tokenizer
 from outlines.errors import CheckpointError
 from outlines.hardening import map_numbers, map_offsets, one_line, read_json
 
@@ -79,7 +79,7 @@ class Sentences:
         return sha256_file(self._path)
 
 
-def write_tokens(sentences: Sentences, tokenizer: SentencePieceTokenizer, directory: Path, max_len: int = MAX_LEN,
+def write_tokens(sentences: Sentences, tokenizer: Tokenizer, directory: Path, max_len: int = MAX_LEN,
                  progress: Callable[[int], None] | None = None) -> int:
     """Encode a split, truncate its rows to max_len tokens, and return the number of truncated rows."""
     num_cut, offsets, stream = 0, array("q", [0]), iter(sentences)
@@ -128,7 +128,7 @@ class PreparedCorpus:
         self.meta = read_json(directory / "meta.json")
         if not isinstance(self.meta.get("source"), str) or type(self.meta.get("max_len")) is not int:
             raise CheckpointError(f"{directory / 'meta.json'}: not the description of a prepared corpus.")
-        self.tokenizer = SentencePieceTokenizer.load(directory / "tokenizer.model", sums["tokenizer.model"])
+        self.tokenizer: Tokenizer = SentencePieceTokenizer.load(directory / "tokenizer.model", sums["tokenizer.model"])
         self.sentences = {split: Sentences(directory, split) for split in SPLITS}
         self.tokens = {split: Tokens(directory, split) for split in SPLITS}
         for split in SPLITS:
@@ -177,7 +177,7 @@ def find_prepared(cache: Path, fingerprint: str) -> Path | None:
 
 def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source: str,
                    vocab_size: int | None = None, lowercase: bool = False, max_len: int = MAX_LEN,
-                   tokenizer: SentencePieceTokenizer | None = None, report: ReadingReport | None = None,
+                   tokenizer: Tokenizer | None = None, report: ReadingReport | None = None,
                    progress: Callable[[int, int], None] | None = None) -> PreparedCorpus:
     """Write (split, sentence) pairs, a tokenizer and the tokens to `directory`, and return the prepared corpus.
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import sentencepiece
 
@@ -97,6 +97,21 @@ def _recording(sentences: Iterable[str], failures: list[BaseException]) -> Itera
         raise
 
 
+class Tokenizer(Protocol):
+    """What this project needs of a tokenizer. SentencePieceTokenizer implements and documents it."""
+
+    special: SpecialIds
+    vocab_size: int
+    fingerprint: str
+
+    def encode(self, sentences: Sequence[str]) -> list[list[int]]: ...
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
+    def lines(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
+    def save(self, path: Path) -> None: ...
+    @classmethod
+    def load(cls, path: Path, sha256: str | None = None) -> Self: ...
+
+
 class SentencePieceTokenizer:
     """A trained SentencePiece model. A sentence never contains unk."""
 
@@ -117,15 +132,16 @@ class SentencePieceTokenizer:
         if special != asdict(SPECIAL) or num_bytes != 256:
             raise TokenizerError(f"a SentencePiece model of another kind: {special}, {num_bytes} byte pieces. "
                                  f"Train one that fits: {SPM_TRAIN}")
-        self._model = model
-        self._processor = processor
+        self._model, self._processor = model, processor
+        self.vocab_size = len(ids)  # includes the special tokens
+        self.fingerprint = hashlib.sha256(model).hexdigest()  # of everything that decides the ids
         # The text of each piece of letters and punctuation; None for pieces that need SentencePiece to decode.
         others = {id for id in ids if processor.is_byte(id) or processor.is_control(id) or processor.is_unknown(id)}
         self._plain: list[Any] = [piece.replace("▁", " ") if id not in others and re.fullmatch(r"▁?[^\s▁]+", piece) else None
                                   for id, piece in enumerate(pieces)]
 
     @classmethod
-    def load(cls, path: Path, sha256: str | None = None) -> "SentencePieceTokenizer":
+    def load(cls, path: Path, sha256: str | None = None) -> Self:
         """Return the tokenizer in a model file.
 
         sha256: the file's recorded hash. Without one, a child process tries the file first, because it could crash Python.
@@ -142,16 +158,6 @@ class SentencePieceTokenizer:
 
     def save(self, path: Path) -> None:
         atomic_write(path, self._model)
-
-    @property
-    def vocab_size(self) -> int:
-        """V, the number of ids, including special tokens."""
-        return self._processor.get_piece_size()
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of everything that decides the ids."""
-        return hashlib.sha256(self._model).hexdigest()
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
         """Return the ids of each sentence, without bos and eos. Raises TokenizerError for invalid text."""

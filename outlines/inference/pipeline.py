@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from outlines.corpus.tokenizer import SentencePieceTokenizer
+from outlines.corpus.tokenizer import SentencePieceTokenizer, Tokenizer
 from outlines.decoding.decode import Sampler
 from outlines.decoding.sample import SamplingConfig
 from outlines.decoding.scoring import nll_of_rows
@@ -63,7 +63,7 @@ class Reconstruction(NamedTuple):
 class Pipeline:
     """A run's model and tokenizer; its encoder and training sentences are loaded when first used."""
 
-    def __init__(self, run: Path, description: dict[str, Any], model: TextModel, tokenizer: SentencePieceTokenizer,
+    def __init__(self, run: Path, description: dict[str, Any], model: TextModel, tokenizer: Tokenizer,
                  precision: str = "auto"):
         self.run = run
         self.description = description

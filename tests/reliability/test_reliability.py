@@ -50,9 +50,8 @@ from train.config import SIZES, RunConfig, resolve
 from train.data import Dataset, open_dataset
 from train.loop import Loop
 from train.method import Method, NotFinite, Snapshot, Stage, Update, all_methods
-from train.runtime.environment import VERSIONS
 from train.runtime.progress import Progress, Reporter
-from train.runtime.ranks import Ranks
+from train.runtime.ranks import VERSIONS, Ranks
 from train.runtime.run_directory import checkpoint_path, checkpoints, locked, newest_checkpoint, prune, read_lines, read_run
 from train.runtime.signals import Stopped, StopSignals
 from train.session import Session, begin_run, run_config, train_run

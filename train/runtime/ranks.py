@@ -7,17 +7,24 @@ DistributedDataParallel do not support the second derivatives of a gradient pena
 
 import json
 import os
+import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
+import sentencepiece
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from outlines.errors import OutlinesError
 from outlines.hardening import one_line
+
+# Versions and hardware decide a run's last bits. They are recorded with a run and compared when it resumes.
+VERSIONS: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+                            "sentencepiece": sentencepiece.__version__}
 
 
 def _together(operation: Callable[..., object], *arguments: Any, **options: Any) -> None:
@@ -99,3 +106,10 @@ def join(device: str) -> Ranks:
 def leave() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def machine(device: torch.device, ranks: Ranks) -> dict[str, Any]:
+    """Return the device's name (a CPU's instruction set, by which torch chooses kernels), threads and processes."""
+    name = (torch.cuda.get_device_name(device) if device.type == "cuda"
+            else torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else platform.machine())
+    return {"device": f"{device.type} ({name})", "threads": torch.get_num_threads(), "processes": ranks.world}
