@@ -83,6 +83,10 @@ class Dataset:
         of_encoder = {"encoder": self.stores["train"].encoder_fingerprint} if self.stores and encoder else {}
         return {"corpus": self.corpus.fingerprint, "tokenizer": self.tokenizer.fingerprint, **of_encoder}
 
+    def report_losses(self, reporter: Reporter) -> None:
+        for note in self.corpus.notes():  # a few cut sentences are no warning
+            (reporter.line if "--max-len" in note else reporter.warning)(note)
+
     def set_scaling(self, model: OutlineDecoding) -> None:
         """Copy the scaling into a model and move the model to the device."""
         assert self.scaling is not None
@@ -152,8 +156,6 @@ def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device:
                     ranks.barrier()
             stores[split] = OutlineStore(store)
             stores[split].check_current(sentences, loaded)
-    for note in corpus.notes():  # a few cut sentences are no warning
-        (reporter.line if "--max-len" in note else reporter.warning)(note)
     pairing = load_pairing(config.files()) if config.corpus and config.files().are_pairs else None
     return Dataset(corpus, stores, normalized, device, pairing)
 

@@ -89,6 +89,7 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
         data.tokenizer.save(directory / "tokenizer.model")
     if (directory / "model").exists():
         return load_model(directory / "model").to(device), data
+    data.report_losses(session.reporter)
     torch.manual_seed(config.training.seed)
     method = method_class(config, data, config.training.precision == "bfloat16")
     Loop(method, data, config.training, directory, session.ranks, session.reporter, session.signals).run()

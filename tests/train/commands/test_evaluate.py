@@ -269,7 +269,7 @@ def test_runs_that_cannot_be_evaluated_are_refused_in_one_line(lm_run: Path, tin
     unfinished = tmp_path / "unfinished"
     shutil.copytree(lm_run, unfinished, ignore=shutil.ignore_patterns("model"))
     errors = refused(["evaluate", str(unfinished), "--quiet"], capsys)
-    assert f"Continue with `python -m train --resume {unfinished}`." in errors
+    assert f"Run `python -m train --resume {unfinished}`." in errors
     corpus = tmp_path / "other.txt"
     corpus.write_text("\n".join(grammar.sentences(600, seed=6)) + "\n")
     other = moved(lm_run, tmp_path / "other", corpus, keep_hashes=False)

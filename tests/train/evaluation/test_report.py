@@ -148,7 +148,7 @@ def test_the_same_figures_in_json_and_tensorboard(tmp_path: Path) -> None:
     theirs.parent.mkdir()
     theirs.touch()
     for _ in range(2):  # The second leaves nothing of the first.
-        write_curves(tmp_path, lines, {"lm": {"seed": "1"}})
+        write_curves(tmp_path, lines)
     assert theirs.exists(), "somebody else's events are gone"
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     data = json.loads(json.dumps(to_json(lines)))

@@ -25,8 +25,8 @@ from train.runtime.ranks import Ranks
 
 @pytest.fixture(scope="module")
 def data(tiny_corpus: Path, recurrent_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    cache, encoding = tmp_path_factory.mktemp("cache"), (f"recurrent:{recurrent_encoder}", False)
-    return open_dataset(config(tiny_corpus, {}).corpus, encoding, cache,
+    cache, encoder = tmp_path_factory.mktemp("cache"), f"recurrent:{recurrent_encoder}"
+    return open_dataset(config(tiny_corpus, {}).corpus, encoder, cache,
                         torch.device("cpu"), Ranks(), Reporter(quiet=True))
 
 
