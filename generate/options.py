@@ -64,7 +64,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "num/walk": Option("number of vectors on the walk, both ends included", int, 21, 2, 10_000, max_served=101),
         "num/nearest": Option("number of neighbours per sentence", int, 5, 1, 10_000, max_served=50),
         "temperature": Option("sampling temperature; lower is safer and less varied", float, 0.7, max_served=10),
-        "top_p": Option("nucleus sampling: smallest set of likeliest tokens with this probability", float, 1.0, high=1),
+        "top_p": Option("nucleus: sample from the likeliest tokens with this total probability", float, 1.0, high=1),
         "seed": Option("random seed", int, 1, max_served=2**53),
         "source": Option("source of outlines: generator (default), or a baseline: mixture, gaussian, linear (conditional "
                          "runs)", metavar="NAME"),
@@ -87,8 +87,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "greedy": Option("always choose the likeliest token", bool),
         "beam": Option("beam search of this width (default: no beam search)", int, low=1),
         "top_k": Option("sample from the N likeliest tokens only; 0: from all", int, 0, max_served=2**20),
-        "guidance": Option("weight of the outline; 0: ignore it, below 1: likelier sentences, 1: no guidance, above 1: "
-                           "closer to the outline; needs a run trained with --outline-dropout", float, 1.0, max_served=10),
+        "guidance": Option("weight of the outline: 0 ignores it, below 1 gives likelier sentences, above 1 follows it "
+                           "more; needs a run trained with --outline-dropout", float, 1.0, max_served=10),
         "max_len": Option("maximum length of a sentence in tokens (default: the run's)", int, low=1),
         "precision": Option("precision of matrix products when sampling; auto: bfloat16 if it is faster; greedy decoding, "
                             "beam search and scores use float32", str, "auto", choices=("auto", "float32", "bfloat16")),

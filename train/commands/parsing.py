@@ -55,7 +55,8 @@ def add_options(parser: Parser, method: type[Method]) -> None:
         if name not in COMMON and title not in groups:
             groups[title] = parser.add_argument_group(f"{title} options")
         kind, choices = field.type, choices_of(field)
-        shown = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+        default = method.presets["default"].get(name, field.default)
+        shown = " ".join(default) if isinstance(default, tuple) else default
         settings: dict[str, Any] = {"nargs": "+", "metavar": "FILE"}
         if kind is bool:
             settings = {"action": "store_true", "default": None}

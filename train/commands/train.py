@@ -49,7 +49,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     comparing = family == COMPARE
     method = find_method(LEADER if comparing else family)
     parser = Parser("python -m train", DESCRIPTION, f"families: {', '.join(families)}; `python -m train FAMILY --help` "
-                                                    "lists the options of a family")
+                                                    "lists its options. Defaults are those of the preset default.")
     add = parser.add_argument
     add("family", nargs="?", default="outlines", help="family of models to train (default: outlines)")
     add("--preset", nargs="+", metavar="NAME", help="named sets of options, applied from left to right: "

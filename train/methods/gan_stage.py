@@ -33,7 +33,7 @@ class GanOptions:
     gan_learning_rate: float = option(1e-3, "peak learning rate of Adam for generator and critic", low=0)
     gan_beta2: float = option(0.99, "second beta of Adam for generator and critic; the first is 0", low=0, high=0.9999,
                               flag=False)
-    critic_steps: int = option(1, "critic updates per generator update (new noise, same real batch)", low=1)
+    critic_steps: int = option(1, "critic updates per generator update, each with new noise but the same real batch", low=1)
     penalty_weight: float = option(2.0, "weight of the gradient penalty: gamma of r3, lambda of wgan-gp", low=0)
     penalty_share: float = option(1.0, "fraction of each batch that the gradient penalty uses, above 0, at most 1",
                                   low=1e-3, high=1)

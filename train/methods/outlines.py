@@ -68,7 +68,7 @@ class OutlineOptions(GanOptions, OutlineDecoderOptions):
 
     generator: str = option("gan", "generator of outlines", choices=GENERATORS)
     start: str = option("mixture", "density at which the generator starts", ("mixture", "gaussian", "noise"))
-    num_centres: int = option(5000, "k-means centres of the mixture, at most 1 per 20 outlines", low=2)
+    num_centres: int = option(5000, "k-means centres of the mixture; reduced to 1 per 20 outlines if necessary", low=2)
     num_offsets: int = option(0, "centres of a second k-means on the residuals of the first; 0: no second k-means", low=0)
     free_moments: bool = option(False, "do not match the generated outlines' mean and covariance to the training outlines",
                                 flag=False)
