@@ -177,10 +177,7 @@ def read_toml(path: str) -> dict[str, Any]:
 
 def resolve(family: str, model_config: Any, presets: dict[str, dict[str, Any]], preset: str,
             config_file: str | None, flags: dict[str, Any]) -> RunConfig:
-    """Return the configuration of defaults < presets < file < flags; raises OutlinesError.
-
-    preset: names separated by spaces, which follow `default` if no size is among them.
-    """
+    """Return defaults < presets < file < flags; raises OutlinesError. preset: names, after `default` if none is a size."""
     fields = known_fields(model_config)
     names = preset.split()
     for name in names:

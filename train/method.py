@@ -1,7 +1,4 @@
-"""What the loop knows of training: a Method is a model and a list of stages.
-
-The loop owns batches, learning rates, logging and checkpoints, and never asks which method or stage it runs.
-"""
+"""What the loop knows of training: a Method is a model and a list of stages. The loop never asks which one it runs."""
 
 import contextlib
 import math
@@ -38,10 +35,7 @@ class Update:
         self.ranks, self.clip_norm = ranks, clip_norm
 
     def __call__(self, name: str, optimizer: Optimizer, loss: Tensor) -> Tensor:
-        """Step `optimizer` on this rank's share of a global loss and return the gradient norm.
-
-        name: of the loss, for errors. Raises NotFinite before any weight changes.
-        """
+        """Step on this rank's share of a global loss and return the gradient norm. NotFinite is raised before the step."""
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

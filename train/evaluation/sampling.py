@@ -63,14 +63,12 @@ def sources_of(model: TextModel, data: Dataset) -> tuple[str, ...]:
 
 def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, num: int,
          further: bool = False) -> Sentences:
-    """Draw `num` sentences of a source, or all it has; further: also `num_learnt` outlines that are not decoded.
-
-    Real outlines come from validation rows, then from training rows: test rows would teach a reverse judge the references.
-    """
+    """Draw `num` sentences of a source, or all it has; further: also `num_learnt` outlines that are not decoded."""
     sampling = SamplingConfig(temperature=temperature, max_len=data.corpus.meta["max_len"], guidance=variant.guidance)
     more: Tensor | None = None
     if variant.source == REAL_OUTLINES:
         more = training_outlines(data)[1] if further else None
+        # Not from test rows, which would teach a reverse judge the references.
         both = [data.outlines(split, data.sample_rows(split, num, seed=1)) for split in ("valid", "train")]
         vectors = [torch.cat(both)[:num]]
         ids = model.decode(vectors[0], SAMPLING_SEED, sampling)

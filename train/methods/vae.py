@@ -130,12 +130,10 @@ class VAEStage(LatentStage):
         return {key: value.detach() for key, value in terms.items()}
 
     def terms(self, step: int, batch: Batch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss nll + kl_weight · KL + bow_weight · bag of words, per token, and its terms by log key.
-
-        Noise is drawn for the global batch from its own generator, so that it does not depend on ranks or dropout.
-        """
+        """Return the loss nll + kl_weight · KL + bow_weight · bag of words, per token, and its terms by log key."""
         options, tokens, rng = self.options, batch.tokens, torch.Generator().manual_seed(seed)
         mu, logvar = self.model.encode(tokens.inputs, tokens.lengths)
+        # Drawn for the global batch from its own generator, so that it does not depend on ranks or dropout.
         noise = batch.own(torch.randn(batch.num_rows, options.latent_dim, generator=rng)).to(mu.device)
         z = mu + (logvar / 2).exp() * noise
         read = batch

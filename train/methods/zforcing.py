@@ -83,11 +83,9 @@ class ZForcingStage(LatentStage):
         return {key: value.detach() for key, value in terms.items()}
 
     def terms(self, step: int, batch: Batch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a batch at a step, and its terms by log key.
-
-        Noise is drawn for the global batch, position by position, so that it does not depend on a rank's padding.
-        """
+        """Return the loss of a batch at a step, and its terms by log key."""
         options, tokens, rng = self.options, batch.tokens, torch.Generator().manual_seed(seed)
+        # Drawn for the global batch, position by position, so that it does not depend on a rank's padding.
         drawn = [torch.randn(batch.num_rows, options.latent_dim, generator=rng) for _ in range(tokens.inputs.shape[1])]
         noise = batch.own(torch.stack(drawn, dim=1)).to(tokens.inputs.device)
         terms: dict[str, Tensor] = {}

@@ -15,20 +15,15 @@ EVENTS = "events.out.tfevents.*"
 
 
 def write_hparams(writer: Any, options: dict[str, Any]) -> None:
-    """Write the options of a run, a flat dictionary.
-
-    `SummaryWriter.add_hparams` also writes a list of options, and TensorBoard uses the list of one run for all families.
-    """
+    """Write a run's options. `SummaryWriter.add_hparams` also lists them, and TensorBoard uses one run's list for all."""
     _, started, ended = hparams(options, {})
     for summary in (started, ended):
         writer.file_writer.add_summary(summary)
 
 
 def _last_writer(directory: Path, purge_step: int | None) -> SummaryWriter:
-    """Return a writer whose file sorts after the existing ones, if that is possible within 1.5 s.
-
-    TensorBoard reads files by name (second, host, process, number), so names can collide or the clock can be set back.
-    """
+    """Return a writer whose file sorts after the existing ones, if that is possible within 1.5 s."""
+    # TensorBoard reads files by name (second, host, process, number): names can collide, or the clock can be set back.
     earlier, end = set(directory.glob(EVENTS)), time.monotonic() + 1.5
     while True:
         writer = SummaryWriter(str(directory), purge_step=purge_step, flush_secs=10)

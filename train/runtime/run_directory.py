@@ -1,7 +1,4 @@
-"""The directory of a run: its files, its lock, its checkpoints.
-
-docs/runs.md lists the files. The directory of several runs, a group, has runs.json and one directory per run or group.
-"""
+"""The directory of a run (docs/runs.md), or of several, a group with runs.json: its files, its lock, its checkpoints."""
 
 import contextlib
 import fcntl
@@ -123,10 +120,7 @@ def checkpoints(directory: Path) -> list[Path]:
 
 
 def newest_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]] | None:
-    """Return tensors and meta of the newest valid checkpoint, and the errors of newer ones; None without checkpoints.
-
-    Raises OutlinesError if all checkpoints are damaged.
-    """
+    """Return tensors and meta of the newest valid checkpoint and the errors of newer ones; raises if all are damaged."""
     found = checkpoints(directory)
     damaged: list[str] = []
     for path in reversed(found):
