@@ -66,8 +66,7 @@ def weigh(logits: Tensor, config: SamplingConfig) -> Tensor:
     if config.temperature != 1:
         logits.div_(config.temperature)
     if 0 < config.top_k < logits.shape[1]:
-        smallest_kept = logits.topk(config.top_k, dim=1).values[:, -1:]
-        logits.masked_fill_(logits < smallest_kept, -torch.inf)
+        logits.masked_fill_(logits < logits.topk(config.top_k, dim=1).values[:, -1:], -torch.inf)
     probabilities = torch.softmax(logits, dim=1, out=logits)
     if config.top_p < 1:
         ordered, order = probabilities.sort(dim=1, descending=True, stable=True)

@@ -41,9 +41,7 @@ def checked(*posterior: Tensor | None) -> Any:
 
 def draw_posterior(mu: Tensor, logvar: Tensor | None, rng: torch.Generator) -> Tensor:
     """Return one z per posterior, [N, Z]; mu itself if there is no noise."""
-    if logvar is None:
-        return mu
-    return mu + (logvar / 2).exp() * torch.randn(mu.shape, generator=rng, dtype=mu.dtype)
+    return mu if logvar is None else mu + (logvar / 2).exp() * torch.randn(mu.shape, generator=rng, dtype=mu.dtype)
 
 
 def kl_by_dim(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -206,8 +204,7 @@ def latent_gap(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor, *o
     rows: token ids of N sentences. vectors, others: [N, Z]. decoder: in evaluation mode.
     """
     own, num_targets = nll_of_rows(decoder, rows, vectors)
-    changed = np.mean([nll_of_rows(decoder, rows, other)[0] for other in others], axis=0)
-    return _gap(own, changed, num_targets)
+    return _gap(own, np.mean([nll_of_rows(decoder, rows, other)[0] for other in others], axis=0), num_targets)
 
 
 def latent_gap_by_dim(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor, others: Tensor,

@@ -53,9 +53,7 @@ def judge(signal: float, sigma_variation: float, information: float, drift: floa
         return Verdict.TOO_WEAK if constant else Verdict.TOO_NOISY_SAMPLING
     if used:
         return Verdict.USED
-    if drift is not None and drift >= MAX_DRIFT:
-        return Verdict.TOO_NOISY_DRIFT
-    return Verdict.IGNORED
+    return Verdict.TOO_NOISY_DRIFT if drift is not None and drift >= MAX_DRIFT else Verdict.IGNORED
 
 
 def judge_model(dims: Sequence[Verdict], used: bool) -> Verdict:

@@ -33,5 +33,4 @@ def interpolated_gap(curve_a: Curve, curve_b: Curve) -> float | None:
         return None
     knots = np.unique(np.clip(np.concatenate([a[0], b[0]]), low, high))
     gaps = np.interp(knots, *b) - np.interp(knots, *a)
-    area = np.sum((gaps[1:] + gaps[:-1]) / 2 * np.diff(knots))
-    return float(area / (high - low) if high > low else gaps[0])
+    return float(np.sum((gaps[1:] + gaps[:-1]) / 2 * np.diff(knots)) / (high - low) if high > low else gaps[0])

@@ -95,8 +95,7 @@ def judge_generator(generator: Quality, mixture: Quality, gaussian: Quality, rea
     no better                  otherwise
     """
     def decide() -> tuple[GanVerdict, str]:
-        figures = [memorised, *(value for value in generator if value is not None)]
-        if not all(map(math.isfinite, figures)):
+        if not all(map(math.isfinite, [memorised, *(value for value in generator if value is not None)])):
             return GanVerdict.DIVERGED, "One of its figures is not finite."
         recall = min(real.recall, mixture.recall)
         if generator.recall < recall - MAX_RECALL_LOSS and generator.precision >= gaussian.precision + MARGIN:

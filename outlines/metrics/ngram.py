@@ -89,8 +89,7 @@ class NgramModel:
             contexts = _as_contexts(ids, tokens, len(keys), special.bos_id)
             present = np.flatnonzero(contexts < len(keys))
             longer_keys, first, inverse, longer_counts = np.unique(
-                contexts[present] * vocab_size + tokens[present],
-                return_index=True, return_inverse=True, return_counts=True)
+                contexts[present] * vocab_size + tokens[present], return_index=True, return_inverse=True, return_counts=True)
             # Every distinct longer gram is one more preceding token of its suffix.
             preceding = np.bincount(ids[present[first]], minlength=len(keys))
             self._orders.append(_Grams(keys, np.where(preceding, preceding, counts), num_contexts, vocab_size))

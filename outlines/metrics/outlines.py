@@ -16,8 +16,7 @@ from outlines.errors import OutlinesError
 Outlines = Tensor | np.ndarray
 
 
-def _pair(a: Outlines, b: Outlines, metric: str, dtype: torch.dtype, min_rows: int,
-          same_size: bool = True) -> list[Tensor]:
+def _pair(a: Outlines, b: Outlines, metric: str, dtype: torch.dtype, min_rows: int, same_size: bool = True) -> list[Tensor]:
     """Return outlines [N, D] and [M, D] on the CPU. Raises OutlinesError for wrong shapes and non-finite values."""
     pair = []
     for outlines in (a, b):

@@ -60,8 +60,7 @@ class TextModel(nn.Module):
         nll: -log p(x), or a bound, if the family can compute it. reconstruction_nll: -log p(x | the sentence's own vector).
         Families with a latent add the terms of their bound, from `num_draws` draws with a CPU generator.
         """
-        draws = [draw._replace(latent=None) for draw in self.draws(rows, num_draws, rng)]
-        if draws:
+        if draws := [draw._replace(latent=None) for draw in self.draws(rows, num_draws, rng)]:
             return bound_terms(draws)
         posterior = self.posterior(rows, outlines)
         nll, _ = nll_of_rows(self.decoder, rows, None if posterior is None else posterior[0])
@@ -144,8 +143,7 @@ class TextModel(nn.Module):
         suited = BATCH if next(self.parameters()).device.type == "cpu" else GPU_BATCH
         return in_order(decoded, spans(num, batch_size or suited), workers)
 
-    def decode(self, vectors: Tensor, seed: int, sampling: SamplingConfig,
-               sampler: Write | None = None) -> list[list[int]]:
+    def decode(self, vectors: Tensor, seed: int, sampling: SamplingConfig, sampler: Write | None = None) -> list[list[int]]:
         """Return a sentence (token ids) for each of the vectors [N, D]; sentence i depends on (seed, i) and its vector."""
         _, uniforms = self.draw_rows(lambda count, rng: None, 0, len(vectors), seed, sampling.max_len)
         return (sampler or Sampler(self.decoder))(vectors.to(uniforms.device), uniforms, sampling)

@@ -26,12 +26,10 @@ class ConditionalModel(OutlineDecoding):
         super().__init__(decoder, normalized, encoder, generator=generator, labels=labels, num_conditions=num_conditions)
         self.labels = tuple(labels)
         self.generator = ConditionalGenerator(generator)
-        self.linear = ConditionalGenerator(dataclasses.replace(generator, hidden_dim=1, num_layers=1))
+        self.linear = ConditionalGenerator(dataclasses.replace(generator, hidden_dim=1, num_layers=1)).requires_grad_(False)
         self.critic = ProjectionCritic(generator.outline_dim, generator.condition_dim, generator.hidden_dim,
                                        generator.num_layers)
-        self.conditions = nn.Embedding(num_conditions, generator.condition_dim)
-        for fixed in (self.linear, self.conditions):
-            fixed.requires_grad_(False)
+        self.conditions = nn.Embedding(num_conditions, generator.condition_dim).requires_grad_(False)
 
     def condition(self, outlines: Tensor, labels: Tensor) -> Tensor:
         """Return conditions [B, P] for scaled outlines [B, D] and label numbers [B], -1 without a label."""

@@ -63,12 +63,10 @@ class OutlineModel(OutlineDecoding):
         """generator: its kind and config. critic: hidden_dim and num_layers. Other arguments: see OutlineDecoding."""
         super().__init__(decoder, normalized, encoder, generator=generator, mixture=mixture, critic=critic)
         self.generator = build_generator(generator)
-        self.mixture = Generator(mixture)
-        self.gaussian = Generator(dataclasses.replace(mixture, num_centres=1, num_offsets=0))
+        self.mixture = Generator(mixture).requires_grad_(False)
+        self.gaussian = Generator(dataclasses.replace(mixture, num_centres=1, num_offsets=0)).requires_grad_(False)
         self.critic = Critic(decoder.vector_dim, **critic) if critic else None
         self.register_buffer("score_slope", torch.zeros(()))
-        for baseline in (self.mixture, self.gaussian):
-            baseline.requires_grad_(False)
 
     @property
     def has_critic(self) -> bool:  # type: ignore[override]
@@ -84,8 +82,6 @@ class OutlineModel(OutlineDecoding):
     def log_density_ratio(self, vectors: Tensor) -> Tensor:
         if self.critic is None:
             return super().log_density_ratio(vectors)
-        slope = float(self.score_slope)
-        if slope <= 0:
-            raise CannotReject("This run's critic does not separate real from generated outlines. "
-                               "Sample without rejection.")
+        if (slope := float(self.score_slope)) <= 0:
+            raise CannotReject("This run's critic does not separate real from generated outlines. Sample without rejection.")
         return slope * self.critic(vectors)

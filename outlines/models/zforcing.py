@@ -107,8 +107,7 @@ class ZForcing(TextModel):
 
     def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mu and logvar of the innovations, [N, num_steps · Z], if every z is the posterior's mean."""
-        noise = torch.zeros(len(rows), self.num_steps, self.decoder.config.latent_dim)
-        steps, _ = self.follow_rows(rows, noise)
+        steps, _ = self.follow_rows(rows, torch.zeros(len(rows), self.num_steps, self.decoder.config.latent_dim))
         device = next(self.parameters()).device
         return steps.mu.flatten(1).to(device), steps.logvar.flatten(1).to(device)
 

@@ -75,8 +75,7 @@ class ConditionalGenerator(nn.Module):
 
     def draw(self, num: int, rng: torch.Generator) -> Tensor:
         """Return normal noise [num, D]."""
-        normal = torch.randn(num, self.config.outline_dim, generator=rng, device=rng.device)
-        return normal.to(self.factor.device)
+        return torch.randn(num, self.config.outline_dim, generator=rng, device=rng.device).to(self.factor.device)
 
     def forward(self, noise: Tensor, condition: Tensor) -> Tensor:
         """Return outlines [B, D], before normalisation, for noise [B, D] and conditions [B, P]."""

@@ -31,8 +31,7 @@ def start_words(decoder: Decoder, rows: Sequence[np.ndarray], seed: int) -> None
     bias.copy_(log_shares(rows, config.vocab_size, config))
 
 
-def word_vectors(rows: Sequence[np.ndarray], vocab_size: int, width: int, seed: int,
-                 special: SpecialIds) -> Tensor:
+def word_vectors(rows: Sequence[np.ndarray], vocab_size: int, width: int, seed: int, special: SpecialIds) -> Tensor:
     """Return vectors [V, width] of tokens, with variance 1 / width; zeros for tokens without informative neighbours.
 
     rows: token ids of sentences; bos and eos count as neighbours. seed: of a random rotation.

@@ -38,8 +38,7 @@ class LockedDropout(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         if not self.training or not self.share:
             return values
-        mask = torch.empty_like(values[:, :1]).bernoulli_(1 - self.share).div_(1 - self.share)
-        return values * mask
+        return values * torch.empty_like(values[:, :1]).bernoulli_(1 - self.share).div_(1 - self.share)
 
 
 class TiedDecoder(Decoder):
@@ -49,10 +48,9 @@ class TiedDecoder(Decoder):
     embedding: nn.Embedding
 
     def _make_output(self) -> None:
-        config = self.config
-        self.dropout = LockedDropout(config.dropout)
-        self.readout = nn.Linear(config.hidden_dim, config.embed_dim)
-        self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.dropout = LockedDropout(self.config.dropout)
+        self.readout = nn.Linear(self.config.hidden_dim, self.config.embed_dim)
+        self.output_bias = nn.Parameter(torch.zeros(self.config.vocab_size))
 
     @abstractmethod
     def advance(self, tokens: Tensor, cache: Any) -> Tensor:

@@ -53,8 +53,7 @@ def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_offsets: int 
             raise OutlinesError(f"{num_offsets} offsets need more than {len(left)} outlines away from their centres. "
                                 "Lower num_offsets or use a larger corpus.")
         offsets, offset_shares, residual = _k_means(left, num_offsets, seed, iterated)
-    covariance = residual.T @ residual / max(1, num_rows - num_centres - num_offsets)
-    values, directions = torch.linalg.eigh(covariance.double())
+    values, directions = torch.linalg.eigh((residual.T @ residual / max(1, num_rows - num_centres - num_offsets)).double())
     factor = (directions * values.clamp(min=0).sqrt()).to(outlines.dtype)
     return Mixture(centres, shares, factor, offsets, offset_shares)
 
@@ -91,8 +90,7 @@ def moment_map(outlines: Tensor, like: Tensor, most: float = 2.0) -> tuple[Tenso
     """
     def root(covariance: Tensor, power: float) -> Tensor:
         values, directions = torch.linalg.eigh(covariance)
-        floor = values.mean() * 1e-9
-        return (directions * values.clamp(min=floor).pow(power)) @ directions.T
+        return (directions * values.clamp(min=values.mean() * 1e-9).pow(power)) @ directions.T
 
     mean, wanted_mean = outlines.double().mean(dim=0), like.double().mean(dim=0)
     covariance, wanted = torch.cov(outlines.double().T), torch.cov(like.double().T)

@@ -78,8 +78,7 @@ class StochasticDecoder(TiedDecoder):
     def advance(self, tokens: Tensor, cache: StochasticCache) -> Tensor:
         def draw(step: int, before: Tensor) -> Tensor:
             mu, logvar = self.prior(before)
-            place = (cache.num_read + step) % cache.innovations.shape[1]
-            return mu + (logvar / 2).exp() * cache.innovations[:, place]
+            return mu + (logvar / 2).exp() * cache.innovations[:, (cache.num_read + step) % cache.innovations.shape[1]]
 
         hidden = self.unroll(tokens, cache.states, draw)
         cache.num_read += tokens.shape[1]
