@@ -22,8 +22,7 @@ from outlines.errors import CheckpointError
 from outlines.hardening import check_plain_files, one_line, read_json
 
 MANIFEST = "manifest.json"
-STAGING_PREFIX = ".staging-"
-ASIDE_PREFIX = ".aside-"
+STAGING_PREFIX, ASIDE_PREFIX = ".staging-", ".aside-"
 ALTERED = f"damaged (its SHA-256 is not the one in {MANIFEST})."
 
 
@@ -157,9 +156,8 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def flatten_optimizer(state: dict[str, Any], prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Split `optimizer.state_dict()`, whose state is tensors only, into named tensors and JSON data."""
-    tensors = {f"{prefix}.{index}.{key}": value
-               for index, entries in state["state"].items() for key, value in entries.items()}
-    return tensors, {"param_groups": state["param_groups"]}
+    return {f"{prefix}.{index}.{key}": value for index, entries in state["state"].items()
+            for key, value in entries.items()}, {"param_groups": state["param_groups"]}
 
 
 def unflatten_optimizer(tensors: dict[str, Tensor], data: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Checks that files must pass before they are used: they may be damaged, or written by somebody hostile.
 
-The rules: data never names code, a file never refers outside its directory, and memory is only allocated for values
-that are really in the file. docs/reliability.md lists the promises.
+Rules (docs/reliability.md): data never names code or files outside its directory; only values in the file take memory.
 """
 
 import json
@@ -169,8 +168,7 @@ PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 CODE_KEYS = {"auto_map", "attn_implementation", "_attn_implementation", "config_args", "config_kwargs", "custom_pipelines",
              "model_args", "model_kwargs", "processor_kwargs", "quantization_config", "tokenizer_args",
              "tokenizer_name_or_path", "trust_remote_code"}
-# The library's modules that hold only data. Checking only the prefix of a path in modules.json would allow everything
-# that the library's own modules import.
+# The modules that hold only data. A check of only a path's prefix would allow all that the library's modules import.
 MODULE_TYPES = {"Dense", "Dropout", "LayerNorm", "Normalize", "Pooling", "StaticEmbedding", "Transformer",
                 "WeightedLayerPooling"}
 

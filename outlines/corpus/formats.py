@@ -18,8 +18,7 @@ from outlines.hardening import one_line
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 KINDS = (".txt", *TABLES)
 DELIMITERS = ",;\t|"
-MAX_LINE_BYTES = 1 << 20
-GZ_BYTES = 1 << 30
+MAX_LINE_BYTES, GZ_BYTES = 1 << 20, 1 << 30
 GZ_RATIO = 200  # text compresses by a factor of 3 to 10; zeros reach 1,032 with deflate
 
 
@@ -35,8 +34,7 @@ class Bad:
 
 
 Line = tuple[int, str | Bad]
-Fields = tuple[int, list[str] | Bad]
-"""a line's number, and the text of each column"""
+Fields = tuple[int, list[str] | Bad]  # a line's number, and the text of each column
 
 
 def kind_of(path: Path) -> str:

@@ -45,8 +45,7 @@ class Grammar:
 
     def sample(self, rng: random.Random) -> str:
         """Return one sentence sampled with `rng`."""
-        words: list[str] = []
-        stack = [self._start]
+        words, stack = list[str](), [self._start]
         while stack:
             symbol = stack.pop()
             if rule := self._rules.get(symbol):

@@ -36,8 +36,7 @@ class Pairs:
 
     def texts(self, row: int) -> np.ndarray:
         """Return the rows of the texts in a row's group."""
-        first = self.first[row]
-        return np.arange(first + self._headed, first + self._size[row])
+        return np.arange(self.first[row] + self._headed, self.first[row] + self._size[row])
 
     def alike(self, row: int) -> np.ndarray:
         """Return the rows of the texts in a row's group that have its label."""
@@ -54,8 +53,7 @@ class Pairing(NamedTuple):
 
 def load_pairing(files: CorpusFiles) -> Pairing:
     """Return which rows of a corpus describe the same item. Memory: 16 bytes per sentence."""
-    groups = {split: array("q") for split in SPLITS}
-    labels = {split: array("q") for split in SPLITS}
+    groups, labels = ({split: array("q") for split in SPLITS} for _ in range(2))
     numbers: dict[str, int] = {}
     for member in read_corpus(files, ReadingReport()):
         groups[member.split].append(member.group)

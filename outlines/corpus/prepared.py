@@ -23,8 +23,7 @@ from outlines.corpus.tokenizer import SentencePieceTokenizer, Tokenizer, train_t
 from outlines.errors import CheckpointError
 from outlines.hardening import map_numbers, map_offsets, one_line, read_json
 
-MAX_LEN = 64
-CHUNK_SENTENCES = 4096
+MAX_LEN, CHUNK_SENTENCES = 64, 4096
 
 
 def _write_header(file: BinaryIO, dtype: str, length: int) -> None:
@@ -70,8 +69,7 @@ class Sentences:
     def __iter__(self) -> Iterator[str]:
         # Read instead of mapped, because mapped pages would count as memory of this process.
         with open(self._path, "rb") as file:
-            for line in file:
-                yield line[:-1].decode()
+            yield from (line[:-1].decode() for line in file)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -124,8 +122,7 @@ class PreparedCorpus:
     def __init__(self, directory: Path) -> None:
         names = [f"{split}.{part}" for split in SPLITS for part in ("txt", "offsets.npy", "ids.npy", "token_offsets.npy")]
         sums = verify(directory, ["meta.json", "tokenizer.model", *names])
-        self.directory = directory
-        self.meta = read_json(directory / "meta.json")
+        self.directory, self.meta = directory, read_json(directory / "meta.json")
         if not isinstance(self.meta.get("source"), str) or type(self.meta.get("max_len")) is not int:
             raise CheckpointError(f"{directory / 'meta.json'}: not the description of a prepared corpus.")
         self.tokenizer: Tokenizer = SentencePieceTokenizer.load(directory / "tokenizer.model", sums["tokenizer.model"])

@@ -172,9 +172,7 @@ def read_corpus(files: CorpusFiles, report: ReadingReport, sources: Sequence[str
     columns = [column for column in (files.condition_column, files.text_column, files.label_column) if column]
     group, current, where = -1, None, ""
     for split, paths in (("train", files.train), ("valid", files.valid), ("test", files.test)):
-        if not paths or split not in sources:
-            continue
-        for file, number, fields in read_records(files, paths, columns, report):
+        for file, number, fields in read_records(files, paths, columns, report) if paths and split in sources else ():
             first = fields[0]
             item = split, file, first if files.condition_column else (number - 1) // max(files.group_lines, 1)
             if item != current:

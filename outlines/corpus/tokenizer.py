@@ -57,10 +57,9 @@ def vocabulary_size(sentences: Iterable[str], lowercase: bool = False) -> tuple[
 
 def train_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int | None = None,
                     lowercase: bool = False, max_sentences: int = 200_000) -> "SentencePieceTokenizer":
-    """Train a tokenizer on at most `max_sentences`, write it to `path` atomically, and return it. Deterministic.
+    """Train a tokenizer on at most `max_sentences`, write it to `path`, and return it. Deterministic. Raises TokenizerError.
 
     vocab_size: None for the default of `vocabulary_size`. A corpus with few words can have fewer pieces.
-    Raises TokenizerError if there are no words, or too many characters.
     """
     if isinstance(sentences, Iterator):
         raise TypeError("sentences are read twice: pass a collection, not an iterator")
@@ -70,8 +69,7 @@ def train_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int | N
     if vocab_size is not None and vocab_size < smallest:
         raise TokenizerError(f"vocab_size is {vocab_size}, but this corpus needs {smallest} or more ({NUM_SPECIALS} special "
                              f"tokens and bytes, {smallest - NUM_SPECIALS} characters). Raise --vocab-size.")
-    model = io.BytesIO()
-    failures: list[BaseException] = []
+    model, failures = io.BytesIO(), list[BaseException]()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_recording(sentences, failures), model_writer=model, model_type="bpe",
@@ -125,8 +123,7 @@ class SentencePieceTokenizer:
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             special = {name: getattr(processor, name)() for name in asdict(SPECIAL)}
             ids = list(range(processor.get_piece_size()))
-            num_bytes = sum(processor.is_byte(ids))
-            pieces = processor.id_to_piece(ids)  # raises if a piece is not UTF-8
+            num_bytes, pieces = sum(processor.is_byte(ids)), processor.id_to_piece(ids)  # raises if a piece is not UTF-8
         except (RuntimeError, ValueError) as error:
             raise TokenizerError("not a SentencePiece model, or a damaged one.") from error
         if special != asdict(SPECIAL) or num_bytes != 256:
@@ -142,10 +139,7 @@ class SentencePieceTokenizer:
 
     @classmethod
     def load(cls, path: Path, sha256: str | None = None) -> Self:
-        """Return the tokenizer in a model file.
-
-        sha256: the file's recorded hash. Without one, a child process tries the file first, because it could crash Python.
-        """
+        """Return a file's tokenizer. sha256: its recorded hash; if None, a child process tries it, as it could crash."""
         try:
             model = read_tokenizer(path)
             if sha256 is None:

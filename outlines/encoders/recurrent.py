@@ -113,8 +113,7 @@ class FrozenRecurrentEncoder:
         config: dict[str, Any] = meta.get("config", {})
         self._module = build_module(lambda: RecurrentEncoder(RecurrentEncoderConfig(**config)), config, tensors, directory)
         self._module.to(device).eval().requires_grad_(False)
-        self.name = f"recurrent:{directory}"
-        self.dim = self._module.config.outline_dim
+        self.name, self.dim = f"recurrent:{directory}", self._module.config.outline_dim
         # The manifest has the hash of the weights and of the metadata, and the metadata has the tokenizer's.
         self.fingerprint = hashlib.sha256((directory / "state" / MANIFEST).read_bytes()).hexdigest()
 

@@ -66,8 +66,7 @@ def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Pat
 def finish_store(directory: Path) -> "OutlineStore":
     """Write `meta.json` after all ranks have encoded their shards, and return the store. Raises OutlinesError."""
     first = read_sealed(_shard_file(directory, 0).with_suffix(".json"))
-    sums: list[str] = []
-    mean, square = np.zeros(first["dim"]), 0.0
+    sums, mean, square = list[str](), np.zeros(first["dim"]), 0.0
     for shard in range(math.ceil(first["rows"] / first["shard_rows"])):
         file = _shard_file(directory, shard)
         label, data = read_sealed(file.with_suffix(".json")), file.read_bytes() if file.is_file() else b""
@@ -102,11 +101,10 @@ class OutlineStore:
                 or len(mean) != meta["dim"] or not isinstance(shards, list)
                 or len(shards) != math.ceil(meta["rows"] / meta["shard_rows"])):
             raise _damaged(directory / META)
-        self.directory = directory
+        self.directory, self.corpus_fingerprint = directory, str(meta["corpus_fingerprint"])
         self.mean, self.scale = np.array(mean, dtype=np.float64), float(meta["scale"])
         self.dim, self._num_rows, self._shard_rows = (int(count) for count in counts)
         self.encoder_name, self.encoder_fingerprint = str(meta["encoder"]), str(meta["encoder_fingerprint"])
-        self.corpus_fingerprint = str(meta["corpus_fingerprint"])
         self.encoder = {"name": self.encoder_name, "fingerprint": self.encoder_fingerprint}  # as models store it
         self._shard = lru_cache(MAX_MAPPED_SHARDS)(self._map)
         for shard, expected in enumerate(shards):
