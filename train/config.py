@@ -14,6 +14,7 @@ from outlines.corpus.formats import TABLES
 from outlines.corpus.reading import CorpusFiles
 from outlines.devices import DEVICES, PRECISIONS
 from outlines.errors import OutlinesError
+from outlines.networks.decoder import DECODERS
 from outlines.options import choices_of, option, unknown_name
 
 
@@ -71,17 +72,24 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """The options that every family has. methods/decoder_stage.py sets their defaults."""
+class DecoderOptions:
+    """The options that every family has: the decoder and its training. A family adds its own in a subclass."""
 
-    embed_dim: int
-    decoder_steps: int
-    decoder_batch_size: int
-    num_validation: int
-
-    group: ClassVar[str] = "model"  # title of the class's own options in the help
+    group: ClassVar[str] = "decoder"  # title of the class's own options in the help
     learns_pairs: ClassVar[bool] = False
     """whether the family learns from pairs of sentences, so that the corpus must define them"""
+    decoder: str = option("gru", "kind of decoder", choices=DECODERS)
+    embed_dim: int = option(256, "width of token embeddings, tied to the output layer", low=1)
+    hidden_dim: int = option(512, "width of the decoder's GRU state", low=1)
+    num_layers: int = option(1, "GRU layers of the decoder", low=1, flag=False)
+    word_start: str = option("random", "initialisation of embeddings and output bias: random, or from training-set "
+                             "co-occurrence counts", choices=("random", "counts"))
+    dropout: float = option(0.1, "dropout probability in the decoder, 0 to 1", low=0, high=0.95)
+    decoder_steps: int = option(1200, "optimiser steps of the decoder", low=1)
+    decoder_batch_size: int = option(128, "sentences per decoder step", low=1, flag=False)
+    decoder_learning_rate: float = option(3e-3, "peak learning rate of AdamW for the decoder", low=0)
+    decoder_validate_every: int = option(500, "decoder steps between two validations", low=1)
+    num_validation: int = option(2000, "maximum number of validation sentences", low=10, flag=False)
 
     def encoder_name(self) -> str | None:
         """Return the name of the frozen encoder, or None for a family without outlines."""
@@ -89,7 +97,9 @@ class ModelOptions:
 
     def without_effect(self) -> dict[str, str]:
         """Return the options that have no effect given the values of the others, and why; setting one is an error."""
-        return {}
+        known = {field.name for field in dataclasses.fields(DECODERS[self.decoder].config_class)}
+        return {name: f"decoder {self.decoder!r} does not use it" for name in ("hidden_dim", "num_layers", "dropout")
+                if name not in known}
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ class RunConfig:
     family: str
     corpus: CorpusConfig
     training: TrainingConfig
-    model: ModelOptions
+    model: DecoderOptions
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -125,7 +135,7 @@ def group_of(name: str, model_config: type) -> str:
     """Return the help group of an option: the group of the first base class with this option."""
     for section in sections(model_config).values():
         for base in reversed(section.__mro__):
-            if base is not ModelOptions and name in getattr(base, "__annotations__", ()):
+            if name in getattr(base, "__annotations__", ()):
                 return str(base.group)
     raise KeyError(name)
 
@@ -173,6 +183,13 @@ def read_toml(path: str) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise OutlinesError(f"{path}: not a readable TOML file ({error}).") from error
+
+
+def presets_of(family: str) -> dict[str, dict[str, Any]]:
+    """Return the presets of a family in presets.toml, the sizes included."""
+    known = read_toml(str(Path(__file__).with_name("presets.toml")))
+    shared, own = known["sizes"], known.get(family, {})
+    return {name: shared.get(name, {}) | own.get(name, {}) for name in shared | own}
 
 
 def resolve(family: str, model_config: Any, presets: dict[str, dict[str, Any]], preset: str,

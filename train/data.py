@@ -18,7 +18,7 @@ from torch import Tensor
 from outlines.corpus import grammar
 from outlines.corpus.batching import BatchOrder, TokenBatch, collate
 from outlines.corpus.formats import CorpusError
-from outlines.corpus.pairs import Pairing, load_pairing
+from outlines.corpus.pairs import Pairing, Pairs, load_pairing
 from outlines.corpus.prepared import PreparedCorpus, find_prepared, prepare_corpus
 from outlines.corpus.reading import SPLITS, Member, ReadingReport, fingerprint, read_corpus, split_of
 from outlines.corpus.tokenizer import SentencePieceTokenizer
@@ -92,6 +92,11 @@ class Dataset:
         assert self.scaling is not None
         model.scaling.load_state_dict(self.scaling.state_dict())
         model.to(self.device)
+
+    def pairs(self, split: str) -> Pairs:
+        """Return the pairs of a split, for families that learn from pairs."""
+        assert self.pairing is not None, "this dataset has no pairs"
+        return self.pairing.splits[split]
 
     def num_rows(self, split: str) -> int:
         return len(self.corpus.tokens[split])

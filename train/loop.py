@@ -16,6 +16,7 @@ from outlines import checkpoint
 from outlines.checkpoint import load_modules, module_tensors
 from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError, quoted
+from outlines.hardening import one_line
 from outlines.models.base import block_seed
 from train.config import TrainingConfig
 from train.data import Dataset
@@ -55,8 +56,8 @@ class Loop:
         try:
             log_offset = self._restore()
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise OutlinesError(f"{directory}: the checkpoint does not fit this run ({reason}). Start a new run.") from error
+            raise OutlinesError(f"{directory}: the checkpoint does not fit this run ({one_line(error)}). "
+                                "Start a new run.") from error
         ranks.barrier()  # A slower rank must not restore a checkpoint that the first rank saves later.
         self.log = RunLog(directory if ranks.first else None, log_offset, self.examples)
         if method.layout:

@@ -18,7 +18,7 @@ from outlines.models.base import TextModel
 from outlines.models.registry import discover, save_model
 from outlines.options import unknown_name
 from train import methods
-from train.config import ModelOptions, RunConfig
+from train.config import DecoderOptions, RunConfig, presets_of
 from train.data import Batch, Dataset
 from train.runtime.progress import Progress, Reporter
 from train.runtime.ranks import Ranks
@@ -135,7 +135,7 @@ class Method(ABC):
     """Trains one family. A subclass in train/methods is found by its `family`."""
 
     family: ClassVar[str]
-    config_class: ClassVar[type[ModelOptions]]
+    config_class: ClassVar[type[DecoderOptions]]
     presets: ClassVar[dict[str, dict[str, Any]]]
     own_title: ClassVar[str] = ""
     own_columns: ClassVar[dict[str, tuple[str, int]]] = {}  # title and decimals of the columns of `own_rows`, by key
@@ -145,6 +145,9 @@ class Method(ABC):
     model: TextModel
     stages: tuple[Stage, ...]
     modules: dict[str, nn.Module]  # everything that a checkpoint must hold: trained and fixed modules
+
+    def __init_subclass__(cls) -> None:
+        cls.presets = presets_of(cls.family)
 
     @abstractmethod
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):

@@ -103,8 +103,7 @@ def finished_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]
     """Load a finished run. Raises OutlinesError if its training has not finished."""
     if not (directory / "model").is_dir():
         raise OutlinesError(f"{directory}: training has not finished. Run `python -m train --resume {quoted(directory)}`.")
-    model, data = train_run(directory, session)
-    return model.eval(), data
+    return train_run(directory, session)
 
 
 def check_out(out: Path) -> None:

@@ -34,7 +34,7 @@ class TextModel(nn.Module):
     family: ClassVar[str]
     sources: ClassVar[tuple[str, ...]]  # of vectors: the family's own, then its baselines; () if it has no new sentences
     latent_per_step: ClassVar[bool] = False  # vectors with a latent per step cannot be interpolated or averaged
-    has_critic: ClassVar[bool] = False
+    has_critic = False
     decoder: Decoder
 
     def __init__(self, **arguments: Any):

@@ -66,11 +66,8 @@ class OutlineModel(OutlineDecoding):
         self.mixture = Generator(mixture).requires_grad_(False)
         self.gaussian = Generator(dataclasses.replace(mixture, num_centres=1, num_offsets=0)).requires_grad_(False)
         self.critic = Critic(decoder.vector_dim, **critic) if critic else None
+        self.has_critic = self.critic is not None
         self.register_buffer("score_slope", torch.zeros(()))
-
-    @property
-    def has_critic(self) -> bool:  # type: ignore[override]
-        return self.critic is not None
 
     def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor:
         generator: OutlineGenerator = getattr(self, source)

@@ -51,8 +51,7 @@ def held_out_pairs(pairs: Pairs, num: int) -> PairRows:
 
 def conditions_of(model: ConditionalModel, data: Dataset, split: str, rows: PairRows) -> Tensor:
     """Return conditions [B, P] of pairs: the outlines of the condition rows and the labels of the texts."""
-    assert data.pairing is not None
-    labels = torch.from_numpy(data.pairing.splits[split].labels[rows.targets]).to(data.device)
+    labels = torch.from_numpy(data.pairs(split).labels[rows.targets]).to(data.device)
     return model.condition(data.outlines(split, rows.conditions), labels)
 
 
@@ -67,9 +66,7 @@ class Comparison:
     """Compares the model with its baselines and with real text on conditions of the test split."""
 
     def __init__(self, config: RunConfig, model: ConditionalModel, data: Dataset):
-        assert data.pairing is not None and data.scaling is not None
-        self.model, self.data = model, data
-        pairs = data.pairing.splits["test"]
+        self.model, self.data, pairs = model, data, data.pairs("test")
         self.encoder = load_encoder(data.stores["test"].encoder_name, data.device.type)
         found = held_out_pairs(pairs, max(2, config.training.num_evaluation // NUM_DRAWS))
         texts = [[row for row in pairs.alike(target) if row not in (target, condition)]
@@ -113,8 +110,7 @@ class Comparison:
 
     def _retrieved(self) -> Tensor:
         """Return outlines of the training texts in the group of each condition's nearest neighbour, [N, NUM_DRAWS, D]."""
-        assert self.data.pairing is not None
-        pairs = self.data.pairing.splits["train"]
+        pairs = self.data.pairs("train")
         queries = torch.from_numpy(self.data.stores["test"].rows(self.found.conditions))
         nearest = nearest_rows(queries, self.data.stores["train"], 1)[1][:, 0].numpy()
         groups = [pairs.texts(row) for row in nearest]

@@ -22,12 +22,12 @@ from outlines.networks import losses
 from outlines.networks.gan import Critic
 from outlines.networks.mixture import fit_mixture
 from outlines.options import option
-from train.config import RunConfig
+from train.config import DecoderOptions, RunConfig
 from train.data import Batch, Dataset
 from train.evaluation.figures import held_out, nll_figures
 from train.evaluation.judges import tokens_of
 from train.method import Method, Update, Validation, adamw, draw_seed, frozen
-from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config, presets_of
+from train.methods.decoder_stage import DecoderStage, decoder_config
 from train.methods.gan_stage import update_critic
 
 VALIDATION_SEED = 17
@@ -96,8 +96,7 @@ class ARAEStage(DecoderStage):
         return batch.own(torch.randn(num_rows, width, generator=rng)).to(self.data.device)
 
     def _generated(self, num_rows: int, batch: Batch, rng: torch.Generator) -> Tensor:
-        codes: Tensor = self.model.generate_codes(self._noise(num_rows, self.options.noise_dim, batch, rng))
-        return codes
+        return self.model.generate_codes(self._noise(num_rows, self.options.noise_dim, batch, rng))
 
     def real_codes(self, step: int, batch: Batch) -> list[tuple[Tensor, int]]:
         """Return, for each critic round of a step, this rank's codes [B, D] (constants) and the global batch's rows."""
@@ -171,7 +170,6 @@ class ARAEStage(DecoderStage):
 class ARAEMethod(Method):
     family = "arae"
     config_class = ARAEOptions
-    presets = presets_of("arae")
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: Any = config.model

@@ -19,7 +19,6 @@ from train.evaluation.conditions import PairRows, conditions_of, draws, held_out
 from train.evaluation.sampling import Row
 from train.evaluation.yardstick import NEIGHBOURS
 from train.method import Method, Validation
-from train.methods.decoder_stage import presets_of
 from train.methods.gan_stage import Game, GanOptions, GanStage
 from train.methods.outlines import OutlineDecoderOptions, OutlineDecoderStage, outline_decoder_config
 from train.runtime.progress import Progress, Reporter
@@ -45,8 +44,7 @@ class PairGame(Game):
     def begin(self, progress: Progress) -> None:
         """Fit the linear-Gaussian, initialise the generator with it, and store some conditions."""
         rng = np.random.default_rng(self.seed)
-        assert self.data.pairing is not None
-        targets = rng.permutation(self.data.pairing.splits["train"].targets)[:MAX_FITTED_ROWS]
+        targets = rng.permutation(self.data.pairs("train").targets)[:MAX_FITTED_ROWS]
         conditions, outlines = self._pairs(targets, rng.random(len(targets)))
         kept = np.resize(np.arange(len(conditions)), self.model.conditions.num_embeddings)
         self.model.conditions.weight.data.copy_(conditions[kept])
@@ -56,23 +54,19 @@ class PairGame(Game):
 
     def _pairs(self, targets: np.ndarray, uniforms: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return conditions [B, P] and outlines [B, D] of training texts; uniforms [B] choose the conditions."""
-        assert self.data.pairing is not None
-        rows = PairRows(targets, self.data.pairing.splits["train"].conditions(targets, uniforms))
+        rows = PairRows(targets, self.data.pairs("train").conditions(targets, uniforms))
         return conditions_of(self.model, self.data, "train", rows), self.data.outlines("train", targets)
 
     def real(self, batch: Batch) -> PairBatch:
         """Return random pairs instead of the batch's rows, which may be conditions or alone in their group."""
-        assert self.data.pairing is not None
-        targets = self.data.pairing.splits["train"].targets
+        targets = self.data.pairs("train").targets
         chosen = batch.own(torch.rand(2, batch.num_rows, dtype=torch.float64).T).numpy()
         conditions, outlines = self._pairs(targets[(chosen[:, 0] * len(targets)).astype(np.int64)], chosen[:, 1])
         return PairBatch(batch.read_tokens, outlines, batch.num_rows, batch.num_targets, batch.ranks, conditions)
 
     def fake(self, generator: Any, batch: Batch, rng: torch.Generator) -> Tensor:
         assert isinstance(batch, PairBatch)
-        noise = batch.own(generator.draw(batch.num_rows, rng))
-        outlines: Tensor = self.model.normalise(generator(noise, batch.conditions))
-        return outlines
+        return self.model.normalise(generator(batch.own(generator.draw(batch.num_rows, rng)), batch.conditions))
 
     def scorer(self, batch: Batch, rows: slice = slice(None)) -> Callable[[Tensor], Tensor]:
         assert isinstance(batch, PairBatch)
@@ -81,8 +75,7 @@ class PairGame(Game):
 
     @torch.no_grad()
     def validate(self) -> Validation:
-        assert self.data.pairing is not None
-        rows = held_out_pairs(self.data.pairing.splits["valid"], self.options.num_validation)
+        rows = held_out_pairs(self.data.pairs("valid"), self.options.num_validation)
         conditions, real = conditions_of(self.model, self.data, "valid", rows), self.data.outlines("valid", rows.targets)
         fakes, starts = (draws(self.model, conditions, source, torch.Generator().manual_seed(evaluation.NOISE_SEED))
                          for source in self.model.sources)
@@ -102,7 +95,6 @@ class PairGame(Game):
 class ConditionalMethod(Method):
     family = "conditional"
     config_class = ConditionalOptions
-    presets = presets_of("conditional")
     own_title, own_columns = evaluation.TITLE, evaluation.COLUMNS
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):

@@ -1,10 +1,7 @@
 """Maximum-likelihood training of a decoder, the stage that every family has."""
 
 import dataclasses
-import tomllib
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,46 +12,12 @@ from outlines.errors import OutlinesError
 from outlines.metrics.collapse import signal_noise
 from outlines.networks.decoder import DECODERS, DecoderConfig
 from outlines.networks.embedding_init import MAX_COUNTED_ROWS, start_words
-from outlines.options import option
-from train.config import ModelOptions
+from train.config import DecoderOptions
 from train.data import Batch, Dataset
 from train.evaluation.figures import held_out, nll_figures
 from train.evaluation.pictures import signal_noise_picture
 from train.method import Stage, Update, Validation, adamw
 from train.runtime.progress import Progress
-
-
-@dataclass(frozen=True)
-class DecoderOptions(ModelOptions):
-    """Options of the decoder and its training, with the same names and defaults in every family."""
-
-    group: ClassVar[str] = "decoder"
-    decoder: str = option("gru", "kind of decoder", choices=DECODERS)
-    embed_dim: int = option(256, "width of token embeddings, tied to the output layer", low=1)
-    hidden_dim: int = option(512, "width of the decoder's GRU state", low=1)
-    num_layers: int = option(1, "GRU layers of the decoder", low=1, flag=False)
-    word_start: str = option("random", "initialisation of embeddings and output bias: random, or from training-set "
-                             "co-occurrence counts", choices=("random", "counts"))
-    dropout: float = option(0.1, "dropout probability in the decoder, 0 to 1", low=0, high=0.95)
-    decoder_steps: int = option(1200, "optimiser steps of the decoder", low=1)
-    decoder_batch_size: int = option(128, "sentences per decoder step", low=1, flag=False)
-    decoder_learning_rate: float = option(3e-3, "peak learning rate of AdamW for the decoder", low=0)
-    decoder_validate_every: int = option(500, "decoder steps between two validations", low=1)
-    num_validation: int = option(2000, "maximum number of validation sentences", low=10, flag=False)
-
-    def without_effect(self) -> dict[str, str]:
-        known = {field.name for field in dataclasses.fields(DECODERS[self.decoder].config_class)}
-        return {name: f"decoder {self.decoder!r} does not use it" for name in ("hidden_dim", "num_layers", "dropout")
-                if name not in known}
-
-
-PRESETS = tomllib.loads(Path(__file__).parents[1].joinpath("presets.toml").read_text(encoding="utf-8"))
-
-
-def presets_of(family: str) -> dict[str, dict[str, Any]]:
-    """Return the presets of a family in presets.toml, the sizes included."""
-    shared, own = PRESETS["sizes"], PRESETS.get(family, {})
-    return {name: shared.get(name, {}) | own.get(name, {}) for name in shared | own}
 
 
 def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int, **settings: Any) -> DecoderConfig:
@@ -95,8 +58,7 @@ class DecoderStage(Stage):
     def nll(self, batch: Batch, vector: Tensor | None) -> Tensor:
         """Return the sum of this rank's nll, nats."""
         with torch.autocast(batch.tokens.inputs.device.type, torch.bfloat16, enabled=self.bfloat16):
-            nll: Tensor = self.model.decoder.nll(batch.tokens, vector).sum()
-        return nll
+            return self.model.decoder.nll(batch.tokens, vector).sum()
 
     def step(self, step: int, batch: Batch, update: Update) -> dict[str, Tensor]:
         nll = self.nll(batch, self.vector(batch))

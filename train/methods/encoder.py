@@ -13,10 +13,10 @@ from torch import Tensor
 from outlines.encoders.recurrent import RecurrentEncoderConfig, corrupt, save_recurrent_encoder
 from outlines.models.autoencoder import Autoencoder
 from outlines.options import option
-from train.config import RunConfig
+from train.config import DecoderOptions, RunConfig
 from train.data import Batch, Dataset
 from train.method import Method, draw_seed
-from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config, presets_of
+from train.methods.decoder_stage import DecoderStage, decoder_config
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,8 @@ class EncoderStage(DecoderStage):
 
     def vector(self, batch: Batch) -> Tensor:
         noise = torch.Generator().manual_seed(draw_seed())
-        vectors: Tensor = self.model.encode(*corrupt(
-            batch.tokens.inputs, batch.tokens.lengths, self.options.drop, self.options.shuffle_distance, noise,
-            self.data.tokenizer.special))
-        return vectors
+        return self.model.encode(*corrupt(batch.tokens.inputs, batch.tokens.lengths, self.options.drop,
+                                          self.options.shuffle_distance, noise, self.data.tokenizer.special))
 
     def finish(self, directory: Path) -> None:
         save_recurrent_encoder(directory / "encoder", self.model.encoder, directory / "tokenizer.model")
@@ -47,7 +45,6 @@ class EncoderStage(DecoderStage):
 class EncoderMethod(Method):
     family = "encoder"
     config_class = EncoderOptions
-    presets = presets_of("encoder")
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: Any = config.model

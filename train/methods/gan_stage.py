@@ -66,8 +66,7 @@ class Game(ABC):
 
     def scorer(self, batch: Batch, rows: slice = slice(None)) -> Callable[[Tensor], Tensor]:
         """Return a function from outlines [B, D] to scores [B], as the counterparts of these rows of a batch."""
-        scorer: Callable[[Tensor], Tensor] = self.critic
-        return scorer
+        return self.critic
 
     @abstractmethod
     def validate(self) -> Validation: ...

@@ -3,16 +3,15 @@
 from typing import Any
 
 from outlines.models.lm import LanguageModel
-from train.config import RunConfig
+from train.config import DecoderOptions, RunConfig
 from train.data import Dataset
 from train.method import Method
-from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config, presets_of
+from train.methods.decoder_stage import DecoderStage, decoder_config
 
 
 class LanguageModelMethod(Method):
     family = "lm"
     config_class = DecoderOptions
-    presets = presets_of("lm")
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: Any = config.model

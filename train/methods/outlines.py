@@ -24,11 +24,11 @@ from outlines.networks.gan import GeneratorConfig
 from outlines.networks.generator import GENERATORS
 from outlines.networks.mixture import fit_mixture, moment_map
 from outlines.options import option
-from train.config import RunConfig
+from train.config import DecoderOptions, RunConfig
 from train.data import MAX_FITTED_ROWS, Batch, Dataset
 from train.evaluation.figures import NUM_DECODED, decoded_nll, held_out
 from train.method import Method, Validation
-from train.methods.decoder_stage import DecoderOptions, DecoderStage, decoder_config, presets_of
+from train.methods.decoder_stage import DecoderStage, decoder_config
 from train.methods.gan_stage import FitStage, Game, GanOptions, GanStage
 from train.runtime.progress import Progress
 from train.runtime.run_directory import read_run
@@ -164,8 +164,7 @@ class OutlineGame(Game):
             self.model.gaussian.load_state_dict(found.gaussian.state_dict())
 
     def fake(self, generator: Any, batch: Batch, rng: torch.Generator) -> Tensor:
-        outlines: Tensor = self.model.normalise(generator(batch.own(generator.draw(batch.num_rows, rng))))
-        return outlines
+        return self.model.normalise(generator(batch.own(generator.draw(batch.num_rows, rng))))
 
     @torch.no_grad()
     def validate(self) -> Validation:
@@ -205,8 +204,7 @@ class OutlineGame(Game):
         return real
 
     def _drawn(self, num: int) -> Tensor:
-        outlines: Tensor = self.model.vectors(num, torch.Generator().manual_seed(NOISE_SEED), "generator")
-        return outlines
+        return self.model.vectors(num, torch.Generator().manual_seed(NOISE_SEED), "generator")
 
     def _training(self, num: int) -> Tensor:
         return self.data.outlines("train", self.data.sample_rows("train", num))
@@ -224,7 +222,6 @@ class OutlineGame(Game):
 class OutlinesMethod(Method):
     family = "outlines"
     config_class = OutlineOptions
-    presets = presets_of("outlines")
     layout: ClassVar[dict[str, dict[str, list[Any]]]] = {"generator and critic": {
         **{title: ["Multiline", [f"valid/{tag}(_mixture|_gaussian|_real)?$"]] for title, tag in {
             "precision": "precision", "recall": "recall", "decoded NLL/token": "decoded_nll_per_token"}.items()},

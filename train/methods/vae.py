@@ -17,11 +17,11 @@ from outlines.models.base import block_seed
 from outlines.models.vae import VAE, drop_words
 from outlines.networks import losses
 from outlines.options import option
-from train.config import RunConfig
+from train.config import DecoderOptions, RunConfig
 from train.data import Batch, Dataset
 from train.evaluation.figures import VALIDATION_DRAWS, swapped_gap, term_figures
 from train.method import Method, Update, Validation, draw_seed, frozen
-from train.methods.decoder_stage import DecoderOptions, LatentStage, decoder_config, presets_of
+from train.methods.decoder_stage import LatentStage, decoder_config
 from train.runtime.ranks import Ranks
 
 VALIDATION_SEED = 13
@@ -209,8 +209,6 @@ class VAEStage(LatentStage):
 class VAEMethod(Method):
     family = "vae"
     config_class = VAEOptions
-    # All families have the same sizes. Remedies use the settings of their papers, with steps as fractions of training.
-    presets = presets_of("vae")
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: Any = config.model

@@ -15,12 +15,12 @@ from outlines.models.zforcing import Forcing, ZForcing
 from outlines.networks.losses import gaussian_nll, kl_to_standard_normal, linear_nll, moving_weight
 from outlines.networks.stochastic import StochasticDecoderConfig
 from outlines.options import option
-from train.config import RunConfig
+from train.config import DecoderOptions, RunConfig
 from train.data import Batch, Dataset
 from train.evaluation.figures import VALIDATION_DRAWS, swapped_gap, term_figures
 from train.evaluation.pictures import kl_picture
 from train.method import Method, Update, Validation, draw_seed
-from train.methods.decoder_stage import DecoderOptions, LatentStage, presets_of
+from train.methods.decoder_stage import LatentStage
 
 VALIDATION_SEED = 13
 
@@ -129,9 +129,6 @@ class ZForcingStage(LatentStage):
 class ZForcingMethod(Method):
     family = "zforcing"
     config_class = ZForcingOptions
-    # All families have the same sizes. The published kl_step, 5e-5, needs 16,000 updates from 0.2 to 1. `full` uses it; the
-    # shorter presets reach 1 after the same two fifths to half of training.
-    presets = presets_of("zforcing")
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: Any = config.model
