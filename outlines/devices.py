@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from outlines.errors import OutlinesError
 
@@ -34,6 +35,11 @@ def choose_precision(name: str, device: torch.device) -> str:
         processor = info.read_text() if device.type == "cpu" and info.exists() else ""
         faster = "amx_bf16" in processor or ("AuthenticAMD" in processor and "avx512_bf16" in processor)
     return "bfloat16" if faster else "float32"
+
+
+def float64(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64: on its device, or on the CPU if the device is mps, which has no float64."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def sampling_workers(device: torch.device) -> int:

@@ -43,5 +43,5 @@ def nll_of_rows(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor | 
     for chosen in in_like_length(rows, batch_size):
         batch = collate([rows[row] for row in chosen], decoder.config).to(device)
         vector = None if vectors is None else vectors[torch.from_numpy(chosen)].to(device)
-        nll[chosen] = decoder.nll(batch, vector).double().cpu().numpy()
+        nll[chosen] = decoder.nll(batch, vector).cpu().double().numpy()
     return nll, np.array([len(row) + 1 for row in rows], dtype=np.int64)

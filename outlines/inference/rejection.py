@@ -19,7 +19,7 @@ PRIOR_DEVIATION = 10.0  # prior of the slope, nats per standard deviation of the
 
 def fit_slope(real_scores: Tensor, fake_scores: Tensor) -> float:
     """Nats of log density ratio, real over fake, per unit of the scores [N] and [M], by logistic regression."""
-    scores = torch.cat([real_scores, fake_scores]).double().cpu()
+    scores = torch.cat([real_scores, fake_scores]).cpu().double()
     deviation = float(scores.std())
     if not deviation > 0:
         return 0.0
@@ -36,7 +36,7 @@ def fit_slope(real_scores: Tensor, fake_scores: Tensor) -> float:
 
 def threshold(log_ratios: Tensor, mean_draws: float) -> float:
     """The t for which the mean of min(1, exp(r - t)) over log ratios r [N] is 1 / mean_draws; by bisection."""
-    ratios = log_ratios.double()
+    ratios = log_ratios.cpu().double()
     low = float(ratios.min())  # accepts every draw
     high = float(ratios.logsumexp(dim=0)) - math.log(len(ratios)) + math.log(mean_draws)  # accepts 1 / mean_draws or fewer
     for _ in range(100):
@@ -55,7 +55,7 @@ def rejecting(model: TextModel, draw: Draw, mean_draws: float) -> Draw:
     def drawn(num: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         vectors = draw(num, rng)
         assert vectors is not None, "families with a critic draw vectors"
-        return vectors, model.log_density_ratio(vectors).double().cpu()
+        return vectors, model.log_density_ratio(vectors).cpu().double()
 
     log_ratios = drawn(NUM_CALIBRATION, torch.Generator().manual_seed(CALIBRATION_SEED))[1]
     if not log_ratios.isfinite().all():

@@ -99,7 +99,7 @@ class ZForcing(TextModel):
             path = self.follow(batch, self.backward_states(batch), noise[chosen, :num_steps].to(device))
             for whole, part in zip((mu, logvar), path.in_units_of_the_prior(), strict=True):
                 whole[chosen, :num_steps] = (part * batch.mask[:, :, None]).cpu()
-            nll[chosen] = self.decoder.hidden_nll(path.hidden, batch).double().cpu()
+            nll[chosen] = self.decoder.hidden_nll(path.hidden, batch).cpu().double()
         return Steps(mu, logvar, mu + (logvar / 2).exp() * noise, torch.tensor([len(row) + 1 for row in rows])), nll
 
     def _noise(self, num: int, rng: torch.Generator) -> Tensor:

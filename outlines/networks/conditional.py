@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from outlines.devices import float64
 from outlines.networks.gan import mlp
 
 
@@ -30,11 +31,11 @@ def fit_linear_gaussian(conditions: Tensor, outlines: Tensor, chunk: int = 8192)
     """
     num, width = conditions.shape
     size = width + outlines.shape[1]
-    means = [rows.double().mean(dim=0) for rows in (conditions, outlines)]
-    moments = torch.zeros(size, size, dtype=torch.float64, device=outlines.device)
+    means = [float64(rows).mean(dim=0) for rows in (conditions, outlines)]
+    moments = torch.zeros(size, size).to(means[0])
     for pair in zip(conditions.split(chunk), outlines.split(chunk), strict=True):
-        rows = torch.cat([part - mean.to(part.dtype) for part, mean in zip(pair, means, strict=True)], dim=1)
-        moments += rows.T @ rows
+        rows = torch.cat([part - mean.to(part) for part, mean in zip(pair, means, strict=True)], dim=1)
+        moments += float64(rows.T @ rows)
     gram, cross, total = moments[:width, :width], moments[:width, width:], moments[width:, width:]
     variances, axes = torch.linalg.eigh(gram)
     kept = variances > 1e-6 * variances.max()
@@ -43,7 +44,7 @@ def fit_linear_gaussian(conditions: Tensor, outlines: Tensor, chunk: int = 8192)
     values, directions = torch.linalg.eigh((total - weight @ cross) / max(1, num - len(variances) - 1))
     factor = directions * values.clamp(min=0).sqrt()
     bias = means[1] - weight @ means[0]
-    return LinearGaussian(weight.to(outlines.dtype), bias.to(outlines.dtype), factor.to(outlines.dtype))
+    return LinearGaussian(weight.to(outlines), bias.to(outlines), factor.to(outlines))
 
 
 @dataclass(frozen=True)

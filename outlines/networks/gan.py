@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from outlines.devices import float64
 from outlines.errors import OutlinesError
 from outlines.networks.generator import GENERATORS, OutlineGenerator
 from outlines.networks.mixture import Mixture
@@ -103,19 +104,19 @@ class Generator(OutlineGenerator):
     def compose_affine(self, matrix: Tensor, shift: Tensor) -> None:
         first: Any = self.mlp[0]
         last: Any = self.mlp[-1]
-        matrix, shift = matrix.double(), shift.double()
+        matrix, shift = float64(matrix), float64(shift)
         if self.config.num_centres:
             # The MLP also reads the centre: its first layer undoes the map.
             width = self.config.outline_dim
-            of_centre = torch.linalg.solve(matrix, first.weight[:, width:].double(), left=False)
+            of_centre = torch.linalg.solve(matrix, float64(first.weight[:, width:]), left=False)
             first.weight[:, width:] = of_centre
             first.bias.sub_((of_centre @ shift).to(first.bias))
-            self.centres.copy_(self.centres.double() @ matrix.T + shift)
-            self.factor.copy_(matrix @ self.factor.double())
+            self.centres.copy_(float64(self.centres) @ matrix.T + shift)
+            self.factor.copy_(matrix @ float64(self.factor))
             if self.config.num_offsets:
-                self.offsets.copy_(self.offsets.double() @ matrix.T)
-        last.weight.copy_(matrix @ last.weight.double())
-        last.bias.copy_(matrix @ last.bias.double() + (0 if self.config.num_centres else shift))
+                self.offsets.copy_(float64(self.offsets) @ matrix.T)
+        last.weight.copy_(matrix @ float64(last.weight))
+        last.bias.copy_(matrix @ float64(last.bias) + (0 if self.config.num_centres else shift))
 
     def draw(self, num: int, rng: torch.Generator) -> MixtureNoise:
         normal = torch.randn(num, self.config.outline_dim, generator=rng, device=rng.device)
@@ -147,10 +148,8 @@ GENERATORS["gan"] = Generator
 
 def _draw_by_shares(shares: Tensor, num: int, rng: torch.Generator) -> Tensor:
     """Return indices [num], drawn with probabilities proportional to `shares` [K]."""
-    # On the device of the shares: moving them to the CPU would synchronise. mps has no float64.
-    where = torch.device("cpu") if shares.device.type == "mps" else shares.device
-    uniform = torch.rand(num, generator=rng, dtype=torch.float64, device=rng.device).to(where)
-    edges = shares.to(where).double().cumsum(0)
+    edges = float64(shares).cumsum(0)  # on the GPU, if it can: moving them to the CPU would synchronise
+    uniform = torch.rand(num, generator=rng, dtype=torch.float64, device=rng.device).to(edges.device)
     return torch.searchsorted(edges, uniform * edges[-1], right=True)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from outlines.devices import float64
 from outlines.errors import OutlinesError
 
 K_MEANS_ITERATIONS = 15
@@ -53,8 +54,8 @@ def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_offsets: int 
             raise OutlinesError(f"{num_offsets} offsets need more than {len(left)} outlines away from their centres. "
                                 "Lower num_offsets or use a larger corpus.")
         offsets, offset_shares, residual = _k_means(left, num_offsets, seed, iterated)
-    values, directions = torch.linalg.eigh((residual.T @ residual / max(1, num_rows - num_centres - num_offsets)).double())
-    factor = (directions * values.clamp(min=0).sqrt()).to(outlines.dtype)
+    values, directions = torch.linalg.eigh(float64(residual.T @ residual / max(1, num_rows - num_centres - num_offsets)))
+    factor = (directions * values.clamp(min=0).sqrt()).to(outlines)
     return Mixture(centres, shares, factor, offsets, offset_shares)
 
 
@@ -72,8 +73,8 @@ def _k_means(rows: Tensor, num_centres: int, seed: int, iterated: Callable[[], N
         if num_centres == 1:
             break
     nearest = nearest_centre(rows, centres)
-    shares = torch.bincount(nearest, minlength=num_centres).double() / len(rows)
-    return centres, shares.to(rows.dtype), rows - centres[nearest]
+    shares = float64(torch.bincount(nearest, minlength=num_centres)) / len(rows)
+    return centres, shares.to(rows), rows - centres[nearest]
 
 
 def nearest_centre(outlines: Tensor, centres: Tensor, chunk: int = 8192) -> Tensor:
@@ -92,8 +93,9 @@ def moment_map(outlines: Tensor, like: Tensor, most: float = 2.0) -> tuple[Tenso
         values, directions = torch.linalg.eigh(covariance)
         return (directions * values.clamp(min=values.mean() * 1e-9).pow(power)) @ directions.T
 
-    mean, wanted_mean = outlines.double().mean(dim=0), like.double().mean(dim=0)
-    covariance, wanted = torch.cov(outlines.double().T), torch.cov(like.double().T)
+    outlines, like = float64(outlines), float64(like)
+    mean, wanted_mean = outlines.mean(dim=0), like.mean(dim=0)
+    covariance, wanted = torch.cov(outlines.T), torch.cov(like.T)
     half, inverse = root(covariance, 0.5), root(covariance, -0.5)
     values, directions = torch.linalg.eigh(inverse @ root(half @ wanted @ half, 0.5) @ inverse)
     matrix = (directions * values.clamp(max=most)) @ directions.T
