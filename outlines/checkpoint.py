@@ -33,6 +33,8 @@ def sha256_file(path: Path) -> str:
 
 
 def _fsync(path: Path) -> None:
+    if os.name == "nt":  # Windows opens no directory, and flushes only files that are open for writing
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import sys
 
 
@@ -16,4 +15,4 @@ def closed_pipe() -> int:
     """Return the exit status after the reader has closed the pipe; Python will not flush into the pipe at exit."""
     with contextlib.suppress(OSError, AttributeError):  # a notebook's output has no file descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 128 + signal.SIGPIPE
+    return 128 + 13  # SIGPIPE, which Windows does not define

@@ -303,3 +303,25 @@ def test_paths_are_stored_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     config: Any = plan.runs["."][1]
     assert config.corpus.corpus == (str(tmp_path / "a.txt"),) and not config.corpus.tokenizer
     assert config.model.encoder == f"recurrent:{tmp_path / 'encoder'}" and config.model.decoder_from == str(tmp_path / "run")
+
+
+WITHOUT_POSIX = """
+import os, signal, sys, types
+import sacrebleu  # it asks for the system, not for the module
+sys.modules["fcntl"] = None  # an import of it fails
+del signal.SIGPIPE
+from generate.__main__ import main as generate
+from outlines import checkpoint
+from train.__main__ import main as train
+checkpoint.os = types.SimpleNamespace(**{**vars(os), "name": "nt", "open": None})
+sys.exit(train(sys.argv[2:]) or generate([sys.argv[1], "--num", "2"]))
+"""
+
+
+def test_a_system_without_posix_trains_and_generates(tiny_corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = subprocess.run([sys.executable, "-c", WITHOUT_POSIX, run, "lm", "--preset", "tiny", "--corpus", tiny_corpus,
+                           "--decoder-steps", "2", "--evaluator-steps", "2", "--max-len", "5", "--runs", tmp_path / "runs",
+                           "--out", run, "--quiet"], env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert (run / "report.json").exists() and "next:" in done.stdout

@@ -1,14 +1,13 @@
 """The directory of a run (docs/runs.md), or of several, a group with runs.json: its files, its lock, its checkpoints."""
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from outlines.checkpoint import atomic_write, read_state, sweep
 from outlines.errors import CheckpointError, OutlinesError, no_run
@@ -37,20 +36,28 @@ def locked(directory: Path, waiting: Callable[[str], None] | None = None) -> Ite
     """
     with open(directory / "lock", "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file, wait=False)
         except BlockingIOError as error:
             file.seek(0)
             holder = f"{directory}: process {file.read().strip()} is training here"
             if waiting is None:
                 raise OutlinesError(f"{holder}. Wait for it, or choose another directory.") from error
             waiting(f"{holder}: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file, wait=True)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         sweep(directory)
         sweep(directory / "checkpoints")
         yield
+
+
+def _lock(file: IO[str], wait: bool) -> None:
+    """Lock an open file; raises BlockingIOError if another process has it and this one does not wait."""
+    with contextlib.suppress(ImportError):  # Windows has no fcntl: there, nothing is locked
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
