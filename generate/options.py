@@ -188,8 +188,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     verb, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in VERBS else (SAMPLE, arguments)
     parser = _parser(verb)
     options, surplus = parser.parse_known_args(rest)
-    if unknown := [word for word in surplus if word.startswith("--")]:
-        raise unknown_name("option", unknown[0].partition("=")[0], parser._option_string_actions)
+    if unknown := [word.partition("=")[0] for word in surplus if word.startswith("--")]:
+        name = unknown[0][2:].replace("-", "_")
+        if owners := [other for other, row in VERBS.items()
+                      if name in (option.partition("/")[0] for option in row.options.split())]:
+            raise OutlinesError(f"{unknown[0]} has no effect here. It is an option of {', '.join(owners)}. Leave it out.")
+        raise unknown_name("option", unknown[0], parser._option_string_actions)
     if surplus and verb == SAMPLE and not options.run.exists():
         raise unknown_name("verb", arguments[0], VERBS)
     if surplus:

@@ -123,7 +123,11 @@ def test_a_second_trainer_is_refused_with_the_firsts_pid(tiny_run: Path, run_mod
     (["--encoder", "recurrent:nowhere", "--preset", "tiny"], "nowhere"),
     (["--seed", "one"], "invalid int value"),
     (["--gan-patience", "3"], "--gan-patience is not a flag. Set gan_patience in a file"),
-    (["lm", "--group-lines", "5"], "unknown option '--group-lines'"),
+    (["lm", "--group-lines", "5"], "--group-lines has no effect here. It is an option of conditional. Leave it out."),
+    (["lm", "--gan-steps=4"], "--gan-steps has no effect here. It is an option of conditional, outlines. Leave it out."),
+    (["lm", "--gan-patience", "4"], "It is an option of conditional, outlines."),
+    (["evaluate", "run", "--num-evaluation", "20"], "--num-evaluation has no effect here. It is an option of arae,"),
+    (["evaluate", "run", "--num-sample", "20"], "unknown option '--num-sample'. Did you mean '--num-samples'?"),
 ])
 def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str, tmp_path: Path,
                                             monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from outlines.devices import DEVICES
 from outlines.errors import OutlinesError
 from outlines.options import choices_of, unknown_name
 from train.config import PAIRING, flag_of, group_of, known_fields
-from train.method import Method
+from train.method import Method, all_methods
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,10 +22,12 @@ class Parser(argparse.ArgumentParser):
         options, surplus = self.parse_known_args(args, namespace)
         for word in surplus:
             flag = word.partition("=")[0]
+            name = flag[2:].replace("-", "_")
             if flag in self.file_only:
-                name = flag[2:].replace("-", "_")
                 raise OutlinesError(f"{flag} is not a flag. Set {name} in a file and use --config FILE.toml.")
             if word.startswith("--"):
+                if owners := sorted(family for family, method in all_methods().items() if _has_option(method, name)):
+                    raise OutlinesError(f"{flag} has no effect here. It is an option of {', '.join(owners)}. Leave it out.")
                 raise unknown_name("option", flag, {*self._option_string_actions, *self.file_only})
         if surplus:
             self.error(f"unrecognized arguments: {' '.join(surplus)}")
@@ -42,6 +44,10 @@ def add_device(parser: Parser) -> None:
 COMMON = ("corpus", "encoder", "seed")  # options listed first in the help, with the command's own
 
 
+def _has_option(method: type[Method], name: str) -> bool:
+    return name in known_fields(method.config_class) and (name not in PAIRING or method.config_class.learns_pairs)
+
+
 def add_options(parser: Parser, method: type[Method]) -> None:
     """Add one flag per configuration field, by group. A flag that is not given stays None."""
     groups: dict[str, argparse._ActionsContainer] = {}
@@ -49,7 +55,7 @@ def add_options(parser: Parser, method: type[Method]) -> None:
         if not field.metadata["flag"]:
             parser.file_only.add(flag_of(name))
             continue
-        if name in PAIRING and not method.config_class.learns_pairs:
+        if not _has_option(method, name):
             continue
         title = group_of(name, method.config_class)
         if name not in COMMON and title not in groups:
