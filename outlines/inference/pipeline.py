@@ -1,7 +1,7 @@
 """A finished run in use: noise → outline → tokens → text, and text → outline. docs/generate.md has examples."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,12 +197,13 @@ class Pipeline:
 
     def source(self, name: str | None, sampling: SamplingConfig, rejection: float = 1.0) -> Draw:
         """The function that draws vectors from a source; None is the family's own. rejection: see `sentences`."""
-        name, own = self.model.check_source(name), self.model.sources[0]
-        if rejection != 1 and name != own:
+        draw = self.model.source(name, sampling.noise_scale)
+        if rejection == 1:
+            return draw
+        if name and name != (own := self.model.sources[0]):
             raise OutlinesError(f"The critic was trained against the {own}, so rejection does not work with the source "
                                 f"{name}. Use only one of the two options.")
-        draw: Draw = lambda num, rng: self.model.vectors(num, rng, name, sampling.noise_scale)  # noqa: E731
-        return draw if rejection == 1 else rejecting(self.model, draw, rejection)
+        return rejecting(self.model, draw, rejection)
 
     def around(self, vector: Tensor, radius: float) -> Draw:
         """A source of vectors at distance `radius` (in the encoder's units) from one vector [D], in uniform directions."""
@@ -226,8 +227,7 @@ class Pipeline:
         threads that each decode a batch; with more than one, set torch's own threads to one.
         """
         draw = source if callable(source) else self.source(source, sampling, rejection)
-        batches = self.model.decode_draws(draw, num, seed, sampling, batch_size, (), workers,
-                                          lambda vectors, uniforms, *_: self.write(vectors, uniforms, sampling, prefix))
+        batches = self.model.generate(num, seed, sampling, draw, batch_size, workers, partial(self.write, prefix=prefix))
         return (sentence for ids, vectors in batches
                 for sentence in self.written(self._counted(ids, sampling), vectors, scored))
 

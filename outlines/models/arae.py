@@ -4,17 +4,15 @@ Source: Zhao, Kim, Zhang, Rush and LeCun, Adversarially Regularized Autoencoders
 states instead of LSTMs with the last state; no batch normalisation; generated codes have unit norm too.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from outlines.encoders.recurrent import RecurrentEncoder, RecurrentEncoderConfig
-from outlines.models.base import TextModel
-from outlines.networks.decoder import DecoderConfig, build_decoder
+from outlines.encoders.recurrent import RecurrentEncoderConfig
+from outlines.models.autoencoder import Autoencoder
+from outlines.networks.decoder import DecoderConfig
 from outlines.networks.gan import Generator, GeneratorConfig, mlp
 
 
@@ -27,7 +25,7 @@ class CodeGeneratorConfig:
     num_layers: int
 
 
-class ARAE(TextModel):
+class ARAE(Autoencoder):
     """Encoder, decoder, generator, and a Gaussian fitted to the codes, the baseline that needs no GAN."""
 
     family = "arae"
@@ -35,38 +33,14 @@ class ARAE(TextModel):
 
     def __init__(self, encoder: RecurrentEncoderConfig, generator: CodeGeneratorConfig, decoder: DecoderConfig):
         """encoder: without dropout, so that the critic sees the codes themselves."""
-        super().__init__(encoder=encoder, generator=generator, decoder=decoder)
-        self.code_dim = decoder.vector_dim
-        self.encoder = RecurrentEncoder(encoder)
-        self.decoder = build_decoder(decoder)
+        super().__init__(encoder, decoder, generator=generator)
         self.generator_config = generator
         self.generator = mlp(generator.noise_dim, generator.hidden_dim, generator.num_layers, self.code_dim)
         self.gaussian = Generator(GeneratorConfig(self.code_dim, 1, hidden_dim=1, num_layers=1)).requires_grad_(False)
 
-    def encode(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """Return codes [B, D] of unit norm. Arguments as in `RecurrentEncoder.forward`."""
-        return self.encoder(inputs, lengths)
-
-    def codes(self, rows: Sequence[np.ndarray]) -> Tensor:
-        """Return the codes [N, D] of sentences given as token ids, without gradients."""
-        return functional.normalize(self.encoder.project_rows(rows), dim=1)
-
     def generate_codes(self, noise: Tensor) -> Tensor:
         """Return codes [B, D] of unit norm for normal noise [B, noise_dim]."""
         return functional.normalize(self.generator(noise), dim=1)
-
-    def scaled(self, codes: Tensor) -> Tensor:
-        """Return the decoder's vectors [B, D], with variance 1 per dimension, for codes [B, D]."""
-        return codes * self.code_dim ** 0.5
-
-    def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None = None) -> tuple[Tensor, None]:
-        return self.scaled(self.codes(rows)), None
-
-    def to_encoder(self, vectors: Tensor) -> Tensor:
-        return vectors / self.code_dim ** 0.5
-
-    def from_encoder(self, vectors: Tensor) -> Tensor:
-        return self.scaled(functional.normalize(vectors, dim=1))
 
     def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor:
         if source == "gaussian":

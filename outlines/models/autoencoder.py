@@ -1,12 +1,14 @@
-"""The recurrent encoder with the decoder that trains it: a denoising autoencoder.
+"""The recurrent encoder with the decoder that trains it: sentence → code of unit norm → the same sentence.
 
-Only its encoder is used later, frozen (encoders/recurrent.py). It reconstructs sentences; it has no source of new vectors.
+As a denoising autoencoder, only its encoder is used later, frozen (encoders/recurrent.py). ARAE adds a generator of codes.
 """
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
 from outlines.encoders.recurrent import RecurrentEncoder, RecurrentEncoderConfig
 from outlines.models.base import TextModel
@@ -14,25 +16,30 @@ from outlines.networks.decoder import DecoderConfig, build_decoder
 
 
 class Autoencoder(TextModel):
-    """Sentence → outline → the same sentence."""
+    """Encoder and decoder. It reconstructs sentences; it has no source of new vectors."""
 
     family = "encoder"
-    sources = ()
+    sources: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, encoder: RecurrentEncoderConfig, decoder: DecoderConfig):
-        super().__init__(encoder=encoder, decoder=decoder)
+    def __init__(self, encoder: RecurrentEncoderConfig, decoder: DecoderConfig, **others: Any):
+        super().__init__(encoder=encoder, decoder=decoder, **others)
+        self.code_dim = decoder.vector_dim
         self.encoder = RecurrentEncoder(encoder)
         self.decoder = build_decoder(decoder)
 
-    def encode(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """Return outlines scaled to variance 1 per dimension, [B, D]. Arguments as in `RecurrentEncoder.forward`."""
-        return self.encoder(inputs, lengths) * self.encoder.config.outline_dim ** 0.5
+    def codes(self, rows: Sequence[np.ndarray]) -> Tensor:
+        """Return the codes [N, D], of unit norm, of sentences given as token ids, without gradients."""
+        return functional.normalize(self.encoder.project_rows(rows), dim=1)
 
-    def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> tuple[Tensor, None]:
-        return self.from_encoder(self.encoder.project_rows(rows)), None
+    def scaled(self, codes: Tensor) -> Tensor:
+        """Return the decoder's vectors [B, D], with variance 1 per dimension, for codes [B, D]."""
+        return codes * self.code_dim ** 0.5
+
+    def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None = None) -> tuple[Tensor, None]:
+        return self.scaled(self.codes(rows)), None
 
     def to_encoder(self, vectors: Tensor) -> Tensor:
-        return vectors / self.encoder.config.outline_dim ** 0.5
+        return vectors / self.code_dim ** 0.5
 
     def from_encoder(self, vectors: Tensor) -> Tensor:
-        return nn.functional.normalize(vectors, dim=1) * self.encoder.config.outline_dim ** 0.5
+        return self.scaled(functional.normalize(vectors, dim=1))

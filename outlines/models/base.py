@@ -4,6 +4,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 
 import numpy as np
@@ -109,13 +110,6 @@ class TextModel(nn.Module):
                 arguments[name] = kinds[name](**value)
         return cls(**arguments)
 
-    def generate(self, num: int, seed: int, sampling: SamplingConfig, source: str | None = None,
-                 batch_size: int | None = None) -> Iterator[tuple[list[list[int]], Tensor | None]]:
-        """Yield as `decode_draws`, with vectors from a source."""
-        name = self.check_source(source)
-        return self.decode_draws(lambda count, rng: self.vectors(count, rng, name, sampling.noise_scale), num, seed,
-                                 sampling, batch_size)
-
     def check_source(self, source: str | None) -> str:
         """Return the source, or the family's own for None; raises OutlinesError if the family does not have it."""
         if not self.sources:
@@ -126,19 +120,24 @@ class TextModel(nn.Module):
             raise OutlinesError(f"{self.family!r} models have no source {name!r}. Choose from {', '.join(self.sources)}.")
         return name
 
-    def decode_draws(self, draw: Draw, num: int | None, seed: int, sampling: SamplingConfig,
-                     batch_size: int | None = None, prefix: Sequence[int] = (),
-                     workers: int = 1, sampler: Write | None = None) -> Iterator[tuple[list[list[int]], Tensor | None]]:
-        """Yield batches of new sentences (token ids) with their vectors from `draw`, `num` sentences in total.
+    def source(self, name: str | None = None, noise_scale: float = 1.0) -> Draw:
+        """Return the function that draws vectors from a source; None is the family's own. Raises OutlinesError."""
+        return partial(self.vectors, source=self.check_source(name), noise_scale=noise_scale)
 
-        num: None for an endless stream. batch_size: None for a size that suits the device. prefix: tokens that every
-        sentence starts with. workers: threads, each with its own batch. sampler: the decoder's, if it exists already.
+    def generate(self, num: int | None, seed: int, sampling: SamplingConfig, source: str | Draw | None = None,
+                 batch_size: int | None = None, workers: int = 1,
+                 sampler: Write | None = None) -> Iterator[tuple[list[list[int]], Tensor | None]]:
+        """Yield batches of new sentences (token ids) with their vectors, `num` sentences in total.
+
+        num: None for an endless stream. source: a name, or a function as `source` returns. batch_size: None for a size that
+        suits the device. workers: threads, each with its own batch. sampler: the decoder's, if it exists already.
         """
+        draw = source if callable(source) else self.source(source, sampling.noise_scale)
         sampler = sampler or Sampler(self.decoder)
 
         def decoded(span: tuple[int, int]) -> tuple[list[list[int]], Tensor | None]:
             vectors, uniforms = self.draw_rows(draw, *span, seed, sampling.max_len)
-            return sampler(vectors, uniforms, sampling, prefix), vectors
+            return sampler(vectors, uniforms, sampling), vectors
 
         suited = BATCH if next(self.parameters()).device.type == "cpu" else GPU_BATCH
         return in_order(decoded, spans(num, batch_size or suited), workers)

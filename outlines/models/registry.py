@@ -11,13 +11,14 @@ from outlines.checkpoint import module_tensors, read_state, write_state
 from outlines.errors import CheckpointError
 from outlines.hardening import build_module
 from outlines.models.base import TextModel
+from outlines.options import Registry
 
 
-def discover(base: type, package: ModuleType) -> dict[str, Any]:
+def discover(base: type, package: ModuleType) -> Registry:
     """Import every file of `package` and return the subclasses of `base` with a `family`, by that name."""
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
-    found: dict[str, Any] = {}
+    found = Registry("family")
     pending: list[Any] = [base]
     while pending:
         for subclass in pending.pop().__subclasses__():

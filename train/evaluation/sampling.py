@@ -11,7 +11,7 @@ from outlines.decoding.sample import SamplingConfig
 from outlines.inference.rejection import rejecting
 from outlines.metrics.bleu import reconstruction_bleu
 from outlines.metrics.text import normalized, unspaced
-from outlines.models.base import Draw, TextModel
+from outlines.models.base import TextModel
 from train.data import Dataset
 from train.evaluation.figures import held_out, nll_figures
 
@@ -73,10 +73,10 @@ def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, 
         vectors = [torch.cat(both)[:num]]
         ids = model.decode(vectors[0], SAMPLING_SEED, sampling)
     else:
-        vectors_of: Draw = lambda count, rng: model.vectors(count, rng, variant.source, variant.noise_scale)  # noqa: E731
+        vectors_of = model.source(variant.source, variant.noise_scale)
         if variant.rejection != 1:
             vectors_of = rejecting(model, vectors_of, variant.rejection)
-        blocks = list(model.decode_draws(vectors_of, num, SAMPLING_SEED, sampling))
+        blocks = list(model.generate(num, SAMPLING_SEED, sampling, vectors_of))
         vectors = [part for _, part in blocks if part is not None]
         if further and vectors and data.scaling is not None:
             drawn = vectors_of(num_learnt(data), torch.Generator().manual_seed(SAMPLING_SEED))

@@ -132,7 +132,7 @@ class ARAEStage(DecoderStage):
 
     def autoencoder_loss(self, batch: Batch, radius: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return this rank's share of the loss, and its nll. The decoder reads noised codes, the critic those without."""
-        codes = self.model.encode(batch.tokens.inputs, batch.tokens.lengths)
+        codes = self.model.encoder(batch.tokens.inputs, batch.tokens.lengths)
         noised = codes + radius * self._noise(batch.num_rows, self.options.code_dim, batch, rng)
         nll = self.nll(batch, self.model.scaled(noised))
         # The critic raises its scores of real codes; the encoder lowers them.

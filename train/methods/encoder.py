@@ -35,8 +35,9 @@ class EncoderStage(DecoderStage):
 
     def vector(self, batch: Batch) -> Tensor:
         noise = torch.Generator().manual_seed(draw_seed())
-        return self.model.encode(*corrupt(batch.tokens.inputs, batch.tokens.lengths, self.options.drop,
-                                          self.options.shuffle_distance, noise, self.data.tokenizer.special))
+        noisy = corrupt(batch.tokens.inputs, batch.tokens.lengths, self.options.drop, self.options.shuffle_distance, noise,
+                        self.data.tokenizer.special)
+        return self.model.scaled(self.model.encoder(*noisy))
 
     def finish(self, directory: Path) -> None:
         save_recurrent_encoder(directory / "encoder", self.model.encoder, directory / "tokenizer.model")

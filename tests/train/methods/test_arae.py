@@ -127,7 +127,7 @@ def test_a_tenth_of_the_critics_gradient_reaches_the_encoder_and_none_the_decode
     assert arae.stages[0].options.encoder_share == 0.1
     one = batch(data)
     losses = [own.stages[0].autoencoder_loss(one, 0.05, rng())[0] for own in (arae, off)]
-    scores = arae.stages[0].critic(arae.model.encode(one.tokens.inputs, one.tokens.lengths)).mean()
+    scores = arae.stages[0].critic(arae.model.encoder(one.tokens.inputs, one.tokens.lengths)).mean()
     own, without, of_scores = (gradients(loss, module.model.encoder) for loss, module in
                                zip([*losses, scores], [arae, off, arae], strict=True))
     assert max(float(gradient.abs().max()) for gradient in of_scores) > 1e-4
@@ -146,7 +146,7 @@ def test_encoder_and_generator_move_the_scores_towards_each_other(data: Dataset,
 
     def scores() -> tuple[float, float]:
         with torch.no_grad():
-            codes = arae.model.encode(one.tokens.inputs, one.tokens.lengths)
+            codes = arae.model.encoder(one.tokens.inputs, one.tokens.lengths)
             generated = arae.model.generate_codes(fixed)
             return float(arae.stages[0].critic(codes).mean()), float(arae.stages[0].critic(generated).mean())
 
@@ -230,7 +230,7 @@ def test_the_noise_anneals_every_hundred_steps(data: Dataset, tiny_corpus: Path,
     monkeypatch.setattr(arae.model.decoder, "read", lambda tokens, vector: (seen.append(vector), read(tokens, vector))[1])
     for step in range(2):
         one = batch(data, step)
-        codes = arae.model.encode(one.tokens.inputs, one.tokens.lengths).detach()
+        codes = arae.model.encoder(one.tokens.inputs, one.tokens.lengths).detach()
         terms = arae.stages[0].step(199 + step, one, Update(Ranks(), 1.0))
         noise = (arae.model.to_encoder(seen[-1].detach()) - codes)
         assert float(terms["train/noise_radius"]) == (1.0, 0.5)[step]
