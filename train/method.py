@@ -138,8 +138,7 @@ class Method(ABC):
     presets: ClassVar[dict[str, dict[str, Any]]]
     own_title: ClassVar[str] = ""
     own_columns: ClassVar[dict[str, tuple[str, int]]] = {}  # title and decimals of the columns of `own_rows`, by key
-    layout: ClassVar[dict[str, dict[str, list[Any]]]] = {}
-    """charts of TensorBoard's custom scalars: category → chart → kind and tag patterns, which match a whole tag"""
+    layout: ClassVar[dict[str, Any]] = {}  # TensorBoard's custom scalars, from `charts`
 
     model: TextModel
     stages: tuple[Stage, ...]

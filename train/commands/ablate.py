@@ -22,11 +22,10 @@ from train.commands.judges import quick_judges
 from train.commands.parsing import Parser, add_device, numbers
 from train.config import RunConfig, coerce, known_fields, unknown_name
 from train.data import Dataset
-from train.evaluation.columns import ABLATION
 from train.evaluation.figures import diagnose_gan
 from train.evaluation.quick import TEMPERATURES
 from train.evaluation.sampling import REAL_OUTLINES, Row, Variant, draw
-from train.evaluation.tables import over_seeds, table, write_report
+from train.evaluation.tables import TABLES, Column, over_seeds, table, write_report
 from train.evaluation.yardstick import Yardstick
 from train.method import NotFinite, find_method
 from train.methods.outlines import OutlineOptions
@@ -103,8 +102,9 @@ def run(arguments: Sequence[str], signals: StopSignals) -> str:
                 write_json(file, kept)
     commands = "\n".join(row["command"] for row in rows.values() if "command" in row)
     lines = over_seeds((row["label"], row) for row in rows.values())
+    columns = [*TABLES["ablation"], Column("verdict", "verdict", 0)]
     text = (f"Test split, {len(yardstick.references)} outlines of each source. NLL in nats per token, by a language model "
-            f"of real text. See docs/outline-gan.md.\n\n{table(lines, ABLATION)}\n\n"
+            f"of real text. See docs/outline-gan.md.\n\n{table(lines, columns)}\n\n"
             f"One command per row:\n\n```bash\n{commands}\n```")
     write_report(out, text, {"rows": rows})
     return f"{text}\n\nwritten to {out}: report.md, report.json\nnext:\n  tensorboard --logdir {quoted(out)}"

@@ -18,6 +18,7 @@ from train.evaluation.curves import png
 from train.evaluation.pictures import collapse_picture
 from train.evaluation.sampling import REAL_TEXT, Row
 from train.method import all_methods, find_method
+from train.runtime.log import charts
 from train.runtime.run_directory import read_json, read_lines, runs_of
 
 COMPARE = "compare"
@@ -25,18 +26,7 @@ LEADER, LATENT = "outlines", "vae"
 """The family whose options a comparison accepts (other families use those they share), and the family with remedies."""
 DEFAULT_REMEDY = ("vae-freebits",)
 
-_CHARTS = {
-    "collapse": {"KL": "valid/kl", "KL weight": "train/kl_weight", "mutual information": "valid/mutual_information",
-                 "active units": "valid/active_units", "NLL gap/token (swapped vector)": "valid/latent_gap_per_token",
-                 "drift": "valid/drift"},
-    "quality": {"NLL/token": "valid/nll_per_token", "negative ELBO/token": "valid/negative_elbo_per_token",
-                "reconstruction NLL/token (own vector)": "valid/reconstruction_nll_per_token",
-                "forward NLL/token over 100 T": "evaluation/forward_nll_per_token"},
-    "diversity": {"distinct-2 over 100 T": "evaluation/distinct_2", "self-BLEU-4 over 100 T": "evaluation/self_bleu_4",
-                  "unique over 100 T": "evaluation/unique", "copied over 100 T": "evaluation/copied"}}
-LAYOUT = {f"outlines and VAE: {name}": {title: ["Multiline", [f"{tag}$"]] for title, tag in charts.items()}
-          for name, charts in _CHARTS.items()}
-"""TensorBoard's custom scalars: categories → charts → tags, as patterns that match the whole tag."""
+LAYOUT = charts("outlines and VAE: collapse", "outlines and VAE: quality", "outlines and VAE: diversity")
 
 
 def remedies() -> list[str]:

@@ -25,7 +25,7 @@ from train.commands.judges import full_judges
 from train.commands.parsing import Parser, add_device, numbers
 from train.config import RunConfig
 from train.data import Dataset
-from train.evaluation import columns, tables
+from train.evaluation import tables
 from train.evaluation.curves import JUDGES, gaps, render_gaps, write_curves
 from train.evaluation.figures import collapse_figures, diagnose_vector
 from train.evaluation.sampling import FULL_DRAWS, REAL_OUTLINES, REAL_TEXT, Row, Variant, draw, reconstruction, sources_of
@@ -253,11 +253,11 @@ def render(lines: Sequence[tables.Line], rebuilt: Sequence[tuple[str, Row]],
             f"{settings['num_compared']}; report.json has the number of each row. NLL in nats. The judges are a GRU "
             "language model and a modified Kneser-Ney 5-gram. BLEU and self-BLEU as in Texygen. The GRU that learns samples "
             f"has {settings['reverse_steps']} training steps.")
-    parts = [f"`{settings['command']}`", head, tables.table(lines, columns.MAIN)]
+    parts = [f"`{settings['command']}`", head, tables.table(lines, "main")]
     parts += [render_gaps(by_label, settings["against"], judge) for judge, by_label in found.items() if by_label]
-    parts += ["BLEU against the test split, and self-BLEU", tables.table(lines, columns.BLEU)]
-    if any(column.key in line.figures for line in lines for column in columns.OUTLINES):
+    parts += ["BLEU against the test split, and self-BLEU", tables.table(lines, "bleu")]
+    if any(column.key in line.figures for line in lines for column in tables.TABLES["outlines"]):
         encoded = f". Text is re-encoded by {settings['encoder']}" if settings["encoder"] else ""
-        parts += [f"Outlines compared with the test split's outlines{encoded}", tables.table(lines, columns.OUTLINES)]
+        parts += [f"Outlines compared with the test split's outlines{encoded}", tables.table(lines, "outlines")]
     parts.append(tables.reconstruction_section(rebuilt))
     return "\n\n".join(parts)

@@ -16,7 +16,6 @@ from outlines.models.base import TextModel
 from train.config import RunConfig
 from train.data import Dataset
 from train.evaluation import sampling, tables
-from train.evaluation.columns import Column
 from train.evaluation.figures import DRAW_SEED, collapse_figures, diagnose_gan, diagnose_vector, held_out
 from train.evaluation.judges import Judges
 from train.evaluation.sampling import REAL_OUTLINES, REAL_TEXT
@@ -145,7 +144,7 @@ def _render(figures: Sequence[dict[str, Any]], width: int | None = None) -> str:
         parts += [f"Critic memorisation: {found[0]['memorised']:.0%}"] if one and not width else []
     if own := [(row["source"], row) for member in figures for row in member.get("own", [])]:
         method = find_method(figures[0]["family"])
-        columns = [Column(key, title, decimals) for key, (title, decimals) in method.own_columns.items()]
+        columns = [tables.Column(key, title, decimals) for key, (title, decimals) in method.own_columns.items()]
         parts += [tables.wrap(method.own_title, width), tables.table(tables.over_seeds(own), columns, width)]
     notes = dict.fromkeys(note for member in figures for note in member.get("notes", []))
     return "\n\n".join([*parts, tables.reconstruction_section(rebuilt, width), *notes])

@@ -8,14 +8,28 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from outlines.checkpoint import atomic_write
-from train.evaluation.columns import CLOSING, QUICK, RECONSTRUCTION, VECTOR, Column
+from train.config import read_toml
 from train.evaluation.sampling import REAL_TEXT, Row
 from train.runtime.run_directory import write_json
 
 WIDTH = 120  # characters of a line on a terminal
+
+
+class Column(NamedTuple):
+    """One column of a table: the key of a figure, and how it is printed."""
+
+    key: str
+    title: str
+    decimals: int
+    legend: str = ""  # one short phrase; empty if the title explains itself
+
+
+_DATA = read_toml(str(Path(__file__).with_name("tables.toml")))
+COLUMNS = {key: Column(key, *values) for key, values in _DATA["columns"].items()}
+TABLES = {name: [COLUMNS[key] for key in keys] for name, keys in _DATA["tables"].items()}
 
 
 @dataclass(frozen=True)
@@ -76,8 +90,11 @@ def over_seeds(rows: Iterable[tuple[str, Row]]) -> list[Line]:
     return lines
 
 
-def table(lines: Sequence[Line], columns: Sequence[Column], width: int | None = None, with_legend: bool = True) -> str:
-    """Return a Markdown table with a legend. Columns without figures or beyond `width` are left out."""
+def table(lines: Sequence[Line], columns: str | Sequence[Column], width: int | None = None, with_legend: bool = True) -> str:
+    """Return a Markdown table with a legend. Columns without figures or beyond `width` are left out.
+
+    columns: the name of a table in tables.toml, or the columns themselves.
+    """
     temperatures: dict[float | None, str] = {None: "", 0: "greedy"}
     grid = [["source", *(line.label for line in lines)]]  # one list per column
     if any(line.temperature is not None for line in lines):
@@ -85,7 +102,7 @@ def table(lines: Sequence[Line], columns: Sequence[Column], width: int | None = 
     legends: list[str] = []
     room = math.inf if width is None else width - sum(max(map(len, cells)) + 3 for cells in grid) - 1
     num_fixed = len(grid)
-    for column in columns:
+    for column in TABLES[columns] if isinstance(columns, str) else columns:
         cells = [column.title, *(line.cell(column.key, column.decimals) for line in lines)]
         if any(cells[1:]):
             room -= max(map(len, cells)) + 3
@@ -110,7 +127,7 @@ def rows_section(rows: Sequence[tuple[str, Row]], rebuilt: Sequence[tuple[str, R
     lines = over_seeds(rows)
     num = rebuilt[0][1]["num_sentences"]
     head = f"Test split, {num} sentences, {num_seeds(lines)}. NLL and KL in nats; T = temperature."
-    return f"{head}\n\n{table(lines, QUICK, width)}" if lines else head
+    return f"{head}\n\n{table(lines, 'quick', width)}" if lines else head
 
 
 def reconstruction_section(rebuilt: Sequence[tuple[str, Row]], width: int | None = None) -> str:
@@ -118,11 +135,11 @@ def reconstruction_section(rebuilt: Sequence[tuple[str, Row]], width: int | None
     lines = over_seeds(rebuilt)
     with_vector = [line for line in lines if line.verdicts]
     if width is not None:
-        parts = [table(lines, CLOSING, width, with_legend=False)]
+        parts = [table(lines, "closing", width, with_legend=False)]
     else:
-        parts = ["Held-out sentences", table(lines, RECONSTRUCTION)]
+        parts = ["Held-out sentences", table(lines, "reconstruction")]
         if with_vector:
-            parts += ["Is the vector used? (docs/posterior-collapse.md)", table(with_vector, VECTOR)]
+            parts += ["Is the vector used? (docs/posterior-collapse.md)", table(with_vector, "vector")]
     for line in with_vector:
         rows = [row for label, row in rebuilt if label == line.label]
         if len(rows) == 1:

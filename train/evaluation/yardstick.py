@@ -1,7 +1,7 @@
 """The yardstick of a corpus: the figures of any source's sentences, compared with the test split.
 
 The quick form ends every training; the full form is `python -m train evaluate`. A new metric is one function in METRICS or
-FULL_METRICS and one line in columns.py; a new judge is one line in train/commands/judges.py and one in columns.py.
+FULL_METRICS and one line in tables.toml; a new judge is one line in train/commands/judges.py and one in tables.toml.
 """
 
 import hashlib

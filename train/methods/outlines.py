@@ -30,6 +30,7 @@ from train.evaluation.figures import NUM_DECODED, decoded_nll, held_out
 from train.method import Method, Validation
 from train.methods.decoder_stage import DecoderStage, decoder_config
 from train.methods.gan_stage import FitStage, Game, GanOptions, GanStage
+from train.runtime.log import charts
 from train.runtime.progress import Progress
 from train.runtime.run_directory import read_run
 
@@ -222,14 +223,7 @@ class OutlineGame(Game):
 class OutlinesMethod(Method):
     family = "outlines"
     config_class = OutlineOptions
-    layout: ClassVar[dict[str, dict[str, list[Any]]]] = {"generator and critic": {
-        **{title: ["Multiline", [f"valid/{tag}(_mixture|_gaussian|_real)?$"]] for title, tag in {
-            "precision": "precision", "recall": "recall", "decoded NLL/token": "decoded_nll_per_token"}.items()},
-        "mean critic scores": ["Multiline", ["scores/(real|fake|held_out|generated)$"]],
-        "critic memorisation": ["Multiline", ["scores/memorised$"]],
-        "gradient norms": ["Multiline", ["norm/(generator|critic)$"]],
-        "forward NLL/token over 100 T": [
-            "Multiline", ["evaluation/forward_nll_per_token(_mixture|_gaussian|_real_outlines)?$"]]}}
+    layout = charts("generator and critic")
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: Any = config.model

@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from train.config import read_toml
+
 EVENTS = "events.out.tfevents.*"
+
+
+def charts(*categories: str) -> dict[str, Any]:
+    """Return these categories of charts.toml as a layout of TensorBoard's custom scalars."""
+    known = read_toml(str(Path(__file__).parents[1] / "charts.toml"))
+    return {name: {title: ["Multiline", [f"{tag}$"]] for title, tag in known[name].items()} for name in categories}
 
 
 def write_hparams(writer: Any, options: dict[str, Any]) -> None:
