@@ -26,10 +26,6 @@ class BatchOrder:
 
     def __init__(self, num_rows: int, batch_size: int, seed: int, lengths: np.ndarray | None = None,
                  pool_batches: int = 64) -> None:
-        if num_rows < 1 or batch_size < 1 or pool_batches < 1:
-            raise ValueError(f"num_rows {num_rows}, batch_size {batch_size}, pool_batches {pool_batches} must be at least 1")
-        if lengths is not None and lengths.shape != (num_rows,):
-            raise ValueError(f"lengths has shape {lengths.shape}, not {(num_rows,)}")
         self.num_rows, self.batches_per_epoch = num_rows, -(-num_rows // batch_size)
         self._seed, self._lengths, self._pool_batches = seed, lengths, pool_batches
         self._epoch_rows = lru_cache(1)(lambda epoch: permutation(num_rows, seed, epoch))
@@ -37,8 +33,6 @@ class BatchOrder:
 
     def batch(self, step: int) -> np.ndarray:
         """Return the row numbers, int64 [B], of batch `step`, counted from 0 over all epochs."""
-        if step < 0:
-            raise ValueError(f"step {step} is negative")
         epoch, index = divmod(step, self.batches_per_epoch)
         if self._lengths is None:
             return self._rows(epoch, index, index + 1)
@@ -76,8 +70,6 @@ class TokenBatch:
 
 def collate(rows: Sequence[np.ndarray], special: SpecialIds) -> TokenBatch:
     """Return a padded batch of rows of token ids, [length] each, without bos and eos. T: the longest row + 1."""
-    if not rows:
-        raise ValueError("a batch needs at least one row")
     lengths = torch.tensor([len(row) + 1 for row in rows])
     steps = int(lengths.max())
     tokens = np.full((len(rows), steps + 1), special.pad_id, dtype=np.int64)

@@ -38,8 +38,6 @@ def write_sentences(directory: Path, pairs: Iterable[tuple[str, str]]) -> dict[s
     with contextlib.ExitStack() as stack:
         texts = {split: stack.enter_context(open(directory / f"{split}.txt", "wb")) for split in SPLITS}
         for split, sentence in pairs:
-            if "\n" in sentence:
-                raise ValueError(f"sentence contains a newline: {sentence[:80]!r}")
             offsets[split].append(offsets[split][-1] + texts[split].write(sentence.encode() + b"\n"))
     for split in SPLITS:
         if len(offsets[split]) == 1:
@@ -181,8 +179,6 @@ def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source:
     source: identifies the pairs in meta.json. report: of reading the pairs. tokenizer: used instead of training one.
     An earlier prepared corpus is replaced; another file or a non-empty directory raises CorpusError.
     """
-    if tokenizer is not None and (vocab_size is not None or lowercase):
-        raise CorpusError("vocab_size and lowercase have no effect on a given tokenizer. Remove these options.")
     if directory.exists() and not (directory / "tokenizer.model").is_file() and (
             not directory.is_dir() or any(directory.iterdir())):
         raise CorpusError(f"{directory}: exists, but is no prepared corpus. Choose another directory.")

@@ -61,8 +61,6 @@ def train_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int | N
 
     vocab_size: None for the default of `vocabulary_size`. A corpus with few words can have fewer pieces.
     """
-    if isinstance(sentences, Iterator):
-        raise TypeError("sentences are read twice: pass a collection, not an iterator")
     suited, smallest = vocabulary_size(sentences, lowercase)
     if smallest == NUM_SPECIALS:
         raise TokenizerError(f"{path}: no words to train a tokenizer on. Check the training split.")

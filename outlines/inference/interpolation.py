@@ -74,8 +74,6 @@ def gradient(decoder: Decoder, start: Tensor, row: np.ndarray, own_nll: float, s
     most `own_nll`, nats. It is `stuck` when a step of step / 1000 does not help. Otherwise it ends after `max_steps`.
     row: the sentence's token ids. normalise: maps vectors [B, D] back to where the decoder's vectors lie.
     """
-    if decoder.training:
-        raise ValueError("walk with a decoder in evaluation mode")
     batch = collate([row], decoder.config).to(start.device)
     vectors, length = [start], step
 

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from outlines.errors import OutlinesError
-from outlines.metrics.text import Ngram, Words, ngrams, require_sentences, separated
+from outlines.metrics.text import Ngram, Words, ngrams, separated
 
 
 class References:
     """Reference sentences with their n-grams counted once, so BLEU costs the same for any number of references."""
 
     def __init__(self, sentences: Sequence[Words], max_n: int = 5) -> None:
-        require_sentences("BLEU references", sentences)
         self.max_n = max_n
         self.lengths = Counter(len(sentence) for sentence in sentences)
         self.largest_two: dict[Ngram, tuple[int, int]] = {}  # equal if two sentences share the largest
@@ -58,17 +57,13 @@ def _mean_bleu(hypotheses: Sequence[Words], references: References, is_member: b
     return dict(enumerate(means[1:], start=2))
 
 
-def bleu_scores(hypotheses: Sequence[Words], references: Sequence[Words] | References, max_n: int = 5) -> dict[int, float]:
-    """Return BLEU-2 to BLEU-max_n of samples against a test set: {n: score in 0..1}.
+def bleu_scores(hypotheses: Sequence[Words], references: References) -> dict[int, float]:
+    """Return BLEU-2 to BLEU-max_n of samples against a test set: {n: score in 0..1}. max_n: of the references.
 
     Mean sentence BLEU-n with the whole set as references, NLTK's smoothing method1. It grows with the number of references.
     Source: Texygen, Zhu et al. (2018), with all references instead of the first 500.
     """
-    require_sentences("BLEU", hypotheses)
-    counted = references if isinstance(references, References) else References(references, max_n)
-    if counted.max_n != max_n:
-        raise OutlinesError(f"BLEU: references counted to n = {counted.max_n}, not {max_n}; pass that max_n")
-    return _mean_bleu(hypotheses, counted, is_member=False)
+    return _mean_bleu(hypotheses, references, is_member=False)
 
 
 def self_bleu_scores(samples: Sequence[Words], max_n: int = 5) -> dict[int, float]:
@@ -77,7 +72,6 @@ def self_bleu_scores(samples: Sequence[Words], max_n: int = 5) -> dict[int, floa
     Mean sentence BLEU-n with all other samples as references, NLTK's smoothing method1. It grows with the number of samples.
     Source: Texygen, Zhu et al. (2018), with all samples instead of the first 500.
     """
-    require_sentences("self-BLEU", samples, at_least=2)
     return _mean_bleu(samples, References(samples, max_n), is_member=True)
 
 
@@ -88,7 +82,6 @@ def reconstruction_bleu(hypotheses: Sequence[str], references: Sequence[str]) ->
     """
     import sacrebleu  # Here, because `python -m generate` does not need it to start.
 
-    require_sentences("reconstruction BLEU", hypotheses)
     if len(hypotheses) != len(references):
         raise OutlinesError(f"reconstruction BLEU: {len(hypotheses)} hypotheses, but {len(references)} references")
     made, wanted = (list(map(separated, sentences)) for sentences in (hypotheses, references))

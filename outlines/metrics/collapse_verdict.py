@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from outlines.decoding.sample import SamplingConfig
-from outlines.errors import OutlinesError
 from outlines.metrics import collapse
 from outlines.metrics.collapse import Gap, MutualInformation, OutputChange, Posterior, SignalNoise, Steps
 from outlines.networks.decoder import Decoder
@@ -139,8 +138,6 @@ def diagnose(decoder: Decoder, rows: Sequence[np.ndarray], mu: Tensor, logvar: T
     `gap_prior`; None: N(0, I), or nothing without logvar. num_dim_rows: sentences for the gaps of single dimensions.
     """
     mu, logvar = collapse.checked(mu, logvar)
-    if len(rows) != len(mu):
-        raise OutlinesError(f"collapse: {len(rows)} sentences, but {len(mu)} posteriors")
     rng = torch.Generator().manual_seed(seed)
     vectors = collapse.draw_posterior(mu, logvar, rng).float()
     others = vectors[collapse.other_rows(len(vectors), NUM_SWAPS, rng)]

@@ -1,19 +1,14 @@
 """Quality against diversity: a curve has a point (reverse nll, forward nll) per temperature, in nats per token."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
-
-from outlines.errors import OutlinesError
 
 Curve = Sequence[tuple[float, float]]
 
 
 def efficient_points(curve: Curve) -> list[tuple[float, float]]:
     """Return the points that no other point beats or equals in both nlls, by rising reverse nll."""
-    if not curve or not all(math.isfinite(value) for point in curve for value in point):
-        raise OutlinesError("temperature curve: no points, or a point that is not finite.")
     efficient: list[tuple[float, float]] = []
     for reverse, forward in sorted(curve):
         if not efficient or forward < efficient[-1][1]:

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from outlines.corpus.tokenizer import SPECIAL, SpecialIds
-from outlines.errors import OutlinesError
-from outlines.metrics.text import require_sentences
 
 Row = np.ndarray | Sequence[int]
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
@@ -73,12 +71,8 @@ class NgramModel:
     """
 
     def __init__(self, rows: Iterable[Row], vocab_size: int, order: int = 5, special: SpecialIds = SPECIAL) -> None:
-        """Count the grams of `rows`: token ids of each sentence, without BOS and EOS. Raises OutlinesError without rows."""
-        if order < 1:
-            raise OutlinesError(f"n-gram model: the order is {order}. It must be at least 1.")
+        """Count the grams of `rows`: token ids of each sentence, without BOS and EOS."""
         self.vocab_size, self._special = vocab_size, special
-        rows = list(rows)
-        require_sentences("n-gram model", rows)
         tokens, _ = self._joined(rows)
         self._orders: list[_Grams] = []
         # Per order, `ids` has the gram that ends at each token, and `contexts` the gram that ends before it.

@@ -16,24 +16,15 @@ from outlines.errors import OutlinesError
 Outlines = Tensor | np.ndarray
 
 
-def _pair(a: Outlines, b: Outlines, metric: str, dtype: torch.dtype, min_rows: int, same_size: bool = True) -> list[Tensor]:
-    """Return outlines [N, D] and [M, D] on the CPU. Raises OutlinesError for wrong shapes and non-finite values."""
-    pair = []
-    for outlines in (a, b):
-        rows = torch.as_tensor(outlines).detach().cpu()
-        if rows.ndim != 2:
-            raise OutlinesError(f"{metric}: outlines must be [N, D], got {list(rows.shape)}")
+def _checked(metric: str, dtype: torch.dtype, min_rows: int, *sets: Outlines) -> list[Tensor]:
+    """Return sets of outlines on the CPU. Raises OutlinesError for non-finite values and fewer than `min_rows` outlines."""
+    found = [torch.as_tensor(outlines).detach().cpu().to(dtype) for outlines in sets]
+    for rows in found:
         if num_bad := int((~rows.isfinite()).any(dim=1).sum()):
             raise OutlinesError(f"{metric}: {num_bad} of {len(rows)} outlines contain NaN or infinity")
-        pair.append(rows.to(dtype))
-    first, second = pair
-    if first.shape[1] != second.shape[1]:
-        raise OutlinesError(f"{metric}: {first.shape[1]} dimensions against {second.shape[1]}")
-    if same_size and len(first) != len(second):
-        raise OutlinesError(f"{metric}: {len(first)} rows against {len(second)}. Cut both to the same number.")
-    if min(len(first), len(second)) < min_rows:
-        raise OutlinesError(f"{metric}: needs {min_rows} rows of each, has {len(first)} and {len(second)}")
-    return pair
+        if len(rows) < min_rows:
+            raise OutlinesError(f"{metric}: needs {min_rows} outlines of each set, has {len(rows)}")
+    return found
 
 
 def frechet_distance(a: Outlines, b: Outlines) -> float:
@@ -43,7 +34,7 @@ def frechet_distance(a: Outlines, b: Outlines) -> float:
     a: [N, D]; b: [M, D]; at least two rows each.
     Source: Heusel et al., GANs Trained by a Two Time-Scale Update Rule (2017), equation 6 (FID).
     """
-    first, second = _pair(a, b, "Fréchet distance", torch.float64, min_rows=2, same_size=False)
+    first, second = _checked("Fréchet distance", torch.float64, 2, a, b)
     # With C = R'R, the square roots of the eigenvalues of C_a C_b are the singular values of R_a R_b'. They stay exact
     # for singular covariances; the square root of an eigenvalue near 0 would lose half of its digits.
     root_a, root_b = (torch.linalg.qr((rows - rows.mean(dim=0)) / math.sqrt(len(rows) - 1), mode="r").R
@@ -69,8 +60,6 @@ def energy_score(draws: Tensor, observed: Tensor) -> Tensor:
     Source: Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation (2007), section 4.3.
     """
     num = draws.shape[1]
-    if num < 2:
-        raise OutlinesError(f"energy score: got {num} draws; at least 2 needed.")
     away = (draws - observed[:, None]).norm(dim=2).mean(dim=1)
     apart = torch.cdist(draws, draws, compute_mode="donot_use_mm_for_euclid_dist").sum(dim=(1, 2)) / (num * (num - 1))
     return away - apart / 2
@@ -88,7 +77,7 @@ def knn_precision_recall(real: Outlines, fake: Outlines, k: int = 5, chunk: int 
     The region of a set is the union of balls around its rows, up to the k-th nearest neighbour. real, fake: [N, D], N > k.
     Source: Kynkäänniemi et al., Improved Precision and Recall Metric for Assessing Generative Models (2019).
     """
-    rows_real, rows_fake = _pair(real, fake, "k-NN precision and recall", torch.float64, min_rows=k + 1)
+    rows_real, rows_fake = _checked("k-NN precision and recall", torch.float64, k + 1, real, fake)
     center = rows_real.mean(dim=0)  # distances do not change; rounding is smallest near the origin
     rows_real, rows_fake = rows_real - center, rows_fake - center
     # Rounding must not exclude an exact copy at the centre of a ball of radius 0.
@@ -130,15 +119,12 @@ def two_sample_accuracy(real: Outlines, fake: Outlines, learn_from: tuple[Outlin
     real, fake: [N, D], N >= 20; learn_from: two sets [M, D].
     Source: Lopez-Paz and Oquab, Revisiting Classifier Two-Sample Tests (2017).
     """
-    test_real, test_fake = _pair(real, fake, "two-sample accuracy", torch.float32, min_rows=20)
+    test_real, test_fake = _checked("two-sample accuracy", torch.float32, 20, real, fake)
     if learn_from is None:
         (learn_real, test_real), (learn_fake, test_fake) = (rows.tensor_split([len(rows) // 2])
                                                             for rows in (test_real, test_fake))
     else:
-        learn_real, learn_fake = _pair(*learn_from, "two-sample accuracy", torch.float32, min_rows=10)
-        if learn_real.shape[1] != test_real.shape[1]:
-            raise OutlinesError(f"two-sample accuracy: trained on {learn_real.shape[1]} dimensions, scored on "
-                                f"{test_real.shape[1]}")
+        learn_real, learn_fake = _checked("two-sample accuracy", torch.float32, 10, *learn_from)
     learn, test = torch.cat([learn_real, learn_fake]).to(device), torch.cat([test_real, test_fake]).to(device)
     mean = learn.mean(dim=0)
     scale = (learn - mean).square().mean().sqrt().clamp_min(torch.finfo(learn.dtype).tiny)

@@ -11,8 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from sentencepiece import SentencePieceNormalizer
 
-from outlines.errors import OutlinesError
-
 Words = Sequence[str]
 Ngram = tuple[str, ...]
 
@@ -56,28 +54,19 @@ def ngrams(sentence: Words, n: int) -> Iterable[Ngram]:
     return zip(*(sentence[start:] for start in range(n)), strict=False)
 
 
-def require_sentences(metric: str, sentences: Sequence[object], at_least: int = 1) -> None:
-    """Raise OutlinesError if a metric has too few sentences."""
-    if len(sentences) < at_least:
-        raise OutlinesError(f"{metric}: got {len(sentences)} sentences; at least {at_least} needed.")
-
-
 def distinct_n(samples: Sequence[Words], n: int) -> float:
     """Return distinct n-grams / n-grams, 0..1 (Li et al. 2016). It falls as samples are added: compare equal numbers."""
-    require_sentences("distinct-n", samples)
     counts = Counter(ngram for sample in samples for ngram in ngrams(sample, n))
     return len(counts) / max(1, counts.total())
 
 
 def unique_rate(samples: Sequence[Words]) -> float:
     """Return distinct sentences / sentences, 0..1. It falls as samples are added: compare equal numbers."""
-    require_sentences("unique rate", samples)
     return len(set(map(tuple, samples))) / len(samples)
 
 
 def copied_rate(samples: Sequence[Words], training: Iterable[Words]) -> float:
     """Return the share of samples that occur word for word in the training text, 0..1. Reads `training` once."""
-    require_sentences("copied rate", samples)
     counts = Counter(map(tuple, samples))
     copied = {sentence for sentence in map(tuple, training) if sentence in counts}
     return sum(counts[sentence] for sentence in copied) / len(samples)
@@ -96,7 +85,6 @@ def nearest_overlap(samples: Sequence[Words], training: Iterable[Words], n: int 
     A sentence of fewer than n words counts as one n-gram. It grows with the number of training sentences.
     Source: McCoy et al., How Much Do Language Models Copy From Their Training Data? (2023), here per training sentence.
     """
-    require_sentences("nearest overlap", samples)
     sample_ngrams = [set(ngrams(sample, n)) or {tuple(sample)} for sample in samples]
     holders: dict[Ngram, list[int]] = {ngram: [] for own in sample_ngrams for ngram in own}
     for index, sentence in enumerate(training):
@@ -113,8 +101,6 @@ def nearest_overlap(samples: Sequence[Words], training: Iterable[Words], n: int 
 
 def length_distance(samples: Sequence[Words], reference: Sequence[Words]) -> float:
     """Return the 1-Wasserstein distance between two distributions of sentence length, in words (Vallender 1974)."""
-    require_sentences("length distance", samples)
-    require_sentences("length distance", reference)
     size = max(map(len, [*samples, *reference])) + 1
     below, below_reference = (np.bincount(list(map(len, sentences)), minlength=size).cumsum()
                               for sentences in (samples, reference))

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from outlines.corpus.batching import TokenBatch
 from outlines.corpus.tokenizer import SpecialIds
-from outlines.errors import OutlinesError
 from outlines.options import Registry
 
 
@@ -75,8 +74,4 @@ DECODERS = Registry("decoder")
 
 def build_decoder(config: DecoderConfig) -> Decoder:
     """Return an untrained decoder; `config.kind` decides its class."""
-    decoder = DECODERS[config.kind]
-    if not isinstance(config, decoder.config_class):
-        raise OutlinesError(f"Decoder {config.kind!r} is configured by {decoder.config_class.__name__}, "
-                            f"not by {type(config).__name__}.")
-    return decoder(config)
+    return DECODERS[config.kind](config)

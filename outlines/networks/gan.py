@@ -5,7 +5,6 @@ The generator starts as a fitted mixture (networks/mixture.py) and learns a resi
     outline = centre[k] + factor · noise + mlp(noise, centre[k])
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from outlines.devices import float64
-from outlines.errors import OutlinesError
 from outlines.networks.generator import GENERATORS, OutlineGenerator
 from outlines.networks.mixture import Mixture
 
@@ -167,8 +165,6 @@ class Critic(nn.Module):
 @torch.no_grad()
 def update_ema(average: nn.Module, current: nn.Module, decay: float) -> None:
     """average ← decay · average + (1 - decay) · current, parameter by parameter; buffers are copied."""
-    if not 0 <= decay < 1 or math.isnan(decay):
-        raise OutlinesError(f"The decay of the moving average is {decay}. Use a value in [0, 1).")
     torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - decay)
     for kept, buffer in zip(average.buffers(), current.buffers(), strict=True):
         kept.copy_(buffer)

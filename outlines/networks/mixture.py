@@ -33,12 +33,8 @@ def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_offsets: int 
     """Fit centres to outlines [N, D] by Lloyd's k-means, and a factor of the residuals' covariance.
 
     num_offsets: centres of a second k-means on the residuals of the first (multiple stage vector quantisation: Juang and
-    Gray 1982). progress: called with (iterations done, total). Raises OutlinesError if there are too few outlines.
+    Gray 1982). progress: called with (iterations done, total). Raises OutlinesError if too few outlines have a residual.
     """
-    num_rows = len(outlines)
-    if not 0 < num_centres + num_offsets < num_rows:
-        raise OutlinesError(f"A mixture of {num_centres + num_offsets} centres needs more than {num_rows} outlines. "
-                            "Lower --num-centres or use a larger corpus.")
     done, total = itertools.count(1), K_MEANS_ITERATIONS * (2 if num_offsets else 1)
 
     def iterated() -> None:
@@ -54,7 +50,8 @@ def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_offsets: int 
             raise OutlinesError(f"{num_offsets} offsets need more than {len(left)} outlines away from their centres. "
                                 "Lower num_offsets or use a larger corpus.")
         offsets, offset_shares, residual = _k_means(left, num_offsets, seed, iterated)
-    values, directions = torch.linalg.eigh(float64(residual.T @ residual / max(1, num_rows - num_centres - num_offsets)))
+    num_free = max(1, len(outlines) - num_centres - num_offsets)
+    values, directions = torch.linalg.eigh(float64(residual.T @ residual / num_free))
     factor = (directions * values.clamp(min=0).sqrt()).to(outlines)
     return Mixture(centres, shares, factor, offsets, offset_shares)
 

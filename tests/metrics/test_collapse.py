@@ -180,9 +180,6 @@ def test_drift_by_hand() -> None:
     shifted = drift([(mu, sigma), (mu + 2, log_sigma(1.5, mu))])
     assert shifted.mu.tolist() == pytest.approx([2, 0.4]) and shifted.sigma.tolist() == pytest.approx([1, 0.2])
     assert drift([(mu, None), (mu, None)]).mu.tolist() == [0, 0]
-    for bad in ([(mu, sigma)], [(mu, sigma), (mu[1:], sigma[1:])]):
-        with pytest.raises(OutlinesError, match="two or more evaluations"):
-            drift(bad)
 
 
 def test_other_rows_are_others_and_not_neighbours_only() -> None:
@@ -416,12 +413,9 @@ def test_a_diagnosis_is_deterministic_and_plain_json() -> None:
 def test_input_that_cannot_be_judged_is_refused() -> None:
     mu = normal(4, 2)
     rows = sentences(mu)
-    for bad_mu, logvar, message in [(mu[0], None, "must be"), (mu[:1], None, "must be"), (mu, mu[:, :1], "must be"),
-                                    (mu * torch.inf, None, "NaN"), (mu, mu * torch.nan, "NaN")]:
-        with pytest.raises(OutlinesError, match=message):
+    for bad_mu, logvar in [(mu * torch.inf, None), (mu, mu * torch.nan)]:
+        with pytest.raises(OutlinesError, match="NaN"):
             diagnose(sign_decoder(1, 1), rows, bad_mu, logvar)
-    with pytest.raises(OutlinesError, match="3 sentences, but 4 posteriors"):
-        diagnose(sign_decoder(1, 1), rows[:3], mu)
     with pytest.raises(ValueError, match="evaluation mode"):
         diagnose(sign_decoder(1, 1).train(), rows, mu)
 

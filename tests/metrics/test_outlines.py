@@ -138,14 +138,6 @@ def test_two_sample_accuracy_sees_what_a_mixture_lacks():
     assert few.accuracy < result.accuracy
 
 
-def test_two_sample_accuracy_learns_from_rows_of_the_same_kind():
-    rows = gaussian(0, 30, 4)
-    with pytest.raises(OutlinesError, match="trained on 3 dimensions, scored on 4"):
-        two_sample_accuracy(rows, rows, (gaussian(1, 30, 3), gaussian(2, 30, 3)))
-    with pytest.raises(OutlinesError, match="30 rows against 20"):
-        two_sample_accuracy(rows, rows, (gaussian(1, 30, 4), gaussian(2, 20, 4)))
-
-
 def test_two_sample_accuracy_detects_a_shift_and_ignores_the_scale():
     a, b = ring(0, 200), ring(1, 200) + 0.4 * np.eye(8)[0]
     result = two_sample_accuracy(a, b)
@@ -177,18 +169,8 @@ def test_wrong_outlines_are_errors(metric):
     bad[7, 2] = math.nan
     with pytest.raises(OutlinesError, match="1 of 30 outlines contain NaN"):
         metric(good, bad)
-    with pytest.raises(OutlinesError):
-        metric(good, good[:, :3])
-    with pytest.raises(OutlinesError, match=r"must be \[N, D\]"):
-        metric(good[0], good)
-    with pytest.raises(OutlinesError):
-        metric(good, good[:0])
-
-
-@pytest.mark.parametrize("metric", [knn_precision_recall, two_sample_accuracy])
-def test_sets_of_unequal_size_are_an_error(metric):
-    with pytest.raises(OutlinesError, match="30 rows against 29"):
-        metric(gaussian(0, 30, 4), gaussian(1, 29, 4))
+    with pytest.raises(OutlinesError, match="outlines of each set, has 1"):
+        metric(good, good[:1])
 
 
 def test_inputs_stay_as_they_were():

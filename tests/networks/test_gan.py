@@ -35,9 +35,7 @@ def test_one_centre_is_the_fitted_gaussian() -> None:
     assert torch.allclose(mixture.factor @ mixture.factor.T, outlines.T.cov(), atol=1e-4)
 
 
-def test_too_many_centres_is_an_error_for_people() -> None:
-    with pytest.raises(OutlinesError, match="more than 5 outlines"):
-        fit_mixture(torch.randn(5, 3), 5, seed=1)
+def test_too_many_offsets_is_an_error_for_people() -> None:
     with pytest.raises(OutlinesError, match="3 offsets need more than 0 outlines"):
         fit_mixture(torch.eye(3).repeat(4, 1)[:, :2].mul(0), 1, seed=1, num_offsets=3)
 
@@ -165,5 +163,3 @@ def test_ema_by_hand() -> None:
     torch.nn.init.constant_(current.weight, 3.0)
     update_ema(average, current, decay=0.75)
     assert average.weight.item() == pytest.approx(1.5)
-    with pytest.raises(OutlinesError, match="decay of the moving average is 1"):
-        update_ema(average, current, decay=1.0)

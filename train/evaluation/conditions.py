@@ -125,7 +125,7 @@ class Comparison:
         raw = torch.from_numpy(self.data.stores["test"].rows(self.found.conditions))
         own, other = (torch.stack([(group @ real.T).mean(dim=1) for group, real in zip(encoded, outlines, strict=True)])
                       for outlines in (self.outlines, self.outlines[1:] + self.outlines[:1]))
-        bleu = np.array([[bleu_scores([words(text)], real, 4)[4] for text in group]
+        bleu = np.array([[bleu_scores([words(text)], real)[4] for text in group]
                          for group, real in zip(texts, self.references, strict=True)])
         row = {"num_conditions": len(texts), "num_samples": len(flat), "similarity": float(own.mean()),
                "similarity_random": float(other.mean()), "own_group": float((own > other).float().mean()),
