@@ -43,7 +43,7 @@ def case(name: str, folder: Path) -> None:
     """Print the peak resident and the anonymous memory in MiB, and the seconds, of one case."""
     started = time.perf_counter()
     if name == "prepare":
-        files = CorpusFiles(train=(str(folder / "corpus.txt"),))
+        files = CorpusFiles(corpus=(str(folder / "corpus.txt"),))
         pairs = ((member.split, member.sentence) for member in read_corpus(files, ReadingReport()))
         prepare_corpus(pairs, folder / "prepared", source="benchmark")
     else:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from outlines.corpus.formats import TABLES
 from outlines.corpus.reading import CorpusFiles
 from outlines.devices import DEVICES, PRECISIONS
 from outlines.errors import OutlinesError
@@ -19,34 +18,15 @@ from outlines.options import choices_of, option, unknown_name
 
 
 @dataclass(frozen=True)
-class CorpusConfig:
+class CorpusConfig(CorpusFiles):
     """The sentences, and how they become tokens."""
 
     group: ClassVar[str] = "corpus"
-    corpus: tuple[str, ...] = option((), "training files: .txt, .jsonl, .json, .csv, .tsv or .parquet, optionally .gz "
-                                         "(default: the embedded corpus, a grammar of everyday scenes)")
-    valid: tuple[str, ...] = option((), "validation files (default: a fraction of --corpus)")
-    test: tuple[str, ...] = option((), "test files (default: a fraction of --corpus)")
-    text_column: str = option("text", "column of the sentence in files other than .txt")
-    group_lines: int = option(0, "number of consecutive lines of a .txt file that describe the same item; each is a "
-                                 "condition for the others; 0 reads --condition-column", low=0)
-    condition_column: str = option("", "column of the condition (default: condition)")
-    label_column: str = option("", "column of a label that is added to the condition (default: no label)")
-    max_rejected: float = option(0.1, "largest fraction of bad lines at which training starts", low=0, high=1)
-    strict: bool = option(False, "stop at the first bad line instead of skipping and counting it", flag=False)
-    max_chars: int = option(2000, "maximum characters of a line; longer lines are rejected", low=1, flag=False)
-    valid_fraction: float = option(0.02, "fraction of sentences held out for validation, by hash", low=0, high=0.5,
-                                   flag=False)
-    test_fraction: float = option(0.02, "fraction of sentences held out for testing, by hash", low=0, high=0.5, flag=False)
     num_sentences: int = option(20000, "sentences of the embedded corpus, before splitting", low=100)
     tokenizer: str = option("", "SentencePiece model to use (default: train one on the training split)")
     vocab_size: int = option(0, "SentencePiece pieces; 0 adapts the vocabulary to the corpus", low=0)
     lowercase: bool = option(False, "convert the text to lower case")
     max_len: int = option(64, "maximum tokens of a sentence; longer sentences are cut", low=1)
-
-    def files(self) -> CorpusFiles:
-        names = {field.name for field in dataclasses.fields(CorpusFiles)}
-        return CorpusFiles(train=self.corpus, **{name: value for name, value in vars(self).items() if name in names})
 
 
 @dataclass(frozen=True)
@@ -136,7 +116,7 @@ def group_of(name: str, model_config: type) -> str:
     for section in sections(model_config).values():
         for base in reversed(section.__mro__):
             if name in getattr(base, "__annotations__", ()):
-                return str(base.group)
+                return str(getattr(base, "group", section.group))
     raise KeyError(name)
 
 
@@ -209,13 +189,13 @@ def resolve(family: str, model_config: Any, presets: dict[str, dict[str, Any]], 
     for where, layer in layers:
         values |= _coerced(fields, layer, where)
     given = {name for _, layer in layers[len(names):] for name in layer}
+    if model_config.learns_pairs and not (values.get("group_lines") or values.get("condition_column")):
+        values["condition_column"] = "condition"
     parts = {key: section(**{field.name: values[field.name] for field in dataclasses.fields(section)
                              if field.name in values})
              for key, section in sections(model_config).items()}
     config = RunConfig(family=family, **parts)
     check(config, given)
-    if model_config.learns_pairs and not (config.corpus.group_lines or config.corpus.condition_column):
-        config = dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, condition_column="condition"))
     return config
 
 
@@ -261,8 +241,6 @@ def check(config: RunConfig, given: set[str]) -> None:
     without_effect = []
     if corpus.corpus:
         without_effect += ["num_sentences"]
-        if not any(kind in path for path in (*corpus.corpus, *corpus.valid, *corpus.test) for kind in TABLES):
-            without_effect += ["text_column"]
         without_effect += ["valid_fraction"] if corpus.valid else []
         without_effect += ["test_fraction"] if corpus.test else []
     else:

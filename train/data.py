@@ -161,7 +161,7 @@ def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device:
                     ranks.barrier()
             stores[split] = OutlineStore(store)
             stores[split].check_current(sentences, loaded)
-    pairing = load_pairing(config.files()) if config.corpus and config.files().are_pairs else None
+    pairing = load_pairing(config) if config.are_pairs else None
     return Dataset(corpus, stores, normalized, device, pairing)
 
 
@@ -171,7 +171,7 @@ def _key(data: dict[str, object]) -> str:
 
 def _members(config: CorpusConfig, report: ReadingReport, sources: Sequence[str] = SPLITS) -> Iterator[Member]:
     if config.corpus:
-        yield from read_corpus(config.files(), report, sources)
+        yield from read_corpus(config, report, sources)
     elif "train" in sources:
         for number, sentence in enumerate(grammar.sentences(config.num_sentences, EMBEDDED_SEED)):
             yield Member(split_of(sentence, config.valid_fraction, config.test_fraction), sentence, number, "")
@@ -179,7 +179,7 @@ def _members(config: CorpusConfig, report: ReadingReport, sources: Sequence[str]
 
 def fit_splits(config: CorpusConfig, reporter: Reporter) -> CorpusConfig:
     """Return the configuration with held-out fractions raised until every split has enough rows. Raises CorpusError."""
-    pairs = config.corpus and config.files().are_pairs
+    pairs = config.are_pairs
     least, unit = (LEAST_GROUPS, "groups of two or more sentences") if pairs else (LEAST_ROWS, "sentences")
     while True:
         counts, group, size = Counter[str](), ("", -1), 0
@@ -206,9 +206,9 @@ def fit_splits(config: CorpusConfig, reporter: Reporter) -> CorpusConfig:
 
 def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
     given = SentencePieceTokenizer.load(Path(config.tokenizer)) if config.tokenizer else None
-    files = config.files() if config.corpus else None
-    source = fingerprint(files) if files else f"{EMBEDDED} {grammar.scenes().entropy():.12f} x {config.num_sentences}"
-    vocab_size = config.vocab_size or (0 if files or given else EMBEDDED_VOCAB_SIZE)
+    source = (fingerprint(config) if config.corpus
+              else f"{EMBEDDED} {grammar.scenes().entropy():.12f} x {config.num_sentences}")
+    vocab_size = config.vocab_size or (0 if config.corpus or given else EMBEDDED_VOCAB_SIZE)
     key = _key({"source": source, "vocab_size": vocab_size, "lowercase": config.lowercase,
                 "max_len": config.max_len, "tokenizer": given.fingerprint if given else "",
                 "fractions": [config.valid_fraction, config.test_fraction], "version": 2})
@@ -222,6 +222,6 @@ def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
         with reporter.bar("tokenise", "sentences") as progress:
             prepare_corpus(pairs, directory, source=source, vocab_size=vocab_size or None, lowercase=config.lowercase,
                            max_len=config.max_len, tokenizer=given, report=report, progress=progress)
-    if files:
+    if config.corpus:
         reporter.line(report.summary())
     return directory

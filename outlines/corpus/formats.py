@@ -59,16 +59,16 @@ def require_file(path: Path) -> None:
         raise CorpusError(f"{path}: {'not a plain file' if path.exists() else 'no such file'}. Check the path.")
 
 
-def read_fields(path: Path, columns: Sequence[str], gz_bytes: int = GZ_BYTES) -> Iterator[Fields]:
+def read_fields(path: Path, columns: Sequence[str]) -> Iterator[Fields]:
     """Yield (line number, text of each column), or Bad if one of them has no text. Raises CorpusError.
 
     In a .txt file, every name selects the whole line. A blank line has empty texts.
     """
-    lines, kind = _lines(path, gz_bytes), kind_of(path)
+    lines, kind = _lines(path), kind_of(path)
     if kind == ".parquet":
         yield from _record_fields(path, _parquet_records(path, columns), columns)
     elif kind in (".json", ".jsonl"):
-        records = _json_array(path, gz_bytes) or ((number, _json_value(line)) for number, line in lines)
+        records = _json_array(path) or ((number, _json_value(line)) for number, line in lines)
         yield from _record_fields(path, records, columns)
     elif kind in (".csv", ".tsv"):
         yield from _csv_fields(path, lines, columns)
@@ -77,12 +77,12 @@ def read_fields(path: Path, columns: Sequence[str], gz_bytes: int = GZ_BYTES) ->
             yield number, line if isinstance(line, Bad) else [line] * len(columns)
 
 
-def _lines(path: Path, gz_bytes: int) -> Iterator[Line]:
+def _lines(path: Path) -> Iterator[Line]:
     """Yield numbered, decoded lines without their ends."""
     require_file(path)
     number, total, at_start = 0, 0, True
     try:
-        limit = max(gz_bytes, GZ_RATIO * path.stat().st_size)
+        limit = max(GZ_BYTES, GZ_RATIO * path.stat().st_size)
         with gzip.open(path) if is_gz(path) else open(path, "rb") as file:
             while piece := file.readline(MAX_LINE_BYTES):
                 number += at_start
@@ -137,13 +137,13 @@ def _record_fields(path: Path, records: Iterable[tuple[int, Any]], columns: Sequ
         raise missing
 
 
-def _json_array(path: Path, most: int) -> Iterable[tuple[int, Any]] | None:
+def _json_array(path: Path) -> Iterable[tuple[int, Any]] | None:
     """Return the records of a file that holds one JSON array, which must fit in memory; None for other files."""
     with contextlib.suppress(OSError, EOFError, zlib.error, ValueError, RecursionError), (
             gzip.open(path) if is_gz(path) else open(path, "rb")) as file:
         if file.read(4096).decode("utf-8-sig", "ignore").lstrip().startswith("["):
             file.seek(0)
-            return enumerate(json.loads(file.read(most).decode("utf-8-sig")), start=1)
+            return enumerate(json.loads(file.read(GZ_BYTES).decode("utf-8-sig")), start=1)
     return None
 
 

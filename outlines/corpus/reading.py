@@ -8,12 +8,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
 
 from outlines.checkpoint import sha256_file
 from outlines.corpus.formats import GZ_BYTES, Bad, CorpusError, iconv, is_gz, kind_of, read_fields, require_file
+from outlines.options import option
 
 SPLITS = ("train", "valid", "test")
 MAX_CHARS_LIMIT = 50_000  # a character takes up to 12 bytes in JSON, so the line still fits MAX_LINE_BYTES
@@ -21,48 +22,44 @@ MAX_CHARS_LIMIT = 50_000  # a character takes up to 12 bytes in JSON, so the lin
 
 @dataclass(frozen=True)
 class CorpusFiles:
-    """The files of a corpus, and how they are read and split.
+    """The files of a corpus, and how they are read and split. Raises CorpusError for options that contradict each other."""
 
-    text_column, condition_column, label_column: columns of files other than `.txt`; empty for none.
-    strict: raise an error at the first bad line. max_rejected: largest share of bad lines; blank ones do not count.
-    valid_fraction, test_fraction: share of the train files' sentences for a split without files.
-    group_lines: number of consecutive lines of a `.txt` file that describe the same item; 0: lines are unrelated.
-    gz_bytes: limit for the decompressed size of a `.gz`, or GZ_RATIO times its own size if that is more.
-    """
-
-    train: tuple[str, ...]
-    valid: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
-    text_column: str = "text"
-    strict: bool = False
-    max_rejected: float = 0.1
-    max_chars: int = 2000
-    valid_fraction: float = 0.02
-    test_fraction: float = 0.02
-    gz_bytes: int = GZ_BYTES
-    group_lines: int = 0
-    condition_column: str = ""
-    label_column: str = ""
+    corpus: tuple[str, ...] = option((), "training files: .txt, .jsonl, .json, .csv, .tsv or .parquet, optionally .gz "
+                                         "(default: the embedded corpus, a grammar of everyday scenes)")
+    valid: tuple[str, ...] = option((), "validation files (default: a fraction of --corpus)")
+    test: tuple[str, ...] = option((), "test files (default: a fraction of --corpus)")
+    text_column: str = option("text", "column of the sentence in files other than .txt")
+    group_lines: int = option(0, "number of consecutive lines of a .txt file that describe the same item; each is a "
+                                 "condition for the others; 0 reads --condition-column", low=0)
+    condition_column: str = option("", "column of the condition (default: condition)")
+    label_column: str = option("", "column of a label that is added to the condition (default: no label)")
+    max_rejected: float = option(0.1, "largest fraction of bad lines at which training starts", low=0, high=1)
+    strict: bool = option(False, "stop at the first bad line instead of skipping and counting it", flag=False)
+    max_chars: int = option(2000, "maximum characters of a line; longer lines are rejected", low=1, high=MAX_CHARS_LIMIT,
+                            flag=False)
+    valid_fraction: float = option(0.02, "fraction of sentences held out for validation, by hash", low=0, high=0.5,
+                                   flag=False)
+    test_fraction: float = option(0.02, "fraction of sentences held out for testing, by hash", low=0, high=0.5, flag=False)
 
     def __post_init__(self) -> None:
-        if not self.train:
-            raise CorpusError("The corpus has no training file. Pass at least one.")
-        if not 1 <= self.max_chars <= MAX_CHARS_LIMIT:
-            raise CorpusError(f"max_chars is {self.max_chars}. Choose 1 to {MAX_CHARS_LIMIT}.")
-        if not (self.valid_fraction >= 0 and self.test_fraction >= 0 and self.valid_fraction + self.test_fraction < 1):
+        if self.valid_fraction + self.test_fraction >= 1:
             raise CorpusError(f"valid_fraction is {self.valid_fraction} and test_fraction is {self.test_fraction}. "
-                              "Choose fractions of at least 0 with a sum below 1.")
-        kinds = {kind_of(Path(path)) for path in (*self.train, *self.valid, *self.test)}
+                              "Choose fractions with a sum below 1.")
+        kinds = {kind_of(Path(path)) for paths in self.paths().values() for path in paths}
         if self.text_column != "text" and kinds == {".txt"}:
             raise CorpusError(f"text_column {self.text_column!r} has no effect on .txt files. Remove it.")
         if self.condition_column and ".txt" in kinds:
             raise CorpusError(".txt files have no condition column. Set group_lines instead, or use a .jsonl or .csv file.")
-        if self.group_lines and (self.group_lines < 2 or kinds != {".txt"}):
+        if self.group_lines and (self.group_lines < 2 or kinds - {".txt"}):
             raise CorpusError(f"group_lines is {self.group_lines}. It must be at least 2, and needs .txt files.")
         columns = [column for column in (self.condition_column, self.label_column, self.text_column) if column]
         if len(set(columns)) < len(columns) or (self.label_column and not self.condition_column):
             raise CorpusError(f"The columns are {', '.join(map(repr, columns))}. Condition, label and text need different "
                               "columns, and a label needs a condition.")
+
+    def paths(self) -> dict[str, tuple[str, ...]]:
+        """Return the files of each split."""
+        return dict(zip(SPLITS, (self.corpus, self.valid, self.test), strict=True))
 
     @property
     def are_pairs(self) -> bool:
@@ -136,7 +133,7 @@ def read_records(files: CorpusFiles, paths: Sequence[str], columns: Sequence[str
     """Yield the normalised sentences of `paths` in order and count rejected lines. Raises CorpusError."""
     num_accepted, num_rejected, reason = 0, 0, ""
     for file, path in enumerate(paths):
-        for number, texts in read_fields(Path(path), columns, files.gz_bytes):
+        for number, texts in read_fields(Path(path), columns):
             found = [texts] if isinstance(texts, Bad) else [_sentence(text, files.max_chars) for text in texts]
             sentences = tuple(text for text in found if isinstance(text, str))
             if len(sentences) == len(columns):
@@ -171,9 +168,9 @@ def read_corpus(files: CorpusFiles, report: ReadingReport, sources: Sequence[str
     test_fraction = 0.0 if files.test else files.test_fraction
     columns = [column for column in (files.condition_column, files.text_column, files.label_column) if column]
     group, current, where = -1, None, ""
-    for split, paths in (("train", files.train), ("valid", files.valid), ("test", files.test)):
-        for file, number, fields in read_records(files, paths, columns, report) if paths and split in sources else ():
-            first = fields[0]
+    for split, paths in files.paths().items():
+        for file, number, texts in read_records(files, paths, columns, report) if paths and split in sources else ():
+            first = texts[0]
             item = split, file, first if files.condition_column else (number - 1) // max(files.group_lines, 1)
             if item != current:
                 group, current = group + 1, item
@@ -182,15 +179,16 @@ def read_corpus(files: CorpusFiles, report: ReadingReport, sources: Sequence[str
                     report.accepted[where] += 1
                     yield Member(where, first, group, "")
             report.accepted[where] += 1
-            yield Member(where, fields[bool(files.condition_column)], group, fields[2] if files.label_column else "")
+            yield Member(where, texts[bool(files.condition_column)], group, texts[2] if files.label_column else "")
     report.check(files.max_rejected)
 
 
 def fingerprint(files: CorpusFiles) -> str:
     """Return the SHA-256 of the files' bytes and types and of the options, but not of paths."""
-    described = asdict(files)
-    for split in SPLITS:
-        paths = [Path(path) for path in getattr(files, split)]
+    described = {field.name: getattr(files, field.name) for field in fields(CorpusFiles) if field.name != "corpus"}
+    described["gz_bytes"] = GZ_BYTES
+    for split, names in files.paths().items():
+        paths = [Path(name) for name in names]
         for path in paths:
             require_file(path)
         described[split] = [(kind_of(path), is_gz(path), sha256_file(path)) for path in paths]

@@ -34,7 +34,8 @@ def test_an_unknown_name_suggests_the_nearest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["embed_dim = 'wide'", "embed_dim = true", "objective = 'gan'", "corpus = 'one.txt'",
-                                  "strict = 1", "= broken", "dropout = 1.5",
+                                  "strict = 1", "= broken", "dropout = 1.5", "max_chars = 0",
+                                  "max_chars = 50_001", "valid_fraction = -0.1", "valid_fraction = nan",
                                   "decoder_steps = 0", "gan_learning_rate = nan", "num_centres = -1"])
 def test_a_value_that_does_not_fit_is_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "c.toml"

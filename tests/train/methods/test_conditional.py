@@ -49,7 +49,7 @@ def written(path: Path, lines: list[str]) -> str:
 def grouped(directory: Path, lines: list[str], **options: Any) -> CorpusFiles:
     """The same lines as all three splits, in groups of 3."""
     paths = [written(directory / f"{split}.txt", lines) for split in ("train", "valid", "test")]
-    return CorpusFiles(**{"train": (paths[0],), "valid": (paths[1],), "test": (paths[2],), "group_lines": 3, **options})
+    return CorpusFiles(**{"corpus": (paths[0],), "valid": (paths[1],), "test": (paths[2],), "group_lines": 3, **options})
 
 
 LINES = [f"picture {group} line {line}" for group in range(40) for line in range(3)]
