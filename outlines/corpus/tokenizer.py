@@ -99,6 +99,7 @@ class Tokenizer(Protocol):
     special: SpecialIds
     vocab_size: int
     fingerprint: str
+    pieces: list[str]  # the text of each token; empty for single bytes and special tokens
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]: ...
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
@@ -130,10 +131,10 @@ class SentencePieceTokenizer:
         self._model, self._processor = model, processor
         self.vocab_size = len(ids)  # includes the special tokens
         self.fingerprint = hashlib.sha256(model).hexdigest()  # of everything that decides the ids
-        # The text of each piece of letters and punctuation; None for pieces that need SentencePiece to decode.
         others = {id for id in ids if processor.is_byte(id) or processor.is_control(id) or processor.is_unknown(id)}
-        self._plain: list[Any] = [piece.replace("▁", " ") if id not in others and re.fullmatch(r"▁?[^\s▁]+", piece) else None
-                                  for id, piece in enumerate(pieces)]
+        self.pieces = ["" if id in others else piece.replace("▁", " ") for id, piece in enumerate(pieces)]
+        # None for pieces that need SentencePiece to decode.
+        self._plain: list[Any] = [piece if re.fullmatch(r" ?\S+", piece) else None for piece in self.pieces]
 
     @classmethod
     def load(cls, path: Path, sha256: str | None = None) -> Self:

@@ -1,46 +1,44 @@
 """Beam search: the likeliest sentence under a decoder."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from outlines.decoding.fast_gru import FastGRU, FastReader
-from outlines.decoding.sample import Reader, SamplingConfig
+from outlines.decoding.sample import Prefix, Reader, SamplingConfig, of_rows
 from outlines.networks.decoder import Decoder
 
 
 @torch.no_grad()
 def beam_search(decoder: Decoder, vector: Tensor | None, num: int, config: SamplingConfig,
-                prefix: Sequence[int] = (), fast: FastGRU | None = None) -> list[list[int]]:
+                prefix: Prefix = (), fast: FastGRU | None = None) -> list[list[int]]:
     """Return, for each of `num` rows, the sentence found with the highest log p(sentence, eos | vector).
 
     A row is done when no prefix in its beam is likelier than its best finished sentence. If no sentence ends within max_len,
     the likeliest prefix is returned. The sum is not divided by the length. Arguments: see `sample`.
     Source: Sutskever, Vinyals and Le, Sequence to Sequence Learning with Neural Networks (2014), section 3.2.
     """
-    arguments = vector, num, config, prefix
-    reader = FastReader(fast, *arguments) if fast else Reader(decoder, *arguments)
+    device = next(decoder.parameters()).device
+    prefix = of_rows(prefix, num, device)
+    reader = FastReader(fast, vector, config, prefix) if fast else Reader(decoder, vector, config, prefix)
     width, vocab_size, eos = config.beam, decoder.config.vocab_size, decoder.config.eos_id
-    device = reader.tokens.device
     reader.select(torch.arange(num, device=device).repeat_interleave(width))
     tokens = reader.tokens.repeat_interleave(width)
     scores = torch.full((num, width), -torch.inf, device=device)
     scores[:, 0] = 0.0  # the others would be copies of the first
-    beams = torch.empty(num, width, 0, dtype=torch.long, device=device)
+    beams = prefix[:, None].expand(-1, width, -1)
     rows = torch.arange(num, device=device)
     best = torch.full((num,), -torch.inf, device=device)
     sentences: list[list[int]] = [[] for _ in range(num)]
-    for position in range(len(prefix), config.max_len + 1):
+    for position in range(prefix.shape[1], config.max_len + 1):
         totals = scores[:, :, None] + reader.logits(tokens)[:, :vocab_size].log_softmax(dim=1).view(len(rows), width, -1)
         ended, which = totals[:, :, eos].max(dim=1)
         for row in (ended > best).nonzero()[:, 0].tolist():
-            sentences[int(rows[row])] = [*prefix, *beams[row, which[row]].tolist()]
+            sentences[int(rows[row])] = beams[row, which[row]].tolist()
         best = torch.maximum(best, ended)
         totals[:, :, eos] = -torch.inf
         if position == config.max_len:
             for row in best.isneginf().nonzero()[:, 0].tolist():
-                sentences[int(rows[row])] = [*prefix, *beams[row, 0].tolist()]
+                sentences[int(rows[row])] = beams[row, 0].tolist()
             break
         scores, flat = totals.flatten(1).topk(width, dim=1)  # in order: the first is the likeliest
         parent, token = flat // vocab_size, flat % vocab_size

@@ -1,13 +1,13 @@
 """The one route from vectors to tokens: beam search, the fast GRU sampler or the plain sampler."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from torch import Tensor
 
 from outlines.decoding.beam import beam_search
 from outlines.decoding.fast_gru import FastGRU
-from outlines.decoding.sample import SamplingConfig, sample
+from outlines.decoding.sample import Prefix, SamplingConfig, of_rows, sample
 from outlines.networks.decoder import Decoder
 from outlines.networks.gru import GRUDecoder
 
@@ -24,18 +24,17 @@ class Sampler:
         self._fast = FastGRU(decoder, bfloat16) if type(decoder) is GRUDecoder else None
 
     def __call__(self, vector: Tensor | None, uniforms: Tensor, config: SamplingConfig,
-                 prefix: Sequence[int] = ()) -> list[list[int]]:
+                 prefix: Prefix = ()) -> list[list[int]]:
         """Return one sentence per row, for the arguments of `sample`. Beam search ignores the uniforms."""
         if not len(uniforms):
             return []
         if self._fast and not config.beam:
             return self._fast.sample(vector, uniforms, config, prefix)
-        rows_at_once = CPU_ROWS if uniforms.device.type == "cpu" else len(uniforms)
-        if config.beam:
-            rows_at_once = max(1, BEAM_ROWS // config.beam)
+        prefix = of_rows(prefix, len(uniforms), uniforms.device)
+        suited = CPU_ROWS if uniforms.device.type == "cpu" else len(uniforms)
+        rows_at_once = max(1, BEAM_ROWS // config.beam) if config.beam else suited
         vectors: Iterable[Tensor | None] = itertools.repeat(None) if vector is None else vector.split(rows_at_once)
-        parts = zip(vectors, uniforms.split(rows_at_once), strict=False)
-        if config.beam:
-            return [row for part, numbers in parts
-                    for row in beam_search(self.decoder, part, len(numbers), config, prefix, self._fast)]
-        return [row for part, numbers in parts for row in sample(self.decoder, part, numbers, config, prefix, self.bfloat16)]
+        parts = zip(vectors, uniforms.split(rows_at_once), prefix.split(rows_at_once), strict=False)
+        return [row for part, numbers, begun in parts for row in (
+            beam_search(self.decoder, part, len(numbers), config, begun, self._fast) if config.beam else
+            sample(self.decoder, part, numbers, config, begun, self.bfloat16))]

@@ -4,14 +4,13 @@
 It looks up each token's share of the gates in a table, and refills the places of finished sentences.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from outlines.decoding.sample import RUN, SamplingConfig, check, draw, until_eos
+from outlines.decoding.sample import RUN, Prefix, SamplingConfig, check, draw, of_rows, until_eos
 from outlines.networks.gru import GRUDecoder
 
 SLICE, GPU_SLICE = 256, 16_384  # rows whose logits are computed together: they fit a CPU's cache, and bound a GPU's memory
@@ -44,8 +43,9 @@ class FastGRU:
 
     @torch.no_grad()
     def sample(self, vector: Tensor | None, uniforms: Tensor, config: SamplingConfig,
-               prefix: Sequence[int] = ()) -> list[list[int]]:
+               prefix: Prefix = ()) -> list[list[int]]:
         """Return the sentences of `sample` in sample.py, for the same arguments."""
+        prefix = of_rows(prefix, len(uniforms), uniforms.device)
         num, device, eos = len(uniforms), uniforms.device, self.decoder.config.eos_id
         # Places 0 to `going` hold sentences; the places beyond fill the batch up to a multiple of LEAST_ROWS.
         going = min(num, PLACES) if device.type == "cpu" else num
@@ -54,12 +54,12 @@ class FastGRU:
         # Dividing the output layer by the temperature once is cheaper than dividing the logits at every step.
         temperature = config.temperature or 1.0
         config = replace(config, temperature=config.temperature / temperature)
-        reader = FastReader(self, None if vector is None else vector[rows], len(rows), config, prefix, temperature)
+        reader = FastReader(self, None if vector is None else vector[rows], config, prefix[rows], temperature)
+        first, rows = reader.tokens, rows[:_enough(going)]
         reader.begin(_enough(going))
-        first, rows = reader.tokens[:1], rows[:_enough(going)]
-        positions = torch.full_like(rows, len(prefix))
+        positions = torch.full_like(rows, prefix.shape[1])
         written = torch.full((num, config.max_len + 1), eos, device=device)
-        written[:, :len(prefix)] = written.new_tensor(prefix)
+        written[:, :prefix.shape[1]] = prefix
         while True:
             chosen = reader.choose(uniforms[rows, positions], config)
             written[rows[:going], positions[:going]] = chosen[:going]
@@ -72,7 +72,8 @@ class FastGRU:
                 places = (~goes_on).nonzero()[:entering, 0]
                 reader.enter(entered, places)
                 rows[places] = torch.arange(entered, entered + entering, device=device)
-                positions[places], chosen[places], goes_on[places] = len(prefix), first, True
+                positions[places], goes_on[places] = prefix.shape[1], True
+                chosen[places] = first[entered:entered + entering]
                 entered, left = entered + entering, left + entering
             if not left:
                 return until_eos(written, eos)
@@ -95,12 +96,11 @@ def _enough(num: int) -> int:
 class FastReader:
     """A `Reader` of sample.py. With guidance there are G = 2 readings of a row, with its vector and without; else G = 1."""
 
-    def __init__(self, fast: FastGRU, vector: Tensor | None, num: int, config: SamplingConfig, prefix: Sequence[int],
+    def __init__(self, fast: FastGRU, vector: Tensor | None, config: SamplingConfig, prefix: Tensor,
                  temperature: float = 1.0):
-        check(fast.decoder, vector, config, prefix)
-        decoder, self._fast, self._guidance = fast.decoder, fast, config.guidance
-        *before, self.tokens = decoder.output_bias.new_tensor([decoder.config.bos_id, *prefix],
-                                                              dtype=torch.long)[:, None].expand(-1, num)
+        check(fast.decoder, vector, config, prefix.shape[1])
+        decoder, num, self._fast, self._guidance = fast.decoder, len(prefix), fast, config.guidance
+        *before, self.tokens = functional.pad(prefix, (1, 0), value=decoder.config.bos_id).T
         self._bfloat16 = fast.bfloat16 and config.draws
         vectors = [vector]
         if config.guidance != 1 and vector is not None:

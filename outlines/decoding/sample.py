@@ -16,6 +16,7 @@ from outlines.errors import OutlinesError
 from outlines.networks.decoder import Decoder
 
 RUN = 64  # number of probabilities that are summed together when a token is drawn
+Prefix = Sequence[int] | Tensor  # the first tokens of every sentence [T], or of each one [N, T]
 
 
 @dataclass(frozen=True)
@@ -94,18 +95,22 @@ def _invert(weights: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
     return (run * RUN + torch.searchsorted(within, rest, right=True))[:, 0]
 
 
+def of_rows(prefix: Prefix, num: int, device: torch.device) -> Tensor:
+    """Return the prefix of each of `num` sentences, [num, T]."""
+    return torch.as_tensor(prefix, dtype=torch.long, device=device).expand(num, -1)
+
+
 class Reader:
     """The sentences that a decoder is writing: their caches, with the prefix read, guidance and impossible tokens."""
 
-    def __init__(self, decoder: Decoder, vector: Tensor | None, num: int, config: SamplingConfig, prefix: Sequence[int]):
-        """vector: [num, D] or None. prefix: tokens that every sentence starts with; `tokens` is the last one read next."""
-        check(decoder, vector, config, prefix)
+    def __init__(self, decoder: Decoder, vector: Tensor | None, config: SamplingConfig, prefix: Tensor):
+        """vector: [N, D] or None. prefix: [N, T]; its last tokens, `tokens` [N], are read next."""
+        check(decoder, vector, config, prefix.shape[1])
         self._decoder, self._guidance = decoder, config.guidance
         vectors = [vector] if vector is None or config.guidance == 1 else [vector, torch.zeros_like(vector)]
-        self._caches = [decoder.start(each, num) for each in vectors]
-        device = next(decoder.parameters()).device
-        *before, self.tokens = torch.tensor([decoder.config.bos_id, *prefix], device=device)[:, None].expand(-1, num)
-        self._never = torch.tensor(decoder.config.never_written, device=device)
+        self._caches = [decoder.start(each, len(prefix)) for each in vectors]
+        *before, self.tokens = functional.pad(prefix, (1, 0), value=decoder.config.bos_id).T
+        self._never = torch.tensor(decoder.config.never_written, device=prefix.device)
         for tokens in before:
             self.logits(tokens)
 
@@ -120,10 +125,10 @@ class Reader:
         self._caches = [cache.select(rows) for cache in self._caches]
 
 
-def check(decoder: Decoder, vector: Tensor | None, config: SamplingConfig, prefix: Sequence[int]) -> None:
+def check(decoder: Decoder, vector: Tensor | None, config: SamplingConfig, prefix_len: int) -> None:
     """Raise OutlinesError if the prefix is too long, or if the decoder cannot be guided."""
-    if len(prefix) >= config.max_len:
-        raise OutlinesError(f"The prefix has {len(prefix)} tokens, which leaves none of max-len {config.max_len}. "
+    if prefix_len >= config.max_len:
+        raise OutlinesError(f"The prefix has {prefix_len} tokens, which leaves none of max-len {config.max_len}. "
                             "Use a shorter prefix or a larger max-len.")
     if config.guidance != 1 and (vector is None or not decoder.config.vector_dropout):
         raise OutlinesError("This decoder was not trained to write without its vector, so guidance is not available. "
@@ -132,18 +137,19 @@ def check(decoder: Decoder, vector: Tensor | None, config: SamplingConfig, prefi
 
 @torch.no_grad()
 def sample(decoder: Decoder, vector: Tensor | None, uniforms: Tensor, config: SamplingConfig,
-           prefix: Sequence[int] = (), bfloat16: bool = False) -> list[list[int]]:
+           prefix: Prefix = (), bfloat16: bool = False) -> list[list[int]]:
     """Return one sentence per row: token ids without bos and eos, at most `config.max_len` of them.
 
     vector: [B, D] or None for a language model. uniforms: [B, max_len] in [0, 1); greedy decoding ignores them.
     prefix: tokens that every sentence starts with; they count towards max_len.
     """
+    prefix = of_rows(prefix, len(uniforms), uniforms.device)
     with torch.autocast(uniforms.device.type, torch.bfloat16, enabled=bfloat16 and config.draws):
-        reader = Reader(decoder, vector, len(uniforms), config, prefix)
+        reader = Reader(decoder, vector, config, prefix)
         rows, tokens, eos = torch.arange(len(uniforms), device=uniforms.device), reader.tokens, decoder.config.eos_id
         written = torch.full((len(uniforms), config.max_len + 1), eos, device=uniforms.device)
-        written[:, :len(prefix)] = written.new_tensor(prefix)
-        for step in range(len(prefix), config.max_len):
+        written[:, :prefix.shape[1]] = prefix
+        for step in range(prefix.shape[1], config.max_len):
             tokens = draw(reader.logits(tokens), uniforms[rows, step], config)
             written[rows, step] = tokens
             going = (tokens != eos).nonzero()[:, 0]

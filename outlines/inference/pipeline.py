@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from outlines.corpus.tokenizer import SentencePieceTokenizer, Tokenizer
+from outlines.decoding.completion import complete
 from outlines.decoding.decode import Sampler
 from outlines.decoding.sample import SamplingConfig
 from outlines.decoding.scoring import nll_of_rows
@@ -188,7 +189,7 @@ class Pipeline:
 
     def write(self, vectors: Tensor | None, uniforms: Tensor, sampling: SamplingConfig, prefix: str = "") -> list[list[int]]:
         """Token ids of one sentence per row of uniforms [N, max_len]; each starts with `prefix`."""
-        return self.sampler(vectors, uniforms, sampling, self.tokenizer.encode([prefix])[0])
+        return complete(self.sampler, self.tokenizer, vectors, uniforms, sampling, prefix)
 
     def sample(self, num: int = 10, seed: int = 1, source: str | None = None, **choice: float) -> list[str]:
         """`num` new sentences. choice: fields of SamplingConfig; the temperature is 0.7 by default."""

@@ -41,6 +41,16 @@ def test_every_radius_samples_or_is_one_line(pipeline: Pipeline, radius: float) 
         assert len(list(pipeline.sentences(2, 1, SamplingConfig(max_len=4), pipeline.around(vector[0], radius)))) == 2
 
 
+@pytest.mark.parametrize("beginning", ["A wom", "A woman ", "Two d", "wom", "A caf\u00e9", "A \U0001f600"])
+@pytest.mark.parametrize("beam", [0, 2])
+def test_a_beginning_is_continued_inside_its_word(pipeline: Pipeline, beginning: str, beam: int) -> None:
+    sampling = SamplingConfig(temperature=0.7, max_len=20, beam=beam)
+    texts = [sentence.text for sentence in pipeline.sentences(30, 1, sampling, prefix=beginning)]
+    assert all(text.startswith(beginning.rstrip()) for text in texts)
+    if beginning.endswith(" "):
+        assert all(text == beginning.rstrip() or text.startswith(beginning) for text in texts)
+
+
 def test_bad_lines_are_reported_and_the_others_answered(tiny_run: Path, tmp_path: Path,
                                                        capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in.txt").write_bytes(b"A dog runs.\n\x01\n" + b"word " * 300 + b"\nA \xff cat.\nA cat.\n")
