@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import outlines
+from outlines.corpus.formats import opened
 from outlines.decoding.sample import SamplingConfig
 from outlines.devices import sampling_workers
 from outlines.errors import OutlinesError
@@ -67,7 +69,8 @@ def _lines(sentences: Iterable[Sentence]) -> Iterator[Line]:
 
 def _conditional(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
     """One or more sentences for each line of --condition."""
-    conditions = _usable(_read(options.condition), lambda line: _condition(pipeline, line, options.condition.suffix))
+    is_json = options.condition.name.removesuffix(".gz").endswith(".jsonl")
+    conditions = _usable(_read(options.condition), lambda line: _condition(pipeline, line, is_json))
     for condition, sentence in pipeline.given(conditions, options.num, options.seed,
                                               sampling_of(options), options.source, options.with_score, options.batch_size):
         label = {} if condition.label is None else {"label": condition.label}
@@ -75,10 +78,10 @@ def _conditional(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Li
             yield text, {"condition": condition.text, **label, **data}
 
 
-def _condition(pipeline: Pipeline, line: str, suffix: str) -> Condition:
+def _condition(pipeline: Pipeline, line: str, is_json: bool) -> Condition:
     """The condition in a line: the whole line, or the fields `condition` and `label` of .jsonl."""
     try:
-        fields = json.loads(line) if suffix == ".jsonl" else {"condition": line}
+        fields = json.loads(line) if is_json else {"condition": line}
         condition = Condition(fields["condition"], fields.get("label"))
         if not condition.text.strip() or not isinstance(condition.label, str | None):
             raise ValueError(line)
@@ -202,13 +205,9 @@ def _chunks(pipeline: Pipeline, options: argparse.Namespace, limited: bool = Tru
 
 def _read(path: Path | None) -> Iterator[tuple[str, str]]:
     """The names and lines of a file or, for None and `-`, of standard input; empty lines are skipped."""
-    source = 0 if path is None or str(path) == "-" else path
-    name = source or "standard input"
-    try:
-        with open(source, "rb", closefd=source != 0) as file:
-            for number, line in enumerate(file, start=1):
-                # The tokenizer refuses what surrogateescape makes of bytes that are not UTF-8.
-                if sentence := line.decode(errors="surrogateescape").strip().removeprefix("\ufeff"):
-                    yield f"{name}: line {number}", sentence
-    except OSError as error:
-        raise OutlinesError(f"{name}: cannot be read ({error.strerror}). Check the path.") from error
+    source: Path | int = 0 if path is None or str(path) == "-" else path
+    with opened(source) as file:
+        # The tokenizer refuses what surrogateescape makes of bytes that are not UTF-8.
+        for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape"), start=1):
+            if sentence := line.strip():
+                yield f"{source or 'standard input'}: line {number}", sentence

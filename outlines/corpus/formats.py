@@ -3,7 +3,9 @@
 import contextlib
 import csv
 import gzip
+import io
 import json
+import re
 import shlex
 import zlib
 from collections import deque
@@ -18,8 +20,11 @@ from outlines.hardening import one_line
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 KINDS = (".txt", *TABLES)
 DELIMITERS = ",;\t|"
-MAX_LINE_BYTES, GZ_BYTES = 1 << 20, 1 << 30
+MAX_LINE_CHARS, GZ_BYTES = 1 << 20, 1 << 30
 GZ_RATIO = 200  # text compresses by a factor of 3 to 10; zeros reach 1,032 with deflate
+GZ_START = b"\x1f\x8b"
+# The first bytes of zip and Office files, PDF, Parquet, bzip2, xz, 7-Zip and zstd.
+BINARY = (b"PK\3\4", b"\xd0\xcf\x11\xe0", b"%PDF-", b"PAR1", b"BZh9", b"\xfd7zXZ", b"7z\xbc\xaf", b"(\xb5/\xfd")
 
 
 class CorpusError(OutlinesError):
@@ -41,12 +46,9 @@ def kind_of(path: Path) -> str:
     """Return the file's extension without .gz, one of KINDS. Raises CorpusError."""
     kind = Path(path.name.lower().removesuffix(".gz")).suffix
     if kind not in KINDS:
-        raise CorpusError(f"{path}: unknown file type. Use {', '.join(KINDS)}, each also with .gz.")
+        what = f"a directory. Pass its files, such as {path}/*.txt." if path.is_dir() else "unknown file type."
+        raise CorpusError(f"{path}: {what} Use {', '.join(KINDS)}, each also with .gz.")
     return kind
-
-
-def is_gz(path: Path) -> bool:
-    return path.name.lower().endswith(".gz")
 
 
 def iconv(encoding: str, path: Path) -> str:
@@ -73,41 +75,48 @@ def read_fields(path: Path, columns: Sequence[str]) -> Iterator[Fields]:
     elif kind in (".csv", ".tsv"):
         yield from _csv_fields(path, lines, columns)
     else:
+        number, odd = 0, 0
         for number, line in lines:
+            odd += isinstance(line, str) and ("\t" in line.strip() or re.match(r'\{"|\d+[,;|]\D', line) is not None)
             yield number, line if isinstance(line, Bad) else [line] * len(columns)
+        if 2 * odd > number:
+            raise CorpusError(f"{path}: {odd:,} of {number:,} lines look like JSON or a table. Name it .jsonl, or .csv or "
+                              ".tsv if its first line names the columns, or replace the tabs by spaces.")
+
+
+@contextlib.contextmanager
+def opened(path: Path | int) -> Iterator[io.BufferedReader | gzip.GzipFile]:
+    """Open a text file (0: standard input), which may be gzip. Raises CorpusError, also for errors inside the block."""
+    name = path or "standard input"
+    try:
+        with open(path, "rb", closefd=path != 0) as raw:
+            file = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(GZ_START) else raw
+            start = file.peek(512)
+            if start.startswith(BINARY) or start[257:262] == b"ustar":  # tar
+                raise CorpusError(f"{name}: an archive or binary file (Excel, PDF ...). Extract or export it as UTF-8 text.")
+            if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+                encoding = "UTF-32" if start.startswith(b"\xff\xfe\0\0") else "UTF-16"
+                raise CorpusError(f"{name}:1: encoded as {encoding}. {iconv(encoding, Path(str(name)))}")
+            yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise CorpusError(f"{name}: damaged ({error}). Restore it from a copy.") from error
+    except OSError as error:
+        raise CorpusError(f"{name}: cannot be read ({error.strerror or error}). Check the path.") from error
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    """Yield numbered, decoded lines without their ends."""
+    """Yield numbered lines without their ends: \\n, \\r\\n or \\r. A byte that is not UTF-8 becomes half a character."""
     require_file(path)
-    number, total, at_start = 0, 0, True
-    try:
-        limit = max(GZ_BYTES, GZ_RATIO * path.stat().st_size)
-        with gzip.open(path) if is_gz(path) else open(path, "rb") as file:
-            while piece := file.readline(MAX_LINE_BYTES):
-                number += at_start
-                total += len(piece)
-                if total > limit and is_gz(path):
-                    raise CorpusError(f"{path}:{number}: decompresses to more than {limit:,} bytes. Decompress it first.")
-                if at_start and number == 1 and piece.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    encoding = "UTF-32" if piece.startswith(b"\xff\xfe\0\0") else "UTF-16"
-                    raise CorpusError(f"{path}:1: encoded as {encoding}. {iconv(encoding, path)}")
-                if at_start:  # later pieces of a line that is too long are skipped
-                    yield number, _text(piece, "utf-8-sig" if number == 1 else "utf-8")
-                at_start = piece.endswith(b"\n")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise CorpusError(f"{path}:{number + at_start}: damaged or not gzip ({error}). Restore it from a copy.") from error
-    except OSError as error:
-        raise CorpusError(f"{path}: {error.strerror or error}.") from error
-
-
-def _text(piece: bytes, encoding: str) -> str | Bad:
-    if len(piece) == MAX_LINE_BYTES and not piece.endswith(b"\n"):
-        return Bad("too long")
-    try:
-        return piece.rstrip(b"\r\n").decode(encoding)
-    except UnicodeDecodeError:
-        return Bad("not UTF-8")
+    number, at_start, limit = 0, True, max(GZ_BYTES, GZ_RATIO * path.stat().st_size)
+    with opened(path) as file:
+        text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape")
+        while piece := text.readline(MAX_LINE_CHARS):
+            number += at_start
+            if file.tell() > limit:
+                raise CorpusError(f"{path}:{number}: decompresses to more than {limit:,} bytes. Decompress it first.")
+            if at_start:  # later pieces of a line that is too long are skipped
+                yield number, Bad("too long") if len(piece) == MAX_LINE_CHARS else piece.rstrip("\n")
+            at_start = piece.endswith("\n")
 
 
 def _find(path: Path, column: str, names: Sequence[str]) -> str:
@@ -115,7 +124,7 @@ def _find(path: Path, column: str, names: Sequence[str]) -> str:
         if name in names and name.strip().lower() == column.strip().lower():
             return name
     found = ", ".join(repr(name[:40]) for name in names[:10]) or "no column at all"
-    raise CorpusError(f"{path}:1: no column {column!r}, but {found}. Choose one with text_column.")
+    raise CorpusError(f"{path}:1: no column {column!r}, but {found}. Choose one with --text-column, or name the columns.")
 
 
 def _record_fields(path: Path, records: Iterable[tuple[int, Any]], columns: Sequence[str]) -> Iterator[Fields]:
@@ -139,8 +148,7 @@ def _record_fields(path: Path, records: Iterable[tuple[int, Any]], columns: Sequ
 
 def _json_array(path: Path) -> Iterable[tuple[int, Any]] | None:
     """Return the records of a file that holds one JSON array, which must fit in memory; None for other files."""
-    with contextlib.suppress(OSError, EOFError, zlib.error, ValueError, RecursionError), (
-            gzip.open(path) if is_gz(path) else open(path, "rb")) as file:
+    with contextlib.suppress(ValueError, RecursionError), opened(path) as file:
         if file.read(4096).decode("utf-8-sig", "ignore").lstrip().startswith("["):
             file.seek(0)
             return enumerate(json.loads(file.read(GZ_BYTES).decode("utf-8-sig")), start=1)

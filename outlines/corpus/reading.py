@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from outlines.checkpoint import sha256_file
-from outlines.corpus.formats import GZ_BYTES, Bad, CorpusError, iconv, is_gz, kind_of, read_fields, require_file
+from outlines.corpus.formats import GZ_BYTES, Bad, CorpusError, iconv, kind_of, read_fields, require_file
 from outlines.options import option
 
 SPLITS = ("train", "valid", "test")
-MAX_CHARS_LIMIT = 50_000  # a character takes up to 12 bytes in JSON, so the line still fits MAX_LINE_BYTES
+MAX_CHARS_LIMIT = 50_000  # a character takes up to 12 bytes in JSON, so the line still fits MAX_LINE_CHARS
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def _sentence(text: str, max_chars: int) -> str | Bad:
         return Bad("too long")
     try:
         sentence.encode()
-    except UnicodeEncodeError:
-        return Bad("lone surrogate")
+    except UnicodeEncodeError as error:  # bytes that are not UTF-8 have become U+DC80 to U+DCFF
+        return Bad("not UTF-8" if "\udc80" <= sentence[error.start] <= "\udcff" else "lone surrogate")
     # Only control and format characters, such as a zero-width space, are no sentence either.
     return sentence if any(c != " " and c.isprintable() for c in sentence) else Bad("empty")
 
@@ -191,5 +191,5 @@ def fingerprint(files: CorpusFiles) -> str:
         paths = [Path(name) for name in names]
         for path in paths:
             require_file(path)
-        described[split] = [(kind_of(path), is_gz(path), sha256_file(path)) for path in paths]
+        described[split] = [(kind_of(path), path.name.lower().endswith(".gz"), sha256_file(path)) for path in paths]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

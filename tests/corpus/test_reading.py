@@ -1,9 +1,13 @@
+import bz2
 import csv
 import gzip
 import hashlib
 import io
 import json
+import lzma
+import tarfile
 import tracemalloc
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -218,13 +222,50 @@ def test_gz_is_read_like_the_plain_file(tmp_path: Path, name: str) -> None:
     assert packed_report.rejected == plain_report.rejected
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
+def test_gzip_is_known_by_its_content(tmp_path: Path, name: str) -> None:
+    data = b'text\n"one"\n{"text": "two"}\n'
+    plain, _ = read(tmp_path / name, data)
+    assert read(tmp_path / name, gzip.compress(data))[0] == plain == read(tmp_path / f"{name}.gz", data)[0]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.json", "a.txt.gz"])
+def test_archives_and_binary_files_are_named(tmp_path: Path, name: str) -> None:
+    archive, tar = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("a.txt", "A dog runs.\n")
+    with tarfile.open(fileobj=tar, mode="w") as file:
+        file.addfile(tarfile.TarInfo("a.txt"), io.BytesIO())
+    for data in (archive.getvalue(), tar.getvalue(), gzip.compress(tar.getvalue()), bz2.compress(b"A dog.\n"),
+                 lzma.compress(b"A dog.\n"), b"%PDF-1.7\n", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", b"PAR1\x15\x04"):
+        with pytest.raises(CorpusError, match=r"an archive or binary file .* export it as UTF-8 text\.$"):
+            read(tmp_path / name, data)
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.csv", "a.jsonl"])
+def test_line_ends_of_other_systems(tmp_path: Path, name: str, end: str) -> None:
+    lines = [json.dumps({"text": text}) for text in TWO] if name.endswith("jsonl") else ["text", "A dog runs.", "Two cats"]
+    data = end.join(lines).encode("utf-8-sig")
+    sentences, report = read(tmp_path / name, gzip.compress(data) if name.endswith("gz") else data)
+    assert sentences[-2:] == (TWO if name.endswith("jsonl") else lines[1:]) and not report.rejected
+
+
+@pytest.mark.parametrize("line", ["{}\tA dog.", '{{"id": {}, "text": "A dog."}}', '{},"A dog."', "{};A dog."])
+def test_a_table_that_is_named_txt_is_not_learnt(tmp_path: Path, line: str) -> None:
+    lines = [line.format(number) for number in range(9)]
+    with pytest.raises(CorpusError, match=r"9 of 12 lines look like JSON or a table\. Name it \.jsonl, or \.csv or \.tsv"):
+        read(tmp_path / "a.txt", "\n".join([*lines, "A dog.", "A cat.", "2,000 dogs."]).encode())
+    assert len(read(tmp_path / "a.txt", "\n".join([*lines, *["2,000 dogs.", "\tA\t"] * 5]).encode())[0]) == 19
+
+
 def test_damaged_gz_and_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.txt.gz"
     digests = [hashlib.sha256(b"%d" % number).hexdigest() for number in range(999)]
     packed = gzip.compress("\n".join(digests).encode())
     overwritten = packed[:200] + b"\0\0\0\0" + packed[204:]
-    for damaged in (packed[:-20], b"not a gzip file", overwritten, packed + b"junk"):
-        with pytest.raises(CorpusError, match=r"a\.txt\.gz:\d+: damaged"):
+    for damaged in (packed[:-20], overwritten, packed + b"junk"):
+        with pytest.raises(CorpusError, match=r"a\.txt\.gz: damaged"):
             read(path, damaged)
     bomb = gzip.compress(b"0" * 5_000_000)
     with monkeypatch.context() as patch, pytest.raises(CorpusError, match="decompresses to more than"):
@@ -235,7 +276,9 @@ def test_damaged_gz_and_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "folder.txt").mkdir()
-    faults = (("none.txt", "no such file"), ("folder.txt", "not a plain file"), ("a.doc", "unknown file type"))
+    (tmp_path / "folder").mkdir()
+    faults = (("none.txt", "no such file"), ("folder.txt", "not a plain file"), ("a.doc", "unknown file type"),
+              ("folder", r"a directory\. Pass its files, such as .*folder/\*\.txt\."))
     for name, message in faults:
         with pytest.raises(CorpusError, match=message):
             list(read_sentences([str(tmp_path / name)]))

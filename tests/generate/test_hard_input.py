@@ -1,6 +1,7 @@
 """Input that other people have: bad lines, words that are cut off, numbers at the edge, terminals without UTF-8."""
 
 import contextlib
+import gzip
 import io
 import json
 import sys
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from generate.__main__ import main
-from generate.verbs import _usable
+from generate.verbs import _read, _usable
 from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError
 from outlines.inference.pipeline import Pipeline
@@ -60,6 +61,16 @@ def test_bad_lines_are_reported_and_the_others_answered(tiny_run: Path, tmp_path
         skipped = [line for line in captured.err.splitlines() if line.startswith("skipped")]
         assert len(skipped) == len(bad) and all(f"line {number}:" in line for number, line in zip(bad, skipped, strict=True))
         assert len([json.loads(line) for line in captured.out.splitlines()]) == 5 - len(bad)
+
+
+def test_files_of_sentences_are_read_like_a_corpus(tmp_path: Path) -> None:
+    for name, data in (("mac.txt", b"\xef\xbb\xbfA dog.\rA cat.\r"), ("gzip.txt", gzip.compress(b"A dog.\n\nA cat.\n"))):
+        (tmp_path / name).write_bytes(data)
+        assert [line for _, line in _read(tmp_path / name)] == ["A dog.", "A cat."]
+    (tmp_path / "a.xlsx").write_bytes(b"PK\3\4")
+    for name, message in (("a.xlsx", "binary file"), (".", "Is a directory")):
+        with pytest.raises(OutlinesError, match=message):
+            list(_read(tmp_path / name))
 
 
 def test_lines_that_are_all_bad_are_one_error() -> None:
