@@ -141,7 +141,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, data: dict[str, Any] | bytes) -> None:
         kind = "text/html" if isinstance(data, bytes) else "application/json"
-        body = data if isinstance(data, bytes) else json.dumps(data, ensure_ascii=False).encode()
+        body = data if isinstance(data, bytes) else json.dumps(data).encode()
         self.send_response(status)
         for name, value in {"Content-Type": f"{kind}; charset=utf-8",
                             "Content-Length": str(len(body)), "X-Content-Type-Options": "nosniff",

@@ -21,6 +21,8 @@ from statistics import median_low as median
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import outlines
 from generate import batcher as batching
@@ -60,7 +62,11 @@ def ask(server: Server, path: str, body: Any = None, **headers: str) -> tuple[in
             content, status = answer.read().decode(), answer.status
     except urllib.error.HTTPError as error:
         content, status = error.read().decode(), error.code
-    return status, json.loads(content) if content.startswith("{") else content
+    return status, json.loads(content, parse_constant=refuse_constant) if content.startswith("{") else content
+
+
+def refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def test_the_page_is_one_file_that_loads_nothing_from_elsewhere(server: Server) -> None:
@@ -248,6 +254,32 @@ LINES = [b"", b"\r\n", b"GET", b"GET /", b"GET  HTTP/1.1", b"\x16\x03\x01\x02\x0
          b"GET //evil HTTP/1.0", b"GET /\xff\xfe HTTP/1.1"]
 
 
+VALID = {"/sample": {"num": 2, "prefix": "Two"}, "/reconstruct": {"sentences": [A]}, "/nearest": {"sentence": A, "num": 2},
+         "/interpolate": {"a": A, "b": B, "num": 3, "walk": "linear"}}
+NUMBERS = st.floats() | st.integers() | st.floats(0, 10) | st.integers(0, 10) | st.sampled_from([1e-45, 1e-6, 1e-3, 10.0])
+JSON = st.recursive(
+    st.booleans() | NUMBERS | st.text(max_size=20) | st.sampled_from(VALUES), max_leaves=4,
+    extend=lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2))
+REQUESTS = st.sampled_from([(path, field) for path in VALID for field in [*FIELDS[path], "surplus"]])
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(request=REQUESTS, value=JSON)
+def test_every_value_of_every_field_is_answered_or_400(server: Server, request: tuple[str, str], value: Any) -> None:
+    path, field = request
+    status, data = ask(server, path, {**VALID[path], field: value})
+    if status == 200:
+        assert field in FIELDS[path]
+    else:
+        assert status == 400 and list(data) == ["error"] and "\n" not in data["error"]
+
+
+def test_a_bad_sentence_among_good_ones_is_named(server: Server) -> None:
+    status, data = ask(server, "/reconstruct", {"sentences": [A, "\ud800", " "]})
+    assert status == 200 and [line["text"] for line in data["sentences"]] == [A, "\ud800", " "]
+    assert ["error" in line for line in data["sentences"]] == [False, True, True]
+
+
 def malformed(rng: random.Random) -> bytes:
     """One request, usually one that no browser would send."""
     path = rng.choice(list(FIELDS))
@@ -278,10 +310,6 @@ def raw(address: tuple[str, int], request: bytes) -> bytes:
             while part := connection.recv(65536):
                 answer += part
     return answer
-
-
-def refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def send_malformed(address: tuple[str, int], count: int, seed: int) -> int:
