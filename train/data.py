@@ -211,7 +211,7 @@ def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
     vocab_size = config.vocab_size or (0 if config.corpus or given else EMBEDDED_VOCAB_SIZE)
     key = _key({"source": source, "vocab_size": vocab_size, "lowercase": config.lowercase,
                 "max_len": config.max_len, "tokenizer": given.fingerprint if given else "",
-                "fractions": [config.valid_fraction, config.test_fraction], "version": 2})
+                "fractions": [config.valid_fraction, config.test_fraction], "version": 3})
     directory = cache / f"corpus-{key}"
     cache.mkdir(parents=True, exist_ok=True)
     with contextlib.nullcontext() if directory.exists() else locked(cache, reporter.line):

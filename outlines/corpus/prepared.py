@@ -19,7 +19,7 @@ import numpy as np
 from outlines.checkpoint import MANIFEST, atomic_directory, sha256_file, verify
 from outlines.corpus.formats import CorpusError
 from outlines.corpus.reading import SPLITS, ReadingReport
-from outlines.corpus.tokenizer import SentencePieceTokenizer, Tokenizer, train_tokenizer
+from outlines.corpus.tokenizer import SentencePieceTokenizer, Tokenizer, normalizer, train_tokenizer
 from outlines.errors import CheckpointError
 from outlines.hardening import map_numbers, map_offsets, one_line, read_json
 
@@ -184,7 +184,9 @@ def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source:
         raise CorpusError(f"{directory}: exists, but is no prepared corpus. Choose another directory.")
     try:
         with atomic_directory(directory) as staging:
-            counts = write_sentences(staging, pairs)
+            # The encoder and every comparison see the text that the decoder can write.
+            normalized = (lambda text: tokenizer.lines(tokenizer.encode([text]))[0]) if tokenizer else normalizer(lowercase)
+            counts = write_sentences(staging, ((split, normalized(text)) for split, text in pairs))
             folded = lowercase if tokenizer is None else None
             if tokenizer is None:
                 tokenizer = train_tokenizer(Sentences(staging, "train"), staging / "tokenizer.model", vocab_size=vocab_size,

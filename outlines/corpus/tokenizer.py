@@ -8,7 +8,7 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -41,6 +41,12 @@ MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 500, 32_000
 SPM_TRAIN = ("spm_train --input=FILE --model_prefix=NAME --vocab_size=8000 --model_type=bpe --byte_fallback=true "
              + " ".join(f"--{name}={id}" for name, id in asdict(SPECIAL).items()))
 NORMALIZATION = {False: "nmt_nfkc", True: "nmt_nfkc_cf"}  # whether to convert to lower case → SentencePiece's rule
+
+
+def normalizer(lowercase: bool) -> Callable[[str], str]:
+    """Return the function from a sentence to the one that a tokenizer of `train_tokenizer` decodes."""
+    rule = sentencepiece.SentencePieceNormalizer(rule_name=NORMALIZATION[lowercase])
+    return lambda sentence: " ".join(rule.normalize(sentence).replace("▁", " ").split())
 
 
 def vocabulary_size(sentences: Iterable[str], lowercase: bool = False) -> tuple[int, int]:

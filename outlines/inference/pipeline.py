@@ -155,7 +155,8 @@ class Pipeline:
 
     def _raw_outlines(self, sentences: Sequence[str]) -> Tensor:
         assert self.encoder is not None
-        return torch.from_numpy(self.encoder.encode(list(sentences))).to(self.device)
+        normalized = self.tokenizer.lines(self.tokenizer.encode(sentences))  # like the training sentences
+        return torch.from_numpy(self.encoder.encode(normalized)).to(self.device)
 
     def mean(self, sentences: Sequence[str]) -> Tensor:
         """The mean vector [D] of sentences, computed in the encoder's units and normalised like its outlines."""

@@ -113,6 +113,19 @@ def test_prepared_corpus(tmp_path: Path) -> None:
     assert seen[-1] == (len(PAIRS), len(PAIRS)) and len(seen) == 3
 
 
+@pytest.mark.parametrize("lowercase", [False, True, None])
+def test_sentences_are_stored_as_the_tokenizer_decodes_them(tmp_path: Path, tokenizer: SentencePieceTokenizer,
+                                                            lowercase: bool | None) -> None:
+    texts = ["Wait… a dog，½ ™", "Ｔｗｏ ﬁne cafe\u0301s \ufeff▁", "ASCII only", "犬が走る。"]
+    options = {"tokenizer": tokenizer} if lowercase is None else {"lowercase": lowercase}
+    corpus = prepare_corpus([*(("train", text) for text in texts), ("valid", "½"), ("test", "t")], tmp_path / "corpus",
+                            source="s", **options)  # type: ignore[arg-type]
+    stored = list(corpus.sentences["train"])
+    assert corpus.tokenizer.lines(corpus.tokenizer.encode(stored)) == stored
+    assert corpus.tokenizer.lines(corpus.tokenizer.encode(texts)) == stored
+    assert stored[0] == ("wait... a dog,1⁄2 tm" if lowercase else "Wait... a dog,1⁄2 TM")
+
+
 def test_losses_are_counted_and_put_in_words(tmp_path: Path) -> None:
     report = ReadingReport()
     report.rejected["not UTF-8"] = 3

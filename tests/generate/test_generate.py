@@ -384,6 +384,15 @@ def test_the_nearest_training_sentences(written: Written, pipeline: Pipeline) ->
     assert written("nearest", copied, "--num", 1) == [copied, f"{first['cosine']:.3f}\t{first['row']}\t{copied}"]
 
 
+def test_a_sentence_is_encoded_as_the_decoder_writes_it(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, seen = pipeline.encoder, list[str]()
+    assert encoder is not None
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda sentences: (seen.extend(sentences), encode(sentences))[1])
+    pipeline.nearest(["Wait… a dog，½", "Wait... a dog,1⁄2"])
+    assert seen == ["Wait... a dog,1⁄2"] * 2
+
+
 def test_completions_start_with_the_given_beginning(written: Written, pipeline: Pipeline) -> None:
     sampled = written("complete", "Two dogs", "--num", 20, "--temperature", 1.5)
     assert len(set(sampled)) > 3 and all(line.startswith("Two dogs") for line in sampled)
