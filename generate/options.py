@@ -25,10 +25,6 @@ class Option(NamedTuple):
     choices: tuple[str, ...] | None = None
     metavar: str | None = None
 
-    def served(self) -> "Option":
-        """The option with the bounds of a request to the server."""
-        return self._replace(high=min(self.high, self.max_served))
-
     def is_valid(self, value: Any) -> bool:
         """Whether a value is a number of the right type within the bounds."""
         return (isinstance(value, (int, float)) and not isinstance(value, bool) and self.low <= value <= self.high

@@ -40,7 +40,8 @@ class Fields:
 
     def number(self, name: str) -> Any:
         """A number within the bounds of the option `name`, or the option's default."""
-        option, key = BY_NAME[name].served(), name.partition("/")[0]
+        option, key = BY_NAME[name], name.partition("/")[0]
+        option = option._replace(high=min(option.high, option.max_served))
         value = self._data.pop(key, option.default)
         if not option.is_valid(value):
             raise OutlinesError(f"{key} must be {option.bounds()}.")

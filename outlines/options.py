@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Iterable
-from dataclasses import MISSING, Field, field
+from dataclasses import MISSING, field
 from typing import Any
 
 from outlines.errors import OutlinesError
@@ -13,15 +13,10 @@ def option(default: Any = MISSING, help: str = "", choices: Iterable[str] = (), 
            high: float = math.inf, flag: bool = True) -> Any:
     """Return a dataclass field of an option.
 
-    help: one line, with the unit. choices: allowed words. low, high: bounds of a number. flag: False for an option that
-    only presets and files can set.
+    help: one line, with the unit. choices: allowed words; none if all are. low, high: bounds of a number. flag: False for an
+    option that only presets and files can set.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "flag": flag})
-
-
-def choices_of(option: "Field[Any]") -> tuple[str, ...]:
-    """Return the allowed values of an option; () if any value is allowed."""
-    return tuple(option.metadata["choices"])
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> OutlinesError:

@@ -14,7 +14,7 @@ from outlines.corpus.reading import CorpusFiles
 from outlines.devices import DEVICES, PRECISIONS
 from outlines.errors import OutlinesError
 from outlines.networks.decoder import DECODERS
-from outlines.options import choices_of, option, unknown_name
+from outlines.options import option, unknown_name
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,10 @@ SIZES = ("tiny", "default", "small", "full")
 """the presets of every family that set the size of a run; all others are combined with one of them"""
 PAIRING = ("group_lines", "condition_column", "label_column")
 """options of a corpus of pairs, for families that learn from pairs"""
-SECTIONS = {"corpus": CorpusConfig, "training": TrainingConfig}
 
 
 def sections(model_config: type) -> dict[str, Any]:
-    return {**SECTIONS, "model": model_config}
+    return {"corpus": CorpusConfig, "training": TrainingConfig, "model": model_config}
 
 
 def known_fields(model_config: type) -> dict[str, dataclasses.Field[Any]]:
@@ -126,7 +125,7 @@ def flag_of(name: str) -> str:
 
 def coerce(field: dataclasses.Field[Any], value: Any, where: str) -> Any:
     """Return a value from a file or a flag in the field's type; raises OutlinesError."""
-    kind, choices = field.type, choices_of(field)
+    kind, choices = field.type, tuple(field.metadata["choices"])
     fits: bool
     if kind is bool:
         fits = isinstance(value, bool)

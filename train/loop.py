@@ -173,9 +173,8 @@ class Loop:
         """Validate on the first rank, and keep a copy of the weights if they are the best so far."""
         criterion = 0.0
         if self.ranks.first:
-            self.method.model.eval()
+            model = self.method.model.eval()
             found = stage.validate()
-            self.method.model.train()
             criterion = found.criterion
             self.log.scalars({**found.figures, **found.levels}, stage.name, self.step, self.examples)
             for key, distribution in found.histograms.items():
@@ -185,22 +184,16 @@ class Loop:
             shown = ", ".join(f"{key} {value:.3f}" for key, value in found.figures.items()
                               if f"{key}_per_token" not in found.figures)
             self.reporter.line(f"{stage.name} step {self.step:,}: {shown}")
-            self._log_samples()
+            if model.sources:  # sentences made from the same noise at every validation
+                ids, _ = next(model.generate(EVALUATION_SAMPLES, 0, SamplingConfig(max_len=40)))
+                sentences = self.data.tokenizer.decode(ids)
+                self.log.writer.add_text("samples", "\n".join(f"- {sentence}" for sentence in sentences), self.examples)
+            model.train()
         criterion = self.ranks.agree(criterion)
         self.stale += 1
         if criterion < self.best_criterion:
             self.best_criterion, self.stale = criterion, 0
             self.best = {name: tensor.detach().clone() for name, tensor in module_tensors(stage.modules, "best").items()}
-
-    def _log_samples(self) -> None:
-        """Log sentences made from the same noise at every validation."""
-        if not self.method.model.sources:
-            return
-        model = self.method.model.eval()
-        ids, _ = next(model.generate(EVALUATION_SAMPLES, 0, SamplingConfig(max_len=40)))
-        model.train()
-        sentences = self.data.tokenizer.decode(ids)
-        self.log.writer.add_text("samples", "\n".join(f"- {sentence}" for sentence in sentences), self.examples)
 
     def _save(self) -> None:
         """Write a checkpoint unless this position has one; raises NotFinite if a value is not finite."""

@@ -35,13 +35,13 @@ class Grammar:
     rules: name → alternatives, as in `{"S": "3: a dog barks . | two ADJ? dogs bark ."}`. A token with a capital letter is a
         rule's name. Alternatives are equally likely unless they start with a weight ("3:"). `X?` is X or nothing, each with
         probability 1/2; `big/small` is one of the two; `sun_hat` is two words.
-    Raises OutlinesError for a missing or recursive rule, a malformed word and a weight that is not positive.
+    Rules must not be recursive. Raises OutlinesError for a malformed word and a weight that is not positive.
     """
 
     def __init__(self, rules: Mapping[str, str], start: str = "S") -> None:
         self._start = start
         self._rules: dict[str, _Rule] = {}
-        self._define(start, rules, ())
+        self._define(start, rules)
 
     def sample(self, rng: random.Random) -> str:
         """Return one sentence sampled with `rng`."""
@@ -64,9 +64,6 @@ class Grammar:
             weights = self._step(weights, word)
         return math.log(weights[_ACCEPT]) if weights else -math.inf
 
-    def __contains__(self, sentence: object) -> bool:
-        return isinstance(sentence, str) and self.log_prob(sentence) > -math.inf
-
     def entropy(self) -> float:
         """Return the exact entropy of derivations in nats per sentence."""
         @functools.cache
@@ -78,26 +75,22 @@ class Grammar:
 
         return entropy_of(self._start)
 
-    def _define(self, name: str, rules: Mapping[str, str], above: tuple[str, ...]) -> None:
-        """Parse the rule `name` and all rules below it into self._rules. `above`: the rules that led here."""
-        if name in above:
-            raise OutlinesError(f"Grammar rule {name!r} is recursive: {' > '.join((*above, name))}. Remove the recursion.")
+    def _define(self, name: str, rules: Mapping[str, str]) -> None:
+        """Parse the rule `name` and all rules below it into self._rules."""
         if name in self._rules:
             return
         if name.endswith("?"):
             alternatives = [(1.0, (name[:-1],)), (1.0, ())]
         elif "/" in name:
             alternatives = [(1.0, tuple(choice.split("_"))) for choice in name.split("/")]
-        elif name in rules:
-            alternatives = [_alternative(text, name) for text in rules[name].split("|")]
         else:
-            raise OutlinesError(f"Grammar rule {name!r} is missing (used by {' > '.join(above) or 'start'}). Define it.")
+            alternatives = [_alternative(text, name) for text in rules[name].split("|")]
         total = sum(weight for weight, _ in alternatives)
         probs = tuple(weight / total for weight, _ in alternatives)
         cumulative = (*accumulate(probs[:-1]), 1.0)
         for symbol in (symbol for _, expansion in alternatives for symbol in expansion):
             if symbol.endswith("?") or "/" in symbol or symbol != symbol.lower():
-                self._define(symbol, rules, (*above, name))
+                self._define(symbol, rules)
             elif not _WORD.fullmatch(symbol):
                 raise OutlinesError(f"Grammar rule {name!r} contains {symbol!r}, which is neither a word nor a rule's name.")
         self._rules[name] = _Rule(probs, cumulative, tuple(expansion for _, expansion in alternatives))
@@ -161,10 +154,7 @@ def _alternative(text: str, name: str) -> tuple[float, tuple[str, ...]]:
     """Parse one alternative of rule `name`: return its weight and its symbols."""
     symbols, weight = text.split(), 1.0
     if symbols and symbols[0].endswith(":"):
-        try:
-            weight = float(symbols.pop(0)[:-1])
-        except ValueError as error:
-            raise OutlinesError(f"Grammar rule {name!r} has no number before ':' in {text.strip()!r}.") from error
+        weight = float(symbols.pop(0)[:-1])
         if not 0.0 < weight < math.inf:
             raise OutlinesError(f"Grammar rule {name!r} has weight {weight}. Weights must be positive.")
     # A choice is split at "/" first, because one of its words can have an underscore.

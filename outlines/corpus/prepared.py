@@ -76,7 +76,7 @@ class Sentences:
 
 
 def write_tokens(sentences: Sentences, tokenizer: Tokenizer, directory: Path, max_len: int = MAX_LEN,
-                 progress: Callable[[int], None] | None = None) -> int:
+                 progress: Callable[[int], None] = lambda done: None) -> int:
     """Encode a split, truncate its rows to max_len tokens, and return the number of truncated rows."""
     num_cut, offsets, stream = 0, array("q", [0]), iter(sentences)
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<i4"
@@ -87,8 +87,7 @@ def write_tokens(sentences: Sentences, tokenizer: Tokenizer, directory: Path, ma
                 num_cut += len(row) > max_len
                 file.write(np.asarray(row[:max_len], dtype).tobytes())
                 offsets.append(offsets[-1] + min(len(row), max_len))
-            if progress is not None:
-                progress(len(offsets) - 1)
+            progress(len(offsets) - 1)
         _write_header(file, dtype, offsets[-1])
     np.save(directory / f"{sentences.split}.token_offsets.npy", np.array(offsets))
     return num_cut
@@ -173,7 +172,7 @@ def find_prepared(cache: Path, fingerprint: str) -> Path | None:
 def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source: str,
                    vocab_size: int | None = None, lowercase: bool = False, max_len: int = MAX_LEN,
                    tokenizer: Tokenizer | None = None, report: ReadingReport | None = None,
-                   progress: Callable[[int, int], None] | None = None) -> PreparedCorpus:
+                   progress: Callable[[int, int], None] = lambda done, total: None) -> PreparedCorpus:
     """Write (split, sentence) pairs, a tokenizer and the tokens to `directory`, and return the prepared corpus.
 
     source: identifies the pairs in meta.json. report: of reading the pairs. tokenizer: used instead of training one.
@@ -196,8 +195,7 @@ def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source:
             before, splits = 0, dict[str, Any]()
             for split in SPLITS:
                 def tokenised(done: int, before: int = before) -> None:
-                    if progress is not None:
-                        progress(before + done, sum(counts.values()))
+                    progress(before + done, sum(counts.values()))
                 sentences = Sentences(staging, split)
                 cut = write_tokens(sentences, tokenizer, staging, max_len, tokenised)
                 splits[split] = {"sentences": counts[split], "cut": cut, "tokens": len(Tokens(staging, split).ids),

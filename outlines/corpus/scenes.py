@@ -46,9 +46,10 @@ def scene_rules(types: Sequence[str]) -> dict[str, str]:
         for rule, text in (("AT", scene.at), ("ALONG", scene.along), ("TIME", scene.times)):
             rules[f"{rule}.{name}"] = _expand(text, name, "they", "all")
         for i, cast in enumerate(scene.casts):
-            rules |= _sentence_rules(cast, name, f"{name}.{i}")
+            looks = "" if cast.it else cast.looks or scene.looks
+            rules |= _cast_rules(cast, name, f"{name}.{i}", looks, "sentence", ("S",))
         for i, cast in enumerate(scene.asides):
-            rules |= _aside_rules(cast, name, f"{name}.aside.{i}")
+            rules |= _cast_rules(cast, name, f"{name}.aside.{i}", "", "aside", ("NOW", "PAST"))
         rules[f"S.{name}"] = _any(f"{cast.weight}: S.{name}.{i}" for i, cast in enumerate(scene.casts))
         for tense in ("NOW", "PAST"):
             rules[f"ASIDE.{tense}.{name}"] = _any(f"{tense}.{name}.aside.{i}" for i in range(len(scene.asides)))
@@ -147,37 +148,16 @@ def _clause_rules(cast: Cast, scene: str, name: str, who: str, looks: str) -> di
     return rules | ({f"HERE.{name}": _any(here)} if here else {})
 
 
-def _sentence_rules(cast: Cast, scene: str, name: str) -> dict[str, str]:
-    """Return S.name, all sentences about one of the cast, and the rules below it."""
+def _cast_rules(cast: Cast, scene: str, name: str, looks: str, kind: str, heads: tuple[str, ...]) -> dict[str, str]:
+    """Return the rules `heads` of the templates of this kind, about one of the cast, and all rules below them."""
     rules: dict[str, str] = {}
-    looks = "" if cast.it else cast.looks or SCENES[scene].looks
     for who in _subjects(cast):
         sub = f"{name}.{who}"
         rules |= _clause_rules(cast, scene, sub, who, looks)
         be, was = ("are", "were") if who == "all" else ("is", "was")
-        ing, do, ed, subject = f"ING.{sub}", f"DO.{sub}", f"ED.{sub}", f"SUBJECT.{sub}"
-        now, past = f"AND.NOW.{scene}", f"AND.PAST.{scene}"
-        rules[f"TELLS.{sub}"] = f"4: {be} {ing} {now} | 4: {do} {now} | 3: {ed} {past} | {was} {ing} {past}"
-        rules[f"THEN.{sub}"] = f"4: {be} {ing} | 4: {do} | 3: {ed} | {was} {ing}"
-        rules[f"S.{sub}"] = (
-            f"8: {subject} TELLS.{sub} . | 5: NEW.{sub} {ing} {now} . | there {be} NEW.{sub} {ing} ."
-            f"| 2: TIME.{scene} , {subject} THEN.{sub} ."
-        ) + (f" | AT.{scene} , {subject} {be} HERE.{sub} ." if f"HERE.{sub}" in rules else "")
-    return rules | {f"S.{name}": _by_number(cast, f"S.{name}")}
-
-
-def _aside_rules(cast: Cast, scene: str, name: str) -> dict[str, str]:
-    """Return NOW.name and PAST.name, clauses about one of the cast in the present and in the past."""
-    rules: dict[str, str] = {}
-    for who in _subjects(cast):
-        sub = f"{name}.{who}"
-        rules |= _clause_rules(cast, scene, sub, who, looks="")
-        be, was = ("are", "were") if who == "all" else ("is", "was")
-        rules[f"NOW.{sub}"] = f"SUBJECT.{sub} {be} ING.{sub} | SUBJECT.{sub} DO.{sub}"
-        rules[f"PAST.{sub}"] = f"SUBJECT.{sub} {was} ING.{sub} | SUBJECT.{sub} ED.{sub}"
-    return rules | {f"{tense}.{name}": _by_number(cast, f"{tense}.{name}") for tense in ("NOW", "PAST")}
-
-
-def _by_number(cast: Cast, rule: str) -> str:
-    """Return alternatives for each kind of subject, weighted by its number of nouns; half are plural."""
-    return _any(f"{len(nouns)}: {rule}.{who}" for who, nouns in _subjects(cast).items())
+        here = f" | AT.{scene} , SUBJECT.{sub} {be} HERE.{sub} ." if f"HERE.{sub}" in rules else ""
+        rules |= {f"{rule}.{sub}": text.format(sub=sub, scene=scene, be=be, was=was, here=here)
+                  for rule, text in LEXICON[kind].items()}
+    # Kinds of subject are weighted by their number of nouns; half are plural.
+    return rules | {f"{rule}.{name}": _any(f"{len(nouns)}: {rule}.{name}.{who}" for who, nouns in _subjects(cast).items())
+                    for rule in heads}

@@ -19,6 +19,7 @@ from outlines.decoding.sample import SamplingConfig
 from outlines.decoding.scoring import nll_of_rows
 from outlines.errors import OutlinesError
 from outlines.networks.decoder import Decoder
+from outlines.networks.losses import kl_to_standard_normal
 
 ACTIVE_VARIANCE = 0.01  # Var_x[mu] above which a dimension is active, in units of the prior's variance (Burda et al. 2016).
 MIN_ERRORS = 3.0
@@ -42,8 +43,7 @@ def draw_posterior(mu: Tensor, logvar: Tensor | None, rng: torch.Generator) -> T
 
 def kl_by_dim(mu: Tensor, logvar: Tensor) -> Tensor:
     """Return KL(q(z|x) || N(0, I)) of each dimension, averaged over x: [Z] (Kingma and Welling 2014, appendix B)."""
-    mu, logvar = checked(mu, logvar)
-    return (mu.square() + logvar.exp() - 1 - logvar).mean(dim=0) / 2
+    return kl_to_standard_normal(*checked(mu, logvar)).mean(dim=0)
 
 
 class Steps(NamedTuple):
@@ -64,8 +64,7 @@ class Steps(NamedTuple):
 
 def kl_by_position(steps: Steps) -> Tensor:
     """Return KL(q(z_t|x, earlier z) || p(z_t|earlier tokens and z)), averaged over the sentences that have the step: [T]."""
-    mu, logvar = steps.mu.double(), steps.logvar.double()
-    kl = (mu.square() + logvar.exp() - 1 - logvar).sum(dim=2) / 2
+    kl = kl_to_standard_normal(steps.mu.double(), steps.logvar.double()).sum(dim=2)
     reached = torch.arange(kl.shape[1]) < steps.lengths[:, None]
     return ((kl * reached).sum(dim=0) / reached.sum(dim=0).clamp_min(1))[:int(steps.lengths.max())]
 

@@ -48,10 +48,6 @@ class Decoder(nn.Module, ABC):
         super().__init__()
         self.config = config
 
-    @property
-    def vector_dim(self) -> int:
-        return self.config.vector_dim
-
     def words(self) -> tuple[Tensor, Tensor] | None:
         """Return the embeddings [V, E] and output bias [V] that can start from counts; None if the kind has none."""
         return None

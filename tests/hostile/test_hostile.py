@@ -39,10 +39,9 @@ from outlines.encoders.store import OutlineStore, finish_store
 from outlines.errors import CheckpointError, OutlinesError, TokenizerError
 from outlines.hardening import check_sentence_transformer
 from outlines.models.registry import load_model
-from outlines.options import choices_of
 from tests.conftest import environment
 from tests.corpus.test_reading import read_sentences
-from train.config import SECTIONS, RunConfig, from_json, known_fields, read_toml, resolve
+from train.config import RunConfig, from_json, known_fields, read_toml, resolve
 from train.method import all_methods, find_method
 from train.runtime.run_directory import newest_checkpoint, read_group, read_json, read_run, runs_of
 
@@ -210,6 +209,7 @@ def test_ten_pickles_in_every_load_path(places: Path, tmp_path: Path) -> None:
     assert len(payloads(tmp_path / "ran")) == 10 and refused >= 0.9 * len(cases)
 
 
+SECTIONS = ("corpus", "training", "model")  # of run.json
 JUDGED_FILES = ["modules.json", "config.json", "1_Pooling/config.json", "pytorch_model.bin"]
 
 
@@ -633,8 +633,8 @@ def test_an_argument_that_is_not_text_is_a_one_line_error(recurrent_encoder: Pat
 def random_value(rng: random.Random, field: dataclasses.Field[Any]) -> Any:
     """Return a random value that the field allows."""
     kind, low, high = field.type, field.metadata["low"], field.metadata["high"]
-    if choices_of(field):
-        return rng.choice(choices_of(field))
+    if choices := tuple(field.metadata["choices"]):
+        return rng.choice(choices)
     if kind is bool:
         return rng.random() < 0.5
     if kind is int:
@@ -674,7 +674,7 @@ def random_round_trip(rng: random.Random, file: Path) -> str:
             assert str(error).startswith("--"), error
             del values[str(error).split()[0].removeprefix("--").replace("-", "_")]
     sections = {**config.to_json()}
-    flat = {name: value for key in (*SECTIONS, "model") for name, value in sections[key].items()}
+    flat = {name: value for key in SECTIONS for name, value in sections[key].items()}
     assert all(flat[name] == value for name, value in values.items())
     assert same(from_json(json.loads(json.dumps(config.to_json())), method.config_class), config)
     return family
@@ -715,7 +715,7 @@ def test_every_misspelt_option_is_refused_with_the_nearest_name(tmp_path: Path, 
         if wrong in fields or wrong == "seeds":  # a valid name
             continue
         file.write_text(f"{wrong} = 1\n")
-        section = next(key for key in (*SECTIONS, "model") if name in whole[key])
+        section = next(key for key in SECTIONS if name in whole[key])
         renamed = {**whole, section: {wrong if key == name else key: value for key, value in whole[section].items()}}
         flag = "--" + wrong.replace("_", "-")
         attempts: list[Callable[[], object]] = [

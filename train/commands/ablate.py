@@ -19,7 +19,7 @@ from outlines.metrics.gan_verdict import GanVerdict
 from outlines.models.base import CannotReject, TextModel
 from outlines.models.outlines import OutlineModel
 from train.commands.judges import quick_judges
-from train.commands.parsing import Parser, add_device, numbers
+from train.commands.parsing import Parser, add_session, numbers
 from train.config import RunConfig, coerce, known_fields, unknown_name
 from train.data import Dataset
 from train.evaluation.figures import diagnose_gan
@@ -52,8 +52,7 @@ def parser() -> Parser:
     add("--rejection", default="1", metavar="LIST", help="comma-separated numbers of draws per accepted outline, one row "
         "each; 1 accepts all (default: 1)")
     add("--out", type=Path, metavar="DIR", help="directory of runs and table (default: RUN-ablation)")
-    add_device(parser)
-    add("--quiet", action="store_true", help="print no progress on stderr")
+    add_session(parser)
     return parser
 
 

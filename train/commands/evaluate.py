@@ -22,7 +22,7 @@ from outlines.inference.rejection import MAX_MEAN_DRAWS
 from outlines.models.base import TextModel
 from outlines.models.lm import LanguageModel
 from train.commands.judges import full_judges
-from train.commands.parsing import Parser, add_device, numbers
+from train.commands.parsing import Parser, add_session, numbers
 from train.config import RunConfig
 from train.data import Dataset
 from train.evaluation import tables
@@ -66,8 +66,7 @@ def parser() -> Parser:
         "st:NAME_OR_DIRECTORY, recurrent:DIRECTORY, or none (default: minilm)")
     add("--out", metavar="DIR", help="directory of the report (default: RUN/evaluation; for several runs, evaluation next "
                                      "to the first one)")
-    add_device(parser)
-    add("--quiet", action="store_true", help="print no progress on stderr")
+    add_session(parser)
     return parser
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from outlines.devices import DEVICES
 from outlines.errors import OutlinesError
-from outlines.options import choices_of, unknown_name
+from outlines.options import unknown_name
 from train.config import PAIRING, flag_of, group_of, known_fields
 from train.method import Method, all_methods
 
@@ -37,8 +37,10 @@ class Parser(argparse.ArgumentParser):
         raise OutlinesError(f"{message} (see `{self.prog} --help`)")
 
 
-def add_device(parser: Parser) -> None:
+def add_session(parser: Parser) -> None:
+    """Add the options of `Session.of_run`."""
     parser.add_argument("--device", choices=DEVICES, help="device; auto: cuda, then mps, then cpu (default: the run's own)")
+    parser.add_argument("--quiet", action="store_true", help="print no progress on stderr")
 
 
 COMMON = ("corpus", "encoder", "seed")  # options listed first in the help, with the command's own
@@ -60,7 +62,7 @@ def add_options(parser: Parser, method: type[Method]) -> None:
         title = group_of(name, method.config_class)
         if name not in COMMON and title not in groups:
             groups[title] = parser.add_argument_group(f"{title} options")
-        kind, choices = field.type, choices_of(field)
+        kind, choices = field.type, tuple(field.metadata["choices"])
         default = method.presets["default"].get(name, field.default)
         shown = " ".join(default) if isinstance(default, tuple) else default
         settings: dict[str, Any] = {"nargs": "+", "metavar": "FILE"}

@@ -20,7 +20,7 @@ from outlines.models.base import TextModel
 from outlines.models.outlines import OutlineModel
 from outlines.models.registry import load_model
 from outlines.networks.decoder import DecoderConfig
-from outlines.networks.gan import GeneratorConfig
+from outlines.networks.gan import Generator
 from outlines.networks.generator import GENERATORS
 from outlines.networks.mixture import fit_mixture, moment_map
 from outlines.options import option
@@ -229,9 +229,8 @@ class OutlinesMethod(Method):
         options: Any = config.model
         store, values, seed = data.stores["train"], dataclasses.asdict(options), config.training.seed
         num_rows, kind = min(len(store), MAX_FITTED_ROWS), GENERATORS[options.generator]
-        most = num_rows // 20
-        mixture = GeneratorConfig(store.dim, max(2, min(options.num_centres, most)), min(options.num_offsets, most),
-                                  hidden_dim=1, num_layers=1)
+        mixture = dataclasses.replace(Generator.configure(store.dim, num_rows, {**values, "start": "mixture"}), hidden_dim=1,
+                                      num_layers=1)
         shape = {"kind": options.generator, **dataclasses.asdict(kind.configure(store.dim, num_rows, values))}
         critic = {"hidden_dim": options.gan_hidden_dim, "num_layers": options.gan_num_layers}
         self.model = model = OutlineModel(
