@@ -190,7 +190,7 @@ def test_only_the_written_form_is_in_the_language() -> None:
     assert contains(grammar, "On sunday, it rains.")
     wrong = ["on sunday, it rains.", "On sunday , it rains.", "On sunday, it rains", "On  sunday, it rains.",
              "On sunday, it rains. ", "On sunday, it rains.\n", "On Sunday, it rains.", "On sunday, it rains..",
-             "On sunday it rains.", "It rains.", "", " ", ".", None, 3]  # fmt: skip
+             "On sunday it rains.", "It rains.", "", " ", "."]
     assert not [text for text in wrong if contains(grammar, text)]
 
 
@@ -229,12 +229,12 @@ def test_samples_are_members_and_altered_samples_rarely(samples: list[str]) -> N
 
 def test_every_type_of_scene_is_equally_likely(samples: list[str]) -> None:
     languages = {name: Grammar(scene_rules((name,))) for name in TYPES}
-    seen = {name for text in samples[:300] for name, language in languages.items() if text in language}
+    seen = {name for text in samples[:300] for name, language in languages.items() if contains(language, text)}
     assert seen == set(TYPES)
     for name, language in languages.items():
         rng = random.Random(3)
         for text in (language.sample(rng) for _ in range(20)):
-            assert [other for other in TYPES if text in languages[other]] == [name]
+            assert [other for other in TYPES if contains(languages[other], text)] == [name]
             assert scenes().log_prob(text) == pytest.approx(language.log_prob(text) - math.log(len(TYPES)))
 
 
