@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from outlines.corpus.formats import TABLES
 from outlines.corpus.reading import CorpusFiles
 from outlines.devices import DEVICES, PRECISIONS
 from outlines.errors import OutlinesError
@@ -240,6 +241,8 @@ def check(config: RunConfig, given: set[str]) -> None:
     without_effect = []
     if corpus.corpus:
         without_effect += ["num_sentences"]
+        if not any(kind in path for paths in corpus.paths().values() for path in paths for kind in TABLES):
+            without_effect += ["text_column"]
         without_effect += ["valid_fraction"] if corpus.valid else []
         without_effect += ["test_fraction"] if corpus.test else []
     else:

@@ -133,6 +133,7 @@ def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device:
 
     encoder: its name, or None for no outlines. known: the corpus's fingerprint, which replaces moved files.
     """
+    config.check()
     paths = [*config.corpus, *config.valid, *config.test, config.tokenizer]
     found = find_prepared(cache, known) if known and not all(Path(path).exists() for path in paths) else None
     config = config if found else fit_splits(config, reporter)

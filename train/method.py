@@ -136,8 +136,7 @@ class Method(ABC):
     family: ClassVar[str]
     config_class: ClassVar[type[DecoderOptions]]
     presets: ClassVar[dict[str, dict[str, Any]]]
-    own_title: ClassVar[str] = ""
-    own_columns: ClassVar[dict[str, tuple[str, int]]] = {}  # title and decimals of the columns of `own_rows`, by key
+    own_title: ClassVar[str] = ""  # of the table of `own_rows`, whose columns tables.toml lists under the family's name
     layout: ClassVar[dict[str, Any]] = {}  # TensorBoard's custom scalars, from `charts`
 
     model: TextModel

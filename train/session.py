@@ -40,13 +40,10 @@ class Session:
         name = device_of(directory, device)
         return cls(cache_of(directory, read_run(directory)), Ranks(), Reporter(quiet), signals, name)
 
-    def choose_device(self) -> torch.device:
-        return choose_device(self.device, self.ranks.local_rank)
-
 
 def begin_run(config: RunConfig, directory: Path, session: Session, description: dict[str, Any]) -> None:
     """Write run.json with the resolved configuration, before step 0. Hashes follow when the corpus is prepared."""
-    device = session.choose_device()
+    device = choose_device(session.device, session.ranks.local_rank)
     training = dataclasses.replace(config.training, precision=choose_precision(config.training.precision, device))
     if session.ranks.first:
         directory.mkdir(parents=True, exist_ok=True)
@@ -80,7 +77,7 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
     """Train or resume the run that run.json describes until it ends; return the model and its data."""
     config = run_config(directory)
     method_class = find_method(config.family)
-    device = session.choose_device()
+    device = choose_device(session.device, session.ranks.local_rank)
     known = read_run(directory).get("hashes", {}).get("corpus", "")
     data = open_dataset(config.corpus, config.model.encoder_name(), session.cache, device, session.ranks, session.reporter,
                         known)

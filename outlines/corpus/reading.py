@@ -22,7 +22,7 @@ MAX_CHARS_LIMIT = 50_000  # a character takes up to 12 bytes in JSON, so the lin
 
 @dataclass(frozen=True)
 class CorpusFiles:
-    """The files of a corpus, and how they are read and split. Raises CorpusError for options that contradict each other."""
+    """The files of a corpus, and how they are read and split."""
 
     corpus: tuple[str, ...] = option((), "training files: .txt, .jsonl, .json, .csv, .tsv or .parquet, optionally .gz "
                                          "(default: the embedded corpus, a grammar of everyday scenes)")
@@ -41,13 +41,12 @@ class CorpusFiles:
                                    flag=False)
     test_fraction: float = option(0.02, "fraction of sentences held out for testing, by hash", low=0, high=0.5, flag=False)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise CorpusError for files and options that contradict each other."""
         if self.valid_fraction + self.test_fraction >= 1:
             raise CorpusError(f"valid_fraction is {self.valid_fraction} and test_fraction is {self.test_fraction}. "
                               "Choose fractions with a sum below 1.")
         kinds = {kind_of(Path(path)) for paths in self.paths().values() for path in paths}
-        if self.text_column != "text" and kinds == {".txt"}:
-            raise CorpusError(f"text_column {self.text_column!r} has no effect on .txt files. Remove it.")
         if self.condition_column and ".txt" in kinds:
             raise CorpusError(".txt files have no condition column. Set group_lines instead, or use a .jsonl or .csv file.")
         if self.group_lines and (self.group_lines < 2 or kinds - {".txt"}):

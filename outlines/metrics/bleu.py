@@ -51,19 +51,16 @@ def _sentence_bleu(hypothesis: Words, references: References, is_member: bool) -
     return [penalty * math.exp(log_sum / n) for n, log_sum in zip(orders, log_precisions, strict=True)]
 
 
-def _mean_bleu(hypotheses: Sequence[Words], references: References, is_member: bool) -> dict[int, float]:
-    scores = [_sentence_bleu(hypothesis, references, is_member) for hypothesis in hypotheses]
-    means = [math.fsum(column) / len(scores) for column in zip(*scores, strict=True)]
-    return dict(enumerate(means[1:], start=2))
-
-
-def bleu_scores(hypotheses: Sequence[Words], references: References) -> dict[int, float]:
+def bleu_scores(hypotheses: Sequence[Words], references: References, are_members: bool = False) -> dict[int, float]:
     """Return BLEU-2 to BLEU-max_n of samples against a test set: {n: score in 0..1}. max_n: of the references.
 
     Mean sentence BLEU-n with the whole set as references, NLTK's smoothing method1. It grows with the number of references.
+    are_members: whether the samples are the references, so that each is compared with all others.
     Source: Texygen, Zhu et al. (2018), with all references instead of the first 500.
     """
-    return _mean_bleu(hypotheses, references, is_member=False)
+    scores = [_sentence_bleu(hypothesis, references, are_members) for hypothesis in hypotheses]
+    means = [math.fsum(column) / len(scores) for column in zip(*scores, strict=True)]
+    return dict(enumerate(means[1:], start=2))
 
 
 def self_bleu_scores(samples: Sequence[Words], max_n: int = 5) -> dict[int, float]:
@@ -72,7 +69,7 @@ def self_bleu_scores(samples: Sequence[Words], max_n: int = 5) -> dict[int, floa
     Mean sentence BLEU-n with all other samples as references, NLTK's smoothing method1. It grows with the number of samples.
     Source: Texygen, Zhu et al. (2018), with all samples instead of the first 500.
     """
-    return _mean_bleu(samples, References(samples, max_n), is_member=True)
+    return bleu_scores(samples, References(samples, max_n), are_members=True)
 
 
 def reconstruction_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:

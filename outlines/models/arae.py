@@ -4,7 +4,7 @@ Source: Zhao, Kim, Zhang, Rush and LeCun, Adversarially Regularized Autoencoders
 states instead of LSTMs with the last state; no batch normalisation; generated codes have unit norm too.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -16,26 +16,17 @@ from outlines.networks.decoder import DecoderConfig
 from outlines.networks.gan import Generator, GeneratorConfig, mlp
 
 
-@dataclass(frozen=True)
-class CodeGeneratorConfig:
-    """The sizes of the generator."""
-
-    noise_dim: int
-    hidden_dim: int
-    num_layers: int
-
-
 class ARAE(Autoencoder):
     """Encoder, decoder, generator, and a Gaussian fitted to the codes, the baseline that needs no GAN."""
 
     family = "arae"
     sources = ("generator", "gaussian")
 
-    def __init__(self, encoder: RecurrentEncoderConfig, generator: CodeGeneratorConfig, decoder: DecoderConfig):
-        """encoder: without dropout, so that the critic sees the codes themselves."""
+    def __init__(self, encoder: RecurrentEncoderConfig, generator: Mapping[str, int], decoder: DecoderConfig):
+        """encoder: without dropout, so that the critic sees the codes themselves. generator: sizes, as `mlp` names them."""
         super().__init__(encoder, decoder, generator=generator)
-        self.generator_config = generator
-        self.generator = mlp(generator.noise_dim, generator.hidden_dim, generator.num_layers, self.code_dim)
+        self.noise_dim = generator["noise_dim"]
+        self.generator = mlp(self.noise_dim, generator["hidden_dim"], generator["num_layers"], self.code_dim)
         self.gaussian = Generator(GeneratorConfig(self.code_dim, 1, hidden_dim=1, num_layers=1)).requires_grad_(False)
 
     def generate_codes(self, noise: Tensor) -> Tensor:
@@ -45,5 +36,5 @@ class ARAE(Autoencoder):
     def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor:
         if source == "gaussian":
             return self.from_encoder(self.gaussian(self.gaussian.draw(num, rng) * noise_scale))
-        noise = noise_scale * torch.randn(num, self.generator_config.noise_dim, generator=rng)
+        noise = noise_scale * torch.randn(num, self.noise_dim, generator=rng)
         return self.scaled(self.generate_codes(noise.to(next(self.parameters()).device)))

@@ -379,11 +379,11 @@ def test_fingerprint_depends_on_bytes_and_options_but_not_on_paths(tmp_path: Pat
 
 
 @pytest.mark.parametrize("options", [
-    {"test_fraction": 0.99}, {"text_column": "caption"}, {"corpus": ("a.pdf",)}, {"corpus": ("a.json",), "group_lines": 2},
-    {"group_lines": 1}, {"condition_column": "caption"}])
+    {"test_fraction": 0.99}, {"corpus": ("a.pdf",)}, {"corpus": ("a.json",), "group_lines": 2}, {"group_lines": 1},
+    {"condition_column": "caption"}])
 def test_invalid_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(CorpusError):
-        CorpusFiles(**{"corpus": ("a.txt",), **options})  # type: ignore[arg-type]
+        CorpusFiles(**{"corpus": ("a.txt",), **options}).check()  # type: ignore[arg-type]
 
 
 def test_longest_allowed_sentence_fits_a_line(tmp_path: Path) -> None:

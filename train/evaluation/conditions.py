@@ -28,10 +28,6 @@ TEMPERATURE = 0.7
 REAL_DECODED = "another real text, decoded"
 TITLE = (f"Texts written for conditions of the test split, {NUM_DRAWS} samples per condition. Similarity: cosine between "
          "the encoder's outlines of samples and of the other texts in the condition's group (docs/conditional.md):")
-COLUMNS = {"similarity": ("similarity", 3), "similarity_random": ("similarity, random group", 3),
-           "own_group": ("closer to own group", 3), "similarity_condition": ("similarity, condition", 3),
-           "spread": ("diversity over noise", 3), "unique": ("unique", 3), "bleu": ("BLEU-4", 3),
-           "best_bleu": ("BLEU-4, best sample", 3), "energy_score": ("energy score", 3)}
 
 
 class PairRows(NamedTuple):

@@ -144,7 +144,6 @@ def _render(figures: Sequence[dict[str, Any]], width: int | None = None) -> str:
         parts += [f"Critic memorisation: {found[0]['memorised']:.0%}"] if one and not width else []
     if own := [(row["source"], row) for member in figures for row in member.get("own", [])]:
         method = find_method(figures[0]["family"])
-        columns = [tables.Column(key, title, decimals) for key, (title, decimals) in method.own_columns.items()]
-        parts += [tables.wrap(method.own_title, width), tables.table(tables.over_seeds(own), columns, width)]
+        parts += [tables.wrap(method.own_title, width), tables.table(tables.over_seeds(own), method.family, width)]
     notes = dict.fromkeys(note for member in figures for note in member.get("notes", []))
     return "\n\n".join([*parts, tables.reconstruction_section(rebuilt, width), *notes])

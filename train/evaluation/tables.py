@@ -30,6 +30,7 @@ class Column(NamedTuple):
 _DATA = read_toml(str(Path(__file__).with_name("tables.toml")))
 COLUMNS = {key: Column(key, *values) for key, values in _DATA["columns"].items()}
 TABLES = {name: [COLUMNS[key] for key in keys] for name, keys in _DATA["tables"].items()}
+TABLES |= {name: [Column(key, *values) for key, values in own.items()] for name, own in _DATA["own"].items()}
 
 
 @dataclass(frozen=True)

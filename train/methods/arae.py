@@ -17,7 +17,7 @@ from outlines.encoders.recurrent import RecurrentEncoderConfig
 from outlines.metrics.collapse import active_units, latent_gap, other_rows
 from outlines.metrics.ngram import NgramModel
 from outlines.metrics.outlines import knn_precision_recall
-from outlines.models.arae import ARAE, CodeGeneratorConfig
+from outlines.models.arae import ARAE
 from outlines.networks import losses
 from outlines.networks.gan import Critic
 from outlines.networks.mixture import fit_mixture
@@ -173,7 +173,8 @@ class ARAEMethod(Method):
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: Any = config.model
-        generator = CodeGeneratorConfig(options.noise_dim, options.gan_hidden_dim, options.gan_num_layers)
+        generator = {"noise_dim": options.noise_dim, "hidden_dim": options.gan_hidden_dim,
+                     "num_layers": options.gan_num_layers}
         encoder = RecurrentEncoderConfig(data.tokenizer.vocab_size, options.embed_dim, options.encoder_hidden_dim,
                                          options.code_dim, dropout=0.0, **vars(data.tokenizer.special))
         self.model = ARAE(encoder, generator, decoder_config(options, data, options.code_dim)).to(data.device)

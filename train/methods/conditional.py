@@ -95,7 +95,7 @@ class PairGame(Game):
 class ConditionalMethod(Method):
     family = "conditional"
     config_class = ConditionalOptions
-    own_title, own_columns = evaluation.TITLE, evaluation.COLUMNS
+    own_title = evaluation.TITLE
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: Any = config.model

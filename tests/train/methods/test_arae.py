@@ -17,7 +17,7 @@ from generate.__main__ import main as generate
 from outlines.encoders.recurrent import RecurrentEncoderConfig
 from outlines.errors import OutlinesError
 from outlines.inference.pipeline import Pipeline
-from outlines.models.arae import ARAE, CodeGeneratorConfig
+from outlines.models.arae import ARAE
 from outlines.networks.gru import GRUConfig
 from outlines.networks.losses import one_centred_penalty, score_gradients
 from tests.train.commands.test_compare import train
@@ -37,7 +37,7 @@ def model() -> ARAE:
     torch.manual_seed(0)
     decoder = GRUConfig(vocab_size=11, vector_dim=6, embed_dim=6, hidden_dim=7, dropout=0.0)
     encoder = RecurrentEncoderConfig(11, 6, 5, 6, dropout=0.0)
-    return ARAE(encoder, CodeGeneratorConfig(noise_dim=3, hidden_dim=8, num_layers=2), decoder).eval()
+    return ARAE(encoder, {"noise_dim": 3, "hidden_dim": 8, "num_layers": 2}, decoder).eval()
 
 
 def config(corpus: Path, preset: str = "tiny", **flags: object) -> RunConfig:

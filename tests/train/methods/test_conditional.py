@@ -133,15 +133,15 @@ def test_columns_give_one_condition_and_its_texts_with_their_labels(tmp_path: Pa
 ])
 def test_pairs_that_cannot_be_read_are_errors(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=message):
-        grouped(tmp_path, LINES, **options)
+        grouped(tmp_path, LINES, **options).check()
 
 
 def test_a_corpus_without_pairs_keeps_its_fingerprint(tmp_path: Path) -> None:
     files = grouped(tmp_path, LINES, group_lines=0)
-    alone = {split: getattr(files, split) for split in ("train", "valid", "test")}
+    alone = {split: getattr(files, split) for split in ("corpus", "valid", "test")}
     assert fingerprint(files) == fingerprint(CorpusFiles(**alone)) != fingerprint(CorpusFiles(**alone, group_lines=3))
     single = grouped(tmp_path, LINES[::3], group_lines=2, test=(written(tmp_path / "one.txt", ["one"]),))
-    config = CorpusConfig(corpus=single.train, valid=single.valid, test=single.test, group_lines=2)
+    config = CorpusConfig(corpus=single.corpus, valid=single.valid, test=single.test, group_lines=2)
     with pytest.raises(CorpusError, match=r"Too few groups .*test 0\); each split needs 4"):
         fit_splits(config, Reporter(quiet=True))
 
