@@ -88,7 +88,7 @@ def test_a_skipped_line_shifts_no_group(tmp_path: Path) -> None:
 
 def test_a_new_file_begins_a_new_group(tmp_path: Path) -> None:
     short, more = written(tmp_path / "short.txt", LINES[:2]), written(tmp_path / "more.txt", LINES[3:9])
-    files = grouped(tmp_path, LINES, train=(short, more))
+    files = grouped(tmp_path, LINES, corpus=(short, more))
     assert [member.group for member in read_corpus(files, ReadingReport())][:8] == [0, 0, 1, 1, 1, 2, 2, 2]
 
 
