@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from outlines.checkpoint import verify
 from outlines.corpus import grammar
 from outlines.corpus.batching import BatchOrder, TokenBatch, collate
 from outlines.corpus.formats import CorpusError
@@ -26,6 +27,7 @@ from outlines.encoders import load_encoder
 from outlines.encoders.store import OutlineStore, encode_shards, finish_store
 from outlines.models.outlines import OutlineDecoding
 from outlines.networks.scaling import Scaling
+from outlines.pretrained import SCENES_MODEL
 from train.config import CorpusConfig
 from train.runtime.progress import Reporter
 from train.runtime.ranks import Ranks
@@ -33,7 +35,6 @@ from train.runtime.run_directory import locked
 
 EMBEDDED = "embedded grammar"
 EMBEDDED_SEED = 20181203  # seed of the embedded corpus, the same for every run
-EMBEDDED_VOCAB_SIZE = 3000  # SentencePiece pieces for the embedded corpus, in which nearly every word is one piece
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,11 @@ def _key(data: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def embedded_source() -> str:
+    """Return a text that identifies this version of the embedded corpus."""
+    return f"{EMBEDDED} {grammar.scenes().entropy():.12f}"
+
+
 def _members(config: CorpusConfig, report: ReadingReport, sources: Sequence[str] = SPLITS) -> Iterator[Member]:
     if config.corpus:
         yield from read_corpus(config, report, sources)
@@ -206,11 +212,13 @@ def fit_splits(config: CorpusConfig, reporter: Reporter) -> CorpusConfig:
 
 
 def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
-    given = SentencePieceTokenizer.load(Path(config.tokenizer)) if config.tokenizer else None
-    source = (fingerprint(config) if config.corpus
-              else f"{EMBEDDED} {grammar.scenes().entropy():.12f} x {config.num_sentences}")
-    vocab_size = config.vocab_size or (0 if config.corpus or given else EMBEDDED_VOCAB_SIZE)
-    key = _key({"source": source, "vocab_size": vocab_size, "lowercase": config.lowercase,
+    given = None
+    if config.tokenizer:
+        given = SentencePieceTokenizer.load(Path(config.tokenizer))
+    elif not (config.corpus or config.vocab_size or config.lowercase):
+        given = SentencePieceTokenizer.load(SCENES_MODEL / "tokenizer.model", verify(SCENES_MODEL)["tokenizer.model"])
+    source = fingerprint(config) if config.corpus else f"{embedded_source()} x {config.num_sentences}"
+    key = _key({"source": source, "vocab_size": config.vocab_size, "lowercase": config.lowercase,
                 "max_len": config.max_len, "tokenizer": given.fingerprint if given else "",
                 "fractions": [config.valid_fraction, config.test_fraction], "version": 3})
     directory = cache / f"corpus-{key}"
@@ -221,7 +229,7 @@ def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
         report = ReadingReport()
         pairs = ((member.split, member.sentence) for member in _members(config, report))
         with reporter.bar("tokenise", "sentences") as progress:
-            prepare_corpus(pairs, directory, source=source, vocab_size=vocab_size or None, lowercase=config.lowercase,
+            prepare_corpus(pairs, directory, source=source, vocab_size=config.vocab_size or None, lowercase=config.lowercase,
                            max_len=config.max_len, tokenizer=given, report=report, progress=progress)
     if config.corpus:
         reporter.line(report.summary())

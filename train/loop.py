@@ -17,17 +17,20 @@ from outlines.checkpoint import load_modules, module_tensors
 from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError, quoted
 from outlines.hardening import one_line
+from outlines.inference.pipeline import TEMPERATURE
 from outlines.models.base import block_seed
 from train.config import TrainingConfig
 from train.data import Dataset
-from train.method import Method, NotFinite, Snapshot, Stage, Update
+from train.method import EVALUATION_SAMPLES, Method, NotFinite, Snapshot, Stage, Update
 from train.runtime.log import RunLog
 from train.runtime.progress import Reporter
 from train.runtime.ranks import VERSIONS, Ranks, machine
 from train.runtime.run_directory import checkpoint_path, newest_checkpoint, prune
 from train.runtime.signals import Stopped, StopSignals
 
-EVALUATION_SAMPLES = 8
+SHOWN_AFTER, NUM_SHOWN = 60, 2  # after a minute, each validation prints two samples
+TIMED_STEPS = 20  # first steps, from which the length of the run is estimated
+PASSES = 8  # of a row through generator and critic in one step, about
 COUNTERS = ("step", "begun", "examples", "stale", "bad_steps", "bad_in_a_row")
 """attributes of the loop that a checkpoint holds under their own names"""
 
@@ -75,12 +78,13 @@ class Loop:
                     self._seed_step()
                     # A signal may interrupt `begin` at once: it can take minutes, and it leaves nothing half done.
                     self.signals.deferred = False
-                    with self.reporter.bar(f"begin {stage.name}", "iterations") as progress:
+                    with self.reporter.timed(stage.name), self.reporter.bar(f"begin {stage.name}", "iterations") as progress:
                         stage.begin(progress)
                     self.signals.deferred = True
                     self.begun = True
                     self._save()
-                self._run_stage(stage)
+                with self.reporter.timed(stage.name):
+                    self._run_stage(stage)
                 self.stage_index, self.step, self.begun = self.stage_index + 1, 0, False
                 self._save()
         finally:
@@ -128,6 +132,8 @@ class Loop:
                 self.examples += len(rows)
                 tokens_per_sec = num_targets / max(time.monotonic() - since, 1e-9)
                 progress(self.step, stage.num_steps, f"{tokens_per_sec:,.0f} tokens/s" if stage.like_length else "")
+                if self.stage_index == 0 and self.step == TIMED_STEPS < stage.num_steps:
+                    self._estimate(time.monotonic() - since)
                 if sums and (self.step % self.config.log_every == 0 or self.step == stage.num_steps):
                     self._log_terms(stage, sums, num_summed, num_targets, time.monotonic() - since)
                     sums, num_summed, num_targets, since = {}, 0, 0, time.monotonic()
@@ -184,16 +190,39 @@ class Loop:
             shown = ", ".join(f"{key} {value:.3f}" for key, value in found.figures.items()
                               if f"{key}_per_token" not in found.figures)
             self.reporter.line(f"{stage.name} step {self.step:,}: {shown}")
-            if model.sources:  # sentences made from the same noise at every validation
-                ids, _ = next(model.generate(EVALUATION_SAMPLES, 0, SamplingConfig(max_len=40)))
-                sentences = self.data.tokenizer.decode(ids)
-                self.log.writer.add_text("samples", "\n".join(f"- {sentence}" for sentence in sentences), self.examples)
+            self._log_samples(found.vectors)
             model.train()
         criterion = self.ranks.agree(criterion)
         self.stale += 1
         if criterion < self.best_criterion:
             self.best_criterion, self.stale = criterion, 0
             self.best = {name: tensor.detach().clone() for name, tensor in module_tensors(stage.modules, "best").items()}
+
+    def _log_samples(self, vectors: Tensor | None) -> None:
+        """Log sentences written from the same vectors or the same noise at every validation; print some."""
+        model, sampling = self.method.model, SamplingConfig(TEMPERATURE, max_len=40)
+        if not model.sources:
+            return
+        if vectors is None:
+            ids, _ = next(model.generate(EVALUATION_SAMPLES, 0, sampling))
+        else:
+            ids = model.decode(vectors, 0, sampling)
+        sentences = self.data.tokenizer.lines(ids)
+        self.log.writer.add_text("samples", "\n".join(f"- {sentence}" for sentence in sentences), self.examples)
+        if time.monotonic() - self.reporter.started > SHOWN_AFTER:
+            for sentence in sentences[:NUM_SHOWN]:
+                self.reporter.line(f"  {sentence}")
+
+    def _estimate(self, seconds: float) -> None:
+        """Print about how long the run will take. seconds: of the first stage's TIMED_STEPS first steps."""
+        tokens = float(self.data.corpus.tokens["train"].lengths.mean())
+        costs = [stage.num_steps * stage.batch_size * (tokens if stage.like_length else PASSES)
+                 * sum(weights.numel() for module in stage.modules.values() for weights in module.parameters())
+                 for stage in self.method.stages]
+        first = seconds / TIMED_STEPS * self.method.stages[0].num_steps
+        # The report trains a language model, which costs about as much as the decoder.
+        minutes = first * (sum(costs) / costs[0] + 1) / 60
+        self.reporter.line(f"about {max(minutes, 1):.0f} min to the end of training and report")
 
     def _save(self) -> None:
         """Write a checkpoint unless this position has one; raises NotFinite if a value is not finite."""

@@ -22,6 +22,8 @@ from train.data import Batch, Dataset
 from train.runtime.progress import Progress, Reporter
 from train.runtime.ranks import Ranks
 
+EVALUATION_SAMPLES = 8  # sentences that each validation writes
+
 
 class NotFinite(OutlinesError):
     """A loss, gradient or weight is NaN or infinite."""
@@ -56,7 +58,8 @@ class Validation:
     """The results of a validation.
 
     figures: by log key. criterion: the stage keeps the weights with the lowest criterion. levels: figures of fixed
-    baselines, which the progress line does not repeat. histograms, pictures: for TensorBoard, by key.
+    baselines, which the progress line does not repeat. histograms, pictures: for TensorBoard, by key. vectors: [N, D] to
+    decode as samples, instead of the model's own.
     """
 
     figures: Mapping[str, float]
@@ -64,6 +67,7 @@ class Validation:
     levels: Mapping[str, float] = field(default_factory=dict)
     histograms: Mapping[str, Tensor] = field(default_factory=dict)
     pictures: Mapping[str, Figure] = field(default_factory=dict)
+    vectors: Tensor | None = None
 
 
 class Stage(ABC):

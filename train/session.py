@@ -79,8 +79,9 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
     method_class = find_method(config.family)
     device = choose_device(session.device, session.ranks.local_rank)
     known = read_run(directory).get("hashes", {}).get("corpus", "")
-    data = open_dataset(config.corpus, config.model.encoder_name(), session.cache, device, session.ranks, session.reporter,
-                        known)
+    with session.reporter.timed("corpus and outlines"):
+        data = open_dataset(config.corpus, config.model.encoder_name(), session.cache, device, session.ranks,
+                            session.reporter, known)
     if session.ranks.first:
         _check_hashes(directory, data)
         data.tokenizer.save(directory / "tokenizer.model")

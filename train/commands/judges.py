@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from outlines.checkpoint import read_state, verify
 from outlines.decoding.scoring import nll_of_rows
 from outlines.metrics.ngram import NgramModel
 from outlines.models.base import TextModel
 from outlines.models.lm import LanguageModel
 from outlines.models.registry import load_model
+from outlines.pretrained import SCENES_MODEL
 from train.config import CorpusConfig, RunConfig, TrainingConfig
 from train.data import Dataset
 from train.evaluation.judges import Judge, Judges, Nll, judge, tokens_of
@@ -29,10 +30,6 @@ from train.session import Session, begin_run, train_run
 SCORER_SEED = 1001
 REVERSE_SEED = 2001
 REVERSE_BATCH_SIZE = 128
-MOST_FRESH = 1_000_000  # largest number of sentences of the embedded corpus that a scorer learns
-FRESH_EMBED_DIM = 128
-"""Largest embedding width of such a scorer. With embeddings initialised from counts, a wider one is slower, not better."""
-
 
 def quick_judges(config: RunConfig, data: Dataset, session: Session) -> Judges:
     """Train or load the judges of the report that ends a training."""
@@ -57,40 +54,35 @@ def neural_judge(model: TextModel, data: Dataset) -> Judge:
 
 
 def scorer(config: RunConfig, data: Dataset, session: Session) -> TextModel:
-    """Train or load the language model that learns the real text with its own seed and scores samples."""
+    """Return the language model that scores samples: the shipped one, or one trained on the run's corpus."""
+    if (shipped := judge_of_scenes(data)) is not None:
+        return shipped
     # Runs of all seeds share one scorer. Its seed differs from the run's, or it would favour its twin's samples.
     seed = SCORER_SEED + (config.training.seed == SCORER_SEED)
-    steps = config.training.evaluator_steps
-    corpus = config.corpus
-    if data.embedded:
-        # The grammar can generate more sentences, so the scorer sees each only once. The held-out ones stay held out,
-        # because the split depends on the sentence's hash.
-        share = 1 - corpus.valid_fraction - corpus.test_fraction
-        fresh = min(math.ceil(steps * config.model.decoder_batch_size / share), MOST_FRESH)
-        corpus = dataclasses.replace(corpus, num_sentences=max(fresh, corpus.num_sentences))
-    return _language_model(config, data, session, seed, steps, "language model that scores samples", corpus)
+    return _language_model(config, data, session, seed, config.training.evaluator_steps,
+                           "language model that scores samples")
+
+
+def judge_of_scenes(data: Dataset) -> TextModel | None:
+    """Return the judge that ships with the package, if it was trained on this grammar and this tokenizer."""
+    if not data.embedded or data.tokenizer.fingerprint != verify(SCENES_MODEL)["tokenizer.model"]:
+        return None
+    if not data.corpus.meta["source"].startswith(read_state(SCENES_MODEL)[1]["source"]):
+        return None
+    return load_model(SCENES_MODEL).to(data.device)
 
 
 def baseline(config: RunConfig, data: Dataset, session: Session) -> TextModel:
     """Train or load the language model with the run's seed, architecture and number of decoder steps."""
-    return _language_model(config, data, session, config.training.seed, config.model.decoder_steps, "LM baseline",
-                           config.corpus)
+    return _language_model(config, data, session, config.training.seed, config.model.decoder_steps, "LM baseline")
 
 
-def _language_model(config: RunConfig, data: Dataset, session: Session, seed: int, steps: int, name: str,
-                    corpus: CorpusConfig) -> TextModel:
-    """Train or load a language model of the corpus in `data`, or of a larger embedded one, with the run's tokenizer."""
-    larger = corpus.num_sentences > config.corpus.num_sentences
-    changes: dict[str, Any] = {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 4)}
-    if larger:
-        changes |= {"dropout": 0.0, "word_start": "counts", "embed_dim": min(config.model.embed_dim, FRESH_EMBED_DIM)}
-    run = _configuration(config, corpus, seed, changes)
-    more = [corpus.num_sentences] if larger else []
-    directory = session.cache / f"lm-{_key(run, data.corpus.fingerprint, *more)}"
-    if larger and not (directory / "model").exists():
-        run = dataclasses.replace(run, corpus=dataclasses.replace(
-            corpus, tokenizer=_save_tokenizer(data, directory), vocab_size=0, lowercase=False))
-    return _trained(directory, run, data, session, name, {} if larger else data.hashes(encoder=False))
+def _language_model(config: RunConfig, data: Dataset, session: Session, seed: int, steps: int, name: str) -> TextModel:
+    """Train or load a language model of the corpus in `data` with the shape of a run's decoder."""
+    options = {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 4)}
+    run = _configuration(config, config.corpus, seed, options)
+    directory = session.cache / f"lm-{_key(run, data.corpus.fingerprint)}"
+    return _trained(directory, run, data, session, name, data.hashes(encoder=False))
 
 
 def _configuration(config: RunConfig, corpus: CorpusConfig, seed: int, changes: dict[str, Any]) -> RunConfig:
@@ -101,12 +93,6 @@ def _configuration(config: RunConfig, corpus: CorpusConfig, seed: int, changes: 
     training = dataclasses.replace(TrainingConfig(), seed=seed, device=config.training.device,
                                    precision=config.training.precision, warmup_steps=config.training.warmup_steps)
     return RunConfig(LanguageModel.family, corpus, training, model)
-
-
-def _save_tokenizer(data: Dataset, directory: Path) -> str:
-    directory.mkdir(parents=True, exist_ok=True)
-    data.tokenizer.save(directory / "given.model")
-    return str(directory / "given.model")
 
 
 def _trained(directory: Path, run: RunConfig, data: Dataset, session: Session, name: str,
@@ -141,7 +127,9 @@ def reverse_nll(samples: Sequence[str], held_out: Sequence[str], config: RunConf
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory, session.reporter.line):
         if not result.exists():
-            files: dict[str, Any] = {"tokenizer": _save_tokenizer(data, work)}
+            work.mkdir(exist_ok=True)
+            data.tokenizer.save(work / "given.model")
+            files: dict[str, Any] = {"tokenizer": str(work / "given.model")}
             valid = data.text("valid", data.sample_rows("valid", len(held_out)))
             for split, sentences in (("corpus", samples), ("valid", valid), ("test", held_out)):
                 file = work / f"{split}.txt"

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,18 +167,22 @@ def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
     """Finish the training of a run or a group of runs and print the reports. beside_lm: with rows of the LM baseline."""
     group = read_group(directory)
     if group is None:
+        session.reporter.begin()
         session.reporter.line(f"run {directory}")
         model, data = train_run(directory, session)
         if session.ranks.first:
             config = run_config(directory)
             if not (directory / "report.json").exists():
-                started = time.monotonic()
-                judges, lm = Judges(), None
+                judges, lm, reporter = Judges(), None, session.reporter
                 if model.sources:
-                    judges = quick_judges(config, data, session)
-                    lm = baseline(config, data, session) if beside_lm and model.family != LanguageModel.family else None
-                measure_run(directory, config, model, data, judges, lm, session.reporter)
-                session.reporter.line(f"evaluated in {time.monotonic() - started:.0f} s")
+                    with reporter.timed("judge"):
+                        judges = quick_judges(config, data, session)
+                    if beside_lm and model.family != LanguageModel.family:
+                        with reporter.timed("LM baseline"):
+                            lm = baseline(config, data, session)
+                with reporter.timed("evaluation"):
+                    measure_run(directory, config, model, data, judges, lm, reporter)
+                reporter.line(reporter.times())
             print(closing_report(directory, config, model, data), flush=True)
         session.ranks.barrier()
         return

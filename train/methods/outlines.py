@@ -27,7 +27,7 @@ from outlines.options import option
 from train.config import DecoderOptions, RunConfig
 from train.data import MAX_FITTED_ROWS, Batch, Dataset
 from train.evaluation.figures import NUM_DECODED, decoded_nll, held_out
-from train.method import Method, Validation
+from train.method import EVALUATION_SAMPLES, Method, Validation
 from train.methods.decoder_stage import DecoderStage, decoder_config
 from train.methods.gan_stage import FitStage, Game, GanOptions, GanStage
 from train.runtime.log import charts
@@ -135,7 +135,9 @@ class OutlineDecoderStage(DecoderStage):
         assert real is not None
         others = other_rows(len(real), 1, torch.Generator().manual_seed(NOISE_SEED))[0]
         gap = latent_gap(self.model.decoder, tokens, real, real[others])
-        return dataclasses.replace(found, figures={**found.figures, "valid/latent_gap_per_token": gap.per_token})
+        # The generator is not trained yet, so the samples of this stage are written from real outlines.
+        return dataclasses.replace(found, figures={**found.figures, "valid/latent_gap_per_token": gap.per_token},
+                                   vectors=real[:EVALUATION_SAMPLES])
 
 
 def outline_decoder_config(options: Any, data: Dataset) -> DecoderConfig:

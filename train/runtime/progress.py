@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -22,6 +23,28 @@ class Reporter:
         """quiet: print only warnings. silent: print nothing."""
         self.quiet, self.silent = quiet or silent, silent
         self._bars = sys.stderr.isatty() and not self.quiet
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the clock of a run."""
+        self.started, self._timing = time.monotonic(), False
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def timed(self, work: str) -> Iterator[None]:
+        """Count the block's seconds for this kind of work, unless an outer block counts them already."""
+        started, outer, self._timing = time.monotonic(), self._timing, True
+        try:
+            yield
+        finally:
+            self._timing = outer
+            if not outer:
+                self.seconds[work] += time.monotonic() - started
+
+    def times(self) -> str:
+        """Return in one line where a run's time went."""
+        parts = ", ".join(f"{work} {seconds:.0f} s" for work, seconds in self.seconds.items() if seconds)
+        return f"time: {time.monotonic() - self.started:.0f} s ({parts})"
 
     def line(self, text: str) -> None:
         if not self.quiet:

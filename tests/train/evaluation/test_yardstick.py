@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import random
+import shutil
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,12 +15,14 @@ import torch
 from outlines.corpus import grammar
 from outlines.corpus.scenes import SCENES, scene_rules
 from outlines.decoding.scoring import nll_of_rows
-from outlines.errors import OutlinesError
+from outlines.errors import CheckpointError, OutlinesError
 from outlines.metrics.text import words
+from outlines.models.registry import load_model
 from outlines.networks.embedding_init import start_words
+from outlines.pretrained import SCENES_MODEL
 from train.commands import judges as evaluators
 from train.commands.evaluate import Run, label_runs
-from train.commands.judges import baseline, full_judges, scorer
+from train.commands.judges import baseline, full_judges, judge_of_scenes, scorer
 from train.config import RunConfig, resolve
 from train.data import Dataset, open_dataset
 from train.evaluation import yardstick as evaluation
@@ -281,25 +284,48 @@ def test_words_start_at_the_counts_of_the_training_split(yardstick: Yardstick, c
     assert torch.equal(at_random.output_bias, at_counts.output_bias)
 
 
-def test_the_scorer_of_the_embedded_corpus_sees_no_sentence_twice(session: Session) -> None:
+def of_scenes(session: Session, **flags: object) -> tuple[RunConfig, Dataset]:
+    """Return a small configuration on the embedded corpus, and its data."""
     method = find_method("lm")
-    config = resolve("lm", method.config_class, method.presets, "tiny", None, {"evaluator_steps": 60, "num_sentences": 500})
-    data = open_dataset(config.corpus, None, session.cache, torch.device("cpu"), Ranks(), session.reporter)
+    config = resolve("lm", method.config_class, method.presets, "tiny", None, {"num_sentences": 500, **flags})
+    return config, open_dataset(config.corpus, None, session.cache, torch.device("cpu"), Ranks(), session.reporter)
+
+
+def test_the_shipped_judge_is_used_only_with_its_own_grammar_and_tokenizer(session: Session) -> None:
+    config, data = of_scenes(session, vocab_size=0)
     before = set(session.cache.glob("lm-*"))
-    assert scorer(config, data, session).decoder.config.dropout == 0.0
-    [directory] = set(session.cache.glob("lm-*")) - before
-    learnt = open_dataset(run_config(directory).corpus, None, session.cache, torch.device("cpu"), Ranks(), session.reporter)
-    # A row or two of a thousand come again: how many fall to the training split is up to their hashes.
-    assert learnt.num_rows("train") > 0.95 * 60 * 16 > 1.9 * data.num_rows("train")
-    assert learnt.tokenizer.fingerprint == data.tokenizer.fingerprint
-    seen = set(training_text(learnt))
-    assert set(training_text(data)) < seen
-    assert not seen & set(data.text("test", np.arange(data.num_rows("test"))))
-    assert scorer(config, data, session) and set(session.cache.glob("lm-*")) == before | {directory}
-    # The baseline learns the run's sentences, and no others.
-    baseline(config, data, session)
-    [other] = set(session.cache.glob("lm-*")) - before - {directory}
-    assert run_config(other).corpus == config.corpus
+    shipped = load_model(SCENES_MODEL).state_dict()
+    found = scorer(config, data, session).state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in shipped.items())
+    assert set(session.cache.glob("lm-*")) == before
+    data.corpus.meta["source"] = "embedded grammar of another version x 500"
+    assert judge_of_scenes(data) is None
+    config, data = of_scenes(session, vocab_size=450)
+    scorer(config, data, session)
+    [trained] = set(session.cache.glob("lm-*")) - before
+    assert run_config(trained).corpus == config.corpus
+
+
+def test_the_shipped_judge_is_within_3_percent_of_the_entropy(session: Session) -> None:
+    language, sentences = grammar.scenes(), list(grammar.sentences(1000, seed=99))
+    _, data = of_scenes(session, vocab_size=0)
+    judge = judge_of_scenes(data)
+    assert judge is not None
+    nll, _ = nll_of_rows(judge.decoder, tokens_of(sentences, data))
+    exact = -np.array([language.log_prob(sentence) for sentence in sentences])
+    assert 0 < (nll - exact).mean() < 0.03 * language.entropy()
+
+
+def test_a_flipped_bit_of_the_shipped_judge_is_detected(session: Session, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    _, data = of_scenes(session, vocab_size=0)
+    damaged = shutil.copytree(SCENES_MODEL, tmp_path / "scenes")
+    content = bytearray((damaged / "tensors.safetensors").read_bytes())
+    content[-1] ^= 1
+    (damaged / "tensors.safetensors").write_bytes(content)
+    monkeypatch.setattr(evaluators, "SCENES_MODEL", damaged)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        judge_of_scenes(data)
 
 
 def test_real_outlines_are_held_out_ones_first_and_never_the_references(tiny_run: Path, session: Session) -> None:

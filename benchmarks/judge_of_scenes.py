@@ -1,0 +1,70 @@
+"""Make the tokenizer and the language model of the embedded corpus that ship in outlines/pretrained/scenes.
+
+  python -m benchmarks.judge_of_scenes tokenizer FILE       train the tokenizer
+  python -m benchmarks.judge_of_scenes ship RUN             put a run's language model and its tokenizer into the package
+
+The README of this folder has the command that trains the run. Weights are stored in float16.
+"""
+
+import argparse
+import collections
+import math
+import shutil
+from pathlib import Path
+
+import torch
+from sentencepiece import sentencepiece_model_pb2
+
+from outlines.checkpoint import atomic_directory, module_tensors, write_state
+from outlines.corpus import grammar
+from outlines.corpus.tokenizer import NUM_SPECIALS, SentencePieceTokenizer, train_tokenizer
+from outlines.models.registry import load_model
+from outlines.pretrained import SCENES_MODEL
+from train.data import EMBEDDED_SEED, embedded_source
+
+NUM_SENTENCES = 100_000
+NUM_CANDIDATES = 5000  # BPE pieces; about half of them only lead to longer ones and are removed
+UNIGRAM, NORMAL = 1, 1  # SentencePiece's model type, and its type of pieces that are neither special nor bytes
+
+
+def make_tokenizer(path: Path) -> None:
+    """Train BPE and keep the pieces that the sentences use, as a unigram model. Nearly every word is then one piece.
+
+    An output layer over the removed pieces would cost time in every step and never be right.
+    """
+    sentences = list(grammar.sentences(NUM_SENTENCES, EMBEDDED_SEED))
+    trained = train_tokenizer(sentences, path, vocab_size=NUM_CANDIDATES, max_sentences=NUM_SENTENCES)
+    counts = collections.Counter(id for row in trained.encode(sentences) for id in row)
+    model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    for id, piece in enumerate(model.pieces):
+        if piece.type == NORMAL:
+            piece.score = math.log((counts[id] + 0.5) / counts.total())
+    pieces = [type(piece).FromString(piece.SerializeToString()) for id, piece in enumerate(model.pieces)
+              if id < NUM_SPECIALS or counts[id] or len(piece.piece) == 1]
+    del model.pieces[:]
+    model.pieces.extend(pieces)
+    model.trainer_spec.model_type, model.trainer_spec.vocab_size = UNIGRAM, len(pieces)
+    SentencePieceTokenizer(model.SerializeToString()).save(path)
+
+
+def ship(run: Path) -> None:
+    """Write a run's model and tokenizer to the package, with the grammar that they belong to."""
+    model = load_model(run / "model")
+    tensors = {name: tensor.to(torch.float16) for name, tensor in module_tensors({"model": model}, "model").items()}
+    with atomic_directory(SCENES_MODEL) as staging:
+        meta = {"family": model.family, "shape": model.shape(), "source": embedded_source()}
+        write_state(staging / "model", tensors, meta)
+        for file in (staging / "model").iterdir():
+            file.rename(staging / file.name)
+        (staging / "model").rmdir()
+        shutil.copy(run / "tokenizer.model", staging)
+    for file in SCENES_MODEL.iterdir():
+        print(f"{file.name}: {file.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=("tokenizer", "ship"))
+    parser.add_argument("path", type=Path)
+    options = parser.parse_args()
+    (make_tokenizer if options.verb == "tokenizer" else ship)(options.path)

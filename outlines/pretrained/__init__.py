@@ -1,0 +1,9 @@
+"""Models that ship with the package, as directories with checksums (docs/reliability.md).
+
+scenes/: the tokenizer of the embedded corpus, and the language model that judges samples of it.
+benchmarks/judge_of_scenes.py writes both.
+"""
+
+from pathlib import Path
+
+SCENES_MODEL = Path(__file__).parent / "scenes"

@@ -1,0 +1,37 @@
+"""Progress lines: the expected length of a run, early samples, and where the time went."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from train import loop
+from train.__main__ import main
+from train.runtime.progress import Reporter
+
+
+def test_nested_work_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    reporter = Reporter(quiet=True)
+    with reporter.timed("outer"):
+        now[0] += 2
+        with reporter.timed("inner"):
+            now[0] += 3
+    with reporter.timed("later"):
+        now[0] += 1
+    now[0] += 1
+    assert reporter.times() == "time: 7 s (outer 5 s, later 1 s)"
+
+
+def test_a_run_prints_its_length_samples_and_times(tiny_arguments: list[str], tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(loop, "SHOWN_AFTER", -1)
+    assert main([*tiny_arguments, "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().err
+    assert re.search(r"about \d+ min to the end", printed)
+    validations = re.findall(r"^(?:decoder|gan) step .*\n((?:  .*\n)*)", printed, re.M)
+    assert validations and all(shown.count("\n") == loop.NUM_SHOWN for shown in validations)
+    assert re.search(r"time: \d+ s \(corpus and outlines \d+ s, decoder \d+ s, gan \d+ s, judge \d+ s, LM baseline \d+ s, "
+                     r"evaluation \d+ s\)", printed)
