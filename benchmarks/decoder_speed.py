@@ -19,26 +19,28 @@ CONFIG = GRUConfig(vocab_size=4000, vector_dim=384, embed_dim=224, hidden_dim=38
 BATCH_SIZE, LENGTH, ROUNDS = 128, 14, 60
 
 
-def main() -> None:
+def training_step(bfloat16: bool) -> tuple[int, Callable[[], object]]:
+    """Return the tokens of a batch, and a function that makes one training step on it."""
     torch.manual_seed(0)
     batch = collate([torch.randint(4, 4000, (LENGTH,)).numpy() for _ in range(BATCH_SIZE)], CONFIG)
     num_tokens, vector = int(batch.lengths.sum()), torch.randn(BATCH_SIZE, 384)
-    update = Update(Ranks(), clip_norm=1.0)
+    decoder, update = GRUDecoder(CONFIG), Update(Ranks(), clip_norm=1.0)
+    optimizer = adamw([decoder], 1e-3, (0.9, 0.99), 0.01)
 
-    def arm(bfloat16: bool) -> Callable[[], object]:
-        decoder = GRUDecoder(CONFIG)
-        optimizer = adamw([decoder], 1e-3, (0.9, 0.99), 0.01)
+    def step() -> object:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            nll = decoder.nll(batch, vector).sum()
+        return update("nll", optimizer, nll / num_tokens)
 
-        def step() -> object:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                nll = decoder.nll(batch, vector).sum()
-            return update("nll", optimizer, nll / num_tokens)
+    return num_tokens, step
 
-        return step
 
+def main() -> None:
     num_parameters = sum(parameter.numel() for parameter in GRUDecoder(CONFIG).parameters())
     print(f"{num_parameters / 1e6:.2f} M parameters, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    best = shortest({name: arm(name == "bfloat16") for name in ("float32", "bfloat16")[:1 + has_bfloat16()]}, ROUNDS, 2)
+    steps = {name: training_step(name == "bfloat16") for name in ("float32", "bfloat16")[:1 + has_bfloat16()]}
+    best = shortest({name: step for name, (_, step) in steps.items()}, ROUNDS, 2)
+    num_tokens, _ = steps["float32"]
     for name, seconds in best.items():
         print(f"{name:10} {num_tokens / seconds:8,.0f} tokens/s ({best['float32'] / seconds:.2f} x)")
     print(f"--precision auto chooses {choose_precision('auto', torch.device('cpu'))} here")

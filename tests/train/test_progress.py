@@ -25,8 +25,8 @@ def test_nested_work_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reporter.times() == "time: 7 s (outer 5 s, later 1 s)"
 
 
-def test_a_run_prints_its_length_samples_and_times(tiny_arguments: list[str], tmp_path: Path,
-                                                   monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_prints_length_samples_and_times(tiny_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(loop, "SHOWN_AFTER", -1)
     assert main([*tiny_arguments, "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().err

@@ -1,0 +1,55 @@
+"""Speed of training beside a busy process, by how threads wait for each other: `python -m benchmarks.busy_machine`.
+
+Threads of OpenMP spin at the end of each parallel region. If another process uses a core, the spinning threads wait for the
+one without a core. GOMP_SPINCOUNT limits the spinning; `import outlines` sets it (outlines/__init__.py). Each row is a new
+process that trains a decoder like `benchmarks.decoder_speed`'s for SECONDS.
+"""
+
+import os
+import subprocess
+import sys
+import time
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.decoder_speed import training_step
+
+SECONDS = 3.0
+BUSY = "while True: pass"
+SETTINGS = {"ours": {}, "OpenMP's default": {"GOMP_SPINCOUNT": ""}, "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
+            "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"}, "one thread": {"OMP_NUM_THREADS": "1"}}
+
+
+def worker() -> None:
+    """Print the tokens/s of SECONDS of training."""
+    num_tokens, step = training_step(bfloat16=False)
+    step()
+    started, num_steps = time.perf_counter(), 0
+    while time.perf_counter() - started < SECONDS:
+        step()
+        num_steps += 1
+    print(num_tokens * num_steps / (time.perf_counter() - started))
+
+
+def measured(setting: dict[str, str], num_busy: int) -> float:
+    busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(num_busy)]
+    try:
+        done = subprocess.run([sys.executable, "-m", "benchmarks.busy_machine", "worker"], check=True, capture_output=True,
+                              text=True, env={**os.environ, **setting})
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    return float(done.stdout)
+
+
+def main() -> None:
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; tokens/s idle, and beside one busy process")
+    for name, setting in tqdm(SETTINGS.items(), leave=False):
+        idle, busy = (measured(setting, num_busy) for num_busy in (0, 1))
+        tqdm.write(f"{name:24} {idle:8,.0f} {busy:8,.0f} ({busy / idle:.2f} x)")
+
+
+if __name__ == "__main__":
+    worker() if sys.argv[1:] == ["worker"] else main()
