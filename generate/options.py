@@ -59,7 +59,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "num": Option("number of sentences", int, 10, 1, 10**12, max_served=100),
         "num/walk": Option("number of vectors on the walk, both ends included", int, 21, 2, 10_000, max_served=101),
         "num/nearest": Option("number of neighbours per sentence", int, 5, 1, 10_000, max_served=50),
-        "temperature": Option("sampling temperature; lower is safer and less varied", float, 0.7, max_served=10),
+        "temperature": Option("sampling temperature; lower is safer and less varied", float, 0.5, max_served=10),
         "top_p": Option("nucleus: sample from the likeliest tokens with this total probability", float, 1.0, high=1),
         "seed": Option("random seed", int, 1, max_served=2**53),
         "source": Option("source of outlines: generator (default), or a baseline: mixture, gaussian, linear (conditional "

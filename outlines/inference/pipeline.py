@@ -29,7 +29,7 @@ from outlines.metrics.bleu import reconstruction_bleu
 from outlines.models.base import BATCH, Draw, TextModel
 from outlines.models.registry import load_model
 
-TEMPERATURE = 0.7
+TEMPERATURE = 0.5  # measured on the embedded corpus: docs/results.md, "The default run"
 
 
 class Sentence(NamedTuple):
@@ -193,7 +193,7 @@ class Pipeline:
         return complete(self.sampler, self.tokenizer, vectors, uniforms, sampling, prefix)
 
     def sample(self, num: int = 10, seed: int = 1, source: str | None = None, **choice: float) -> list[str]:
-        """`num` new sentences. choice: fields of SamplingConfig; the temperature is 0.7 by default."""
+        """`num` new sentences. choice: fields of SamplingConfig; the default temperature is 0.5."""
         sampling = SamplingConfig(**{"temperature": TEMPERATURE, "max_len": self.max_len, **choice})  # type: ignore[arg-type]
         return [sentence.text for sentence in self.sentences(num, seed, sampling, source)]
 

@@ -23,7 +23,6 @@ from train.commands.parsing import Parser, add_session, numbers
 from train.config import RunConfig, coerce, known_fields, unknown_name
 from train.data import Dataset
 from train.evaluation.figures import diagnose_gan
-from train.evaluation.quick import TEMPERATURES
 from train.evaluation.sampling import REAL_OUTLINES, Row, Variant, draw
 from train.evaluation.tables import TABLES, Column, over_seeds, table, write_report
 from train.evaluation.yardstick import Yardstick
@@ -34,6 +33,7 @@ from train.runtime.signals import StopSignals
 from train.session import Session, begin_run, check_out, finished_run, run_config, train_run
 
 FAMILY = OutlineModel.family
+TEMPERATURES = (0.7, 1.0)
 CONTROLS = (REAL_OUTLINES, "mixture", "gaussian")
 GRID = ("objective=r3,wgan-gp", "start=noise,gaussian,mixture")
 DESCRIPTION = """\

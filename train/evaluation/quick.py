@@ -25,7 +25,7 @@ from train.runtime.log import RunLog, write_hparams
 from train.runtime.progress import Reporter
 from train.runtime.run_directory import read_json, read_run, write_json
 
-TEMPERATURES = (0.7, 1.0)
+TEMPERATURES = (TEMPERATURE, 1.0)
 NUM_PROJECTED = 200  # vectors of each kind in TensorBoard's projector
 
 
