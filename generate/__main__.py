@@ -10,7 +10,7 @@ from typing import IO
 
 import outlines
 from generate.options import SAMPLE, parse
-from outlines.errors import OutlinesError
+from outlines.errors import OutlinesError, memory_advice
 from outlines.terminal import closed_pipe, prepare_stdout
 
 
@@ -41,10 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         from generate import verbs
         verbs.sampling_of(options)  # reports wrong values before the run is loaded
-        pipeline = outlines.load(options.run, options.device, getattr(options, "precision", "auto"))
-        if "max_len" in options:
-            options.max_len = options.max_len or pipeline.max_len
-        with output(getattr(options, "out", None)) as file:
+        lower = "".join(f" or lower --{name.replace('_', '-')}" for name in ("batch_size", "num", "beam") if name in options)
+        with memory_advice(f"Use --device cpu{lower}."), output(getattr(options, "out", None)) as file:
+            pipeline = outlines.load(options.run, options.device, getattr(options, "precision", "auto"))
+            if "max_len" in options:
+                options.max_len = options.max_len or pipeline.max_len
             # No bar between the sentences themselves.
             quiet = options.verb != SAMPLE or not sys.stderr.isatty() or (file is sys.stdout and sys.stdout.isatty())
             total = None if options.verb != SAMPLE or options.condition else options.num

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from generate.batcher import ANSWER_SEC, Batcher, Busy, Job, turn
 from generate.options import BY_NAME
 from outlines.decoding.sample import SamplingConfig
-from outlines.errors import OutlinesError
+from outlines.errors import OutlinesError, memory_advice
 from outlines.inference.pipeline import Pipeline
 
 PAGE = Path(__file__).with_name("page.html")
@@ -115,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         try:
             fields = Fields(self._body())  # read before a place is reserved, so that slow clients occupy none
-            with turn(self.server.places, 0):
+            with turn(self.server.places, 0), memory_advice("Lower num, or send fewer or shorter sentences.", Busy):
                 status, data = 200, getattr(self.server, self.path[1:])(fields)
         except OutlinesError as error:
             status, data = 503 if isinstance(error, Busy) else 400, {"error": str(error)}

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from outlines.errors import CheckpointError
-from outlines.hardening import check_plain_files, one_line, read_json
+from outlines.errors import CheckpointError, one_line
+from outlines.hardening import check_plain_files, read_json
 
 MANIFEST = "manifest.json"
 STAGING_PREFIX, ASIDE_PREFIX = ".staging-", ".aside-"

@@ -1,7 +1,12 @@
 """Errors that a user can act on."""
 
+import contextlib
+import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+
+MEMORY = "MemoryError|out.of.memory|not enough memory|allocate memory|alloc_failed|storage size calculation overflowed"
 
 
 class OutlinesError(Exception):
@@ -14,6 +19,22 @@ class CheckpointError(OutlinesError):
 
 class TokenizerError(OutlinesError):
     """A tokenizer cannot be trained or loaded."""
+
+
+@contextlib.contextmanager
+def memory_advice(advice: str, kind: type[OutlinesError] = OutlinesError) -> Iterator[None]:
+    """Raise an error of this kind, which ends with `advice`, when torch, numpy or Python run out of memory."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not re.search(MEMORY, f"{type(error).__name__} {error}", re.IGNORECASE):
+            raise
+        raise kind(f"Out of memory ({one_line(error)}). {advice}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message on one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def quoted(path: Path | str) -> str:

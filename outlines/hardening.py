@@ -16,15 +16,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from outlines.errors import CheckpointError, OutlinesError, TokenizerError
+from outlines.errors import CheckpointError, OutlinesError, TokenizerError, one_line
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 MAX_JSON_BYTES = 1 << 26
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's message on one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _parse(path: Path, remedy: str) -> Any:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from outlines.errors import OutlinesError
+from outlines.errors import OutlinesError, memory_advice
 from outlines.terminal import closed_pipe, prepare_stdout
 from train.commands import ablate, evaluate, train
 from train.runtime.ranks import leave
@@ -20,10 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_stdout()
     with StopSignals() as signals:
         try:
-            if verb:
-                print(VERBS[verb](arguments[1:], signals))
-            else:
-                train.run(arguments, signals)
+            lower = {"": " (with --resume, too), or lower --num-evaluation", "evaluate": ", or lower --num-samples"}
+            with memory_advice(f"Use --device cpu{lower.get(verb, '')}."):
+                VERBS.get(verb, train.run)(arguments[1:] if verb else arguments, signals)
         except OutlinesError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

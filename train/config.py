@@ -67,7 +67,7 @@ class DecoderOptions:
                              "co-occurrence counts", choices=("random", "counts"))
     dropout: float = option(0.1, "dropout probability in the decoder, 0 to 1", low=0, high=0.95)
     decoder_steps: int = option(1200, "optimiser steps of the decoder", low=1)
-    decoder_batch_size: int = option(128, "sentences per decoder step", low=1, flag=False)
+    decoder_batch_size: int = option(128, "sentences per decoder step", low=1)
     decoder_learning_rate: float = option(3e-3, "peak learning rate of AdamW for the decoder", low=0)
     decoder_validate_every: int = option(500, "decoder steps between two validations", low=1)
     num_validation: int = option(2000, "maximum number of validation sentences", low=10, flag=False)

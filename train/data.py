@@ -23,7 +23,7 @@ from outlines.corpus.pairs import Pairing, Pairs, load_pairing
 from outlines.corpus.prepared import PreparedCorpus, find_prepared, prepare_corpus
 from outlines.corpus.reading import SPLITS, Member, ReadingReport, fingerprint, read_corpus, split_of
 from outlines.corpus.tokenizer import SentencePieceTokenizer
-from outlines.encoders import load_encoder
+from outlines.encoders import SentenceEncoder, load_encoder, unread_notes
 from outlines.encoders.store import OutlineStore, encode_shards, finish_store
 from outlines.models.outlines import OutlineDecoding
 from outlines.networks.scaling import Scaling
@@ -63,21 +63,26 @@ class Batch:
 
 LEAST_ROWS, LEAST_GROUPS = 6, 4  # of every split: k-NN needs one more row than neighbours; a corpus of pairs needs groups
 MOST_HELD_OUT = 0.25  # largest fraction of a small corpus that is held out for validation, and for testing
+NUM_READ = 2_000  # training sentences of which is checked whether the encoder reads them
 MAX_FITTED_ROWS = 200_000  # maximum outlines for fits (the generator's start), which bounds memory
 
 
 class Dataset:
     """A prepared corpus and, for families that need them, the outlines of its splits."""
 
-    def __init__(self, corpus: PreparedCorpus, stores: dict[str, OutlineStore], normalized: bool, device: torch.device,
-                 pairing: Pairing | None = None):
+    def __init__(self, corpus: PreparedCorpus, stores: dict[str, OutlineStore], encoder: SentenceEncoder | None,
+                 device: torch.device, pairing: Pairing | None = None):
         self.corpus, self.tokenizer, self.pairing = corpus, corpus.tokenizer, pairing
         self.embedded = corpus.meta["source"].startswith(EMBEDDED)
-        self.stores, self.normalized, self.device = stores, normalized, device
-        self.scaling = None
-        if stores:
-            train = stores["train"]
-            self.scaling = Scaling(torch.tensor(train.mean, dtype=torch.float32), train.scale).to(device)
+        self.stores, self.normalized, self.device = stores, encoder is not None and encoder.normalized, device
+        rows = self.sample_rows("train", NUM_READ)
+        unread = unread_notes(encoder, self.text("train", rows), stores["train"].rows(rows)) if encoder else []
+        self.notes, self.losses = [*corpus.notes(), *unread], {**corpus.meta["losses"], "encoder": unread}
+
+    @cached_property
+    def scaling(self) -> Scaling:
+        train = self.stores["train"]
+        return Scaling(torch.tensor(train.mean, dtype=torch.float32), train.scale).to(self.device)
 
     def hashes(self, encoder: bool = True) -> dict[str, str]:
         """Return the hashes of corpus, tokenizer and, with outlines, encoder, by name."""
@@ -85,12 +90,11 @@ class Dataset:
         return {"corpus": self.corpus.fingerprint, "tokenizer": self.tokenizer.fingerprint, **of_encoder}
 
     def report_losses(self, reporter: Reporter) -> None:
-        for note in self.corpus.notes():  # a few cut sentences are no warning
-            (reporter.line if "--max-len" in note else reporter.warning)(note)
+        for note in self.notes:  # a few cut sentences are no warning
+            (reporter.line if " are cut " in note else reporter.warning)(note)
 
     def set_scaling(self, model: OutlineDecoding) -> None:
         """Copy the scaling into a model and move the model to the device."""
-        assert self.scaling is not None
         model.scaling.load_state_dict(self.scaling.state_dict())
         model.to(self.device)
 
@@ -104,7 +108,6 @@ class Dataset:
 
     def outlines(self, split: str, rows: np.ndarray) -> Tensor:
         """Return outlines [B, D] in scaled units."""
-        assert self.scaling is not None, "this dataset has no outlines"
         return self.scaling.scale(torch.from_numpy(self.stores[split].rows(rows)).to(self.device))
 
     def sample_rows(self, split: str, num: int, seed: int = 0) -> np.ndarray:
@@ -141,10 +144,8 @@ def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device:
     directory = ranks.agree(str(found or _prepare(config, cache, reporter)) if ranks.first else "")
     corpus = PreparedCorpus(Path(directory))
     stores: dict[str, OutlineStore] = {}
-    normalized = False
-    if encoder is not None:
-        loaded = load_encoder(encoder, device.type)
-        normalized = loaded.normalized
+    loaded = None if encoder is None else load_encoder(encoder, device.type)
+    if loaded:
         for split in SPLITS:
             sentences = corpus.sentences[split]
             key = _key({"corpus": sentences.fingerprint, "encoder": loaded.fingerprint})
@@ -164,7 +165,7 @@ def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device:
             stores[split] = OutlineStore(store)
             stores[split].check_current(sentences, loaded)
     pairing = load_pairing(config) if config.are_pairs else None
-    return Dataset(corpus, stores, normalized, device, pairing)
+    return Dataset(corpus, stores, loaded, device, pairing)
 
 
 def _key(data: dict[str, object]) -> str:

@@ -15,8 +15,7 @@ from torch import Tensor
 from outlines import checkpoint
 from outlines.checkpoint import load_modules, module_tensors
 from outlines.decoding.sample import SamplingConfig
-from outlines.errors import OutlinesError, quoted
-from outlines.hardening import one_line
+from outlines.errors import OutlinesError, memory_advice, one_line, quoted
 from outlines.inference.pipeline import TEMPERATURE
 from outlines.models.base import block_seed
 from train.config import TrainingConfig
@@ -49,15 +48,15 @@ class Loop:
         self.method, self.data, self.config, self.directory = method, data, config, directory
         self.ranks, self.reporter, self.signals = ranks, reporter, signals
         self.update = Update(ranks, config.clip_norm)
-        self.stage_index = self.step = self.examples = 0
+        self.stage_index = self.step = self.examples = self.bad_steps = self.bad_in_a_row = 0
         self.begun = False  # whether the stage's `begin` has run
         self.stale = 0  # validations since the best one
-        self.bad_steps = self.bad_in_a_row = 0
         self.saved: tuple[int, int, bool] | None = None
         self.best_criterion = math.inf
         self.best: dict[str, Tensor] = {}
         try:
-            log_offset = self._restore()
+            with memory_advice("Free some memory, or use --device cpu; the checkpoints are intact."):
+                log_offset = self._restore()
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise OutlinesError(f"{directory}: the checkpoint does not fit this run ({one_line(error)}). "
                                 "Start a new run.") from error
@@ -83,7 +82,8 @@ class Loop:
                     self.signals.deferred = True
                     self.begun = True
                     self._save()
-                with self.reporter.timed(stage.name):
+                advice = f"Free memory and use --resume, or start a new run with a lower {stage.batch_flag}."
+                with self.reporter.timed(stage.name), memory_advice(advice):
                     self._run_stage(stage)
                 self.stage_index, self.step, self.begun = self.stage_index + 1, 0, False
                 self._save()

@@ -76,6 +76,7 @@ class Stage(ABC):
     name: str
     num_steps: int
     batch_size: int  # sentences of a global batch
+    batch_flag = "--decoder-batch-size"
     validate_every: int
     modules: dict[str, nn.Module]  # the trained modules; the loop restores their best weights at the end of the stage
     optimizers: dict[str, Optimizer]

@@ -117,7 +117,7 @@ def locked_run(directory: Path, session: Session) -> contextlib.AbstractContextM
 
 def _check_hashes(directory: Path, data: Dataset) -> None:
     """Write hashes and losses of the data into run.json; raise OutlinesError if a hash has changed."""
-    hashes, losses, run = data.hashes(), data.corpus.meta["losses"], read_run(directory)
+    hashes, losses, run = data.hashes(), data.losses, read_run(directory)
     for name, value in run.get("hashes", {}).items():
         if hashes.get(name) != value:
             raise OutlinesError(f"{directory}: the {name} has changed since this run began. Restore it, or start a new run.")

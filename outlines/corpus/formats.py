@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outlines.errors import OutlinesError
-from outlines.hardening import one_line
+from outlines.errors import OutlinesError, one_line
 
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 KINDS = (".txt", *TABLES)

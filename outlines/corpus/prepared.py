@@ -20,8 +20,8 @@ from outlines.checkpoint import MANIFEST, atomic_directory, sha256_file, verify
 from outlines.corpus.formats import CorpusError
 from outlines.corpus.reading import SPLITS, ReadingReport
 from outlines.corpus.tokenizer import SentencePieceTokenizer, Tokenizer, normalizer, train_tokenizer
-from outlines.errors import CheckpointError
-from outlines.hardening import map_numbers, map_offsets, one_line, read_json
+from outlines.errors import CheckpointError, one_line
+from outlines.hardening import map_numbers, map_offsets, read_json
 
 MAX_LEN, CHUNK_SENTENCES = 64, 4096
 

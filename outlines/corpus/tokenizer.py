@@ -16,8 +16,8 @@ from typing import Any, Protocol, Self
 import sentencepiece
 
 from outlines.checkpoint import atomic_write
-from outlines.errors import TokenizerError
-from outlines.hardening import one_line, read_tokenizer, try_tokenizer
+from outlines.errors import TokenizerError, one_line
+from outlines.hardening import read_tokenizer, try_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,23 @@ class SentenceEncoder(Protocol):
         """Return the outlines of N sentences: [N, D] float32, each independent of the others up to float16 rounding."""
         ...
 
+    def unread(self, sentences: list[str]) -> tuple[float, float]:
+        """Return the share of letters in unknown tokens, and the share of sentences that are longer than `encode` reads."""
+
+
+def unread_notes(encoder: SentenceEncoder, sentences: list[str], outlines: np.ndarray) -> list[str]:
+    """Return in words what an encoder does not read of N sentences. outlines: [N, D], those of the sentences."""
+    unknown, cut = encoder.unread(sentences)
+    different = list({sentence.casefold(): row for row, sentence in enumerate(sentences)}.values())
+    units = outlines[different] / np.maximum(np.linalg.norm(outlines[different], axis=1, keepdims=True), 1e-12)
+    equal = ((units @ units.T > 0.99999).sum(axis=1) > 1).mean()  # equal but for rounding
+    other = "" if encoder.name.startswith("multilingual-minilm") else "--encoder multilingual-minilm, or "
+    advice = f"Use {other}an encoder trained on this corpus (python -m train encoder)."
+    found = ((unknown, 0.01, f"of the text cannot be read by {encoder.name} (unknown tokens). {advice}"),
+             (equal, 0.01, f"of the sentences have the same outline as a different one. {advice}"),
+             (cut, 0, f"of the sentences are cut by {encoder.name}, which does not read their end. Split long sentences."))
+    return [f"{share:.1%} {text}" for share, limit, text in found if share > limit]
+
 
 def encoder_name(name: str, prompt: str = "", dim: int = 0) -> str:
     """Return the name of an encoder with a prompt before each sentence ("": the model's) and `dim` dimensions (0: all)."""

@@ -122,6 +122,9 @@ class FrozenRecurrentEncoder:
         rows = [np.array(ids, dtype=np.int64) for ids in self._tokenizer.encode(sentences)]
         return nn.functional.normalize(self._module.project_rows(rows), dim=1).cpu().numpy()
 
+    def unread(self, sentences: list[str]) -> tuple[float, float]:
+        return 0.0, 0.0  # The tokenizer writes unknown characters as bytes, and a GRU has no maximum length.
+
 
 def save_recurrent_encoder(directory: Path, module: RecurrentEncoder, tokenizer_path: Path) -> None:
     """Write the files of a `FrozenRecurrentEncoder`: the tokenizer, then the weights with its SHA-256."""

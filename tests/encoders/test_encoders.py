@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from outlines.encoders import SentenceEncoder, encoder_name, load_encoder, sentence_transformer
+from outlines.encoders import SentenceEncoder, encoder_name, load_encoder, sentence_transformer, unread_notes
 from outlines.errors import OutlinesError
 from outlines.hardening import check_sentence_transformer
 
@@ -197,7 +197,7 @@ def test_an_unreachable_model_is_a_one_line_error(monkeypatch: pytest.MonkeyPatc
         raise OSError("no network\nand more lines")
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
-    with pytest.raises(OutlinesError, match=r"all-x: neither in the hub's cache .* \(no network\)") as caught:
+    with pytest.raises(OutlinesError, match=r"all-x: neither in the hub's cache .* \(no network and more lines\)") as caught:
         load_encoder("st:all-x")
     assert "\n" not in str(caught.value)
     assert asked == [("sentence-transformers/all-x", True), ("sentence-transformers/all-x", False)]
@@ -222,6 +222,51 @@ def test_control_words_reach_minilm_as_text(minilm: SentenceEncoder) -> None:
     apart = [word.replace("[", "[ ").replace("]", " ]") for word in words]  # the tokenizer separates marks anyway
     np.testing.assert_allclose(minilm.encode([f"A dog {word} runs." for word in words]),
                                minilm.encode([f"A dog {word} runs." for word in apart]), atol=1e-5)
+    assert minilm.unread([" ".join(words)]) == (0, 0)
+
+
+@pytest.mark.parametrize(("text", "unknown"), [
+    ("A dog runs.", 0), ("Zürich, naïve café", 0), ("Việt Nam 1945 α", 1 / 8), ("A dog 🐶 runs 😀😀!", 0), ("🐶 🏠", 0),
+    ("ผู้ชายกินข้าว", 1), ("Собака бежит", 1), ("បុរស", 1), ("ሰው", 1), ("男人吃米饭", 1), ("개가 달린다", 1), ("الرجل", 1),
+    ("A dog runs. ሰው", 2 / 10), ("", 0),
+])
+def test_the_share_of_unknown_letters_is_measured(text: str, unknown: float, minilm: SentenceEncoder) -> None:
+    assert minilm.unread([text]) == (pytest.approx(unknown), 0)
+
+
+def test_the_share_of_sentences_longer_than_minilm_reads_is_measured(minilm: SentenceEncoder) -> None:
+    sentences = ["dog " * 254, "cat " * 255, "a dog", "no"]
+    assert minilm.unread(sentences) == (0, 1 / 4)
+    assert unread_notes(minilm, sentences, minilm.encode(sentences)) == [
+        "25.0% of the sentences are cut by minilm, which does not read their end. Split long sentences."]
+    assert load_encoder(encoder_name("minilm", "one two three ")).unread(["dog " * 251, "dog " * 252])[1] == 1 / 2
+
+
+class Blind:
+    """An encoder that reads the first word."""
+
+    dim, fingerprint, normalized = 8, "", False
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        digests = [hashlib.sha256(sentence.split()[0].lower().encode()).digest()[:8] for sentence in sentences]
+        return np.array([list(digest) for digest in digests], dtype=np.float32)
+
+    def unread(self, sentences: list[str]) -> tuple[float, float]:
+        return 0.009, 0.0
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("minilm", "Use --encoder multilingual-minilm, or an encoder trained on"),
+                                              ("multilingual-minilm?dim=8&prompt=", "Use an encoder trained on this")])
+def test_different_sentences_with_equal_outlines_are_reported(name: str, remedy: str) -> None:
+    encoder, alike = Blind(name), ["same a", "same b", "SAME B", "same a"]
+    for others in (0, 96, 196, 198, 996):  # Repeated sentences and other capitals are no fault of the encoder.
+        sentences = [*alike, *map(str, range(others))]
+        notes = unread_notes(encoder, sentences, encoder.encode(sentences))
+        shares = [f"{2 / (2 + others):.1%} of the sentences have the same outline as a different one. {remedy}"]
+        assert [note[:len(shares[0])] for note in notes] == (shares if others < 198 else [])
 
 
 def test_a_prompt_and_fewer_dimensions_are_part_of_the_encoder(minilm: SentenceEncoder) -> None:

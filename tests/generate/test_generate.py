@@ -576,3 +576,21 @@ def test_a_verb_is_a_function_and_a_line(verb: str, capsys: pytest.CaptureFixtur
 def test_an_unknown_verb_is_named() -> None:
     with pytest.raises(OutlinesError, match=r"unknown verb 'reconstuct'.*'reconstruct'"):
         parse(["reconstuct", "runs/001", "A dog."])
+
+
+@pytest.mark.parametrize(("verb", "arguments", "advice"), [
+    ("sample", ["--num", 2], "Use --device cpu or lower --batch-size or lower --num or lower --beam."),
+    ("sample", ["--num", 9, "--unique", "--batch-size", 3], "Use --device cpu or lower --batch-size"),
+    ("interpolate", [A, B, "--num", 5], "Use --device cpu or lower --num or lower --beam."),
+    ("reconstruct", [A], "Use --device cpu or lower --beam."),
+    ("complete", ["A dog"], "Use --device cpu or lower --num or lower --beam."),
+])
+def test_a_lack_of_memory_is_one_line(verb: str, arguments: list[object], advice: str, written: Written, tmp_path: Path,
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nGPU 0 is full.")
+
+    monkeypatch.setattr("outlines.decoding.decode.Sampler.__call__", fail)
+    out = tmp_path / "out.txt"
+    assert not written(verb, *arguments, "--out", out, error=f"Out of memory (CUDA out of memory. GPU 0 is full.). {advice}")
+    assert not list(tmp_path.iterdir())

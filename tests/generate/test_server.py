@@ -21,6 +21,7 @@ from statistics import median_low as median
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -201,6 +202,18 @@ def test_a_fault_of_the_server_is_500_without_a_trace(server: Server, monkeypatc
     assert status == 500 and "secret" not in str(data)
     monkeypatch.undo()
     assert ask(server, "/sample", {"num": 1})[0] == 200, "the batching thread is gone"
+
+
+def test_a_lack_of_memory_is_503_with_advice(server: Server, monkeypatch: pytest.MonkeyPatch,
+                                             capfd: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nGPU 0 is full.")
+
+    monkeypatch.setattr(server.batcher, "decode_batch", fail)
+    assert ask(server, "/sample", {"num": 1}) == (503, {
+        "error": "Out of memory (CUDA out of memory. GPU 0 is full.). Lower num, or send fewer or shorter sentences."})
+    monkeypatch.undo()
+    assert ask(server, "/sample", {"num": 1})[0] == 200 and not capfd.readouterr().err
 
 
 def test_a_port_that_is_taken_is_one_line(server: Server, pipeline: Pipeline) -> None:

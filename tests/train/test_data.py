@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from string import ascii_lowercase
 
+import numpy as np
 import pytest
 import torch
 
 from outlines.corpus import grammar
 from outlines.corpus.formats import CorpusError
+from train.__main__ import main
 from train.config import CorpusConfig
 from train.data import LEAST_ROWS, SPLITS, fit_splits, open_dataset
 from train.runtime.progress import Reporter
@@ -61,9 +64,49 @@ def test_losses_are_reported_also_from_the_cache(tmp_path: Path, capsys: pytest.
         config = CorpusConfig(files, test=files, max_len=5)
         data = open_dataset(config, None, tmp_path / "cache", torch.device("cpu"), Ranks(), QUIET)
         data.report_losses(QUIET)
-        notes = data.corpus.notes()
+        notes = data.notes
         assert capsys.readouterr().err.splitlines() == [notes[0], notes[2]]
         assert "2 NUL character" in notes[0] and "--max-len 5" in notes[1] and "test sentences are also" in notes[2]
+
+
+class LetterEncoder:
+    """Counts the letters of the English alphabet. Reads 60 characters."""
+
+    name, dim, fingerprint, normalized = "letters", 26, "f" * 64, False
+
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        return np.array([[text[:60].count(letter) for letter in ascii_lowercase] for text in sentences], dtype=np.float32)
+
+    def unread(self, sentences: list[str]) -> tuple[float, float]:
+        return np.mean([not char.isascii() for char in "".join(sentences)]), np.mean([len(text) > 60 for text in sentences])
+
+
+def test_what_the_encoder_does_not_read_is_reported_also_from_the_cache(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("train.data.load_encoder", lambda *_: LetterEncoder())
+    lines = sorted({line for line in grammar.sentences(600, 1) if len(line) <= 60})[:150]
+    strange = [f"{line[:40]} и только {ending}" for line in lines for ending in ("это", "так")]
+    for kind, corpus, expected in (("strange", strange, ["of the text cannot be read by letters", "have the same outline"]),
+                                   ("long", [*lines, "x" * 61], ["are cut by letters"]), ("plain", lines, [])):
+        files = (written(tmp_path / f"{kind}.txt", corpus),)
+        for _ in range(2):
+            config = CorpusConfig(files, max_len=200, vocab_size=500)
+            data = open_dataset(config, "letters", tmp_path / kind, torch.device("cpu"), Ranks(), QUIET)
+            data.report_losses(Reporter())
+            said = [line for line in capsys.readouterr().err.splitlines() if "letters" in line or "outline" in line]
+            assert said == data.notes == data.losses["encoder"] and len(said) == len(expected)
+            assert all(part in note for part, note in zip(expected, said, strict=True))
+
+
+def test_equal_outlines_are_refused_after_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sentence_transformers")
+    khmer = {ord(str(digit)): chr(0x1780 + digit) for digit in range(10)}
+    corpus = written(tmp_path / "khmer.txt", [str(number).translate(khmer) for number in range(400)])
+    assert main(["--preset", "tiny", "--corpus", corpus, "--runs", str(tmp_path / "runs"), "--quiet"]) == 2
+    unknown, equal, error = capsys.readouterr().err.splitlines()
+    assert unknown.startswith("100.0% of the text cannot be read by minilm (unknown tokens). Use --encoder multilingual-min")
+    assert equal.startswith("100.0% of the sentences have the same outline")
+    assert error.startswith("error: All outlines are equal")
 
 
 def test_a_run_records_its_losses(tiny_run: Path) -> None:

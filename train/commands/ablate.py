@@ -56,8 +56,8 @@ def parser() -> Parser:
     return parser
 
 
-def run(arguments: Sequence[str], signals: StopSignals) -> str:
-    """Train and measure the rows; return the table of all rows in the directory. Raises OutlinesError."""
+def run(arguments: Sequence[str], signals: StopSignals) -> None:
+    """Train and measure the rows; print the table of all rows in the directory. Raises OutlinesError."""
     options = parser().parse_args(arguments)
     base, run = run_config(options.run), options.run
     if base.family != FAMILY:
@@ -106,7 +106,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> str:
             f"of real text. See docs/outline-gan.md.\n\n{table(lines, columns)}\n\n"
             f"One command per row:\n\n```bash\n{commands}\n```")
     write_report(out, text, {"rows": rows})
-    return f"{text}\n\nwritten to {out}: report.md, report.json\nnext:\n  tensorboard --logdir {quoted(out)}"
+    print(f"{text}\n\nwritten to {out}: report.md, report.json\nnext:\n  tensorboard --logdir {quoted(out)}")
 
 
 def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[dict[str, Any], RunConfig]]:

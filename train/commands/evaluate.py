@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from outlines.checkpoint import MANIFEST, sha256_file
-from outlines.encoders import load_encoder
+from outlines.encoders import load_encoder, unread_notes
 from outlines.errors import OutlinesError, quoted
 from outlines.inference.rejection import MAX_MEAN_DRAWS
 from outlines.models.base import TextModel
@@ -80,8 +80,8 @@ class Run:
     data: Dataset
 
 
-def run(arguments: Sequence[str], signals: StopSignals) -> str:
-    """Measure the rows, write the report and return the text for the terminal. Raises OutlinesError."""
+def run(arguments: Sequence[str], signals: StopSignals) -> None:
+    """Measure the rows, write the report and print the text for the terminal. Raises OutlinesError."""
     options = parser().parse_args(arguments)
     temperatures = numbers("--temperatures", options.temperatures, 0, 100)
     noise_scales = numbers("--noise-scales", options.noise_scales, 0, 100)
@@ -102,6 +102,8 @@ def run(arguments: Sequence[str], signals: StopSignals) -> str:
     encoder = None if options.encoder == "none" else load_encoder(options.encoder, leader.data.device.type)
     judges = full_judges(leader.config, leader.data, session, options.reverse_steps)
     yardstick = Yardstick(leader.config, leader.data, judges, options.num_samples, encoder)
+    for note in unread_notes(encoder, yardstick.references, yardstick.encoded_references.numpy()) if encoder else ():
+        session.reporter.warning(note)
     basis = [_alike(leader.config), options.num_samples, options.reverse_steps, encoder.fingerprint if encoder else None]
     labelled: list[tuple[str, Row]] = []
     rebuilt: list[tuple[str, Row]] = []
@@ -128,8 +130,8 @@ def run(arguments: Sequence[str], signals: StopSignals) -> str:
         **{f"gaps{judge}": {label: gap and gap.to_json() for label, gap in by_label.items()}
            for judge, by_label in found.items()}})
     write_curves(out, lines)
-    return (f"{text}\n\nwritten to {out}: report.md, report.json, curve.png\nnext:\n"
-            f"  tensorboard --logdir {quoted(out / 'tensorboard')}")
+    print(f"{text}\n\nwritten to {out}: report.md, report.json, curve.png\nnext:\n"
+          f"  tensorboard --logdir {quoted(out / 'tensorboard')}")
 
 
 def _check(runs: Sequence[Run], leader: Run, options: argparse.Namespace) -> set[str]:

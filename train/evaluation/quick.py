@@ -38,7 +38,7 @@ def measure_run(directory: Path, config: RunConfig, model: TextModel, data: Data
         write_json(directory / "collapse.json", dataclasses.asdict(diagnosis))
         rebuilt |= collapse_figures(diagnosis)
     rows = list(_rows(Yardstick(config, data, judges), model, lm, reporter)) if model.sources else []
-    figures: dict[str, Any] = {"family": model.family, "reconstruction": rebuilt, "rows": rows, "notes": data.corpus.notes()}
+    figures: dict[str, Any] = {"family": model.family, "reconstruction": rebuilt, "rows": rows, "notes": data.notes}
     if rows and (found := diagnose_gan(model, data, num, getattr(config.model, "start", ""), rows)) is not None:
         figures["generator"] = found.to_json()
     if own := find_method(model.family).own_rows(config, model, data, reporter):

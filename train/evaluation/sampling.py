@@ -78,13 +78,13 @@ def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, 
             vectors_of = rejecting(model, vectors_of, variant.rejection)
         blocks = list(model.generate(num, SAMPLING_SEED, sampling, vectors_of))
         vectors = [part for _, part in blocks if part is not None]
-        if further and vectors and data.scaling is not None:
+        if further and vectors and data.stores:
             drawn = vectors_of(num_learnt(data), torch.Generator().manual_seed(SAMPLING_SEED))
             assert drawn is not None
             more = data.scaling.unscale(drawn).cpu()
         ids = [row for block, _ in blocks for row in block]
     text = data.tokenizer.lines(ids)
-    if not vectors or data.scaling is None:
+    if not vectors or not data.stores:
         return Sentences(text)
     return Sentences(text, data.scaling.unscale(torch.cat(vectors)).cpu(), more)
 

@@ -159,16 +159,16 @@ FULL_METRICS: tuple[Metric, ...] = (likeness,)
 
 def outline_figures(name: str, real: Tensor, fake: Tensor, full: bool,
                     learn_from: tuple[Tensor, Tensor] | None = None, device: torch.device | str = "cpu") -> Row:
-    """Return figures of raw outlines, with equal numbers of real and fake; empty if there are too few rows.
+    """Return figures of raw outlines, equally many real and fake; empty for too few rows or if the real ones are equal.
 
     full: add Fréchet distance and two-sample test. learn_from: other raw outlines, real and fake, for the two-sample
     classifier, which runs on `device`; None: it learns from half of the rows.
     """
     size = min(len(real), len(fake))
-    if size <= NEIGHBOURS:
-        return {}
     mean = real.double().mean(dim=0)
     scale = (real - mean).square().mean().sqrt()
+    if size <= NEIGHBOURS or scale <= 1e-5 * real.abs().max():
+        return {}
     real, fake = ((rows[:size].cpu() - mean) / scale for rows in (real, fake))
     near = knn_precision_recall(real, fake, NEIGHBOURS)
     row: Row = {f"{name}_precision": near.precision, f"{name}_recall": near.recall}

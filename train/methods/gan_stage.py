@@ -29,7 +29,7 @@ class GanOptions:
     gan_hidden_dim: int = option(512, "width of the hidden layers of generator and critic", low=1, flag=False)
     gan_num_layers: int = option(3, "hidden layers of generator and critic", low=1, flag=False)
     gan_steps: int = option(1000, "generator updates", low=1)
-    gan_batch_size: int = option(512, "outlines per generator update", low=2, flag=False)
+    gan_batch_size: int = option(512, "outlines per generator update", low=2)
     gan_learning_rate: float = option(1e-3, "peak learning rate of Adam for generator and critic", low=0)
     gan_beta2: float = option(0.99, "second beta of Adam for generator and critic; the first is 0", low=0, high=0.9999,
                               flag=False)
@@ -110,7 +110,7 @@ class FitStage(Stage):
 class GanStage(FitStage):
     """Trains generator and critic in turn, and keeps a moving average of the generator."""
 
-    name = "gan"
+    name, batch_flag = "gan", "--gan-batch-size"
     several_updates = True
 
     def __init__(self, options: GanOptions, game: Game):

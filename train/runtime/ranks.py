@@ -19,8 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from outlines.errors import OutlinesError
-from outlines.hardening import one_line
+from outlines.errors import OutlinesError, one_line
 
 # Versions and hardware decide a run's last bits. They are recorded with a run and compared when it resumes.
 VERSIONS: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from outlines.checkpoint import atomic_write, read_state, sweep
-from outlines.errors import CheckpointError, OutlinesError, no_run
-from outlines.hardening import one_line, read_json
+from outlines.errors import CheckpointError, OutlinesError, no_run, one_line
+from outlines.hardening import read_json
 
 FORMAT = 1
 GROUP = "runs.json"

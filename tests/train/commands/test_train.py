@@ -1,8 +1,10 @@
 """The training command: the report that it prints at the end."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from train.__main__ import main
 
@@ -21,3 +23,33 @@ def test_the_full_report_has_what_the_screen_has_not(tiny_run: Path) -> None:
     for part in ("| unique |", "distinct-2: distinct bigrams / bigrams", "Critic memorisation: ", "NLL gap (new vector)",
                  " dimensions, swapped one at a time on "):
         assert part in text
+
+
+@pytest.mark.parametrize(("place", "advice"), [
+    ("train.data.encode_shards", "Use --device cpu (with --resume, too), or lower --num-evaluation."),
+    ("train.methods.decoder_stage.DecoderStage.step", "or start a new run with a lower --decoder-batch-size."),
+    ("train.methods.gan_stage.GanStage.step", "or start a new run with a lower --gan-batch-size."),
+])
+def test_a_lack_of_memory_is_one_line_and_the_run_can_go_on(
+        place: str, advice: str, tiny_arguments: list[str], tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nGPU 0 is full.")
+
+    def failed(*arguments: str, advice: str) -> bool:
+        assert main([*arguments, "--quiet"]) == 2
+        said = capsys.readouterr().err
+        return said.count("\n") == 1 and said.endswith(f" {advice}\n") and said.startswith(
+            "error: Out of memory (CUDA out of memory. GPU 0 is full.). ")
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(place, fail)
+        assert failed(*tiny_arguments, "--runs", str(tmp_path / "runs"), "--out", str(run), advice=advice)
+    if "gan" in place:
+        with monkeypatch.context() as patch:
+            patch.setattr("train.loop.load_modules", fail)
+            assert failed("--resume", str(run), advice="or use --device cpu; the checkpoints are intact.")
+        assert main(["--resume", str(run), "--quiet"]) == 0
+        weights = [(directory / "model" / "tensors.safetensors").read_bytes() for directory in (run, tiny_run)]
+        assert weights[0] == weights[1]

@@ -28,7 +28,7 @@ from train.data import Dataset, open_dataset
 from train.evaluation import yardstick as evaluation
 from train.evaluation.judges import Judges, Nll, tokens_of
 from train.evaluation.sampling import REAL_OUTLINES, Row, Sentences, Variant, draw
-from train.evaluation.yardstick import Yardstick
+from train.evaluation.yardstick import Yardstick, outline_figures
 from train.method import find_method
 from train.runtime.progress import Reporter
 from train.runtime.ranks import Ranks
@@ -194,6 +194,14 @@ def test_outlines_of_training_sentences_are_seen_by_their_nearest(tiny_run: Path
     by_heart = yardstick.measure(Sentences(["A dog."] * 30, learnt))["outline_nearest_cosine"]
     held_out = yardstick.measure(Sentences(["A dog."] * 30, yardstick.real_outlines[:30]))["outline_nearest_cosine"]
     assert by_heart == pytest.approx(1, abs=1e-5) and held_out < 0.999
+
+
+def test_equal_outlines_have_no_figures() -> None:
+    rows = torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
+    equal = rows[:1] + 1e-7 * rows
+    for same in (equal, equal[:1].repeat(60, 1)):
+        assert outline_figures("text", same, rows, full=True) == {}
+    assert "text_precision" in outline_figures("text", rows, equal, full=True)
 
 
 def test_metrics_and_judges_of_ones_own(config: RunConfig, yardstick: Yardstick, monkeypatch: pytest.MonkeyPatch) -> None:
