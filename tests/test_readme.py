@@ -118,7 +118,7 @@ def test_the_main_job_in_miniature(tiny_arguments: list[str], run_module: Comman
     words = shlex.split(generate)
     assert words[:3] == ["python", "-m", "generate"]
     again = run_module("generate", *words[3:], cwd=tmp_path)
-    samples = done.stdout.split("ten samples at T = 0.7:\n")[1].split("\n\n")[0]
+    samples = done.stdout.split("ten samples at T = 0.5:\n")[1].split("\n\n")[0]
     assert [line[2:] for line in samples.splitlines()] == again.stdout.splitlines()
 
 

@@ -39,7 +39,7 @@ class TrainingConfig:
     device: str = option("auto", "training device; auto prefers cuda, then mps, then cpu", DEVICES)
     precision: str = option("auto", "autocast of the decoder; auto uses bfloat16 if the processor is faster with it",
                             PRECISIONS)
-    warmup_steps: int = option(200, "optimiser steps over which the learning rate rises from 0", low=0)
+    warmup_steps: int = option(200, "optimiser steps over which the learning rate rises from 0", low=0, flag=False)
     min_learning_rate: float = option(0.02, "final fraction of the peak learning rate, after cosine decay", low=0, high=1,
                                       flag=False)
     clip_norm: float = option(1.0, "gradient norm above which gradients are scaled down", low=1e-09, flag=False)

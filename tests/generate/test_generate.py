@@ -205,7 +205,7 @@ def test_the_precision_changes_only_sampling(written: Written, tiny_run: Path) -
 @pytest.mark.parametrize("family", ["lm", "vae", "zforcing"])
 def test_every_family_draws_in_bfloat16(family: str, other_runs: Callable[[str], Path]) -> None:
     run = outlines.load(other_runs(family), "cpu", "bfloat16")
-    sampling = SamplingConfig(temperature=0.7)
+    sampling = SamplingConfig(temperature=TEMPERATURE)
     free = list(run.sentences(40, 1, sampling, batch_size=7))
     assert free == list(run.sentences(40, 1, sampling))
     assert len({sentence.text for sentence in free}) > 20
@@ -221,7 +221,7 @@ def test_the_noise_can_be_scaled(written: Written, other_runs: Callable[[str], P
 
 
 def test_the_first_sentences_come_before_the_others_are_decoded(pipeline: Pipeline) -> None:
-    endless = pipeline.sentences(10**12, 1, SamplingConfig(temperature=0.7))
+    endless = pipeline.sentences(10**12, 1, SamplingConfig(temperature=TEMPERATURE))
     assert [next(endless).text for _ in range(3)] == pipeline.sample(3)
 
 
@@ -242,7 +242,7 @@ def test_scores_are_the_decoders_own(written: Written, pipeline: Pipeline) -> No
     drawn = ["sample", "--num", 5, "--precision", "float32"]
     scored = [json.loads(line) for line in written(*drawn, "--with-score", "--format", "jsonl")]
     assert [line["text"] for line in scored] == written(*drawn)
-    ids, vectors = next(pipeline.model.generate(5, 1, SamplingConfig(temperature=0.7)))
+    ids, vectors = next(pipeline.model.generate(5, 1, SamplingConfig(temperature=TEMPERATURE)))
     assert vectors is not None
     decoder = pipeline.model.decoder
     for row, vector, line in zip(ids, vectors, scored, strict=True):

@@ -220,9 +220,9 @@ def test_a_run_cannot_go_on_with_another_corpus(tiny_arguments: list[str], tiny_
 def test_early_stopping(tiny_arguments: list[str], tmp_path: Path, run_module: Command) -> None:
     run = tmp_path / "run"
     # With a rate of 0 no validation can be better than the first, so patience 2 ends the stage after the third.
-    (tmp_path / "options.toml").write_text("gan_patience = 2\nlog_every = 1\n")
+    (tmp_path / "options.toml").write_text("gan_patience = 2\ngan_validate_every = 2\nlog_every = 1\n")
     done = run_module("train", *tiny_arguments, "--runs", tmp_path, "--out", run, "--quiet", "--config",
-                      tmp_path / "options.toml", "--gan-learning-rate", 0, "--gan-validate-every", 2)
+                      tmp_path / "options.toml", "--gan-learning-rate", 0)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert max(line["step"] for line in lines if line["stage"] == "gan") == 6

@@ -41,7 +41,7 @@ class GanOptions:
                               flag=False)
     gan_patience: int = option(10, "early stopping: validations without improvement; 0 never stops early", low=0,
                                flag=False)
-    gan_validate_every: int = option(200, "generator updates between two validations", low=1)
+    gan_validate_every: int = option(200, "generator updates between two validations", low=1, flag=False)
 
 
 class Game(ABC):

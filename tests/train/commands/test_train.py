@@ -12,7 +12,7 @@ from train.__main__ import main
 def test_the_closing_report_fits_on_a_screen(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--resume", str(tiny_run), "--quiet"]) == 0
     shown = capsys.readouterr().out
-    figures, samples = shown.split("ten samples at T = 0.7:\n")
+    figures, samples = shown.split("ten samples at T = 0.5:\n")
     assert max(map(len, figures.splitlines())) <= 120
     assert len(shown.splitlines()) <= 50 and len(samples.split("\n\n")[0].splitlines()) == 10
     assert "The generator " in figures and "outlines: The vector is " in figures

@@ -220,7 +220,7 @@ def arguments(captions: Path, recurrent_encoder: Path) -> list[str]:
     (options := captions.with_name("options.toml")).write_text("checkpoint_every = 5\n")
     return ["conditional", "--preset", "tiny", "--config", str(options), "--corpus", str(captions), "--group-lines",
             str(GROUP), "--encoder", f"recurrent:{recurrent_encoder}", "--decoder-steps", "10", "--evaluator-steps", "5",
-            "--gan-steps", "10", "--num-evaluation", "20", "--gan-validate-every", "5"]
+            "--gan-steps", "10", "--num-evaluation", "20"]
 
 
 @pytest.fixture(scope="module")
