@@ -22,8 +22,9 @@ DELIMITERS = ",;\t|"
 MAX_LINE_CHARS, GZ_BYTES = 1 << 20, 1 << 30
 GZ_RATIO = 200  # text compresses by a factor of 3 to 10; zeros reach 1,032 with deflate
 GZ_START = b"\x1f\x8b"
-# The first bytes of zip and Office files, PDF, Parquet, bzip2, xz, 7-Zip and zstd.
-BINARY = (b"PK\3\4", b"\xd0\xcf\x11\xe0", b"%PDF-", b"PAR1", b"BZh9", b"\xfd7zXZ", b"7z\xbc\xaf", b"(\xb5/\xfd")
+# The first bytes, in lower case, of archives, Office files, PDF, Parquet, SQLite, PNG and marked-up text.
+NOT_TEXT = (GZ_START, b"pk\3\4", b"bzh9", b"\xfd7zxz", b"7z\xbc\xaf", b"(\xb5/\xfd", b"\xd0\xcf\x11\xe0", b"%pdf-", b"par1",
+            b"sqlite format", b"\x89png", b"{\\rtf", b"<!doctype", b"<html", b"<?xml")
 
 
 class CorpusError(OutlinesError):
@@ -91,8 +92,8 @@ def opened(path: Path | int) -> Iterator[io.BufferedReader | gzip.GzipFile]:
         with open(path, "rb", closefd=path != 0) as raw:
             file = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(GZ_START) else raw
             start = file.peek(512)
-            if start.startswith(BINARY) or start[257:262] == b"ustar":  # tar
-                raise CorpusError(f"{name}: an archive or binary file (Excel, PDF ...). Extract or export it as UTF-8 text.")
+            if start.lower().startswith(NOT_TEXT) or start[257:262] == b"ustar":  # tar
+                raise CorpusError(f"{name}: an archive or a document (Excel, PDF, HTML). Export it as UTF-8 text.")
             if start.startswith((b"\xff\xfe", b"\xfe\xff")):
                 encoding = "UTF-32" if start.startswith(b"\xff\xfe\0\0") else "UTF-16"
                 raise CorpusError(f"{name}:1: encoded as {encoding}. {iconv(encoding, Path(str(name)))}")

@@ -20,7 +20,7 @@ def complete(sampler: Sampler, tokenizer: Tokenizer, vector: Tensor | None, unif
     """
     (tokens,) = tokenizer.encode([beginning])
     check(sampler.decoder, vector, config, len(tokens))
-    texts = [tokenizer.pieces[token] for token in tokens] + [" "] * beginning[-1:].isspace()
+    texts = [tokenizer.pieces[token] for token in tokens] + [" "] * beginning.rstrip("\r\n")[-1:].isspace()
     prefixes, rest = list[list[int]](), ""
     for kept in reversed(range(len(texts))):
         rest = texts[kept] + rest

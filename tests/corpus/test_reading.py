@@ -237,8 +237,9 @@ def test_archives_and_binary_files_are_named(tmp_path: Path, name: str) -> None:
     with tarfile.open(fileobj=tar, mode="w") as file:
         file.addfile(tarfile.TarInfo("a.txt"), io.BytesIO())
     for data in (archive.getvalue(), tar.getvalue(), gzip.compress(tar.getvalue()), bz2.compress(b"A dog.\n"),
-                 lzma.compress(b"A dog.\n"), b"%PDF-1.7\n", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", b"PAR1\x15\x04"):
-        with pytest.raises(CorpusError, match=r"an archive or binary file .* export it as UTF-8 text\.$"):
+                 lzma.compress(b"A dog.\n"), b"%PDF-1.7\n", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", b"PAR1\x15\x04",
+                 b"<!DOCTYPE html>\n<p>A dog.</p>\n", b"{\\rtf1\\ansi A dog.\\par\n}", gzip.compress(gzip.compress(b"A."))):
+        with pytest.raises(CorpusError, match=r"an archive or a document .* Export it as UTF-8 text\.$"):
             read(tmp_path / name, data)
 
 

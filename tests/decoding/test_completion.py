@@ -17,7 +17,7 @@ class Pieces:
     special, vocab_size, fingerprint, pieces = SPECIAL, len(PIECES), "", PIECES
 
     def encode(self, sentences: list[str]) -> list[list[int]]:
-        return [{"A wom": [4, 5, 6], "A ": [4], "A \ufeff": [4, 3]}[sentence] for sentence in sentences]
+        return [{"A wom": [4, 5, 6], "A ": [4], "A \ufeff": [4, 3]}[sentence.rstrip("\n")] for sentence in sentences]
 
 
 def completed(beginning: str, decoder: GRUDecoder, num: int, config: SamplingConfig) -> list[list[int]]:
@@ -34,9 +34,10 @@ def decoder() -> GRUDecoder:
     return decoder
 
 
-def test_half_a_word_is_continued_by_the_probability_of_every_way_to_write_it(decoder: GRUDecoder) -> None:
+@pytest.mark.parametrize("beginning", ["A wom", "A wom\n"])
+def test_half_a_word_is_continued_by_the_probability_of_every_way_to_write_it(decoder: GRUDecoder, beginning: str) -> None:
     ways = [[4, 8], [4, 9], [4, 5, 6], [4, 5, 7]]
-    drawn = completed("A wom", decoder, 4000, SamplingConfig(max_len=4))
+    drawn = completed(beginning, decoder, 4000, SamplingConfig(max_len=4))
     shares = torch.tensor([sum(row[:len(way)] == way for row in drawn) for way in ways]) / len(drawn)
     with torch.no_grad():
         logits = decoder.logits(decoder.read(torch.tensor([[SPECIAL.bos_id, 4, 5]]), torch.ones(1, 3)))[0]

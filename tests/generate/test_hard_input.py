@@ -68,7 +68,7 @@ def test_files_of_sentences_are_read_like_a_corpus(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
         assert [line for _, line in _read(tmp_path / name)] == ["A dog.", "A cat."]
     (tmp_path / "a.xlsx").write_bytes(b"PK\3\4")
-    for name, message in (("a.xlsx", "binary file"), (".", "Is a directory")):
+    for name, message in (("a.xlsx", "a document"), (".", "Is a directory")):
         with pytest.raises(OutlinesError, match=message):
             list(_read(tmp_path / name))
 
