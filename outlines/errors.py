@@ -38,8 +38,8 @@ def one_line(error: BaseException) -> str:
 
 
 def quoted(path: Path | str) -> str:
-    """Return a path as one word of a command line."""
-    return shlex.quote(str(path))
+    """Return a path as one word of a command line, which is no option either."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def no_run(directory: Path) -> OutlinesError:

@@ -43,6 +43,7 @@ def test_other_errors_are_left_alone(error: Exception) -> None:
 def test_a_path_is_one_word_of_a_command() -> None:
     for path in ("runs/001", "two words/é", "it's", "$HOME", "a;b", "ru\nns"):
         assert shlex.split(f"python -m generate {quoted(Path(path))}")[3:] == [path]
+    assert quoted(Path("-run")) == "./-run", "no option"
 
 
 def test_a_directory_of_runs_lists_them(tmp_path: Path) -> None:

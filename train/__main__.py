@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from outlines.errors import OutlinesError, memory_advice
 from outlines.terminal import closed_pipe, prepare_stdout
@@ -20,6 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_stdout()
     with StopSignals() as signals:
         try:
+            for word in arguments:
+                if any("\udc80" <= character <= "\udcff" for character in word) and not Path(word).is_file():
+                    raise OutlinesError(f"{word!r} is not UTF-8, which TensorBoard needs. Choose another name.")
             lower = {"": " (with --resume, too), or lower --num-evaluation", "evaluate": ", or lower --num-samples"}
             with memory_advice(f"Use --device cpu{lower.get(verb, '')}."):
                 VERBS.get(verb, train.run)(arguments[1:] if verb else arguments, signals)

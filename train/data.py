@@ -18,7 +18,7 @@ from torch import Tensor
 from outlines.checkpoint import verify
 from outlines.corpus import grammar
 from outlines.corpus.batching import BatchOrder, TokenBatch, collate
-from outlines.corpus.formats import CorpusError
+from outlines.corpus.formats import CorpusError, require_file
 from outlines.corpus.pairs import Pairing, Pairs, load_pairing
 from outlines.corpus.prepared import PreparedCorpus, find_prepared, prepare_corpus
 from outlines.corpus.reading import SPLITS, Member, ReadingReport, fingerprint, read_corpus, split_of
@@ -31,7 +31,7 @@ from outlines.pretrained import SCENES_MODEL
 from train.config import CorpusConfig
 from train.runtime.progress import Reporter
 from train.runtime.ranks import Ranks
-from train.runtime.run_directory import locked
+from train.runtime.run_directory import locked, read_run
 
 EMBEDDED = "embedded grammar"
 EMBEDDED_SEED = 20181203  # seed of the embedded corpus, the same for every run
@@ -90,8 +90,9 @@ class Dataset:
         return {"corpus": self.corpus.fingerprint, "tokenizer": self.tokenizer.fingerprint, **of_encoder}
 
     def report_losses(self, reporter: Reporter) -> None:
-        for note in self.notes:  # a few cut sentences are no warning
+        for note in [] if reporter.noted else self.notes:  # a few cut sentences are no warning
             (reporter.line if " are cut " in note else reporter.warning)(note)
+        reporter.noted = True
 
     def set_scaling(self, model: OutlineDecoding) -> None:
         """Copy the scaling into a model and move the model to the device."""
@@ -132,19 +133,19 @@ class Dataset:
 
 
 def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device: torch.device, ranks: Ranks,
-                 reporter: Reporter, known: str = "") -> Dataset:
+                 reporter: Reporter, run: Path | None = None) -> Dataset:
     """Prepare the corpus and encode its splits, or load both from the cache.
 
-    encoder: its name, or None for no outlines. known: the corpus's fingerprint, which replaces moved files.
+    encoder: its name, or None for no outlines. run: its run.json has the corpus's fingerprint, which replaces moved files.
     """
-    config.check()
+    known = read_run(run).get("hashes", {}).get("corpus") if run else None
+    loaded = load_encoder(encoder, device.type, run if known else None) if encoder else None  # first: it may be missing
     paths = [*config.corpus, *config.valid, *config.test, config.tokenizer]
     found = find_prepared(cache, known) if known and not all(Path(path).exists() for path in paths) else None
     config = config if found else fit_splits(config, reporter)
     directory = ranks.agree(str(found or _prepare(config, cache, reporter)) if ranks.first else "")
     corpus = PreparedCorpus(Path(directory))
     stores: dict[str, OutlineStore] = {}
-    loaded = None if encoder is None else load_encoder(encoder, device.type)
     if loaded:
         for split in SPLITS:
             sentences = corpus.sentences[split]
@@ -164,7 +165,14 @@ def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device:
                     ranks.barrier()
             stores[split] = OutlineStore(store)
             stores[split].check_current(sentences, loaded)
-    pairing = load_pairing(config) if config.are_pairs else None
+            stores[split].encoder["name"] = loaded.name  # its directory may have moved since
+    pairing = None
+    if config.are_pairs:
+        pairs = cache / f"pairs-{corpus.fingerprint[:16]}"
+        if ranks.first:  # it reads the files
+            load_pairing(config, pairs)
+        ranks.barrier()
+        pairing = load_pairing(config, pairs)
     return Dataset(corpus, stores, loaded, device, pairing)
 
 
@@ -187,6 +195,9 @@ def _members(config: CorpusConfig, report: ReadingReport, sources: Sequence[str]
 
 def fit_splits(config: CorpusConfig, reporter: Reporter) -> CorpusConfig:
     """Return the configuration with held-out fractions raised until every split has enough rows. Raises CorpusError."""
+    config.check()
+    if config.tokenizer:
+        require_file(Path(config.tokenizer))
     pairs = config.are_pairs
     least, unit = (LEAST_GROUPS, "groups of two or more sentences") if pairs else (LEAST_ROWS, "sentences")
     while True:

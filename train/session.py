@@ -37,8 +37,7 @@ class Session:
     @classmethod
     def of_run(cls, directory: Path, quiet: bool, signals: StopSignals, device: str | None) -> "Session":
         """Return a session with the cache of an existing run, in one process. device: see `device_of`."""
-        name = device_of(directory, device)
-        return cls(cache_of(directory, read_run(directory)), Ranks(), Reporter(quiet), signals, name)
+        return cls(cache_of(directory, read_run(directory)), Ranks(), Reporter(quiet), signals, device_of(directory, device))
 
 
 def begin_run(config: RunConfig, directory: Path, session: Session, description: dict[str, Any]) -> None:
@@ -75,13 +74,10 @@ def device_of(directory: Path, given: str | None) -> str:
 
 def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
     """Train or resume the run that run.json describes until it ends; return the model and its data."""
-    config = run_config(directory)
-    method_class = find_method(config.family)
-    device = choose_device(session.device, session.ranks.local_rank)
-    known = read_run(directory).get("hashes", {}).get("corpus", "")
+    config, device = run_config(directory), choose_device(session.device, session.ranks.local_rank)
     with session.reporter.timed("corpus and outlines"):
         data = open_dataset(config.corpus, config.model.encoder_name(), session.cache, device, session.ranks,
-                            session.reporter, known)
+                            session.reporter, directory)
     if session.ranks.first:
         _check_hashes(directory, data)
         data.tokenizer.save(directory / "tokenizer.model")
@@ -89,7 +85,7 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
         return load_model(directory / "model").to(device), data
     data.report_losses(session.reporter)
     torch.manual_seed(config.training.seed)
-    method = method_class(config, data, config.training.precision == "bfloat16")
+    method = find_method(config.family)(config, data, config.training.precision == "bfloat16")
     Loop(method, data, config.training, directory, session.ranks, session.reporter, session.signals).run()
     if session.ranks.first:
         method.finish(directory)
@@ -101,7 +97,7 @@ def finished_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]
     """Load a finished run. Raises OutlinesError if its training has not finished."""
     if not (directory / "model").is_dir():
         raise OutlinesError(f"{directory}: training has not finished. Run `python -m train --resume {quoted(directory)}`.")
-    return train_run(directory, session)
+    return train_run(directory, dataclasses.replace(session, cache=cache_of(directory, read_run(directory))))
 
 
 def check_out(out: Path) -> None:

@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import re
-import shlex
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outlines.errors import OutlinesError, one_line
+from outlines.errors import OutlinesError, one_line, quoted
 
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 KINDS = (".txt", *TABLES)
@@ -52,7 +51,7 @@ def kind_of(path: Path) -> str:
 
 
 def iconv(encoding: str, path: Path) -> str:
-    return f"Convert it: iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > {shlex.quote('utf8-' + path.name)}"
+    return f"Convert it: iconv -f {encoding} -t UTF-8 {quoted(path)} > {quoted('utf8-' + path.name)}"
 
 
 def require_file(path: Path) -> None:

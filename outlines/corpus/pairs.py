@@ -1,10 +1,13 @@
 """Pairs of a condition and a text, for conditional generation: which rows of a corpus describe the same item."""
 
 from array import array
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
+from outlines.checkpoint import read_state, write_state
 from outlines.corpus.reading import SPLITS, CorpusFiles, ReadingReport, read_corpus
 
 
@@ -51,12 +54,16 @@ class Pairing(NamedTuple):
     labels: tuple[str, ...]
 
 
-def load_pairing(files: CorpusFiles) -> Pairing:
-    """Return which rows of a corpus describe the same item. Memory: 16 bytes per sentence."""
-    groups, labels = ({split: array("q") for split in SPLITS} for _ in range(2))
-    numbers: dict[str, int] = {}
-    for member in read_corpus(files, ReadingReport()):
-        groups[member.split].append(member.group)
-        labels[member.split].append(numbers.setdefault(member.label, len(numbers)) if member.label else -1)
-    return Pairing({split: Pairs(np.array(groups[split]), np.array(labels[split]), bool(files.condition_column))
-                    for split in SPLITS}, tuple(numbers))
+def load_pairing(files: CorpusFiles, directory: Path) -> Pairing:
+    """Return which rows of a corpus describe the same item; the files are read once, and the result kept in `directory`."""
+    if not directory.exists():
+        columns = {f"{split} {name}": array("q") for split in SPLITS for name in ("groups", "labels")}
+        numbers: dict[str, int] = {}
+        for member in read_corpus(files, ReadingReport()):
+            columns[f"{member.split} groups"].append(member.group)
+            columns[f"{member.split} labels"].append(numbers.setdefault(member.label, len(numbers)) if member.label else -1)
+        write_state(directory, {name: torch.tensor(column) for name, column in columns.items()}, {"labels": list(numbers)})
+    tensors, meta = read_state(directory)
+    found = {name: tensor.numpy() for name, tensor in tensors.items()}
+    return Pairing({split: Pairs(found[f"{split} groups"], found[f"{split} labels"], bool(files.condition_column))
+                    for split in SPLITS}, tuple(meta["labels"]))

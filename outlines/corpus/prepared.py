@@ -20,7 +20,7 @@ from outlines.checkpoint import MANIFEST, atomic_directory, sha256_file, verify
 from outlines.corpus.formats import CorpusError
 from outlines.corpus.reading import SPLITS, ReadingReport
 from outlines.corpus.tokenizer import SentencePieceTokenizer, Tokenizer, normalizer, train_tokenizer
-from outlines.errors import CheckpointError, one_line
+from outlines.errors import CheckpointError, OutlinesError, one_line
 from outlines.hardening import map_numbers, map_offsets, read_json
 
 MAX_LEN, CHUNK_SENTENCES = 64, 4096
@@ -159,8 +159,17 @@ def cache_of(run: Path, description: dict[str, Any]) -> Path:
     """Return the cache that run.json names; if it has moved, OUTLINES_CACHE or DIR-cache beside a parent DIR of the run."""
     stored = str(description.get("cache", ""))
     beside = [parent.with_name(f"{parent.name}-cache") for parent in run.resolve().parents if parent.name]
-    places = [Path(stored), Path(os.environ.get("OUTLINES_CACHE", stored)), *beside]
+    places = [Path(stored), Path(os.environ.get("OUTLINES_CACHE") or stored), *beside]
     return next((place for place in places if place.is_dir()), Path(stored))
+
+
+def moved(path: str, run: Path) -> str:
+    """Return where a path of run.json is now, also if it has moved together with the run. Raises OutlinesError."""
+    ends = [Path(*Path(path).parts[start:]) for start in range(1, len(Path(path).parts))]
+    for place in (Path(path), *(parent / end for end in ends for parent in run.resolve().parents)):
+        if place.exists():
+            return str(place)
+    raise OutlinesError(f"{run}: it needs {path}, which is gone. Put it back, or beside the run.")
 
 
 def find_prepared(cache: Path, fingerprint: str) -> Path | None:

@@ -78,14 +78,13 @@ class ReadingReport:
     def counts(self) -> str:
         """Return the number of rejected lines, with their reasons."""
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.most_common())
-        return f"rejected lines: {self.rejected.total():,} ({reasons})" if self.rejected else "no line rejected"
+        return f"rejected lines: {self.rejected.total():,} ({reasons})"
 
     def summary(self) -> str:
-        """Return one line of counts and, if lines were rejected, one line per example."""
+        """Return one line of sizes and, if lines were rejected, one line per example."""
         sizes = ", ".join(f"{split} {self.accepted[split]:,}" for split in SPLITS)
-        left = self.rejected.total() - len(self.examples)
-        return "\n".join([f"sentences: {sizes}; {self.counts()}", *(f"  {example}" for example in self.examples),
-                          *([f"  ... and {left:,} more"] if left > 0 else [])])
+        more = [f"... and {left:,} more"] if (left := self.rejected.total() - len(self.examples)) > 0 else []
+        return "\n  ".join([f"sentences: {sizes}", *(f"rejected {example}" for example in self.examples), *more])
 
     def check(self, most: float) -> None:
         """Raise CorpusError if more than this share of lines was rejected. Blank lines do not count."""

@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
+from outlines.corpus.prepared import moved
 from outlines.encoders.recurrent import FrozenRecurrentEncoder
 from outlines.encoders.sentence_transformer import load_sentence_transformer
 from outlines.errors import OutlinesError
@@ -57,10 +58,12 @@ def encoder_name(name: str, prompt: str = "", dim: int = 0) -> str:
     return f"{name}?dim={dim}&prompt={quote(prompt, errors='replace')}" if prompt or dim else name
 
 
-def load_encoder(name: str, device: str = "cpu") -> SentenceEncoder:
-    """Return the frozen encoder with this name on `device`. Raises OutlinesError if it is unknown, damaged or unsafe."""
+def load_encoder(name: str, device: str = "cpu", run: Path | None = None) -> SentenceEncoder:
+    """Return the encoder with this name, of a run or of none. Raises OutlinesError if it is unknown, damaged or unsafe."""
     base, dim, prompt = re.findall(r"(?s)\A(.*?)(?:\?dim=(\d{1,9})&prompt=([^?&]*))?\Z", name)[0]
     kind, _, argument = base.partition(":")
+    if run and Path(argument).is_absolute():
+        return load_encoder(name.replace(argument, moved(argument, run), 1), device)
     if base in ("minilm", "multilingual-minilm") or (kind == "st" and argument):
         return load_sentence_transformer(name, base, device, unquote(prompt), int(dim or 0))
     if kind == "recurrent" and argument and base == name:

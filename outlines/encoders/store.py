@@ -104,8 +104,8 @@ class OutlineStore:
         self.directory, self.corpus_fingerprint = directory, str(meta["corpus_fingerprint"])
         self.mean, self.scale = np.array(mean, dtype=np.float64), float(meta["scale"])
         self.dim, self._num_rows, self._shard_rows = (int(count) for count in counts)
-        self.encoder_name, self.encoder_fingerprint = str(meta["encoder"]), str(meta["encoder_fingerprint"])
-        self.encoder = {"name": self.encoder_name, "fingerprint": self.encoder_fingerprint}  # as models store it
+        self.encoder_fingerprint = str(meta["encoder_fingerprint"])
+        self.encoder = {"name": str(meta["encoder"]), "fingerprint": self.encoder_fingerprint}  # as models store it
         self._shard = lru_cache(MAX_MAPPED_SHARDS)(self._map)
         for shard, expected in enumerate(shards):
             file = _shard_file(directory, shard)

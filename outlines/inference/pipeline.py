@@ -106,10 +106,7 @@ class Pipeline:
         """The frozen encoder of the run; None for families without one."""
         if (wanted := self.model.frozen_encoder()) is None:
             return None
-        try:
-            encoder = load_encoder(wanted["name"], self.device.type)
-        except OutlinesError as error:
-            raise OutlinesError(f"{self.run}: its encoder {wanted['name']} cannot be loaded: {error}") from error
+        encoder = load_encoder(wanted["name"], self.device.type, self.run)
         if encoder.fingerprint != wanted["fingerprint"]:
             raise OutlinesError(f"{self.run}: the encoder {wanted['name']} has changed since training. Install the version "
                                 "that run.json names.")

@@ -54,8 +54,8 @@ def test_every_bad_line_is_reported_with_its_reason(tmp_path: Path) -> None:
     assert lines_of(report) == [(2, "not UTF-8"), (3, "empty"), (4, "NUL character"), (5, "too long"),
                                 (6, "empty")]
     assert report.rejected == {"not UTF-8": 1, "empty": 2, "NUL character": 1, "too long": 1}
-    assert f"{tmp_path / 'a.txt'}:2: not UTF-8" in report.summary()
-    assert "rejected lines: 5" in report.summary()
+    assert f"\n  rejected {tmp_path / 'a.txt'}:2: not UTF-8" in report.summary()
+    assert report.counts() == "rejected lines: 5 (2 empty, 1 not UTF-8, 1 NUL character, 1 too long)"
 
 
 def test_examples_are_limited_and_the_rest_is_counted(tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_held_out_files_replace_fractions(tmp_path: Path) -> None:
     both = corpus(tmp_path, valid=(str(tmp_path / "valid.txt"),), test=(str(tmp_path / "test.txt"),))
     list(read_corpus(both, report))
     assert report.accepted == {"train": 500, "valid": 3, "test": 2}
-    assert report.summary() == "sentences: train 500, valid 3, test 2; no line rejected"
+    assert report.summary() == "sentences: train 500, valid 3, test 2"
 
 
 def test_fingerprint_depends_on_bytes_and_options_but_not_on_paths(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_rows_equal_the_encoders_output_in_the_requested_order(tmp_path: Path,
     encode(tmp_path, HashEncoder())
     store = OutlineStore(tmp_path)
     direct = HashEncoder().encode(SENTENCES).astype(np.float16).astype(np.float32)
-    assert (len(store), store.dim, store.encoder_name) == (103, DIM, "hash")
+    assert (len(store), store.dim, store.encoder["name"]) == (103, DIM, "hash")
     assert (store.encoder_fingerprint, store.corpus_fingerprint) == ("f" * 64, "c")
     indices = np.random.default_rng(0).integers(0, 103, 500)  # with repeats, over all eleven shards
     rows = store.rows(indices)

@@ -63,7 +63,9 @@ def test_losses_are_reported_also_from_the_cache(tmp_path: Path, capsys: pytest.
     for _ in range(2):
         config = CorpusConfig(files, test=files, max_len=5)
         data = open_dataset(config, None, tmp_path / "cache", torch.device("cpu"), Ranks(), QUIET)
-        data.report_losses(QUIET)
+        reporter = Reporter(quiet=True)
+        data.report_losses(reporter)
+        data.report_losses(reporter)
         notes = data.notes
         assert capsys.readouterr().err.splitlines() == [notes[0], notes[2]]
         assert "2 NUL character" in notes[0] and "--max-len 5" in notes[1] and "test sentences are also" in notes[2]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,7 +18,9 @@ from typing import Any
 import pytest
 import torch
 
+from outlines import load
 from outlines.checkpoint import read_state
+from outlines.errors import OutlinesError
 from tests.conftest import Command, environment
 from train.__main__ import main
 from train.commands.train import parse, plan_of
@@ -301,11 +304,85 @@ def test_a_run_needs_neither_its_corpus_nor_its_places(tiny_run: Path, tmp_path:
     assert "nowhere.txt: no such file" in capsys.readouterr().err
 
 
-def test_paths_are_stored_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_that_moved_with_its_run_is_found(tiny_run: Path, recurrent_encoder: Path, tmp_path: Path,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    old, home = tmp_path / "old" / "runs" / "001 encoder", tmp_path / "new home" / "runs"
+    run = shutil.copytree(tiny_run, home / "run")
+    described = read_run(run)
+    described["model"]["encoder"] = f"recurrent:{old / 'encoder'}"
+    write_json(run / "run.json", described)
+    pipeline = load(run, "cpu")
+    vars(pipeline.model)["encoder"]["name"] = f"recurrent:{old / 'encoder'}"
+    gone = f"error: {run}: it needs {old / 'encoder'}, which is gone. Put it back, or beside the run.\n"
+    for arguments in (["--resume", str(run)], ["evaluate", str(run), "--encoder", "none"]):
+        assert main([*arguments, "--quiet"]) == 2
+        assert capsys.readouterr().err == gone
+    with pytest.raises(OutlinesError, match="which is gone"):
+        pipeline.encode(["A dog runs."])
+    shutil.copytree(recurrent_encoder, home / old.name / "encoder")
+    assert main(["--resume", str(run), "--quiet"]) == 0
+    assert pipeline.encode(["A dog runs."]).shape == (1, 16)
+    # A new run never guesses where its encoder is.
+    wrong = ["--preset", "tiny", "--encoder", f"recurrent:{tmp_path / 'nowhere' / '001 encoder' / 'encoder'}"]
+    assert main([*wrong, "--runs", str(home), "--out", str(home / "new"), "--quiet"]) == 2
+    assert "nowhere" in capsys.readouterr().err and not (home / "new").exists()
+
+
+def test_a_directory_that_tensorboard_cannot_name_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = str(tmp_path / os.fsdecode(b"run\xff"))
+    for arguments in (["lm", "--out", name], ["lm", "--runs", name], ["evaluate", name], ["evaluate", "--out", name, "run"]):
+        assert main(arguments) == 2
+        errors = capsys.readouterr().err
+        assert errors.startswith("error: ") and "is not UTF-8" in errors and errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_files_are_reported_before_a_directory_is_made(tiny_corpus: Path, tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch,
+                                                               capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    plan = plan_of(parse(["--corpus", "a.txt", "--encoder", "recurrent:encoder", "--decoder-from", "run"]))
+    Path("ids.json").write_text("[1, 2]")
+    corpus = ["--corpus", str(tiny_corpus)]
+    for arguments, message in ((["--corpus", "gone.txt"], "gone.txt: no such file."),
+                               (["--corpus", "."], "unknown file type"),
+                               (["--corpus", "ids.json"], "ids.json: no sentence found"),
+                               ([*corpus, "--valid", "gone.txt"], "gone.txt: no such file."),
+                               ([*corpus, "--test", "gone.txt"], "gone.txt: no such file."),
+                               ([*corpus, "--tokenizer", "gone.model"], "gone.model: no such file."),
+                               ([*corpus, "--config", "gone.toml"], "gone.toml: not a readable TOML file")):
+        for command in (["lm"], ["lm", "--out", "run"], ["compare", "--seeds", "1,2"]):
+            assert main([*command, *arguments]) == 2
+            errors = capsys.readouterr().err
+            assert errors.startswith("error: ") and message in errors and errors.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["ids.json"]
+
+
+def test_losses_of_text_are_noted_once(tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = tiny_corpus.read_text()
+    (tmp_path / "corpus.txt").write_text(lines + "nul\0\n")
+    (tmp_path / "test.txt").write_text("\n".join(lines.splitlines()[:30]))
+    assert main(["lm", "--preset", "tiny", "--corpus", str(tmp_path / "corpus.txt"), "--test", str(tmp_path / "test.txt"),
+                 "--decoder-steps", "1", "--evaluator-steps", "1", "--max-len", "5", "--num-evaluation", "20",
+                 "--seeds", "1,2", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "run")]) == 0
+    errors = capsys.readouterr().err
+    for note in ("rejected lines: 1 (1 NUL character)\n", "sentences are cut to --max-len", "also in the training split"):
+        assert errors.count(note) == 1
+    assert main(["evaluate", str(tmp_path / "run" / "seed-1"), "--encoder", "none", "--temperatures", "0", "--num-samples",
+                 "20", "--reverse-steps", "1"]) == 0
+    assert not re.search("rejected|sentences are cut|in the training split", capsys.readouterr().err)
+
+
+def test_paths_are_stored_absolute(tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(tiny_corpus, "a.txt")
+    plan = plan_of(parse(["--corpus", "a.txt", "--encoder", "recurrent:encoder", "--decoder-from", "run", "--runs", "."]))
     config: Any = plan.runs["."][1]
     assert config.corpus.corpus == (str(tmp_path / "a.txt"),) and not config.corpus.tokenizer
+    assert plan.cache == tmp_path.with_name(f"{tmp_path.name}-cache")
+    monkeypatch.setenv("OUTLINES_CACHE", "")
+    assert plan_of(parse(["lm", "--runs", "."])).cache == plan.cache, "an empty variable is as good as none"
+    monkeypatch.setenv("OUTLINES_CACHE", "elsewhere")
+    assert plan_of(parse(["lm"])).cache == Path("elsewhere")
     assert config.model.encoder == f"recurrent:{tmp_path / 'encoder'}" and config.model.decoder_from == str(tmp_path / "run")
 
 

@@ -64,7 +64,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
         raise OutlinesError(f"{run} is of the family {base.family}. Only runs of {FAMILY} can be ablated.")
     rejections = numbers("--rejection", options.rejection, 1, MAX_MEAN_DRAWS)
     variations = list(varied(run, base, options.vary))
-    out = options.out or run.with_name(f"{run.name}-ablation")
+    out = options.out or Path(f"{run.absolute()}-ablation")
     check_out(out)
     session = Session.of_run(run, options.quiet, signals, options.device)
     model, data = finished_run(run, session)

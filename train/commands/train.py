@@ -16,6 +16,7 @@ from train.commands.compare import COMPARE, DEFAULT_REMEDY, LEADER, compared, re
 from train.commands.judges import baseline, quick_judges
 from train.commands.parsing import Parser, add_options
 from train.config import RunConfig, absolute, coerce, flag_of, known_fields, read_toml, resolve
+from train.data import fit_splits
 from train.evaluation.judges import Judges
 from train.evaluation.quick import closing_report, measure_run, report_seeds
 from train.method import all_methods, find_method
@@ -131,7 +132,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
                             "another directory.")
     name = "-".join([options.family, *preset.split()]) + ("-seeds" if options.seeds is not None else "")
     # The cache is next to the runs, so that TensorBoard shows only runs.
-    cache = Path(os.environ.get("OUTLINES_CACHE", root.with_name(root.name + "-cache")))
+    cache = Path(os.environ.get("OUTLINES_CACHE") or f"{os.path.abspath(root)}-cache")
     return Plan(directory, root, cache, next(iter(runs.values()))[1].training.device, name, runs, groups)
 
 
@@ -140,7 +141,9 @@ def _configuration(family: str, preset: str, file: str | None, flags: dict[str, 
     method = find_method(family)
     fields = known_fields(method.config_class)
     own = {name: coerce(fields[name], value, "command line") for name, value in flags.items() if strict or name in fields}
-    return absolute(resolve(family, method.config_class, method.presets, preset, file, own))
+    config = absolute(resolve(family, method.config_class, method.presets, preset, file, own))
+    fit_splits(config.corpus, Reporter(quiet=True))  # reports missing files and small corpora before a directory is made
+    return config
 
 
 def _check_comparable(runs: dict[str, tuple[str, RunConfig]], flags: dict[str, Any]) -> None:
@@ -207,8 +210,8 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
         if directory is None:
             made = new_run_directory(plan.root, plan.name) if ranks.first else None
             directory = Path(ranks.agree(str(made)))
-        elif ranks.first:
-            directory.mkdir(parents=True, exist_ok=True)
+        elif ranks.first and not directory.exists():
+            (made := directory).mkdir(parents=True)
         with locked_run(directory, session):
             if plan.runs:
                 plan.begin(directory, session)

@@ -63,7 +63,7 @@ class Comparison:
 
     def __init__(self, config: RunConfig, model: ConditionalModel, data: Dataset):
         self.model, self.data, pairs = model, data, data.pairs("test")
-        self.encoder = load_encoder(data.stores["test"].encoder_name, data.device.type)
+        self.encoder = load_encoder(data.stores["test"].encoder["name"], data.device.type)
         found = held_out_pairs(pairs, max(2, config.training.num_evaluation // NUM_DRAWS))
         texts = [[row for row in pairs.alike(target) if row not in (target, condition)]
                  for target, condition in zip(*found, strict=True)]

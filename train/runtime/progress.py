@@ -22,6 +22,7 @@ class Reporter:
     def __init__(self, quiet: bool = False, silent: bool = False):
         """quiet: print only warnings. silent: print nothing."""
         self.quiet, self.silent = quiet or silent, silent
+        self.noted = False  # whether the losses of text were printed
         self._bars = sys.stderr.isatty() and not self.quiet
         self.begin()
 

@@ -56,7 +56,6 @@ def _lock(file: IO[str], wait: bool) -> None:
     """Lock an open file; raises BlockingIOError if another process has it and this one does not wait."""
     with contextlib.suppress(ImportError):  # Windows has no fcntl: there, nothing is locked
         import fcntl
-
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 

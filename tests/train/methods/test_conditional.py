@@ -30,6 +30,7 @@ from outlines.networks.conditional import (
 from outlines.networks.gru import GRUConfig
 from tests.conftest import Command
 from tests.train.test_training import weights
+from train.__main__ import main as train
 from train.config import CorpusConfig, RunConfig, resolve
 from train.data import Dataset, fit_splits, open_dataset
 from train.evaluation.conditions import Comparison, PairRows, conditions_of, held_out_pairs
@@ -60,7 +61,7 @@ def picture(sentence: str) -> str:
 
 
 def test_pairs_never_mix_groups_nor_pair_a_line_with_itself(tmp_path: Path) -> None:
-    pairs = load_pairing(grouped(tmp_path, LINES)).splits["train"]
+    pairs = load_pairing(grouped(tmp_path, LINES), tmp_path / "pairs").splits["train"]
     rng = np.random.default_rng(0)
     seen = set()
     for _ in range(20):
@@ -81,7 +82,7 @@ def test_a_skipped_line_shifts_no_group(tmp_path: Path) -> None:
         groups.setdefault(member.group, set()).add(picture(member.sentence))
     assert [pictures for pictures in groups.values()] == [{str(number)} for number in range(40)]
     assert report.rejected.total() == 9 and report.accepted["train"] == 117
-    pairs = load_pairing(grouped(tmp_path, lines)).splits["train"]
+    pairs = load_pairing(grouped(tmp_path, lines), tmp_path / "pairs").splits["train"]
     assert 2 not in pairs.targets, "a line that is alone in its group has no condition"
     assert len(pairs) == 117 and len(pairs.targets) == 116
 
@@ -119,7 +120,7 @@ def test_columns_give_one_condition_and_its_texts_with_their_labels(tmp_path: Pa
     assert [(member.sentence, member.label) for member in members[:5]] == [
         ("picture 0", ""), ("picture 0 in prose", "prose"), ("picture 0 in verse", "verse"), ("picture 1", ""),
         ("picture 1 in prose", "prose")]
-    pairing = load_pairing(files)
+    pairing = load_pairing(files, tmp_path / "pairs")
     pairs = pairing.splits["train"]
     assert pairing.labels == ("prose", "verse") and pairs.labels[:5].tolist() == [-1, 0, 1, -1, 0]
     assert pairs.targets[:3].tolist() == [1, 2, 4] and pairs.conditions(pairs.targets[:3], np.ones(3)).tolist() == [0, 0, 3]
@@ -301,6 +302,21 @@ def test_bad_conditions_are_one_line_and_status_2(content: str, flags: list[str]
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.startswith("error: ") and message in shown.err and shown.err.count("\n") == 1
+
+
+def test_a_run_of_pairs_does_not_need_its_corpus(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = shutil.copytree(run, tmp_path / "runs" / "run")
+    described = json.loads((run / "run.json").read_text())
+    shutil.copytree(described["cache"], tmp_path / "runs-cache")
+    described["corpus"]["corpus"] = [str(tmp_path / "gone.txt")]
+    (moved / "run.json").write_text(json.dumps({**described, "cache": str(tmp_path / "gone")}))
+    (moved / "report.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert train(["--resume", "runs/run", "--quiet"]) == 0
+    old, new = (json.loads((directory / "report.json").read_text())["own"] for directory in (run, moved))
+    assert old == new
+    shutil.rmtree(next((tmp_path / "runs-cache").glob("pairs-*")))
+    assert train(["--resume", "runs/run", "--quiet"]) == 2
 
 
 def test_another_family_takes_no_condition(loaded: Pipeline) -> None:
