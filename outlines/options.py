@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, field
 from typing import Any
 
@@ -28,10 +28,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> OutlinesError:
 
 
 class Registry(dict[str, Any]):
-    """Classes by name; an unknown name raises OutlinesError."""
+    """Things of one kind by name; an unknown name raises OutlinesError."""
 
-    def __init__(self, kind: str):
-        super().__init__()
+    def __init__(self, kind: str, entries: Mapping[str, Any] | None = None):
+        super().__init__(entries or {})
         self.kind = kind
 
     def __missing__(self, name: str) -> Any:

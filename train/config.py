@@ -15,7 +15,7 @@ from outlines.corpus.reading import CorpusFiles
 from outlines.devices import DEVICES, PRECISIONS
 from outlines.errors import OutlinesError
 from outlines.networks.decoder import DECODERS
-from outlines.options import option, unknown_name
+from outlines.options import Registry, option, unknown_name
 
 
 @dataclass(frozen=True)
@@ -165,11 +165,11 @@ def read_toml(path: str) -> dict[str, Any]:
         raise OutlinesError(f"{path}: not a readable TOML file ({error}).") from error
 
 
-def presets_of(family: str) -> dict[str, dict[str, Any]]:
+def presets_of(family: str) -> Registry:
     """Return the presets of a family in presets.toml, the sizes included."""
     known = read_toml(str(Path(__file__).with_name("presets.toml")))
     shared, own = known["sizes"], known.get(family, {})
-    return {name: shared.get(name, {}) | own.get(name, {}) for name in shared | own}
+    return Registry("preset", {name: shared.get(name, {}) | own.get(name, {}) for name in shared | own})
 
 
 def resolve(family: str, model_config: Any, presets: dict[str, dict[str, Any]], preset: str,
@@ -177,9 +177,6 @@ def resolve(family: str, model_config: Any, presets: dict[str, dict[str, Any]], 
     """Return defaults < presets < file < flags; raises OutlinesError. preset: names, after `default` if none is a size."""
     fields = known_fields(model_config)
     names = preset.split()
-    for name in names:
-        if name not in presets:
-            raise unknown_name("preset", name, presets)
     names = names if set(names) & set(SIZES) else ["default", *names]
     layers: list[tuple[str, dict[str, Any]]] = [(f"preset {name}", presets[name]) for name in names]
     if config_file:

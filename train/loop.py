@@ -158,8 +158,7 @@ class Loop:
     def _seed_step(self) -> None:
         torch.manual_seed(block_seed(block_seed(self.config.seed, self.stage_index), self.step))
 
-    def _log_terms(self, stage: Stage, sums: dict[str, Tensor], num_summed: int, num_targets: int,
-                   seconds: float) -> None:
+    def _log_terms(self, stage: Stage, sums: dict[str, Tensor], num_summed: int, num_targets: int, seconds: float) -> None:
         """Log means since the last line. Every term is summed over ranks, as the losses are."""
         stacked = torch.stack([value.float().to(self.data.device) for value in sums.values()]) / num_summed
         self.ranks.sum_([stacked])

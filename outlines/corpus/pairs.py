@@ -27,9 +27,6 @@ class Pairs:
         rows = np.arange(len(groups))
         self.targets = rows[self.first != rows] if headed else rows[self._size > 1]
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def conditions(self, rows: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
         """Return a condition's row for each target row [B], never the row itself. uniforms: [B] in [0, 1), choose it."""
         if self._headed:

@@ -75,8 +75,7 @@ class Comparison:
         else:
             texts = [[target] for target in found.targets]
         self.found = found
-        self.references = [References([words(text) for text in data.text("test", np.array(rows))], 4)
-                           for rows in texts]
+        self.references = [References([words(text) for text in data.text("test", np.array(rows))], 4) for rows in texts]
         self.outlines = [functional.normalize(torch.from_numpy(data.stores["test"].rows(np.array(rows)))) for rows in texts]
 
     def rows(self, reporter: Reporter) -> list[Row]:

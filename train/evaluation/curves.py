@@ -67,8 +67,7 @@ def picture(lines: Sequence[Line]) -> Figure:
         x_error, y_error = ([line.figures[key].deviation or 0.0 for line in own]
                             for key in ("reverse_nll_per_token", "forward_nll_per_token"))
         x, y = zip(*points, strict=True)
-        axes.errorbar(x, y, xerr=x_error, yerr=y_error, marker="o", markersize=4, linewidth=1.2, capsize=2,
-                      label=label)
+        axes.errorbar(x, y, xerr=x_error, yerr=y_error, marker="o", markersize=4, linewidth=1.2, capsize=2, label=label)
         for line, point in zip(own, points, strict=True):
             axes.annotate(f"{line.temperature:g}", point, fontsize=7, textcoords="offset points", xytext=(4, 4))
     for line in lines:

@@ -37,8 +37,7 @@ class DecoderStage(Stage):
     like_length = True
     term = "nll"  # name of the loss in log keys: nll, or reconstruction_nll if the decoder sees the sentence's own vector
 
-    def __init__(self, options: Any, data: Dataset, model: Any, bfloat16: bool, seed: int, /,
-                 **modules: nn.Module):
+    def __init__(self, options: Any, data: Dataset, model: Any, bfloat16: bool, seed: int, /, **modules: nn.Module):
         """modules: the trained ones, in the order of the optimiser's parameters."""
         self.options, self.data, self.model, self.bfloat16, self.seed = options, data, model, bfloat16, seed
         self.modules = modules

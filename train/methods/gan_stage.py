@@ -39,8 +39,7 @@ class GanOptions:
                                   low=1e-3, high=1)
     ema_decay: float = option(0.995, "EMA decay per step; the EMA generator is the one that is saved", low=0, high=0.99999,
                               flag=False)
-    gan_patience: int = option(10, "early stopping: validations without improvement; 0 never stops early", low=0,
-                               flag=False)
+    gan_patience: int = option(10, "early stopping: validations without improvement; 0 never stops early", low=0, flag=False)
     gan_validate_every: int = option(200, "generator updates between two validations", low=1, flag=False)
 
 

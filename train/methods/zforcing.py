@@ -88,7 +88,7 @@ class ZForcingStage(LatentStage):
         # Drawn for the global batch, position by position, so that it does not depend on a rank's padding.
         drawn = [torch.randn(batch.num_rows, options.latent_dim, generator=rng) for _ in range(tokens.inputs.shape[1])]
         noise = batch.own(torch.stack(drawn, dim=1)).to(tokens.inputs.device)
-        terms: dict[str, Tensor] = {}
+        terms, extra = dict[str, Tensor](), list[Tensor]()
         head, kl_weight, aux_weight = self.forcing.head, options.kl_weight_at(step), options.aux_weight_at(step)
         with torch.autocast(tokens.inputs.device.type, torch.bfloat16, enabled=self.bfloat16):
             backward = self.model.backward_states(tokens)
@@ -96,24 +96,19 @@ class ZForcingStage(LatentStage):
             nll = self.model.decoder.hidden_nll(path.hidden, tokens).sum()
             if options.forces:
                 mean, logvar = self.forcing.predict(self.model, path.before, backward, noise)
-                auxiliary = self._auxiliary(backward.detach().float(), mean, logvar, tokens.mask) / batch.num_targets
+                states = backward.detach().float()
+                # -log p(b_t | z_t) in nats, or the squared distance
+                cost = gaussian_nll(states, mean, logvar) if options.aux_form == "gaussian" else (states - mean).square()
+                auxiliary = (cost.sum(dim=2) * tokens.mask).sum() / batch.num_targets
                 terms = {"train/auxiliary_per_token": auxiliary, "train/auxiliary_weight": batch.share(aux_weight)}
+                extra.append(aux_weight * auxiliary)
             if options.backward_weight:
                 backward_nll = linear_nll(backward, head.weight, head.bias, tokens.inputs, tokens.mask).sum()
-                terms["train/backward_nll_per_token"] = backward_nll = backward_nll / batch.num_targets
+                terms["train/backward_nll_per_token"] = backward_nll / batch.num_targets
+                extra.append(options.backward_weight * terms["train/backward_nll_per_token"])
         kl = (kl_to_standard_normal(*path.in_units_of_the_prior()) * tokens.mask[:, :, None]).sum()
-        loss = (nll + kl_weight * kl) / batch.num_targets
-        if options.forces:
-            loss = loss + aux_weight * auxiliary
-        if options.backward_weight:
-            loss = loss + options.backward_weight * backward_nll
+        loss = sum(extra, (nll + kl_weight * kl) / batch.num_targets)
         return loss, self.elbo_terms(batch, nll, kl, kl_weight) | terms
-
-    def _auxiliary(self, states: Tensor, mean: Tensor, logvar: Tensor, mask: Tensor) -> Tensor:
-        """Return the sum over real steps of -log p(b_t | z_t) in nats, or of the squared distance."""
-        gaussian = self.options.aux_form == "gaussian"
-        cost = gaussian_nll(states, mean, logvar) if gaussian else (states - mean).square()
-        return (cost.sum(dim=2) * mask).sum()
 
     def validate(self) -> Validation:
         rows = self.validation_rows()

@@ -84,7 +84,7 @@ def test_a_skipped_line_shifts_no_group(tmp_path: Path) -> None:
     assert report.rejected.total() == 9 and report.accepted["train"] == 117
     pairs = load_pairing(grouped(tmp_path, lines), tmp_path / "pairs").splits["train"]
     assert 2 not in pairs.targets, "a line that is alone in its group has no condition"
-    assert len(pairs) == 117 and len(pairs.targets) == 116
+    assert len(pairs.labels) == 117 and len(pairs.targets) == 116
 
 
 def test_a_new_file_begins_a_new_group(tmp_path: Path) -> None:
