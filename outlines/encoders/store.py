@@ -34,10 +34,8 @@ ENCODE_AGAIN = "Delete it if it exists and run the encoding again."
 
 def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Path, *, corpus_fingerprint: str,
                   shard_rows: int = SHARD_ROWS, rank: int = 0, world: int = 1,
-                  progress: Callable[[int, int], None] | None = None) -> None:
+                  progress: Callable[[int, int], None] = lambda done, total: None) -> None:
     """Encode the missing or damaged shards of a rank (every `world`-th). progress: receives its sentences, done and all."""
-    if len(sentences) == 0:
-        raise OutlinesError(f"{directory}: no sentences to encode. Check the corpus.")
     label = {"rows": len(sentences), "shard_rows": shard_rows, "dim": encoder.dim, "encoder": encoder.name,
              "encoder_fingerprint": encoder.fingerprint, "corpus_fingerprint": corpus_fingerprint}
     for file in sorted(directory.glob("shard-*.json")):
@@ -53,14 +51,13 @@ def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Pat
             for first in range(start, stop, CHUNK_SENTENCES):
                 last = min(first + CHUNK_SENTENCES, stop)
                 outlines[first - start:last - start] = _encode_chunk(sentences, encoder, first, last)
-                if progress and last < stop:
+                if last < stop:
                     progress(done + last - start, total)
             data = outlines.tobytes()
             atomic_write(file, data)
             _write_sealed(seal, {**label, "sha256": hashlib.sha256(data).hexdigest()})
         done += stop - start
-        if progress:
-            progress(done, total)
+        progress(done, total)
 
 
 def finish_store(directory: Path) -> "OutlineStore":
