@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 Name = TypeVar("Name", bound=Hashable)
 BUDGET_SEC = 40
-"""No new round starts after this time, so that a benchmark takes about a minute on a slow CPU."""
+"""No new round starts after this time, so that a benchmark lasts about a minute on a slow CPU."""
 
 
 def shortest(arms: dict[Name, Callable[[], object]], num_rounds: int, num_warmup: int = 1) -> dict[Name, float]:
@@ -31,7 +31,7 @@ def shortest(arms: dict[Name, Callable[[], object]], num_rounds: int, num_warmup
 
 
 def has_bfloat16() -> bool:
-    """Whether the CPU computes with bfloat16 numbers; without that, torch emulates them, which takes minutes."""
+    """Whether the CPU computes with bfloat16 numbers; without that, torch emulates them, which lasts minutes."""
     try:
         return "bf16" in Path("/proc/cpuinfo").read_text()
     except OSError:

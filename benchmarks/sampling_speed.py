@@ -45,7 +45,7 @@ def main(run: Path, device: str = "auto") -> None:
     for (precision, size), seconds in shortest(arms, ROUNDS, num_warmup=0).items():
         print(f"{precision:8}, batches of {size:6,} {num / seconds:9,.0f} sentences/s")
     spelling = shortest({"spelling": lambda: pipeline.tokenizer.lines(tokens)}, ROUNDS)["spelling"]
-    print(f"of this, text from tokens takes {spelling / NUM * 1e6:.1f} microseconds per sentence, by one thread at a time")
+    print(f"of this, text from tokens needs {spelling / NUM * 1e6:.1f} microseconds per sentence, by one thread at a time")
     command = [sys.executable, "-m", "generate", str(run), "--num", "1", "--device", pipeline.device.type]
     start = shortest({"start": lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)}, STARTS, 0)["start"]
     imports = subprocess.run([sys.executable, "-X", "importtime", *command[1:]], check=True, capture_output=True, text=True)

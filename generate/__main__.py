@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 import outlines
-from generate.options import SAMPLE, parse
+from generate.options import SAMPLE, VERBS, parse
 from outlines.errors import OutlinesError, memory_advice
 from outlines.terminal import closed_pipe, prepare_stdout
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_stdout()
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
-        # Imported after parsing, because torch takes a second and wrong arguments should be reported at once.
+        # Imported after parsing: the import of torch needs a second, and wrong arguments should be reported at once.
         from tqdm import tqdm
 
         from generate import verbs
@@ -50,8 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             quiet = options.verb != SAMPLE or not sys.stderr.isatty() or (file is sys.stdout and sys.stdout.isatty())
             total = None if options.verb != SAMPLE or options.condition else options.num
             lines = getattr(verbs, options.verb)(pipeline, options)
-            for text, data in tqdm(lines, total=total, unit=" sentences", file=sys.stderr, disable=quiet):
-                as_json = getattr(options, "format", "txt") == "jsonl"
+            as_json = getattr(options, "format", "txt") == "jsonl"
+            header = "" if as_json else VERBS[options.verb].header
+            for number, (text, data) in enumerate(tqdm(lines, total=total, unit=" sentences", disable=quiet)):
+                if header and not number:
+                    print(header, file=sys.stderr)  # stdout has only the results
                 file.write((json.dumps(data, ensure_ascii=False) if as_json else text) + "\n")
         if pipeline.num_cut:
             print(f"Sentences cut at {options.max_len} tokens: {pipeline.num_cut:,}. Raise --max-len.", file=sys.stderr)

@@ -57,44 +57,43 @@ class Option(NamedTuple):
 OPTIONS: dict[str, dict[str, Option]] = {
     "options": {
         "num": Option("number of sentences", int, 10, 1, 10**12, max_served=100),
-        "num/walk": Option("number of vectors on the walk, both ends included", int, 21, 2, 10_000, max_served=101),
+        "num/walk": Option("number of steps on the walk, both ends included", int, 21, 2, 10_000, max_served=101),
         "num/nearest": Option("number of neighbours per sentence", int, 5, 1, 10_000, max_served=50),
         "temperature": Option("sampling temperature; lower is safer and less varied", float, 0.5, max_served=10),
-        "top_p": Option("nucleus: sample from the likeliest tokens with this total probability", float, 1.0, high=1),
+        "top_p": Option("sample only from the likeliest tokens with this total probability (nucleus)", float, 1.0, high=1),
         "seed": Option("random seed", int, 1, max_served=2**53),
-        "source": Option("source of outlines: generator (default), or a baseline: mixture, gaussian, linear (conditional "
-                         "runs)", metavar="NAME"),
-        "walk": Option("linear, spherical: line, arc between outlines; noise: arc between their noise; gradient: ascent on "
-                       "p(B | outline)", default="spherical", choices=("linear", "spherical", "noise", "gradient", "all")),
+        "source": Option("source of outlines: generator (default), or a baseline: mixture, gaussian; linear in "
+                         "conditional runs", metavar="NAME"),
+        "walk": Option("line or arc between the outlines, arc between their noise, or gradient ascent on p(B | outline)",
+                       default="spherical", choices=("linear", "spherical", "noise", "gradient", "all")),
         "radius": Option("distance from the sentence's outline; unrelated outlines are 1.4 apart", float, 0.4, high=1000),
         "like": Option("use the outline of this sentence (default: sampled outlines)", metavar="SENTENCE"),
         "file": Option("read the sentences from this file, one per line", Path),
         "unique": Option("skip duplicate sentences", bool),
         "with_score": Option("print each sentence's NLL given its outline (nats) and, if any, the critic's score", bool),
-        "smoothness": Option("print the distances between a walk's sentences, and the NLL of the middle part", bool),
-        "lm": Option("language model that computes the NLL for --smoothness (default: the decoder)", Path, metavar="RUN"),
-        "host": Option("address to listen on; any other exposes it to the network", str, "127.0.0.1", metavar="ADDRESS"),
+        "smoothness": Option("also print distances between consecutive sentences, and the NLL of all but the ends", bool),
+        "lm": Option("model of the NLL for --smoothness, of the family lm (default: the decoder)", Path, metavar="RUN"),
+        "host": Option("address to listen on; 0.0.0.0: all machines can connect", str, "127.0.0.1", metavar="ADDRESS"),
         "port": Option("port to listen on; 0 chooses a free one", int, 8000, high=65535),
         "format": Option("plain text, or one JSON object per line", default="txt", choices=("txt", "jsonl")),
         "out": Option("write to this file (default: standard output)", Path),
-        "device": Option("device; auto: cuda, then mps, then cpu", str, "auto", choices=("auto", "cpu", "cuda", "mps")),
+        "device": Option("device; auto: the first of cuda, mps, cpu", str, "auto", choices=("auto", "cpu", "cuda", "mps")),
     },
     "choice of tokens": {
         "greedy": Option("always choose the likeliest token", bool),
         "beam": Option("beam search of this width (default: no beam search)", int, low=1),
-        "top_k": Option("sample from the N likeliest tokens only; 0: from all", int, 0, max_served=2**20),
-        "guidance": Option("weight of the outline: 0 ignores it, below 1 gives likelier sentences, above 1 follows it "
-                           "more; needs a run trained with --outline-dropout", float, 1.0, max_served=10),
+        "top_k": Option("sample only from the N likeliest tokens; 0: from all", int, 0, max_served=2**20),
+        "guidance": Option("influence of the outline on each token: 0: none; below 1: likelier sentences; above 1: "
+                           "stronger; needs a run trained with --outline-dropout", float, 1.0, max_served=10),
         "max_len": Option("maximum length of a sentence in tokens (default: the run's)", int, low=1),
         "precision": Option("precision of matrix products when sampling; auto: bfloat16 if it is faster; greedy decoding, "
                             "beam search and scores use float32", str, "auto", choices=("auto", "float32", "bfloat16")),
     },
     "choice of outlines": {
-        "condition": Option("for conditional runs: write --num sentences (default: 1) for each line of this file; .jsonl "
-                            'files have the fields "condition" and, if the run has labels, "label"; - reads standard '
-                            "input (default: conditions of the training split)", Path),
-        "noise_scale": Option("factor on the noise; below 1: likelier, less varied outlines", float, 1.0, max_served=10),
-        "rejection": Option("rejection sampling by the critic: average draws per accepted outline", float, 1.0, 1, 100),
+        "condition": Option('conditional runs: write --num (default: 1) sentences for each line of this file; in .jsonl: '
+                            '"condition", "label"; - is standard input (default: conditions of the training split)', Path),
+        "noise_scale": Option("factor on the noise; below 1: more typical, less varied outlines", float, 1.0, max_served=10),
+        "rejection": Option("rejection sampling with the critic: mean draws per accepted outline", float, 1.0, 1, 100),
     },
     "speed": {"batch_size": Option("sentences per batch; does not change the text (default: automatic)", int, low=1,
                                    high=65_536)},
@@ -115,25 +114,28 @@ class Verb(NamedTuple):
     summary: str
     arguments: str
     options: str
-    output: str = 'Output: the sentence; as JSON {"text"}.'
+    output: str = 'Output: one sentence per line. As JSON: {"text"}.'
+    header: str = ""  # names of the columns
 
 
 VERBS = {
     SAMPLE: Verb("Sample new sentences.", "", f"{SAMPLING} {SOURCE} unique condition batch_size"),
     "reconstruct": Verb("Encode each sentence and decode it again.", "sentences", f"file {DECODING}",
-                        "Columns: BLEU (0 to 100), NLL of the sentence given its own outline (nats), reconstruction; "
-                        'as JSON\n{"text", "reconstruction", "bleu", "nll"}.'),
+                        "Columns: BLEU (0 to 100), NLL of the sentence given its own outline (nats), reconstruction.\n"
+                        'As JSON: {"text", "reconstruction", "bleu", "nll"}.', "BLEU\tNLL\treconstruction"),
     "interpolate": Verb("Interpolate from one sentence to another.", "a b", f"walk num/walk smoothness lm {DECODING}",
-                        "Columns: walk, steps, NLL of A and NLL of B (nats; at the first and the last of these steps), "
-                        "sentence.\nConsecutive steps with the same sentence share a line. As JSON\n"
-                        '{"walk", "step", "nll_a": [one per step], "nll_b": [one per step], "text"}.'),
-    "vary": Verb("Write variations of a sentence: decode outlines near its own.", "sentence", f"radius {SAMPLING}"),
+                        "Columns: walk, steps, NLL of A and NLL of B (nats), sentence.\nSteps with the same sentence share "
+                        "a line, with the NLLs of the first and the last of these steps.\nAs JSON: "
+                        '{"walk", "step", "nll_a": [one per step], "nll_b": [one per step], "text"}.',
+                        "walk\tsteps\tNLL of A\tNLL of B\tsentence"),
+    "vary": Verb("Write variations of a sentence: decode outlines near its outline.", "sentence", f"radius {SAMPLING}"),
     "analogy": Verb("Complete an analogy: A is to B as C is to ...", "a b c", DECODING),
-    "mean": Verb("Decode the mean outline of the sentences in a file.", "lines", DECODING),
+    "mean": Verb("Decode the mean of the outlines of a file's sentences.", "lines", DECODING),
     "nearest": Verb("Find the nearest training sentences.", "sentences", "file num/nearest format out device",
-                    "Columns: cosine of the outlines, row of the training sentence (from 0), sentence; as JSON\n"
-                    '{"text", "neighbours": [{"row", "cosine", "text"}]}.'),
-    "complete": Verb("Complete a given beginning.", "beginning", f"like {SAMPLING} {SOURCE}"),
+                    "Output: each sentence, then its neighbours. Columns: cosine of the outlines, row of the training\n"
+                    'sentence (from 0), training sentence. As JSON: {"text", "neighbours": [{"row", "cosine", "text"}]}.',
+                    "cosine\trow\tsentence"),
+    "complete": Verb("Continue a given beginning.", "beginning", f"like {SAMPLING} {SOURCE}"),
     "serve": Verb("Serve a web page and a JSON interface.", "", "host port precision device", ""),
 }
 CONFLICTS = {"greedy": "temperature top_k top_p precision beam", "beam": "temperature top_k top_p precision",
@@ -154,7 +156,7 @@ def _usage(verb: str) -> str:
 
 
 def _parser(verb: str) -> Parser:
-    summary, arguments, options, output = VERBS[verb]
+    summary, arguments, options, output, _ = VERBS[verb]
     prog = "python -m generate"
     parser = Parser(prog=prog if verb == SAMPLE else f"{prog} {verb}", usage=f"{prog} {_usage(verb)} [options]",
                     allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,

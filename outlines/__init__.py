@@ -34,7 +34,7 @@ def load(run: str | Path, device: str = "auto", precision: str = "auto") -> "Pip
 
     device: cpu, cuda, mps or auto. precision: of matrix products when sampling: float32, bfloat16, or auto (the faster).
     """
-    # Imported here, because every import of the package runs this file, and torch takes a second.
+    # Imported here, because every import of the package runs this file, and the import of torch needs a second.
     from outlines.devices import choose_device
     from outlines.inference.pipeline import Pipeline
 

@@ -23,7 +23,7 @@ from outlines.hardening import check_plain_files, read_json
 
 MANIFEST = "manifest.json"
 STAGING_PREFIX, ASIDE_PREFIX = ".staging-", ".aside-"
-ALTERED = f"damaged (its SHA-256 is not the one in {MANIFEST})."
+ALTERED = f"damaged (its SHA-256 differs from {MANIFEST})."
 
 
 def sha256_file(path: Path) -> str:

@@ -1,6 +1,6 @@
 """Checks that files must pass before they are used: they may be damaged, or written by somebody hostile.
 
-Rules (docs/reliability.md): data never names code or files outside its directory; only values in the file take memory.
+Rules (docs/reliability.md): data never names code or files outside its directory; only values need memory.
 """
 
 import json

@@ -13,8 +13,7 @@ def option(default: Any = MISSING, help: str = "", choices: Iterable[str] = (), 
            high: float = math.inf, flag: bool = True) -> Any:
     """Return a dataclass field of an option.
 
-    help: one line, with the unit. choices: allowed words; none if all are. low, high: bounds of a number. flag: False for an
-    option that only presets and files can set.
+    help: one line, with the unit. choices: allowed words, if not all. low, high: bounds. flag: also on the command line.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "flag": flag})
 

@@ -57,7 +57,7 @@ class Batch:
         return self.ranks.own(values)
 
     def share(self, constant: float) -> Tensor:
-        """Return a constant as this rank's part of a global mean, for the log."""
+        """Return a constant as this rank's part of a global mean in the log."""
         return torch.tensor(constant / self.ranks.world)
 
 

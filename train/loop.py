@@ -75,7 +75,7 @@ class Loop:
                     self.best_criterion, self.best, self.stale = math.inf, {}, 0
                     self._check_signals()
                     self._seed_step()
-                    # A signal may interrupt `begin` at once: it can take minutes, and it leaves nothing half done.
+                    # A signal may interrupt `begin` at once: it can last minutes, and it leaves nothing half done.
                     self.signals.deferred = False
                     with self.reporter.timed(stage.name), self.reporter.bar(f"begin {stage.name}", "iterations") as progress:
                         stage.begin(progress)

@@ -1,4 +1,4 @@
-"""What the loop knows of training: a Method is a model and a list of stages. The loop never asks which one it runs."""
+"""The interface between the loop and the families: a Method is a model and a list of stages."""
 
 import contextlib
 import math
@@ -166,7 +166,7 @@ class Method(ABC):
         return {name: optimizer for stage in self.stages for name, optimizer in stage.optimizers.items()}
 
     def finish(self, directory: Path) -> None:
-        """Complete the model and write it last, because its presence marks the run as finished."""
+        """Let every stage finish, then write `model/`: this directory marks the run as finished."""
         for stage in self.stages:
             stage.finish(directory)
         save_model(directory / "model", self.model)

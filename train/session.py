@@ -107,7 +107,7 @@ def check_out(out: Path) -> None:
 
 
 def locked_run(directory: Path, session: Session) -> contextlib.AbstractContextManager[None]:
-    """Return the lock of a run's directory, for the rank that writes."""
+    """Return the lock of a run's directory; only the first rank, which writes, needs it."""
     return locked(directory) if session.ranks.first else contextlib.nullcontext()
 
 

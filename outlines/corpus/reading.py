@@ -17,7 +17,7 @@ from outlines.corpus.formats import GZ_BYTES, Bad, CorpusError, iconv, kind_of, 
 from outlines.options import option
 
 SPLITS = ("train", "valid", "test")
-MAX_CHARS_LIMIT = 50_000  # a character takes up to 12 bytes in JSON, so the line still fits MAX_LINE_CHARS
+MAX_CHARS_LIMIT = 50_000  # a character has up to 12 bytes in JSON, so the line still fits MAX_LINE_CHARS
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class CorpusFiles:
     """The files of a corpus, and how they are read and split."""
 
     corpus: tuple[str, ...] = option((), "training files: .txt, .jsonl, .json, .csv, .tsv or .parquet, optionally .gz "
-                                         "(default: the embedded corpus, a grammar of everyday scenes)")
+                                         "(default: an embedded corpus of everyday scenes)")
     valid: tuple[str, ...] = option((), "validation files (default: a fraction of --corpus)")
     test: tuple[str, ...] = option((), "test files (default: a fraction of --corpus)")
     text_column: str = option("text", "column of the sentence in files other than .txt")
-    group_lines: int = option(0, "number of consecutive lines of a .txt file that describe the same item; each is a "
-                                 "condition for the others; 0 reads --condition-column", low=0)
+    group_lines: int = option(0, "consecutive lines of a .txt file that describe the same item; each line is a condition "
+                                 "for the others; 0: the file has a --condition-column", low=0)
     condition_column: str = option("", "column of the condition (default: condition)")
-    label_column: str = option("", "column of a label that is added to the condition (default: no label)")
-    max_rejected: float = option(0.1, "largest fraction of bad lines at which training starts", low=0, high=1)
+    label_column: str = option("", "column of a label, which becomes part of the condition (default: no label)")
+    max_rejected: float = option(0.1, "stop before training if a larger fraction of lines is bad", low=0, high=1)
     strict: bool = option(False, "stop at the first bad line instead of skipping and counting it", flag=False)
     max_chars: int = option(2000, "maximum characters of a line; longer lines are rejected", low=1, high=MAX_CHARS_LIMIT,
                             flag=False)
@@ -48,9 +48,9 @@ class CorpusFiles:
                               "Choose fractions with a sum below 1.")
         kinds = {kind_of(Path(path)) for paths in self.paths().values() for path in paths}
         if self.condition_column and ".txt" in kinds:
-            raise CorpusError(".txt files have no condition column. Set group_lines instead, or use a .jsonl or .csv file.")
+            raise CorpusError(".txt files have no condition column. Use --group-lines, or a .jsonl or .csv file.")
         if self.group_lines and (self.group_lines < 2 or kinds - {".txt"}):
-            raise CorpusError(f"group_lines is {self.group_lines}. It must be at least 2, and needs .txt files.")
+            raise CorpusError(f"--group-lines is {self.group_lines}. Use at least 2, and only .txt files.")
         columns = [column for column in (self.condition_column, self.label_column, self.text_column) if column]
         if len(set(columns)) < len(columns) or (self.label_column and not self.condition_column):
             raise CorpusError(f"The columns are {', '.join(map(repr, columns))}. Condition, label and text need different "

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class Cast(NamedTuple):
-    """Subjects of the same frames. Nouns are grouped by the pronoun that agrees with them."""
+    """Nouns that can be the subject of the same sentence frames, grouped by their pronoun: he, she, they or it."""
 
     frames: str
     adjectives: str

@@ -1,4 +1,4 @@
-"""The one route from vectors to tokens: beam search, the fast GRU sampler or the plain sampler."""
+"""From vectors to tokens: beam search, the fast GRU sampler or the plain sampler."""
 
 import itertools
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ class Sampler:
 
     def __call__(self, vector: Tensor | None, uniforms: Tensor, config: SamplingConfig,
                  prefix: Prefix = ()) -> list[list[int]]:
-        """Return one sentence per row, for the arguments of `sample`. Beam search ignores the uniforms."""
+        """Return one sentence per row. Arguments as in `sample`; beam search ignores the uniforms."""
         if not len(uniforms):
             return []
         if self._fast and not config.beam:

@@ -27,7 +27,7 @@ class FastGRU:
         """bfloat16: draw tokens with products of bfloat16 numbers; greedy decoding stays float32."""
         config = decoder.config
         self.decoder, self.bfloat16 = decoder, bfloat16
-        # [V, 3H]: what each token adds to the first layer's gates saves a third of the recurrence's products.
+        # [V, 3H]: a table of each token's part of the first layer's gates saves a third of the recurrence's products.
         self.words = functional.linear(decoder.embedding.weight * config.embed_dim ** 0.5, *self.input_layer(0))
         # Transposed, products of few rows are 1.5 times as fast. The bias is one more row of weights.
         bias = decoder.output_bias.clone()
@@ -44,7 +44,7 @@ class FastGRU:
     @torch.no_grad()
     def sample(self, vector: Tensor | None, uniforms: Tensor, config: SamplingConfig,
                prefix: Prefix = ()) -> list[list[int]]:
-        """Return the sentences of `sample` in sample.py, for the same arguments."""
+        """Return the same sentences as `sample` in sample.py. Arguments as there."""
         prefix = of_rows(prefix, len(uniforms), uniforms.device)
         num, device, eos = len(uniforms), uniforms.device, self.decoder.config.eos_id
         # Places 0 to `going` hold sentences; the places beyond fill the batch up to a multiple of LEAST_ROWS.
@@ -112,7 +112,7 @@ class FastReader:
             # case: values that are carried from step to step must not be rounded.
             self._carried = list(torch.stack([cache.state.float() for cache in caches], dim=1))
             self._carried += [torch.stack(terms)] if terms else []
-            # Memory that every step needs is allocated once; new pages at every step took a tenth of the time.
+            # Memory that every step needs is allocated once; new pages at every step needed a tenth of the time.
             self._words = fast.words.new_empty(num * len(vectors), fast.words.shape[1])
             for tokens in before:
                 self._advance(tokens)

@@ -1,7 +1,6 @@
 """From logits to tokens: the settings of sampling, the choice of one token, and the plain sampler of every decoder.
 
-Random numbers are an argument: row i, step t only uses uniforms[i, t]. So a sentence depends on its own row, not on the
-rest of the batch.
+Random numbers are an argument: row i, step t uses only uniforms[i, t]. So a sentence does not depend on its batch.
 """
 
 import math
@@ -80,8 +79,7 @@ def weigh(logits: Tensor, config: SamplingConfig) -> Tensor:
 def _invert(weights: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
     """Inverse transform sampling: the index [B] where the running sum of weights [B, V] exceeds uniforms [B] of the total.
 
-    sums: [B, V / RUN], from `weigh`. Only one run is summed weight by weight: a running sum over all weights takes as long
-    as the softmax.
+    sums: [B, V / RUN], of runs of weights, from `weigh`. A running sum over all weights would be as slow as the softmax.
     """
     cumulative = functional.pad(sums, (1, 0)).cumsum(dim=1)
     # right=True skips runs and tokens without weight. A float32 below 1 is at most 1 - 2^-24, so the threshold is below the
@@ -128,8 +126,8 @@ class Reader:
 def check(decoder: Decoder, vector: Tensor | None, config: SamplingConfig, prefix_len: int) -> None:
     """Raise OutlinesError if the prefix is too long, or if the decoder cannot be guided."""
     if prefix_len >= config.max_len:
-        raise OutlinesError(f"The prefix has {prefix_len} tokens, which leaves none of max-len {config.max_len}. "
-                            "Use a shorter prefix or a larger max-len.")
+        raise OutlinesError(f"The prefix has {prefix_len} tokens, but a sentence has at most {config.max_len}. "
+                            "Use a shorter prefix, or raise --max-len.")
     if config.guidance != 1 and (vector is None or not decoder.config.vector_dropout):
         raise OutlinesError("This decoder was not trained to write without its vector, so guidance is not available. "
                             "Train outlines with --outline-dropout above 0.")

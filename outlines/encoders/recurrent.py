@@ -1,7 +1,7 @@
 """The project's own sentence encoder: a bidirectional GRU over the corpus's tokens, frozen after training.
 
 Sources: Hill, Cho and Korhonen, Learning Distributed Representations of Sentences from Unlabelled Data (2016);
-Conneau et al., Supervised Learning of Universal Sentence Representations (2017), for the network.
+the network: Conneau et al., Supervised Learning of Universal Sentence Representations (2017).
 """
 
 import hashlib

@@ -1,7 +1,4 @@
-"""Interpolations ("walks") between two sentences, as rows of vectors for the decoder, and how smooth they are.
-
-docs/generate.md lists the walks.
-"""
+"""Interpolations ("walks") between two sentences, as rows of vectors, and how smooth they are; see docs/generate.md."""
 
 from collections.abc import Callable
 from itertools import groupby
@@ -67,11 +64,11 @@ def noise(model: OutlineModel, start: Tensor, end: Tensor, num: int) -> Tensor:
 
 def gradient(decoder: Decoder, start: Tensor, row: np.ndarray, own_nll: float, step: float,
              normalise: Callable[[Tensor], Tensor] = lambda vector: vector, max_steps: int = 200) -> tuple[Tensor, str]:
-    """Gradient ascent on log p(sentence | vector) (Subramanian et al. 2018): the vectors [S, D] from start [D] on, and why
-    it ended.
+    """Return the vectors [S, D] of gradient ascent on log p(sentence | vector) from start [D], and why it ended.
 
     A step that does not raise the likelihood is undone and halved. The walk has `reached` the sentence when its NLL is at
     most `own_nll`, nats. It is `stuck` when a step of step / 1000 does not help. Otherwise it ends after `max_steps`.
+    Source: Subramanian et al. (2018).
     row: the sentence's token ids. normalise: maps vectors [B, D] back to where the decoder's vectors lie.
     """
     batch = collate([row], decoder.config).to(start.device)

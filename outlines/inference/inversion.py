@@ -21,7 +21,7 @@ NUM_FIRST, NUM_CANDIDATES = 16, 2  # likeliest centres that are combined with ev
 
 
 def can_invert(model: TextModel) -> TypeGuard[OutlineModel]:
-    """Whether a model's generator has noise of normal values and centres (`around` in outlines/networks/gan.py)."""
+    """Return whether the model's generator can be inverted: its noise must be normal values and a centre."""
     return hasattr(getattr(model, "generator", None), "around")
 
 

@@ -156,7 +156,7 @@ class Pipeline:
         return torch.from_numpy(self.encoder.encode(normalized)).to(self.device)
 
     def mean(self, sentences: Sequence[str]) -> Tensor:
-        """The mean vector [D] of sentences, computed in the encoder's units and normalised like its outlines."""
+        """Return the mean [D] of the sentences' vectors, computed in the encoder's units and then normalised."""
         if not sentences:
             raise OutlinesError("There are no sentences to average. Provide at least one sentence.")
         average = self.model.to_encoder(self.encode(sentences)).cpu().double().mean(dim=0)
@@ -301,7 +301,7 @@ class Pipeline:
     def language_nll(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """-log p(sentence), nats [N], and numbers of targets [N]; only for runs of the family lm."""
         if self.model.decoder.config.vector_dim:
-            raise OutlinesError(f"{self.run} has the family '{self.model.family}'. Use a run of the family 'lm'.")
+            raise OutlinesError(f"{self.run}: this is a run of {self.model.family!r}. Use a run of 'lm'.")
         return nll_of_rows(self.model.decoder, _as_rows(self.tokenizer.encode(sentences)))
 
     def nearest(self, sentences: Sequence[str], num: int = 5) -> list[list[Neighbour]]:

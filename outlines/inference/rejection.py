@@ -54,7 +54,8 @@ def rejecting(model: TextModel, draw: Draw, mean_draws: float) -> Draw:
 
     def drawn(num: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         vectors = draw(num, rng)
-        assert vectors is not None, "families with a critic draw vectors"
+        if vectors is None:
+            raise CannotReject(f"{model.family!r} models have no vectors, so --rejection is not available. Remove it.")
         return vectors, model.log_density_ratio(vectors).cpu().double()
 
     log_ratios = drawn(NUM_CALIBRATION, torch.Generator().manual_seed(CALIBRATION_SEED))[1]

@@ -73,7 +73,7 @@ def self_bleu_scores(samples: Sequence[Words], max_n: int = 5) -> dict[int, floa
 
 
 def reconstruction_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Return sacrebleu's corpus BLEU-4 in 0..100, case folded: each sentence against the one it reconstructs.
+    """Return sacrebleu's corpus BLEU-4 in 0..100, case folded, of reconstructions against their sentences.
 
     If no hypothesis has four words, the longest possible n-grams are used (effective order).
     """

@@ -47,7 +47,7 @@ def kl_by_dim(mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 class Steps(NamedTuple):
-    """Posteriors with a latent at every step, following one draw per sentence; each [N, T, Z], in units of the step's prior.
+    """Posteriors with a latent at every step, given one draw of the earlier latents; [N, T, Z], in units of each prior.
 
     After the end of a sentence, mu and logvar are 0 and `drawn` is N(0, 1).
     """
@@ -55,7 +55,7 @@ class Steps(NamedTuple):
     mu: Tensor
     logvar: Tensor
     drawn: Tensor
-    lengths: Tensor  # steps of each sentence [N], including the one that predicts eos
+    lengths: Tensor  # steps of each sentence [N], including the step that predicts eos
 
     def real(self, values: Tensor) -> Tensor:
         """Select the real steps from values [N, T, Z]: [number of real steps, Z]."""
@@ -89,7 +89,7 @@ def mutual_information(mu: Tensor, logvar: Tensor, rng: torch.Generator, num_dra
                        chunk: int = 512) -> MutualInformation:
     """Estimate I(x; z) = E_x E_q(z|x) [log q(z|x) - log q(z)] with q(z) = (1/N) sum_j q(z|x_j).
 
-    Monte Carlo with `num_draws` z per sentence, exact in the sum over j. The estimate is too low near its ceiling.
+    Monte Carlo with `num_draws` z per sentence; the sum over j is exact. Near the ceiling log N the estimate is too low.
     Source: Hoffman and Johnson, ELBO surgery (2016), equation 6.
     """
     mu, logvar = checked(mu, logvar)
@@ -128,8 +128,8 @@ class SignalNoise(NamedTuple):
 def signal_noise(mu: Tensor, logvar: Tensor | None) -> SignalNoise:
     """Return signal, noise, their ratio and ½ log(1 + ratio) nats for each dimension.
 
-    The information equals I(x; z) of one dimension if mu is Gaussian over x and sigma is constant; otherwise it is an upper
-    bound. Without noise, the resolution of float32 replaces it, which limits the information to about 16 nats.
+    The information equals I(x; z) of one dimension if mu is Gaussian over x and sigma is constant. It can be too high for
+    another mu, too low for a varying sigma. The resolution of float32 replaces missing noise: at most about 16 nats.
     """
     mu, logvar = checked(mu, logvar)
     signal = mu.var(dim=0)

@@ -117,7 +117,7 @@ class Diagnosis:
     def details(self) -> list[str]:
         """Return the verdicts on the dimensions, counted, and the figures that only a latent at every step has."""
         counts = Counter(dim.verdict for dim in self.dims).most_common()
-        found = [f"{len(self.dims)} dimensions, swapped one at a time on {self.num_dim_sentences} sentences: "
+        found = [f"{len(self.dims)} dimensions, each swapped on its own in {self.num_dim_sentences} sentences: "
                  + ", ".join(f"{num} {verdict}" for verdict, num in counts) + "."]
         if kl := self.kl_by_position:
             found.append(f"The model has a latent at every step; the vector is all of them. The KL is {min(kl):.2g} to "

@@ -82,22 +82,15 @@ def memorised_share(training: Tensor, held_out: Tensor, generated: Tensor) -> fl
 
 def judge_generator(generator: Quality, mixture: Quality, gaussian: Quality, real: Quality, start: Quality | None,
                     memorised: float) -> GanDiagnosis:
-    """Return the verdict with the figure that decided. start: the control that the generator started from; None for noise.
+    """Return the verdict with the figure that decided. The first condition that holds decides, as in docs/outline-gan.md.
 
-    The first of these that holds:
-    diverged                   a figure is not finite
-    mode-dropping              recall is MAX_RECALL_LOSS below both real outlines and the mixture, and the precision is
-                               above the Gaussian's (otherwise nothing shows that the remaining modes are right)
-    diverged                   F1 is below LEFT_OF_START of the start's
-    better than the mixture    `Quality.compare`
-    critic overfitted          the memorised share exceeds MAX_MEMORISED
-    better than the Gaussian   `Quality.compare`
-    no better                  otherwise
+    start: the control at which the generator started; None for noise.
     """
     def decide() -> tuple[GanVerdict, str]:
         if not all(map(math.isfinite, [memorised, *(value for value in generator if value is not None)])):
             return GanVerdict.DIVERGED, "One of its figures is not finite."
         recall = min(real.recall, mixture.recall)
+        # With a lower precision, nothing would show that the remaining modes are right.
         if generator.recall < recall - MAX_RECALL_LOSS and generator.precision >= gaussian.precision + MARGIN:
             return GanVerdict.MODE_DROPPING, (f"Its recall is {generator.recall:.3f}, more than {MAX_RECALL_LOSS} below "
                                               f"{recall:.3f}, the lower one of mixture and real outlines.")

@@ -82,7 +82,7 @@ class TextModel(nn.Module):
     def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor | None:
         """Return vectors [num, D] from `source`, drawn with a CPU generator; None for a decoder without a vector."""
         if noise_scale != 1:
-            raise OutlinesError(f"noise-scale has no effect on {self.family!r} models. Remove it.")
+            raise OutlinesError(f"--noise-scale has no effect on {self.family!r} models. Remove it.")
         return None
 
     def critic_scores(self, vectors: Tensor) -> Tensor | None:
@@ -149,7 +149,7 @@ class TextModel(nn.Module):
 
     @torch.no_grad()
     def draw_rows(self, draw: Draw, start: int, stop: int, seed: int, max_len: int) -> tuple[Tensor | None, Tensor]:
-        """Return the vectors and uniform numbers [stop - start, max_len] of sentences `start` to `stop`, for a seed."""
+        """Return the vectors and uniform numbers [stop - start, max_len] of sentences `start` to `stop` of a seed."""
         device = next(self.parameters()).device
         vectors, uniforms = [], []
         for block in range(start - start % BLOCK, stop, BLOCK):
@@ -188,7 +188,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
 
 
 def block_seed(seed: int, start: int) -> int:
-    """Return a 63-bit seed for each (seed, block); similar inputs give unrelated seeds (finaliser of splitmix64)."""
+    """Return a 63-bit seed for each (seed, block); similar inputs have unrelated seeds (finaliser of splitmix64)."""
     value = (seed * 0x9E3779B97F4A7C15 + start * 0xD1B54A32D192ED03 + 0x632BE59BD9B4E019) & (2**64 - 1)
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)

@@ -148,8 +148,7 @@ class Forcing(nn.Module):
     def predict(self, model: ZForcing, before: Tensor, backward: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and logvar of p(b_t | z_t), [B, T, width], with z_t drawn by `noise` as in `ZForcing.follow`.
 
-        z_t is computed from detached h_{t-1} and b_t: the cost never trains the backward LSTM. The published code only
-        detaches the target.
+        z_t depends on detached h_{t-1} and b_t, so the backward LSTM is not trained (published code: only b_t as target).
         """
         before = before.detach()
         mu, logvar = model.inference(before, model.inference_sees(backward.detach()))

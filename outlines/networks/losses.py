@@ -95,7 +95,7 @@ def score_gradients(critic: Callable[[Tensor], Tensor], points: Tensor) -> tuple
     """Return a critic's scores [B] at points [B, D] and their gradients [B, D], which are differentiable."""
     points = points.detach().requires_grad_(True)
     scores = critic(points)
-    # One sum gives per-example gradients only if the critic never mixes examples,
+    # One sum yields per-example gradients only if the critic never mixes examples,
     # so the critic must not use batch normalisation.
     gradients, = torch.autograd.grad(scores.sum(), points, create_graph=True)
     return scores, gradients

@@ -17,8 +17,7 @@ K_MEANS_ITERATIONS = 15
 class Mixture:
     """A mixture of Gaussians with one covariance, factor · factorᵀ, in scaled units.
 
-    centres: [K, D]. shares: [K] weights. factor: [D, D]. With offsets [J, D] and their shares [J], each offset may be
-    added to any centre, which makes K × J Gaussians.
+    centres [K, D] with shares [K]; factor [D, D]; offsets [J, D] with shares [J], each for any centre: K × J Gaussians.
     """
 
     centres: Tensor

@@ -29,7 +29,7 @@ TYPES = tuple(SCENES)
 
 def fold(grammar: Grammar, of_word: Callable[[str], Any],
          of_rule: Callable[[tuple[float, ...], list[list[Any]]], Any]) -> Any:
-    """Return the value of the start rule, given that of a word and that of a rule from those of its expansions."""
+    """Return the value of the start rule from the value of a word, and of a rule from the values of its expansions."""
     @functools.cache
     def value(symbol: str) -> Any:
         if symbol not in grammar._rules:
@@ -223,7 +223,7 @@ def test_samples_are_members_and_altered_samples_rarely(samples: list[str]) -> N
         dropped += contains(scenes(), " ".join(words[:i] + words[i + 1 :]))
         swapped += contains(scenes(), " ".join([*words[:i], words[i + 1], words[i], *words[i + 2 :]]))
         replaced += contains(scenes(), " ".join([*words[:i], rng.choice(vocabulary), *words[i + 1 :]]))
-    # Dropping an adjective or replacing a colour can give another valid sentence.
+    # Without an adjective, or with another colour, the sentence can still be valid.
     assert dropped < 0.25 * num and swapped < 0.01 * num and replaced < 0.05 * num
 
 

@@ -49,7 +49,7 @@ def test_sentences_are_read_by_number_and_in_order(tmp_path: Path) -> None:
 def test_offsets_by_hand(tmp_path: Path) -> None:
     write_sentences(tmp_path, [("train", "ab"), ("valid", "x"), ("train", "é"), ("test", "y")])
     offsets = np.load(tmp_path / "train.offsets.npy", allow_pickle=False)
-    assert offsets.dtype == np.int64 and offsets.tolist() == [0, 3, 6]  # é takes two bytes
+    assert offsets.dtype == np.int64 and offsets.tolist() == [0, 3, 6]  # é has two bytes
     assert (tmp_path / "train.txt").read_bytes() == "ab\né\n".encode()
 
 

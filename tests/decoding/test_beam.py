@@ -77,7 +77,7 @@ class Table(Decoder):
 
 
 def test_beam_search_by_hand() -> None:
-    # Greedy takes 4 (0.6) and then can do no better than 0.6 · 0.4 = 0.24; 5 first gives 0.4 · 0.9 = 0.36.
+    # Greedy decoding starts with 4 (0.6) and reaches at most 0.6 · 0.4 = 0.24. A start with 5 reaches 0.4 · 0.9 = 0.36.
     decoder = Table({BOS: {4: 0.6, 5: 0.4}, 4: {EOS: 0.4, 4: 0.3, 5: 0.3}, 5: {EOS: 0.9, 4: 0.1}}).eval()
     assert sample(decoder, None, torch.zeros(1, 8), SamplingConfig(temperature=0, max_len=8)) == [[4]]
     assert beam_search(decoder, None, 2, SamplingConfig(beam=1, max_len=8)) == [[4], [4]]

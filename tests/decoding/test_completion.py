@@ -60,7 +60,7 @@ def test_bytes_at_the_end_are_kept(decoder: GRUDecoder) -> None:
 
 
 def test_a_beginning_that_is_too_long_is_an_error(decoder: GRUDecoder) -> None:
-    with pytest.raises(OutlinesError, match="has 3 tokens, which leaves none"):
+    with pytest.raises(OutlinesError, match="has 3 tokens, but a sentence has at most"):
         completed("A wom", decoder, 1, SamplingConfig(max_len=3))
 
 

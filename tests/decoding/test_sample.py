@@ -115,7 +115,7 @@ def test_a_forced_beginning_is_kept_and_conditions_what_follows(sample: Sample) 
             again = sample(decoder, vectors[row:row + 1], uniforms[row:row + 1], SamplingConfig(max_len=9), sentence[:cut])
             assert again == [sentence]
     assert all(row[:2] == [11, 7] for row in sample(decoder, vectors, uniforms, SamplingConfig(max_len=9), [11, 7]))
-    with pytest.raises(OutlinesError, match="leaves none"):
+    with pytest.raises(OutlinesError, match="has at most"):
         sample(decoder, vectors, uniforms, SamplingConfig(max_len=2), [11, 7])
 
 

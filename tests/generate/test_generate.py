@@ -219,6 +219,19 @@ def test_the_noise_can_be_scaled(written: Written, other_runs: Callable[[str], P
     written("sample", "--noise-scale", -1, error="--noise-scale: must be a number of at least 0")
 
 
+def test_a_run_without_vectors_refuses_rejection(written: Written, other_runs: Callable[[str], Path]) -> None:
+    written("sample", "--rejection", 4, run=other_runs("lm"), error="--rejection is not available")
+
+
+def test_column_names_go_to_standard_error(written: Written, tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = "walk\tsteps\tNLL of A\tNLL of B\tsentence\n"
+    for format in ("txt", "jsonl"):
+        assert main(["interpolate", str(tiny_run), A, B, "--num", "3", "--format", format, "--device", "cpu"]) == 0
+        captured = capsys.readouterr()
+        assert captured.err.startswith(header) == (format == "txt") and captured.err.count(header) <= 1
+        assert captured.out and header not in captured.out
+
+
 def test_the_first_sentences_come_before_the_others_are_decoded(pipeline: Pipeline) -> None:
     endless = pipeline.sentences(10**12, 1, SamplingConfig(temperature=TEMPERATURE))
     assert [next(endless).text for _ in range(3)] == pipeline.sample(3)
@@ -295,7 +308,9 @@ def test_reconstruction_from_arguments_a_file_and_standard_input(tiny_run: Path,
     done = subprocess.run([sys.executable, "-m", "generate", "reconstruct", str(tiny_run)], env=environment(),
                           input=file.read_text(), capture_output=True, text=True)
     assert done.stdout.splitlines() == from_arguments
-    assert done.stderr.startswith("2 sentences: BLEU ") and "nats per sentence" in done.stderr
+    header, summary, *_ = done.stderr.splitlines()
+    assert header == "BLEU\tNLL\treconstruction"
+    assert summary.startswith("2 sentences: BLEU ") and "nats per sentence" in summary
     encoded = pipeline.encode([A, B])
     nll, _ = nll_of_rows(pipeline.model.decoder, pipeline.rows([A, B]), encoded)
     for text, rebuilt, expected, line in zip((A, B), pipeline.decode(encoded), nll, from_arguments, strict=True):
@@ -303,7 +318,7 @@ def test_reconstruction_from_arguments_a_file_and_standard_input(tiny_run: Path,
 
 
 def test_encoding_is_what_training_saw(pipeline: Pipeline) -> None:
-    """The scaled outline of a training sentence, by the encoder, against the one in the store, float16."""
+    """The scaled outline of a training sentence equals the stored outline, up to float16."""
     store, sentences = pipeline.training_set.store, pipeline.training_set.sentences
     rows = np.array([0, 7, len(store) - 1])
     stored = (store.rows(rows) - store.mean) / store.scale
@@ -462,7 +477,7 @@ def test_progress_is_shown_only_on_a_terminal(written: Written, tmp_path: Path, 
     (["vary", A, "--radius", "-1"], "--radius: must be a number from 0 to 1000"),
     (["mean", "/nowhere.txt"], "/nowhere.txt: cannot be read"),
     (["complete", " "], "The beginning is empty"),
-    (["complete", "Two dogs", "--max-len", "2"], "leaves none of max-len 2"),
+    (["complete", "Two dogs", "--max-len", "2"], "but a sentence has at most 2"),
     (["complete", "Two", "--like", A, "--source", "mixture"], "--source has no effect with --like"),
 ])
 def test_every_verbs_bad_input_is_one_line(arguments: list[str], message: str, written: Written) -> None:
@@ -505,8 +520,8 @@ def test_a_file_that_is_not_text_is_named_by_its_line(written: Written, tmp_path
 
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTED = [command for name in ("README.md", "docs/generate.md")
-              for command in re.findall(r"(?:^|`|\| )(python -m generate [^`\n|]+)", (ROOT / name).read_text(), re.MULTILINE)
+DOCUMENTED = [command.replace("$RUN", "RUN") for name in ("README.md", "docs/generate.md")
+              for command in re.findall(r"(?:^|`|\| )(python -m generate [^`\n|#]+)", (ROOT / name).read_text(), re.M)
               if "[" not in command and " VERB " not in command]
 
 

@@ -114,7 +114,7 @@ def test_endpoints_do_what_the_verbs_do(server: Server, pipeline: Pipeline) -> N
     ("/sample", b'{"temperature": NaN}', "temperature must be a number"),
     ("/sample", {"top_p": 0}, "top-p must be from 1e-06 to 1"),
     ("/sample", {"source": "vae"}, "hoose from generator"),
-    ("/sample", {"prefix": "dog " * 64}, "leaves none of max-len 64"),
+    ("/sample", {"prefix": "dog " * 64}, "but a sentence has at most 64"),
     ("/sample", {"prefix": "x" * 1001}, "at most 1000 characters"),
     ("/sample", {"tempreature": 1}, "Unknown field 'tempreature'"),
     ("/reconstruct", {"sentences": []}, "a list of 1 to 100"),

@@ -407,7 +407,7 @@ def test_a_diagnosis_is_deterministic_and_plain_json() -> None:
     assert figures["dims"][0]["gap"]["error"] == first.dims[0].gap.error
     assert first.in_words().startswith("The vector is used. With another sentence's vector, the NLL rises by ")
     assert first.in_words().endswith("above the threshold of 0.01.") and first.reason in first.in_words()
-    assert "2 dimensions, swapped one at a time on 256 sentences: 1 used, 1 ignored by the decoder." in first.details()
+    assert "2 dimensions, each swapped on its own in 256 sentences: 1 used, 1 ignored by the decoder." in first.details()
 
 
 def test_input_that_cannot_be_judged_is_refused() -> None:

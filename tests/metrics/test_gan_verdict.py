@@ -24,7 +24,7 @@ MIXTURE, GAUSSIAN, REAL = Quality(0.80, 0.96, 3.6), Quality(0.10, 0.90, 3.8), Qu
     (Quality(math.nan, 0.9, 3.5), MIXTURE, 0.0, "diverged"),
     (Quality(0.93, 0.92, math.inf), MIXTURE, 0.0, "diverged"),
     (Quality(0.81, 0.96, 3.5), MIXTURE, 0.8, "critic overfitted"),
-    (Quality(0.93, 0.92, 3.5), MIXTURE, 0.8, "better than the mixture"),  # whatever its critic knows by heart
+    (Quality(0.93, 0.92, 3.5), MIXTURE, 0.8, "better than the mixture"),  # even with a critic that memorised
 ])
 def test_gan_verdict(generator: Quality, start: Quality | None, memorised: float, expected: str) -> None:
     assert judge_generator(generator, MIXTURE, GAUSSIAN, REAL, start, memorised).verdict == expected

@@ -72,7 +72,7 @@ def test_offsets_find_what_is_alike_around_every_centre() -> None:
     assert one.offsets is None and two.offsets is not None and two.offset_shares is not None
     assert torch.equal(one.centres, two.centres)
     assert sorted(two.offset_shares.tolist()) == pytest.approx([1 / 6, 1 / 3, 1 / 2], abs=0.05)
-    # Taken from its centre, which lies amid them, a place has moved; how far the places are apart has not.
+    # Relative to the common centre the places have moved. Their distances have not changed.
     ordered = two.offsets[two.offset_shares.argsort()]
     assert torch.allclose(ordered[2] - ordered[1], torch.tensor([0.0, 0.0, 0.0, 2.0]), atol=0.02)
     assert float((two.factor @ two.factor.T).trace()) == pytest.approx(4 * 0.05**2, rel=0.2)
@@ -80,7 +80,7 @@ def test_offsets_find_what_is_alike_around_every_centre() -> None:
     generator = Generator(GeneratorConfig(4, 3, 3, hidden_dim=8))
     generator.start_at(two)
     made = generator(generator.draw(1800, torch.Generator().manual_seed(3))).detach()
-    assert float(torch.cdist(made, outlines).min(dim=1).values.max()) < 0.3, "every sum lies where outlines lie"
+    assert float(torch.cdist(made, outlines).min(dim=1).values.max()) < 0.3, "every sum is near an outline"
     assert torch.allclose(made.mean(dim=0), outlines.mean(dim=0), atol=0.5)
 
 

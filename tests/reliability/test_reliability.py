@@ -1,7 +1,7 @@
 """The promises of docs/reliability.md: a sample of each count on every commit, the full counts with `-m full`.
 
 Families are found, not listed, so a new one is held to the same. Processes are forked from one that has imported
-everything, so that a kill costs what the training costs.
+everything, so that a kill costs only the time of the training.
 """
 
 import contextlib
@@ -172,7 +172,7 @@ def _train(arguments: list[str], threads: int, said: Path, largest_file: int = 0
         check(self)
 
     def note_position(self: StopSignals, number: int, frame: Any) -> None:
-        # Only in this run's loop, not in that of the language model that scores samples.
+        # Only in this run's loop, not in the loop of the judge.
         if self.deferred and running and str(running[0].directory) in arguments and not self.received:
             said.with_suffix(".position").write_text(f"{running[0].stage_index} {running[0].step}")
         handle(self, number, frame)
@@ -578,7 +578,7 @@ def test_a_run_continues_from_the_newest_valid_checkpoint(bench: Bench, tmp_path
 
 
 def test_a_valid_checkpoint_is_not_deleted_for_damaged_later_ones(bench: Bench, tmp_path: Path) -> None:
-    """A run that resumed from before damaged checkpoints keeps what it saves."""
+    """A run that resumed from a checkpoint before damaged ones keeps its new checkpoints."""
     config = bench.config("lm", keep_checkpoints=1, checkpoint_every=5)
     with pytest.raises(Stopped):
         bench.loop(tmp_path, config, StopsAt(1 + 5)).run()
@@ -625,7 +625,7 @@ def test_a_signal_saves_within_a_step(num: int, bench: Bench, tmp_path: Path) ->
 
 
 def test_a_signal_at_the_start_of_a_stage_stops_at_once(bench: Bench, tmp_path: Path) -> None:
-    """Fitting a mixture can take minutes. Earlier stages are saved, and the stage starts again."""
+    """Fitting a mixture can last minutes. Earlier stages are saved, and the stage starts again."""
     config = bench.config("outlines")
     whole = bench.loop(tmp_path / "whole", config)
     whole.run()
@@ -720,7 +720,7 @@ def test_a_bad_step_changes_nothing(thorough: bool, family: str, preset: str, be
             step(number, good)
             after = state(method)
             before.restore()
-            assert state(method) == untouched, "a good step cannot be taken back"
+            assert state(method) == untouched, "a good step cannot be undone"
             for call, (name, with_gradient) in enumerate(good.calls):
                 assert with_gradient, name
                 for value in (float("nan"), float("inf"), -float("inf")):
@@ -964,7 +964,7 @@ def test_the_last_checkpoints_are_kept_and_the_best_weights_in_each(bench: Bench
 
 def test_all_ranks_read_the_checkpoint_before_one_writes(bench: Bench, tmp_path: Path,
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise a slow rank loads what the first has just saved, assumes the stage has begun, and both deadlock."""
+    """Otherwise a slow rank loads the first rank's new checkpoint, assumes that the stage has begun, and both deadlock."""
     done: list[str] = []
     restore = Loop._restore
     monkeypatch.setattr(Loop, "_restore", lambda loop: done.append("read") or restore(loop))  # type: ignore[func-returns-value]

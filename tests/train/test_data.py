@@ -1,4 +1,4 @@
-"""Corpora of any size: enough rows in every split, or one line that says what is missing."""
+"""Corpora of any size: enough rows in every split, or one line that names the missing rows."""
 
 import json
 from pathlib import Path

@@ -131,7 +131,7 @@ def test_a_registered_generator_is_trained_and_evaluated(memory_run: Path) -> No
     validated = [json.loads(line) for line in (memory_run / "metrics.jsonl").read_text().splitlines()]
     found = [line for line in validated if "valid/precision" in line]
     assert len(found) == 1 and found[0]["stage"] == "fit"
-    # Outlines near training outlines are more precise than those of one Gaussian.
+    # Outlines near training outlines are more precise than outlines of one Gaussian.
     assert found[0]["valid/precision"] >= found[0]["valid/precision_gaussian"]
 
 
@@ -168,7 +168,7 @@ def test_an_extended_run_is_resumed(extended: str, request: pytest.FixtureReques
 def test_a_registered_decoder_is_trained_and_sampled(bag_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [json.loads(line) for line in (bag_run / "metrics.jsonl").read_text().splitlines()]
     nll = [line["valid/reconstruction_nll_per_token"] for line in lines if "valid/reconstruction_nll_per_token" in line]
-    assert nll[-1] < math.log(450), "less than that of a uniform distribution over the vocabulary"
+    assert nll[-1] < math.log(450), "less than the NLL of a uniform distribution over the vocabulary"
     for arguments in (["--num", "3"], ["--num", "3", "--guidance", "0.5"], ["reconstruct", "--beam", "2"]):
         verb, *flags = arguments if arguments[0] == "reconstruct" else ["sample", *arguments]
         sentences = bag_run.parent / "sentences.txt"

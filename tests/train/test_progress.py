@@ -35,3 +35,15 @@ def test_a_run_prints_length_samples_and_times(tiny_arguments: list[str], tmp_pa
     assert validations and all(shown.count("\n") == loop.NUM_SHOWN for shown in validations)
     assert re.search(r"time: \d+ s \(corpus and outlines \d+ s, decoder \d+ s, gan \d+ s, judge \d+ s, LM baseline \d+ s, "
                      r"evaluation \d+ s\)", printed)
+
+
+def test_slow_steps_show_the_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.0, 10.0, 30.0, 90.0, 90.0, 95.0])
+    monkeypatch.setattr("train.runtime.progress.time.monotonic", lambda: next(clock))
+    reporter = Reporter()
+    for number in (3, 4, 5, 1, 2):  # two steps were measured before; then other steps begin
+        reporter.step("evaluate", number, 5)
+    lines = capsys.readouterr().err.splitlines()
+    assert [re.sub(r"\x1b.*?m", "", line) for line in lines] == [
+        "evaluate (3 of 5)", "evaluate (4 of 5, 20 s left)", "evaluate (5 of 5, 15 s left)",
+        "evaluate (1 of 5)", "evaluate (2 of 5, 20 s left)"]

@@ -1,7 +1,6 @@
-"""`python -m train ablate RUN`: train generators with other options over one run's decoder and compare them in a table.
+"""`python -m train ablate RUN`: train generators with other options for one run's decoder and compare them in a table.
 
-Every combination of the options' values is an ordinary run over RUN's decoder. The table contains all rows of the directory,
-so a later command adds to it, and a stopped one continues.
+Each row is an ordinary run with RUN's decoder. The table has all rows of the directory, so a later command adds to it.
 """
 
 import dataclasses
@@ -37,7 +36,7 @@ TEMPERATURES = (0.7, 1.0)
 CONTROLS = (REAL_OUTLINES, "mixture", "gaussian")
 GRID = ("objective=r3,wgan-gp", "start=noise,gaussian,mixture")
 DESCRIPTION = """\
-Train generators of outlines with other options over the decoder of a finished run, and evaluate all of them.
+Train new generators for the decoder of a finished run, each with other options, and compare them in one table.
 
   python -m train ablate runs/001-outlines-small --vary start=noise,gaussian,mixture gan-steps=500 --rejection 1,4
 """
@@ -46,11 +45,11 @@ Train generators of outlines with other options over the decoder of a finished r
 def parser() -> Parser:
     parser = Parser("python -m train ablate", DESCRIPTION)
     add = parser.add_argument
-    add("run", metavar="RUN", type=Path, help="finished run of outlines; every row uses its decoder and its options")
-    add("--vary", nargs="+", metavar="NAME=VALUE,…", default=list(GRID), help="options and their values; one row per "
-        f"combination. An option with one value applies to all rows (default: {' '.join(GRID)})")
-    add("--rejection", default="1", metavar="LIST", help="comma-separated numbers of draws per accepted outline, one row "
-        "each; 1 accepts all (default: 1)")
+    add("run", metavar="RUN", type=Path, help="finished run of outlines, with the decoder and the other options")
+    add("--vary", nargs="+", metavar="NAME=VALUE,…", default=list(GRID), help="options and their values; the table has "
+        f"one row per combination (default: {' '.join(GRID)})")
+    add("--rejection", default="1", metavar="LIST", help="comma-separated average numbers of draws per accepted "
+        "outline, one row each; 1: no rejection (default: 1)")
     add("--out", type=Path, metavar="DIR", help="directory of runs and table (default: RUN-ablation)")
     add_session(parser)
     return parser
@@ -61,7 +60,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     options = parser().parse_args(arguments)
     base, run = run_config(options.run), options.run
     if base.family != FAMILY:
-        raise OutlinesError(f"{run} is of the family {base.family}. Only runs of {FAMILY} can be ablated.")
+        raise OutlinesError(f"{run}: this is a run of {base.family!r}. Use a run of {FAMILY!r}.")
     rejections = numbers("--rejection", options.rejection, 1, MAX_MEAN_DRAWS)
     variations = list(varied(run, base, options.vary))
     out = options.out or Path(f"{run.absolute()}-ablation")
@@ -110,7 +109,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
 
 
 def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[dict[str, Any], RunConfig]]:
-    """Yield every combination of settings, with the configuration of a run over `run`'s decoder. Raises OutlinesError."""
+    """Yield every combination of settings, with the configuration of a run with `run`'s decoder. Raises OutlinesError."""
     method = find_method(FAMILY)
     fields = known_fields(method.config_class)
     axes: dict[str, list[Any]] = {}
@@ -121,7 +120,7 @@ def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[di
             raise OutlinesError(f"--vary {given!r} is not valid. Write each option once, as in start=noise,mixture.")
         own = base.training if name == "seed" else base.model
         if not hasattr(own, name) or name == "decoder_from":
-            raise unknown_name(f"option of {FAMILY} to vary:", name, vars(base.model))
+            raise unknown_name("option to vary:", name, vars(base.model))
         axes[name] = [coerce(fields[name], _value(fields[name].type, text), "--vary") for text in values.split(",")]
     for combination in itertools.product(*axes.values()):
         settings = dict(zip(axes, combination, strict=True))

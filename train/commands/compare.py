@@ -55,7 +55,7 @@ def members_of(names: str, preset: str) -> dict[str, tuple[str, str]]:
     # Outlines first: the row of real text comes from the first run, and only theirs has outlines.
     wanted = sorted((name.strip() for name in names.split(",")), key=lambda name: name != LEADER)
     if len(set(wanted)) < len(wanted):
-        raise OutlinesError(f"--families {names!r} contains the same name twice.")
+        raise OutlinesError(f"--families {names!r} contains the same name twice. Leave one out.")
     for name in wanted:
         if name not in {*generators, *variants, *controls}:
             raise unknown_name("name in --families:", name, {*generators, *variants, *controls})

@@ -1,7 +1,6 @@
 """`python -m train evaluate RUN…`: evaluate finished runs on one corpus side by side.
 
-Runs that differ only in their seed share a line of the tables, as mean ± standard deviation. Every measured row is kept in
-evaluation.json of its run, so a stopped evaluation continues, and nothing is measured twice.
+Runs that differ only in their seed share a row. A run's evaluation.json keeps its rows, so nothing is measured twice.
 """
 
 import argparse
@@ -37,7 +36,7 @@ from train.session import Session, check_out, command_line, finished_run, locked
 VERSION = 4  # Part of every row's key. Raise it when the definition of a figure changes: kept rows are then measured again.
 
 DESCRIPTION = """\
-Evaluate finished runs and their controls on the test split, over temperature.
+Evaluate finished runs and their untrained baselines on the test split, at several temperatures.
 
   python -m train evaluate runs/001-outlines-small runs/002-lm-small
 """
@@ -46,26 +45,24 @@ Evaluate finished runs and their controls on the test split, over temperature.
 def parser() -> Parser:
     parser = Parser("python -m train evaluate", DESCRIPTION)
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="finished runs on one corpus; runs that differ only in their seed are "
-                                               "reported as mean ± standard deviation")
+    add("runs", nargs="+", metavar="RUN", help="finished runs on one corpus; runs that differ only in the seed share a row, "
+                                               "as mean ± standard deviation")
     add("--temperatures", default="0,0.5,0.7,0.85,1,1.2", metavar="LIST",
         help="comma-separated temperatures, 0 for greedy (default: 0,0.5,0.7,0.85,1,1.2)")
     add("--num-samples", type=int, default=10000, metavar="INT",
-        help="number of sentences for forward and reverse NLL; other figures use the test split's size (default: 10000)")
-    add("--sources", default="", metavar="LIST",
-        help="comma-separated sources: 'real outlines' and the sources of the families (default: all)")
-    add("--noise-scales", default="1", metavar="LIST",
-        help="comma-separated factors on the generator's noise; sources without noise ignore them (default: 1)")
-    add("--rejection", default="", metavar="LIST", help="also evaluate with rejection sampling, if a run has a critic; "
-                                                        "average numbers of draws per accepted vector (default: none)")
-    add("--guidance", default="", metavar="LIST", help="also evaluate with guidance of these strengths, if a run was "
-                                                       "trained with --outline-dropout; 1 is no guidance (default: none)")
+        help="samples for forward and reverse NLL; other figures use at most the size of the test split (default: 10000)")
+    add("--sources", default="", metavar="LIST", help="comma-separated rows of the table, such as 'real outlines,generator' "
+                                                      "(default: all)")
+    add("--noise-scales", default="1", metavar="LIST", help="comma-separated factors on the generator's noise (default: 1)")
+    add("--rejection", default="", metavar="LIST", help="add rows with rejection sampling, for runs with a critic: "
+        "comma-separated average numbers of draws per accepted vector (default: none)")
+    add("--guidance", default="", metavar="LIST", help="add rows with guidance, for runs with --outline-dropout: "
+        "comma-separated strengths; 1 is no guidance (default: none)")
     add("--reverse-steps", type=int, default=800, metavar="INT",
-        help="optimiser steps of the language models that are trained on samples (default: 800)")
-    add("--encoder", default="minilm", metavar="NAME", help="frozen encoder that re-encodes the generated text: minilm, "
-        "st:NAME_OR_DIRECTORY, recurrent:DIRECTORY, or none (default: minilm)")
-    add("--out", metavar="DIR", help="directory of the report (default: RUN/evaluation; for several runs, evaluation next "
-                                     "to the first one)")
+        help="optimiser steps of each language model that is trained on samples, for reverse NLL (default: 800)")
+    add("--encoder", default="minilm", metavar="NAME", help="frozen encoder that encodes the generated text for the columns "
+        "'text: ...': minilm, st:NAME_OR_DIRECTORY, recurrent:DIRECTORY, or none (default: minilm)")
+    add("--out", metavar="DIR", help="directory of the report (default: evaluation in RUN, or beside the first of several)")
     add_session(parser)
     return parser
 
@@ -88,7 +85,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     rejections = numbers("--rejection", options.rejection, 1, MAX_MEAN_DRAWS) if options.rejection else []
     guidances = numbers("--guidance", options.guidance, 0, 100) if options.guidance else []
     if options.num_samples < 20 or options.reverse_steps < 1:
-        raise OutlinesError("--num-samples must be at least 20 and --reverse-steps at least 1")
+        raise OutlinesError("--num-samples or --reverse-steps is too small. Use at least 20 samples and 1 step.")
     first = Path(options.runs[0])
     out = Path(options.out) if options.out else (first if len(options.runs) == 1 else first.parent) / "evaluation"
     check_out(out)
@@ -107,13 +104,14 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     basis = [_alike(leader.config), options.num_samples, options.reverse_steps, encoder.fingerprint if encoder else None]
     labelled: list[tuple[str, Row]] = []
     rebuilt: list[tuple[str, Row]] = []
+    cases: dict[Path, list[tuple[Variant, float | None]]] = {run.directory: [
+        *([(Variant(REAL_TEXT), None)] if run is leader else []),
+        *itertools.product(variants(run, wanted, noise_scales, rejections, guidances), temperatures)] for run in runs}
+    number, total = itertools.count(1), sum(map(len, cases.values()))
     for run in [leader, *(run for run in runs if run is not leader)]:
         with locked_run(run.directory, session):
-            measured: list[tuple[Variant, float | None]] = [(Variant(REAL_TEXT), None)] if run is leader else []
-            measured += itertools.product(variants(run, wanted, noise_scales, rejections, guidances), temperatures)
-            for number, (variant, temperature) in enumerate(measured, start=1):
-                measure = functools.partial(_measured, run, yardstick, session, variant, temperature,
-                                            f"{number} of {len(measured)}")
+            for variant, temperature in cases[run.directory]:
+                measure = functools.partial(_measured, run, yardstick, session, variant, temperature, (next(number), total))
                 row = _kept(run, [*basis, str(variant), temperature], measure)
                 labelled.append((label_of(labels[run.directory], run.model.sources[0], row["source"]), row))
             rebuilt.append((labels[run.directory], _rebuilt(run, leader.config.training.num_evaluation)))
@@ -144,7 +142,7 @@ def _check(runs: Sequence[Run], leader: Run, options: argparse.Namespace) -> set
             raise OutlinesError(f"{run.directory} has another corpus or tokenizer than {leader.directory}. "
                                 "Evaluate runs on one corpus together.")
     if options.guidance and not any(run.model.decoder.config.vector_dropout for run in runs):
-        raise OutlinesError("--guidance has no effect: none of these runs was trained with --outline-dropout")
+        raise OutlinesError("--guidance has no effect: no run was trained with --outline-dropout above 0. Leave it out.")
     known = {source for run in runs for source in sources_of(run.model, run.data)}
     wanted = {source.strip() for source in options.sources.split(",") if source.strip()} or known
     if unknown := sorted(wanted - known):
@@ -218,9 +216,9 @@ def _kept(run: Run, basis: Sequence[Any], measure: Callable[[], Row]) -> Row:
 
 
 def _measured(run: Run, yardstick: Yardstick, session: Session, variant: Variant, temperature: float | None,
-              place: str) -> Row:
-    """Return the row of a variant. place: its number among the rows of the run."""
-    session.reporter.line(f"{run.directory}: {variant}{'' if temperature is None else f' at T = {temperature:g}'} ({place})")
+              place: tuple[int, int]) -> Row:
+    """Return the row of a variant. place: its number, and the number of all rows."""
+    session.reporter.step(f"{run.directory}: {variant}{'' if temperature is None else f' at T = {temperature:g}'}", *place)
     row: Row = {"source": str(variant), "temperature": temperature}
     if temperature is None:
         # The reverse judges of real text learn the same number of real training sentences.
@@ -252,8 +250,8 @@ def render(lines: Sequence[tables.Line], rebuilt: Sequence[tuple[str, Row]],
     filled = "" if held_out == num else f" (real outlines: {held_out:.0f} held-out ones, then training outlines)"
     head = (f"Test split; {tables.num_seeds(lines)}. Forward and reverse NLL use {num} samples{filled}, other figures "
             f"{settings['num_compared']}; report.json has the number of each row. NLL in nats. The judges are a GRU "
-            "language model and a modified Kneser-Ney 5-gram. BLEU and self-BLEU as in Texygen. The GRU that learns samples "
-            f"has {settings['reverse_steps']} training steps.")
+            "language model and a modified Kneser-Ney 5-gram model. BLEU and self-BLEU are Texygen's. The GRU for reverse "
+            f"NLL has {settings['reverse_steps']} training steps.")
     parts = [f"`{settings['command']}`", head, tables.table(lines, "main")]
     parts += [render_gaps(by_label, settings["against"], judge) for judge, by_label in found.items() if by_label]
     parts += ["BLEU against the test split, and self-BLEU", tables.table(lines, "bleu")]

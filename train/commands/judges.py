@@ -101,14 +101,14 @@ def _trained(directory: Path, run: RunConfig, data: Dataset, session: Session, n
     if (directory / "model").exists():  # Read-only: several processes may share it.
         return load_model(directory / "model").to(data.device)
     session.reporter.line(f"train the {name}")
-    alone = dataclasses.replace(session, ranks=Ranks())
+    single = dataclasses.replace(session, ranks=Ranks())
     directory.mkdir(parents=True, exist_ok=True)
     # A second process on the same corpus waits here and then finds the model.
     with locked(directory, session.reporter.line):
         if not (directory / "model").exists():
             # Written again after an interruption, because the corpus may have moved.
-            begin_run(run, directory, alone, {"preset": [], "command": name, "hashes": hashes})
-        return train_run(directory, alone)[0]
+            begin_run(run, directory, single, {"preset": [], "command": name, "hashes": hashes})
+        return train_run(directory, single)[0]
 
 
 def reverse_nll(samples: Sequence[str], held_out: Sequence[str], config: RunConfig, data: Dataset, session: Session,

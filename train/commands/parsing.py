@@ -34,12 +34,12 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> Any:
-        raise OutlinesError(f"{message} (see `{self.prog} --help`)")
+        raise OutlinesError(f"{message.removeprefix('argument ')}. See `{self.prog} --help`.")
 
 
 def add_session(parser: Parser) -> None:
     """Add the options of `Session.of_run`."""
-    parser.add_argument("--device", choices=DEVICES, help="device; auto: cuda, then mps, then cpu (default: the run's own)")
+    parser.add_argument("--device", choices=DEVICES, help="device; auto: the first of cuda, mps, cpu (default: the run's)")
     parser.add_argument("--quiet", action="store_true", help="print no progress on stderr")
 
 
@@ -64,13 +64,12 @@ def add_options(parser: Parser, method: type[Method]) -> None:
             groups[title] = parser.add_argument_group(f"{title} options")
         kind, choices = field.type, tuple(field.metadata["choices"])
         default = method.presets["default"].get(name, field.default)
-        shown = " ".join(default) if isinstance(default, tuple) else default
         settings: dict[str, Any] = {"nargs": "+", "metavar": "FILE"}
         if kind is bool:
             settings = {"action": "store_true", "default": None}
         elif isinstance(kind, type) and kind in (int, float, str):
             settings = {"type": kind, "choices": choices} if choices else {"type": kind, "metavar": kind.__name__.upper()}
-        text = field.metadata["help"] + ("" if shown in ("", ()) or shown is False else f" (default: {shown})")
+        text = field.metadata["help"] + ("" if default in ("", ()) or default is False else f" (default: {default})")
         (parser if name in COMMON else groups[title]).add_argument(flag_of(name), help=text.replace("%", "%%"), **settings)
 
 

@@ -35,9 +35,9 @@ Train a text generator and report its results.
   python -m train                      neural outlines on the embedded corpus
   python -m train lm --preset small    another family, another preset
   python -m train --seeds 1,2,3        several seeds, reported together
-  python -m train compare              outlines, a language model and two VAEs side by side (or --families)
+  python -m train compare              several families side by side: outlines, lm, two VAEs, or others
   python -m train --resume RUN         continue a stopped run, several seeds or a comparison
-  python -m train evaluate RUN…        evaluate finished runs over temperature
+  python -m train evaluate RUN…        evaluate finished runs at several temperatures
   python -m train ablate RUN           retrain the generator of a run with other options, in one table
 """
 
@@ -48,13 +48,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     family = arguments[0] if arguments and not arguments[0].startswith("-") else "outlines"
     comparing = family == COMPARE
     method = find_method(LEADER if comparing else family)
-    parser = Parser("python -m train", DESCRIPTION, f"families: {', '.join(families)}; `python -m train FAMILY --help` "
-                                                    "lists its options. Defaults are those of the preset default.")
+    parser = Parser("python -m train", DESCRIPTION, f"families: {', '.join(families)}\nThe options of a family: `python -m "
+                                                    "train FAMILY --help`. Defaults are those of the preset default.")
+    parser.usage = f"python -m train {family if family in arguments else '[FAMILY]'} [options]"
     add = parser.add_argument
-    add("family", nargs="?", default="outlines", help="family of models to train (default: outlines)")
+    add("family", nargs="?", default="outlines", help="family of models to train, or compare (default: outlines)")
     add("--preset", nargs="+", metavar="NAME", help="named sets of options, applied from left to right: "
         f"{', '.join(sorted(method.presets))} (default: default)")
-    add("--config", metavar="FILE.toml", help="TOML file of options, named like the flags")
+    add("--config", metavar="FILE.toml", help="TOML file of options, such as decoder_steps = 100")
     parser.set_defaults(remedy=None, families=None)
     if comparing:
         add("--remedy", nargs="+", choices=remedies(), metavar="NAME", help="presets of the second VAE: "

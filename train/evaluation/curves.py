@@ -31,7 +31,7 @@ def curves(lines: Sequence[Line], seed: int | None = None, judge: str = "") -> d
 
 
 def gaps(lines: Sequence[Line], against: str, judge: str = "") -> dict[str, Figures | None]:
-    """Return by how many nats per token each label's forward nll is below that of `against`, at equal reverse nll.
+    """Return the forward nll of `against` minus each label's forward nll, nats per token, at equal reverse nll.
 
     Mean over the common reverse nlls: seed by seed, or of the means if the numbers of seeds differ. None: not comparable.
     """
@@ -52,8 +52,8 @@ def render_gaps(found: Mapping[str, Figures | None], against: str, judge: str = 
     """Return the gaps as a Markdown list."""
     shown = [f"- {label}: " + ("not comparable (the curves do not overlap)" if gap is None else f"{gap:3} nats per token")
              for label, gap in found.items()]
-    return "\n".join([f"Forward NLL of {against} minus the other's forward NLL, at equal reverse NLL (positive: better than "
-                      f"{against}), averaged over the overlap of the curves, by {JUDGES[judge]}:", "", *shown])
+    return "\n".join([f"Forward NLL of {against} minus forward NLL of the source, at equal reverse NLL, by {JUDGES[judge]}. "
+                      f"Mean over the overlap of the two curves; positive: better than {against}.", "", *shown])
 
 
 def picture(lines: Sequence[Line]) -> Figure:

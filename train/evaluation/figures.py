@@ -55,7 +55,7 @@ def held_out(data: Dataset, split: str, num: int, seed: int = 0) -> tuple[list[n
 
 
 def diagnose_vector(model: TextModel, data: Dataset, num: int, directory: Path, quick: bool) -> Diagnosis | None:
-    """Diagnose the vector on at most `num` test sentences; None if the decoder has no vector. directory: of the run."""
+    """Diagnose the vector on at most `num` test sentences; None if the decoder has no vector. directory: the run's."""
     tokens, outlines, _ = held_out(data, "test", num, seed=1)
     rng, max_len = torch.Generator().manual_seed(DRAW_SEED), data.corpus.meta["max_len"]
     if model.latent_per_step:
@@ -78,19 +78,15 @@ def _num_dim_rows(num_dims: int, quick: bool) -> int:
 
 def collapse_figures(diagnosis: Diagnosis) -> dict[str, Any]:
     """Return the figures of a diagnosis that concern the whole model, its verdict, and the verdict in words."""
-    figures: dict[str, Any] = {
-        "verdict": str(diagnosis.verdict), "words": diagnosis.in_words(), "details": diagnosis.details(),
-        "test/active_units": diagnosis.active_units,
-        "test/latent_gap_per_token": diagnosis.gap.per_token, "test/distinct_outputs": diagnosis.output_change.distinct,
-        "test/output_change": diagnosis.output_change.edit_distance}
-    if diagnosis.gap_prior is not None:
-        figures["test/prior_gap_per_token"] = diagnosis.gap_prior.per_token
-    if diagnosis.mutual_information is not None:
-        figures |= {"test/kl": diagnosis.kl, "test/mutual_information": diagnosis.mutual_information.nats,
-                    "test/mutual_information_ceiling": diagnosis.mutual_information.ceiling}
-    if diagnosis.active_positions is not None:
-        figures["test/active_positions"] = diagnosis.active_positions
-    return figures
+    information, change = diagnosis.mutual_information, diagnosis.output_change
+    figures = {"verdict": str(diagnosis.verdict), "words": diagnosis.in_words(), "details": diagnosis.details(),
+               "test/active_units": diagnosis.active_units, "test/active_positions": diagnosis.active_positions,
+               "test/latent_gap_per_token": diagnosis.gap.per_token,
+               "test/prior_gap_per_token": diagnosis.gap_prior and diagnosis.gap_prior.per_token,
+               "test/distinct_outputs": change.distinct, "test/output_change": change.edit_distance,
+               "test/kl": information and diagnosis.kl, "test/mutual_information": information and information.nats,
+               "test/mutual_information_ceiling": information and information.ceiling}
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The quick report at the end of training: report.json, report.md, TensorBoard, and a short form for the terminal."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from outlines.decoding.sample import SamplingConfig
 from outlines.errors import quoted
 from outlines.inference.pipeline import TEMPERATURE, Pipeline
 from outlines.models.base import TextModel
-from train.config import RunConfig
+from train.config import SIZES, RunConfig
 from train.data import Dataset
 from train.evaluation import sampling, tables
 from train.evaluation.figures import DRAW_SEED, collapse_figures, diagnose_gan, diagnose_vector, held_out
@@ -38,7 +39,9 @@ def measure_run(directory: Path, config: RunConfig, model: TextModel, data: Data
         write_json(directory / "collapse.json", dataclasses.asdict(diagnosis))
         rebuilt |= collapse_figures(diagnosis)
     rows = list(_rows(Yardstick(config, data, judges), model, lm, reporter)) if model.sources else []
-    figures: dict[str, Any] = {"family": model.family, "reconstruction": rebuilt, "rows": rows, "notes": data.notes}
+    variant = " ".join(name for name in read_run(directory)["preset"].split() if name not in SIZES)
+    figures: dict[str, Any] = {"family": model.family, "label": variant or model.family, "reconstruction": rebuilt,
+                               "rows": rows, "notes": data.notes}
     if rows and (found := diagnose_gan(model, data, num, getattr(config.model, "start", ""), rows)) is not None:
         figures["generator"] = found.to_json()
     if own := find_method(model.family).own_rows(config, model, data, reporter):
@@ -51,13 +54,13 @@ def _rows(yardstick: Yardstick, model: TextModel, lm: TextModel | None, reporter
     data = yardstick.data
     yield {"source": REAL_TEXT, **yardstick.measure(yardstick.real_text())}
     owners = {source: model for source in sampling.sources_of(model, data)} | ({sampling.LM: lm} if lm else {})
-    for source, owner in owners.items():
-        for temperature in TEMPERATURES:
-            reporter.line(f"evaluate {source} at T = {temperature:g}")
-            # Only held-out real outlines; one per sentence of real text.
-            num = len(yardstick.others) if source == REAL_OUTLINES else yardstick.num_samples
-            sentences = sampling.draw(owner, data, sampling.Variant(source), temperature, num)
-            yield {"source": source, "temperature": temperature, **yardstick.measure(sentences)}
+    cases = list(itertools.product(owners.items(), TEMPERATURES))
+    for number, ((source, owner), temperature) in enumerate(cases, start=1):
+        reporter.step(f"evaluate {source} at T = {temperature:g}", number, len(cases))
+        # Only held-out real outlines; one per sentence of real text.
+        num = len(yardstick.others) if source == REAL_OUTLINES else yardstick.num_samples
+        sentences = sampling.draw(owner, data, sampling.Variant(source), temperature, num)
+        yield {"source": source, "temperature": temperature, **yardstick.measure(sentences)}
 
 
 def _log(directory: Path, config: RunConfig, figures: dict[str, Any], model: TextModel, data: Dataset) -> None:
@@ -89,7 +92,7 @@ def _finite(row: dict[str, Any]) -> dict[str, float]:
 
 
 def _projected(model: TextModel, data: Dataset) -> Iterator[tuple[str, Tensor, list[str]]]:
-    """Yield the vectors [N, D] of real sentences and of every source, with their sentences, for the projector."""
+    """Yield the vectors [N, D] of real sentences and of every source, with their sentences: the projector's data."""
     tokens, outlines, text = held_out(data, "test", NUM_PROJECTED, seed=1)
     posterior = model.posterior(tokens, outlines)
     if posterior is None or model.latent_per_step:
@@ -129,7 +132,7 @@ def report_seeds(directory: Path, runs: Sequence[Path]) -> str:
 
 def _labelled(figures: Sequence[dict[str, Any]]) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
     return ([(row["source"], row) for own in figures for row in own["rows"]],
-            [(own["family"], own["reconstruction"]) for own in figures])
+            [(own.get("label", own["family"]), own["reconstruction"]) for own in figures])
 
 
 def _render(figures: Sequence[dict[str, Any]], width: int | None = None) -> str:
@@ -139,7 +142,7 @@ def _render(figures: Sequence[dict[str, Any]], width: int | None = None) -> str:
     if found := [own["generator"] for own in figures if "generator" in own]:
         one = len(found) == 1
         words = found[0]["words"] if one else f"generator: {tables.counted([own['verdict'] for own in found])}"
-        parts += [] if width else ["What does the adversary add to its untrained controls? (docs/outline-gan.md)"]
+        parts += [] if width else ["Is the generator better than its untrained baselines? (docs/outline-gan.md)"]
         parts.append(tables.wrap(words, width))
         parts += [f"Critic memorisation: {found[0]['memorised']:.0%}"] if one and not width else []
     if own := [(row["source"], row) for member in figures for row in member.get("own", [])]:

@@ -29,7 +29,7 @@ class Sentences:
 
     text: list[str]
     outlines: Tensor | None = None
-    further: Tensor | None = None  # more raw outlines of the source, for the two-sample classifier to learn from, [M, D]
+    further: Tensor | None = None  # more raw outlines [M, D] of the source; the two-sample classifier learns from them
 
 
 class Variant(NamedTuple):
@@ -57,7 +57,7 @@ def training_outlines(data: Dataset) -> tuple[Tensor, Tensor]:
 
 
 def sources_of(model: TextModel, data: Dataset) -> tuple[str, ...]:
-    """Return the sources of a run: real outlines (the upper bound), its own, and its controls."""
+    """Return the sources of a run: real outlines (for comparison), the model's own source, and its untrained controls."""
     return (*((REAL_OUTLINES,) if data.stores else ()), *model.sources)
 
 

@@ -132,7 +132,7 @@ def rows_section(rows: Sequence[tuple[str, Row]], rebuilt: Sequence[tuple[str, R
 
 
 def reconstruction_section(rebuilt: Sequence[tuple[str, Row]], width: int | None = None) -> str:
-    """Return the tables of held-out sentences: nll, reconstruction, use of the vector. width: for a short form."""
+    """Return the tables of held-out sentences: nll, reconstruction, use of the vector. width: short form of this width."""
     lines = over_seeds(rebuilt)
     with_vector = [line for line in lines if line.verdicts]
     if width is not None:

@@ -43,18 +43,18 @@ class ARAEOptions(DecoderOptions):
     code_dim: int = option(384, "width of the learned code", low=1)
     encoder_hidden_dim: int = option(256, "width of each direction of the encoder's GRU", low=1)
     autoencoder_optimizer: str = option("adamw", "optimiser of encoder and decoder", ("adamw", "sgd"))
-    noise_radius: float = option(0.05, "standard deviation, per dimension, of training noise on codes of unit norm", low=0)
-    noise_anneal: float = option(0.9995, f"factor on the noise every {ANNEAL_EVERY} steps, 0 to 1", low=0, high=1)
+    noise_radius: float = option(0.05, "noise on codes of norm 1 in training: standard deviation per dimension", low=0)
+    noise_anneal: float = option(0.9995, f"factor on the noise, applied every {ANNEAL_EVERY} steps, 0 to 1", low=0, high=1)
     noise_dim: int = option(384, "width of the generator's input", low=1)
     gan_hidden_dim: int = option(512, "width of the hidden layers of generator and critic", low=1)
     gan_num_layers: int = option(3, "hidden layers of generator and critic", low=1)
     gan_learning_rate: float = option(1e-3, "peak learning rate of Adam for generator and critic", low=0)
     gan_beta1: float = option(0.5, "first beta of Adam for generator and critic", low=0, high=0.9999)
     gan_beta2: float = option(0.999, "second beta of Adam for generator and critic", low=0, high=0.9999)
-    critic_steps: int = option(5, "critic updates per step, each on its own sentences and noise", low=1)
-    penalty_weight: float = option(1.0, "weight of the gradient penalty, for codes of unit norm", low=0)
-    encoder_share: float = option(0.1, "fraction of the critic's gradient that reaches the encoder; 0 trains a plain "
-                                       "autoencoder", low=0)
+    critic_steps: int = option(5, "critic updates per step, each with other sentences and noise", low=1)
+    penalty_weight: float = option(1.0, "weight of the gradient penalty; codes have norm 1", low=0)
+    encoder_share: float = option(0.1, "fraction of the critic's gradient that reaches the encoder; 0: only the autoencoder "
+                                       "trains the encoder", low=0)
 
     def without_effect(self) -> dict[str, str]:
         return super().without_effect() | ({} if self.noise_radius else {"noise_anneal": "without --noise-radius"})

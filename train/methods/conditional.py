@@ -57,7 +57,7 @@ class PairGame(Game):
         return conditions_of(self.model, self.data, "train", rows), self.data.outlines("train", targets)
 
     def real(self, batch: Batch) -> PairBatch:
-        """Return random pairs instead of the batch's rows, which may be conditions or alone in their group."""
+        """Return random pairs instead of the batch's rows, which may be conditions or have no partner in their group."""
         targets = self.data.pairs("train").targets
         chosen = batch.own(torch.rand(2, batch.num_rows, dtype=torch.float64).T).numpy()
         conditions, outlines = self._pairs(targets[(chosen[:, 0] * len(targets)).astype(np.int64)], chosen[:, 1])

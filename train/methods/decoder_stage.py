@@ -55,7 +55,7 @@ class DecoderStage(Stage):
         return None
 
     def nll(self, batch: Batch, vector: Tensor | None) -> Tensor:
-        """Return the sum of this rank's nll, nats."""
+        """Return the summed nll of this rank's part of the batch, nats."""
         with torch.autocast(batch.tokens.inputs.device.type, torch.bfloat16, enabled=self.bfloat16):
             return self.model.decoder.nll(batch.tokens, vector).sum()
 
@@ -65,7 +65,7 @@ class DecoderStage(Stage):
         return self.nll_terms(batch, nll) | {"norm/decoder": norm}
 
     def nll_terms(self, batch: Batch, nll: Tensor) -> dict[str, Tensor]:
-        """Return the terms for the log of this rank's nll."""
+        """Return the figures for the log from the nll of `nll`."""
         return {f"train/{self.term}_per_token": nll.detach() / batch.num_targets,
                 f"train/{self.term}": nll.detach() / batch.num_rows}
 

@@ -27,7 +27,7 @@ class EncoderOptions(DecoderOptions):
     encoder_hidden_dim: int = option(384, "width of each direction of the encoder's GRU", low=1)
     outline_dim: int = option(384, "width of the outlines", low=1)
     drop: float = option(0.1, "probability of dropping an input token, 0 to 1", low=0, high=0.9)
-    shuffle_distance: int = option(3, "maximum distance that an input token moves, in tokens", low=0)
+    shuffle_distance: int = option(3, "shuffle input tokens: each moves by at most this number of places", low=0)
 
 
 class EncoderStage(DecoderStage):

@@ -37,14 +37,14 @@ class GanOptions:
     penalty_weight: float = option(2.0, "weight of the gradient penalty: gamma of r3, lambda of wgan-gp", low=0)
     penalty_share: float = option(1.0, "fraction of each batch that the gradient penalty uses, above 0, at most 1",
                                   low=1e-3, high=1)
-    ema_decay: float = option(0.995, "EMA decay per step; the EMA generator is the one that is saved", low=0, high=0.99999,
+    ema_decay: float = option(0.995, "decay per step of the saved generator, a moving average", low=0, high=0.99999,
                               flag=False)
     gan_patience: int = option(10, "early stopping: validations without improvement; 0 never stops early", low=0, flag=False)
     gan_validate_every: int = option(200, "generator updates between two validations", low=1, flag=False)
 
 
 class Game(ABC):
-    """What a GanStage trains: how outlines are generated and scored, and which outlines of a batch are real."""
+    """The networks of a GanStage: how outlines are generated and scored, and which outlines of a batch are real."""
 
     def __init__(self, options: Any, data: Dataset, model: Any, seed: int):
         """model: its `generator` is the saved one, which the stage makes the moving average of the trained one."""
@@ -85,7 +85,7 @@ def update_critic(update: Update, optimizer: Optimizer, penalty_weight: float, n
 
 
 class FitStage(Stage):
-    """Only fits what the game's `begin` fits: for generators without trained parameters."""
+    """Only calls the game's `begin`: for generators that are fitted, not trained."""
 
     name, num_steps, batch_size, validate_every = "fit", 1, 1, 1
 

@@ -47,11 +47,11 @@ class OutlineDecoderOptions(DecoderOptions):
     group: ClassVar[str] = "outlines"
     encoder: str = option("minilm", "frozen sentence encoder: minilm, multilingual-minilm, st:MODEL or recurrent:DIRECTORY")
     encoder_prompt: str = option("", "text before each sentence, for encoders that need one, such as 'query: '")
-    encoder_dim: int = option(0, "number of first dimensions of the outlines to keep; 0 keeps all", low=0, high=2**20)
-    outline_noise: float = option(0.0, "standard deviation of noise on the decoder's outlines in training, in scaled units",
-                                  low=0)
-    outline_dropout: float = option(0.1, "probability of dropping the outline while training the decoder; above 0 the "
-                                         "decoder also learns p(x), which guidance needs", low=0, high=0.99)
+    encoder_dim: int = option(0, "keep this number of first dimensions of each outline; 0: keep all", low=0, high=2**20)
+    outline_noise: float = option(0.0, "standard deviation of the noise added to outlines in the decoder's training; all "
+                                       "outlines together have standard deviation 1", low=0)
+    outline_dropout: float = option(0.1, "probability of replacing the outline by zero in the decoder's training; above 0 "
+                                         "the decoder also learns p(x), which guidance needs", low=0, high=0.99)
     decoder_from: str = option("", "copy the decoder of this finished run instead of training one; corpus, encoder and "
                                    "decoder options must be the same")
 
@@ -68,9 +68,9 @@ class OutlineOptions(GanOptions, OutlineDecoderOptions):
     """Options of neural outlines: of the decoder, of the GAN, and of the generator's start."""
 
     generator: str = option("gan", "generator of outlines", choices=GENERATORS)
-    start: str = option("mixture", "density at which the generator starts", ("mixture", "gaussian", "noise"))
-    num_centres: int = option(5000, "k-means centres of the mixture; reduced to 1 per 20 outlines if necessary", low=2)
-    num_offsets: int = option(0, "centres of a second k-means on the residuals of the first; 0: no second k-means", low=0)
+    start: str = option("mixture", "distribution of the generator before its training", ("mixture", "gaussian", "noise"))
+    num_centres: int = option(5000, "k-means centres of the mixture, at most one per 20 training outlines", low=2)
+    num_offsets: int = option(0, "centres of the mixture's second level (docs/outline-gan.md); 0: one level", low=0)
     free_moments: bool = option(False, "do not match the generated outlines' mean and covariance to the training outlines",
                                 flag=False)
 

@@ -32,22 +32,22 @@ class ZForcingOptions(DecoderOptions):
     group: ClassVar[str] = "Z-Forcing"
     hidden_dim: int = option(512, "width of the forward LSTM's state", low=1)
     num_layers: int = option(1, "layers of the forward LSTM", low=1, flag=False)
-    latent_dim: int = option(32, "width of a step's latent z", low=1)
+    latent_dim: int = option(32, "width of z, one z per token", low=1)
     mlp_dim: int = option(256, "width of the hidden layer of prior, posterior and auxiliary network", low=1)
     backward_hidden_dim: int = option(256, "width of the backward LSTM's state", low=1)
     kl_start: float = option(0.2, "KL weight (beta) at the first update", low=0)
-    kl_weight: float = option(1.0, "final KL weight; 1 trains the ELBO", low=0)
+    kl_weight: float = option(1.0, "final KL weight; 1: the loss contains the negative ELBO", low=0)
     kl_step: float = option(5e-5, "change of the KL weight per update", low=0)
-    aux_start: float = option(0.005, "auxiliary weight (alpha) at the first update; the cost is a sum over the width of the "
-                                     "backward state", low=0)
-    aux_weight: float = option(0.005, "final auxiliary weight", low=0)
-    aux_step: float = option(0.0, "change of the auxiliary weight per update", low=0)
-    aux_form: str = option("gaussian", "auxiliary cost: negative log density of the backward state under a Gaussian, or "
+    aux_start: float = option(0.005, "weight of the auxiliary loss (alpha) at the first update; the loss is a sum over the "
+                                     "width of the backward state", low=0)
+    aux_weight: float = option(0.005, "final weight of the auxiliary loss", low=0)
+    aux_step: float = option(0.0, "change of this weight per update", low=0)
+    aux_form: str = option("gaussian", "auxiliary loss: negative log density of the backward state under a Gaussian, or "
                                        "squared distance from its mean", ("gaussian", "squared"))
     aux_sees: str = option("z", "input of the auxiliary network: only z, or z and the previous forward state",
                            ("z", "z_and_state"))
     # With 0.01 the backward state carried little, and forcing removed all information from the latents.
-    backward_weight: float = option(1.0, "weight of the backward LSTM's own nll (gamma); 0 disables it", low=0)
+    backward_weight: float = option(1.0, "weight of the backward LSTM's NLL (gamma); 0 disables it", low=0)
 
     @property
     def forces(self) -> bool:

@@ -1,6 +1,7 @@
 """Progress on stderr: bars on a terminal, plain lines elsewhere, nothing with --quiet."""
 
 import contextlib
+import math
 import sys
 import time
 from collections import defaultdict
@@ -24,6 +25,7 @@ class Reporter:
         self.quiet, self.silent = quiet or silent, silent
         self.noted = False  # whether the losses of text were printed
         self._bars = sys.stderr.isatty() and not self.quiet
+        self._begun = math.inf, 0.0  # the first step of `step`, and when it began
         self.begin()
 
     def begin(self) -> None:
@@ -50,6 +52,14 @@ class Reporter:
     def line(self, text: str) -> None:
         if not self.quiet:
             tqdm.write(text, file=sys.stderr)
+
+    def step(self, text: str, number: int, total: int) -> None:
+        """Announce a slow step, from the second one on with the time left."""
+        if number <= self._begun[0]:
+            self._begun = number, time.monotonic()
+        first, started = self._begun
+        seconds = (time.monotonic() - started) / max(number - first, 1) * (total - number + 1)
+        self.line(f"{text} ({number} of {total}{f', {seconds:,.0f} s left' if number > first else ''})")
 
     def warning(self, text: str) -> None:
         """Print a line, with --quiet too."""

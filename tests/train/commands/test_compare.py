@@ -50,9 +50,14 @@ def comparison(tiny_arguments: list[str], tiny_run: Path) -> Path:
     return directory
 
 
+def test_the_report_of_a_member_names_its_remedy(comparison: Path) -> None:
+    for member in MEMBERS:
+        assert f"| {member} " in (comparison / member / "report.md").read_text().split("Held-out sentences")[1]
+
+
 @pytest.fixture(scope="module")
 def tensorboard(comparison: Path) -> Iterator[Ask]:
-    """What a TensorBoard that was started on the comparison answers: ask("plugin/…", parameter="…")."""
+    """Start TensorBoard on the comparison; return a function that queries it: ask("plugin/…", parameter="…")."""
     process = subprocess.Popen([sys.executable, "-m", "tensorboard.main", "--logdir", str(comparison), "--port", "0"],
                                env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
@@ -132,7 +137,7 @@ def test_the_report_puts_the_runs_own_figures_side_by_side(comparison: Path) -> 
     for label, row in rebuilt.items():
         for key, figure in row["figures"].items():
             assert figure["values"] == [own[label]["reconstruction"][key]]
-    # One quantity, one key: what an outline model cannot know it does not claim, and the other way round.
+    # A quantity has one key in every family, and a family does not report quantities that it cannot compute.
     keys = {label: {key for key in row["figures"] if key.endswith("nll_per_token")} for label, row in rebuilt.items()}
     assert keys == {"outlines": {"test/reconstruction_nll_per_token"}, "lm": {"test/nll_per_token"},
                     "vae": {"test/nll_per_token", "test/reconstruction_nll_per_token"}, "vae-cyclical": keys["vae"]}

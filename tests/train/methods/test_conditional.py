@@ -83,7 +83,7 @@ def test_a_skipped_line_shifts_no_group(tmp_path: Path) -> None:
     assert [pictures for pictures in groups.values()] == [{str(number)} for number in range(40)]
     assert report.rejected.total() == 9 and report.accepted["train"] == 117
     pairs = load_pairing(grouped(tmp_path, lines), tmp_path / "pairs").splits["train"]
-    assert 2 not in pairs.targets, "a line that is alone in its group has no condition"
+    assert 2 not in pairs.targets, "the only line of a group has no condition"
     assert len(pairs.labels) == 117 and len(pairs.targets) == 116
 
 

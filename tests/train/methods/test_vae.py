@@ -245,7 +245,7 @@ def test_a_remedy_starts_as_the_plain_vae_and_changes_its_training(preset: str, 
 
 
 def test_free_bits_let_the_kl_be_below_the_floor(data: Dataset, tiny_corpus: Path) -> None:
-    """With a floor that no group reaches, the step is that of a KL weight of 0."""
+    """With a floor that no group reaches, the step equals a step with KL weight 0."""
     free, unpaid = (method(data, tiny_corpus, **flags) for flags in ({"free_bits": 1e3, "free_bits_groups": 3},
                                                                      {"kl_weight": 0.0}))
     assert equal(trained(free, data), trained(unpaid, data))
