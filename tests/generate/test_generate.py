@@ -595,7 +595,7 @@ def test_an_unknown_verb_is_named() -> None:
 ])
 def test_a_lack_of_memory_is_one_line(verb: str, arguments: list[object], advice: str, written: Written, tmp_path: Path,
                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> Any:
+    def fail(*_: object) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory.\nGPU 0 is full.")
 
     monkeypatch.setattr("outlines.decoding.decode.Sampler.__call__", fail)
