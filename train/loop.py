@@ -132,7 +132,7 @@ class Loop:
                 self.examples += len(rows)
                 tokens_per_sec = num_targets / max(time.monotonic() - since, 1e-9)
                 progress(self.step, stage.num_steps, f"{tokens_per_sec:,.0f} tokens/s" if stage.like_length else "")
-                if self.stage_index == 0 and self.step == TIMED_STEPS < stage.num_steps:
+                if self.stage_index == 0 and self.step == TIMED_STEPS < stage.num_steps and not self.reporter.estimated:
                     self._estimate(time.monotonic() - since)
                 if sums and (self.step % self.config.log_every == 0 or self.step == stage.num_steps):
                     self._log_terms(stage, sums, num_summed, num_targets, time.monotonic() - since)
@@ -221,6 +221,7 @@ class Loop:
         first = seconds / TIMED_STEPS * self.method.stages[0].num_steps
         # The report trains a language model, which costs about as much as the decoder.
         minutes = first * (sum(costs) / costs[0] + 1) / 60
+        self.reporter.estimated = True  # The judges and the LM baseline of the report are trained by this loop too.
         self.reporter.line(f"about {max(minutes, 1):.0f} min to the end of training and report")
 
     def _save(self) -> None:

@@ -30,7 +30,7 @@ class Reporter:
 
     def begin(self) -> None:
         """Start the clock of a run."""
-        self.started, self._timing = time.monotonic(), False
+        self.started, self._timing, self.estimated = time.monotonic(), False, False
         self.seconds: dict[str, float] = defaultdict(float)
 
     @contextlib.contextmanager

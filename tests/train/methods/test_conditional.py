@@ -129,7 +129,7 @@ def test_columns_give_one_condition_and_its_texts_with_their_labels(tmp_path: Pa
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"group_lines": 0, "condition_column": "condition"}, "have no condition column"),
-    ({"group_lines": 1}, "must be at least 2"),
+    ({"group_lines": 1}, "Use at least 2"),
     ({"group_lines": 0, "label_column": "label"}, "a label needs a condition"),
 ])
 def test_pairs_that_cannot_be_read_are_errors(options: dict[str, Any], message: str, tmp_path: Path) -> None:
