@@ -28,9 +28,9 @@ def test_the_fast_sampler_equals_the_plain_one(shape: dict[str, Any], config: Sa
         decoder.output_bias.data[EOS] = 3.0  # so that sentences end at many lengths
     else:
         torch.nn.init.normal_(decoder.embedding.weight, std=0.5)
-    vectors, uniforms = torch.randn(200, 48) if decoder.vector_dim else None, torch.rand(200, 20)
+    vectors, uniforms = torch.randn(200, 48) if decoder.config.vector_dim else None, torch.rand(200, 20)
     monkeypatch.setattr(fast_gru, "PLACES", 64)
-    for guided in (config, dataclasses.replace(config, guidance=1.5)) if decoder.vector_dim else (config,):
+    for guided in (config, dataclasses.replace(config, guidance=1.5)) if decoder.config.vector_dim else (config,):
         plain = sampling.sample(decoder, vectors, uniforms, guided, prefix)
         assert FastGRU(decoder).sample(vectors, uniforms, guided, prefix) == plain
         assert not config.temperature or len({len(sentence) for sentence in plain}) > 3
