@@ -344,7 +344,7 @@ def test_missing_files_are_reported_before_a_directory_is_made(tiny_corpus: Path
     Path("ids.json").write_text("[1, 2]")
     corpus = ["--corpus", str(tiny_corpus)]
     for arguments, message in ((["--corpus", "gone.txt"], "gone.txt: no such file."),
-                               (["--corpus", "."], "unknown file type"),
+                               (["--corpus", "."], "a directory"),
                                (["--corpus", "ids.json"], "ids.json: no sentence found"),
                                ([*corpus, "--valid", "gone.txt"], "gone.txt: no such file."),
                                ([*corpus, "--test", "gone.txt"], "gone.txt: no such file."),
