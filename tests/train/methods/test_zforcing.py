@@ -402,7 +402,7 @@ def comparison(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_a_comparison_lays_forcing_beside_its_ablation(comparison: Path) -> None:
     text = (comparison / "report.md").read_text()
     for name in ("zforcing", "zforcing-off"):
-        assert re.search(rf"\| {name} +\| 0\.7 ", text)
+        assert re.search(rf"\| {name} +\| 0\.5 ", text)
         assert re.search(rf"\n{name}: The vector is .*\n\n(- .*\n)+- The model has a latent at every step", text)
     assert "active positions" in text and (comparison / "collapse.png").exists()
 
