@@ -107,7 +107,8 @@ def test_accepted_vectors_score_higher(sure: Pipeline) -> None:
 
 def test_an_evaluation_samples_with_rejection(sure: Pipeline) -> None:
     """The sentences equal the pipeline's at the same seed; the outlines are raw."""
-    data = SimpleNamespace(corpus=SimpleNamespace(meta={"max_len": 4}), tokenizer=sure.tokenizer, scaling=sure.model.scaling)
+    data = SimpleNamespace(corpus=SimpleNamespace(meta={"max_len": 4}), tokenizer=sure.tokenizer, scaling=sure.model.scaling,
+                           stores={"train": None})
     drawn = draw(sure.model, data, Variant("generator", rejection=3.0), 1.0, 30)  # type: ignore[arg-type]
     expected = sure.sentences(30, SAMPLING_SEED, SamplingConfig(max_len=4), rejection=3.0)
     assert drawn.text == [line.text for line in expected] and drawn.outlines is not None

@@ -38,7 +38,7 @@ def test_a_run_prints_length_samples_and_times(tiny_arguments: list[str], tmp_pa
 
 
 def test_slow_steps_show_the_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 0.0, 10.0, 30.0, 90.0, 90.0, 95.0])
+    clock = iter([0.0, 0.0, 0.0, 10.0, 30.0, 90.0, 90.0, 95.0])
     monkeypatch.setattr("train.runtime.progress.time.monotonic", lambda: next(clock))
     reporter = Reporter()
     for number in (3, 4, 5, 1, 2):  # two steps were measured before; then other steps begin
