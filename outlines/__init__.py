@@ -16,14 +16,8 @@ Shapes: B batch, N rows, T tokens, D outline width, Z latent width, V vocabulary
 `train` and `generate` import this package and never each other; it imports neither.
 """
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-# By default, threads that wait for each other spin for so long that one busy process slows training several times
-# (benchmarks/busy_machine.py). OpenMP reads this variable when torch is imported.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
     from outlines.inference.pipeline import Pipeline

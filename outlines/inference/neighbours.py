@@ -36,7 +36,7 @@ def training_set(run: Path, description: dict[str, Any]) -> TrainingSet:
         raise OutlinesError(f"{run}: '{description.get('family')}' runs store no outlines of their corpus, so this "
                             "command is not available.")
     if (corpus := find_prepared(cache, hashes.get("corpus"))) is None:
-        raise OutlinesError(f"{cache}: the corpus of {run} is missing. Train any run on it to prepare it again.")
+        raise OutlinesError(f"{cache}: the corpus of {run} is missing. Start a run on the same files to prepare it again.")
     sentences = PreparedCorpus(corpus).sentences["train"]
     wanted = {"encoder_fingerprint": hashes["encoder"], "corpus_fingerprint": sentences.fingerprint}
     for meta in sorted(cache.glob(f"outlines-*/{META}")):
