@@ -59,44 +59,46 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "num": Option("number of sentences", int, 10, 1, 10**12, max_served=100),
         "num/walk": Option("number of steps on the walk, both ends included", int, 21, 2, 10_000, max_served=101),
         "num/nearest": Option("number of neighbours per sentence", int, 5, 1, 10_000, max_served=50),
-        "temperature": Option("sampling temperature; lower is safer and less varied", float, 0.5, max_served=10),
-        "top_p": Option("sample only from the likeliest tokens with this total probability (nucleus)", float, 1.0, high=1),
+        "temperature": Option("sampling temperature; lower: likelier and less varied sentences", float, 0.5, max_served=10),
+        "top_p": Option("nucleus sampling: the smallest set of tokens with this total probability", float, 1.0, high=1),
         "seed": Option("random seed", int, 1, max_served=2**53),
-        "source": Option("source of outlines: generator (default), or a baseline: mixture, gaussian; linear in "
-                         "conditional runs", metavar="NAME"),
-        "walk": Option("line or arc between the outlines, arc between their noise, or gradient ascent on p(B | outline)",
+        "source": Option("source of the outlines: generator, or an untrained baseline: mixture, gaussian, or in "
+                         "conditional runs linear (default: generator)", metavar="NAME"),
+        "walk": Option("linear: line between the outlines; spherical: arc between them; noise: arc between their "
+                       "noise; gradient: gradient ascent on p(B | outline)",
                        default="spherical", choices=("linear", "spherical", "noise", "gradient", "all")),
-        "radius": Option("distance from the sentence's outline; unrelated outlines are 1.4 apart", float, 0.4, high=1000),
+        "radius": Option("distance to the sentence's outline (unrelated outlines: 1.4)", float, 0.4, high=1000),
         "like": Option("use the outline of this sentence (default: sampled outlines)", metavar="SENTENCE"),
         "file": Option("read the sentences from this file, one per line", Path),
         "unique": Option("skip duplicate sentences", bool),
-        "with_score": Option("print each sentence's NLL given its outline (nats) and, if any, the critic's score", bool),
-        "smoothness": Option("also print distances between consecutive sentences, and the NLL of all but the ends", bool),
-        "lm": Option("model of the NLL for --smoothness, of the family lm (default: the decoder)", Path, metavar="RUN"),
+        "with_score": Option("also print each sentence's NLL given its outline (nats) and its critic score, if any", bool),
+        "smoothness": Option("also print distances between consecutive sentences, and the NLL of all except A and B", bool),
+        "lm": Option("language model (family lm) for the NLL of --smoothness (default: the decoder)", Path, metavar="RUN"),
         "host": Option("address to listen on; 0.0.0.0: all machines can connect", str, "127.0.0.1", metavar="ADDRESS"),
         "port": Option("port to listen on; 0 chooses a free one", int, 8000, high=65535),
         "format": Option("plain text, or one JSON object per line", default="txt", choices=("txt", "jsonl")),
         "out": Option("write to this file (default: standard output)", Path),
-        "device": Option("device; auto: the first of cuda, mps, cpu", str, "auto", choices=("auto", "cpu", "cuda", "mps")),
+        "device": Option("device; auto: cuda, else mps, else cpu", str, "auto", choices=("auto", "cpu", "cuda", "mps")),
     },
     "choice of tokens": {
         "greedy": Option("always choose the likeliest token", bool),
         "beam": Option("beam search of this width (default: no beam search)", int, low=1),
         "top_k": Option("sample only from the N likeliest tokens; 0: from all", int, 0, max_served=2**20),
-        "guidance": Option("influence of the outline on each token: 0: none; below 1: likelier sentences; above 1: "
-                           "stronger; needs a run trained with --outline-dropout", float, 1.0, max_served=10),
+        "guidance": Option("influence of the outline on each token; 0: none; 1: normal; below 1: likelier sentences; "
+                           "needs a run trained with --outline-dropout", float, 1.0, max_served=10),
         "max_len": Option("maximum length of a sentence in tokens (default: the run's)", int, low=1),
         "precision": Option("precision of matrix products when sampling; auto: bfloat16 if it is faster; greedy decoding, "
                             "beam search and scores use float32", str, "auto", choices=("auto", "float32", "bfloat16")),
     },
     "choice of outlines": {
-        "condition": Option('conditional runs: write --num (default: 1) sentences for each line of this file; in .jsonl: '
-                            '"condition", "label"; - is standard input (default: conditions of the training split)', Path),
+        "condition": Option('for conditional runs: file with one sentence per line (-: standard input), or .jsonl with the '
+                            'fields "condition" and "label"; --num (default: 1) sentences are written for each line '
+                            '(default: conditions of the training split)', Path),
         "noise_scale": Option("factor on the noise; below 1: more typical, less varied outlines", float, 1.0, max_served=10),
-        "rejection": Option("rejection sampling with the critic: mean draws per accepted outline", float, 1.0, 1, 100),
+        "rejection": Option("rejection sampling with the critic: average draws per accepted outline", float, 1.0, 1, 100),
     },
-    "speed": {"batch_size": Option("sentences per batch; does not change the text (default: automatic)", int, low=1,
-                                   high=65_536)},
+    "speed": {"batch_size": Option("sentences per batch; on a CPU the text does not depend on it (default: automatic)", int,
+                                   low=1, high=65_536)},
 }
 BY_NAME = {name: option for group in OPTIONS.values() for name, option in group.items()}
 ARGUMENTS = {"sentences": ("[SENTENCE ...]", "sentences (default: the lines of --file or of standard input)"),
@@ -132,10 +134,10 @@ VERBS = {
     "analogy": Verb("Complete an analogy: A is to B as C is to ...", "a b c", DECODING),
     "mean": Verb("Decode the mean of the outlines of a file's sentences.", "lines", DECODING),
     "nearest": Verb("Find the nearest training sentences.", "sentences", "file num/nearest format out device",
-                    "Output: each sentence, then its neighbours. Columns: cosine of the outlines, row of the training\n"
+                    "Output: each sentence, then its neighbours. Columns: cosine of the outlines, number of the training\n"
                     'sentence (from 0), training sentence. As JSON: {"text", "neighbours": [{"row", "cosine", "text"}]}.',
                     "cosine\trow\tsentence"),
-    "complete": Verb("Continue a given beginning.", "beginning", f"like {SAMPLING} {SOURCE}"),
+    "complete": Verb("Write sentences that start with a given text.", "beginning", f"like {SAMPLING} {SOURCE}"),
     "serve": Verb("Serve a web page and a JSON interface.", "", "host port precision device", ""),
 }
 CONFLICTS = {"greedy": "temperature top_k top_p precision beam", "beam": "temperature top_k top_p precision",
@@ -167,7 +169,7 @@ def _parser(verb: str) -> Parser:
         parser.description = ("Use a trained run. Without a verb: sample new sentences.\n\n"
                               f"  {prog} runs/001-outlines-default --num 5 --temperature 0.5\n\n"
                               f"verbs (each has its own --help):\n{listed}\n\nBelow: the options for sampling.")
-        parser.epilog = "The same run, seed, options and device produce the same sentences, for any --num."
+        parser.epilog = "The same run, seed, options and device produce the same sentences; --num only changes how many."
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/001-outlines-default")
     for name in arguments.split():
         metavar, help = ARGUMENTS[name]

@@ -23,9 +23,9 @@ class CorpusConfig(CorpusFiles):
     """The sentences, and how they become tokens."""
 
     group: ClassVar[str] = "corpus"
-    num_sentences: int = option(20000, "sentences of the embedded corpus, all splits together", low=100)
+    num_sentences: int = option(20000, "total number of sentences of the embedded corpus, over all splits", low=100)
     tokenizer: str = option("", "SentencePiece model file (default: train a model on the training split)")
-    vocab_size: int = option(0, "number of SentencePiece pieces; 0: choose it from the number of different words", low=0)
+    vocab_size: int = option(0, "number of SentencePiece pieces; 0: choose it from the size of the corpus", low=0)
     lowercase: bool = option(False, "convert the text to lower case")
     max_len: int = option(64, "maximum tokens of a sentence; longer sentences are cut", low=1)
 
@@ -37,7 +37,7 @@ class TrainingConfig:
     group: ClassVar[str] = "training"
     seed: int = option(1, "seed of weights, batches and noise")
     device: str = option("auto", "device; auto: the first of cuda, mps, cpu that is available", DEVICES)
-    precision: str = option("auto", "precision of matrix products in training; auto: bfloat16 if it is faster",
+    precision: str = option("auto", "precision of matrix products in training; auto: bfloat16 if it is faster here",
                             PRECISIONS)
     warmup_steps: int = option(200, "optimiser steps over which the learning rate rises from 0", low=0, flag=False)
     min_learning_rate: float = option(0.02, "final fraction of the peak learning rate, after cosine decay", low=0, high=1,
@@ -47,8 +47,8 @@ class TrainingConfig:
                                 flag=False)
     log_every: int = option(50, "optimiser steps between two log lines", low=1, flag=False)
     checkpoint_every: int = option(500, "optimiser steps between two checkpoints", low=1, flag=False)
-    evaluator_steps: int = option(1200, "optimiser steps of the language model that judges samples in the report", low=1)
-    num_evaluation: int = option(2000, "most held-out sentences, and samples of each source, in the report", low=20)
+    evaluator_steps: int = option(1200, "optimiser steps of the judge, the language model that scores samples", low=1)
+    num_evaluation: int = option(2000, "maximum number of test sentences, and of samples per source, in the report", low=20)
     keep_checkpoints: int = option(3, "checkpoints to keep; each contains the best weights on validation", low=1, flag=False)
 
 
@@ -60,7 +60,7 @@ class DecoderOptions:
     learns_pairs: ClassVar[bool] = False
     """whether the family learns from pairs of sentences, so that the corpus must define them"""
     decoder: str = option("gru", "kind of decoder", choices=DECODERS)
-    embed_dim: int = option(256, "width of the token embeddings, which the output layer shares", low=1)
+    embed_dim: int = option(256, "width of the token embeddings, which the output layer uses too", low=1)
     hidden_dim: int = option(512, "width of the decoder's GRU state", low=1)
     num_layers: int = option(1, "GRU layers of the decoder", low=1, flag=False)
     word_start: str = option("random", "initialisation of embeddings and output bias: random, or from training-set "

@@ -28,12 +28,12 @@ class CorpusFiles:
                                          "(default: an embedded corpus of everyday scenes)")
     valid: tuple[str, ...] = option((), "validation files (default: a fraction of --corpus)")
     test: tuple[str, ...] = option((), "test files (default: a fraction of --corpus)")
-    text_column: str = option("text", "column of the sentence in files other than .txt")
-    group_lines: int = option(0, "consecutive lines of a .txt file that describe the same item; each line is a condition "
-                                 "for the others; 0: the file has a --condition-column", low=0)
-    condition_column: str = option("", "column of the condition (default: condition)")
-    label_column: str = option("", "column of a label, which becomes part of the condition (default: no label)")
-    max_rejected: float = option(0.1, "stop before training if a larger fraction of lines is bad", low=0, high=1)
+    text_column: str = option("text", "column with the sentences, in files other than .txt")
+    group_lines: int = option(0, "number of consecutive lines of a .txt file that describe the same item; each line is a "
+                                 "condition for the others; 0: the file has a --condition-column", low=0)
+    condition_column: str = option("", "column with the conditions (default: condition)")
+    label_column: str = option("", "column with a label, which becomes part of the condition (default: no label)")
+    max_rejected: float = option(0.1, "maximum fraction of bad lines; above it, training does not start", low=0, high=1)
     strict: bool = option(False, "stop at the first bad line instead of skipping and counting it", flag=False)
     max_chars: int = option(2000, "maximum characters of a line; longer lines are rejected", low=1, high=MAX_CHARS_LIMIT,
                             flag=False)

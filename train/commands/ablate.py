@@ -45,9 +45,9 @@ Train new generators for the decoder of a finished run, each with other options,
 def parser() -> Parser:
     parser = Parser("python -m train ablate", DESCRIPTION)
     add = parser.add_argument
-    add("run", metavar="RUN", type=Path, help="finished run of outlines, with the decoder and the other options")
+    add("run", metavar="RUN", type=Path, help="finished run of outlines; its decoder and its other options are used")
     add("--vary", nargs="+", metavar="NAME=VALUE,…", default=list(GRID), help="options and their values; the table has "
-        f"one row per combination (default: {' '.join(GRID)})")
+        f"one row for each combination (default: {' '.join(GRID)})")
     add("--rejection", default="1", metavar="LIST", help="comma-separated average numbers of draws per accepted "
         "outline, one row each; 1: no rejection (default: 1)")
     add("--out", type=Path, metavar="DIR", help="directory of runs and table (default: RUN-ablation)")

@@ -45,13 +45,13 @@ Evaluate finished runs and their untrained baselines on the test split, at sever
 def parser() -> Parser:
     parser = Parser("python -m train evaluate", DESCRIPTION)
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="finished runs on one corpus; runs that differ only in the seed share a row, "
-                                               "as mean ± standard deviation")
+    add("runs", nargs="+", metavar="RUN", help="finished runs on the same corpus; runs that differ only in the seed share a "
+                                               "row: mean ± standard deviation")
     add("--temperatures", default="0,0.5,0.7,0.85,1,1.2", metavar="LIST",
         help="comma-separated temperatures, 0 for greedy (default: 0,0.5,0.7,0.85,1,1.2)")
     add("--num-samples", type=int, default=10000, metavar="INT",
         help="samples for forward and reverse NLL; other figures use at most the size of the test split (default: 10000)")
-    add("--sources", default="", metavar="LIST", help="comma-separated rows of the table, such as 'real outlines,generator' "
+    add("--sources", default="", metavar="LIST", help="comma-separated sources to measure, such as 'real outlines,lm' "
                                                       "(default: all)")
     add("--noise-scales", default="1", metavar="LIST", help="comma-separated factors on the generator's noise (default: 1)")
     add("--rejection", default="", metavar="LIST", help="add rows with rejection sampling, for runs with a critic: "
@@ -62,7 +62,7 @@ def parser() -> Parser:
         help="optimiser steps of each language model that is trained on samples, for reverse NLL (default: 800)")
     add("--encoder", default="minilm", metavar="NAME", help="frozen encoder that encodes the generated text for the columns "
         "'text: ...': minilm, st:NAME_OR_DIRECTORY, recurrent:DIRECTORY, or none (default: minilm)")
-    add("--out", metavar="DIR", help="directory of the report (default: evaluation in RUN, or beside the first of several)")
+    add("--out", metavar="DIR", help="directory of the report (default: RUN/evaluation, or evaluation beside the first RUN)")
     add_session(parser)
     return parser
 

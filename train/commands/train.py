@@ -35,8 +35,8 @@ Train a text generator and report its results.
   python -m train                      neural outlines on the embedded corpus
   python -m train lm --preset small    another family, another preset
   python -m train --seeds 1,2,3        several seeds, reported together
-  python -m train compare              several families side by side: outlines, lm, two VAEs, or others
-  python -m train --resume RUN         continue a stopped run, several seeds or a comparison
+  python -m train compare              several families in one report: outlines, lm, two VAEs, or others
+  python -m train --resume RUN         continue a stopped run, a stopped comparison or stopped seeds
   python -m train evaluate RUN…        evaluate finished runs at several temperatures
   python -m train ablate RUN           retrain the generator of a run with other options, in one table
 """
@@ -52,20 +52,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
                                                     "train FAMILY --help`. Defaults are those of the preset default.")
     parser.usage = f"python -m train {family if family in arguments else '[FAMILY]'} [options]"
     add = parser.add_argument
-    add("family", nargs="?", default="outlines", help="family of models to train, or compare (default: outlines)")
-    add("--preset", nargs="+", metavar="NAME", help="named sets of options, applied from left to right: "
+    add("family", nargs="?", default="outlines", help="a family (the last lines list them), or compare (default: outlines)")
+    add("--preset", nargs="+", metavar="NAME", help="named sets of options; later ones override earlier ones: "
         f"{', '.join(sorted(method.presets))} (default: default)")
     add("--config", metavar="FILE.toml", help="TOML file of options, such as decoder_steps = 100")
     parser.set_defaults(remedy=None, families=None)
     if comparing:
-        add("--remedy", nargs="+", choices=remedies(), metavar="NAME", help="presets of the second VAE: "
+        add("--remedy", nargs="+", choices=remedies(), metavar="NAME", help="remedies of the second VAE, which are presets: "
             f"{', '.join(remedies())} (default: {' '.join(DEFAULT_REMEDY)})")
-        add("--families", metavar="LIST", help="comma-separated families, presets of a family (vae-lagging) and controls "
-            "(mixture); a control needs its family in the list")
-    add("--runs", metavar="DIR", help="directory of all runs; the cache is in DIR-cache (default: runs)")
+        add("--families", metavar="LIST", help="comma-separated families, presets such as vae-lagging, and untrained "
+            "baselines such as mixture; the family of a baseline must be in the list")
+    add("--runs", metavar="DIR", help="directory for new runs; the cache is in DIR-cache (default: runs)")
     add("--out", metavar="RUN", help="directory of this run (default: a new numbered one)")
     add("--seeds", metavar="LIST", help="comma-separated seeds; train one run per seed and report mean ± standard deviation")
-    add("--resume", metavar="RUN", help="continue this run with its own options; only --device can differ")
+    add("--resume", metavar="RUN", help="continue this run with its own options; only --device can be changed")
     add("--quiet", action="store_true", help="print no progress on stderr")
     add_options(parser, method)
     return parser.parse_args(arguments)

@@ -51,10 +51,10 @@ class ARAEOptions(DecoderOptions):
     gan_learning_rate: float = option(1e-3, "peak learning rate of Adam for generator and critic", low=0)
     gan_beta1: float = option(0.5, "first beta of Adam for generator and critic", low=0, high=0.9999)
     gan_beta2: float = option(0.999, "second beta of Adam for generator and critic", low=0, high=0.9999)
-    critic_steps: int = option(5, "critic updates per step, each with other sentences and noise", low=1)
+    critic_steps: int = option(5, "critic updates per step, each with new sentences and new noise", low=1)
     penalty_weight: float = option(1.0, "weight of the gradient penalty; codes have norm 1", low=0)
-    encoder_share: float = option(0.1, "fraction of the critic's gradient that reaches the encoder; 0: only the autoencoder "
-                                       "trains the encoder", low=0)
+    encoder_share: float = option(0.1, "fraction of the critic's gradient that reaches the encoder; 0: only the "
+                                       "reconstruction loss trains the encoder", low=0)
 
     def without_effect(self) -> dict[str, str]:
         return super().without_effect() | ({} if self.noise_radius else {"noise_anneal": "without --noise-radius"})

@@ -28,14 +28,14 @@ class GanOptions:
     objective: str = option("r3", "adversarial loss", ("r3", "wgan-gp"))
     gan_hidden_dim: int = option(512, "width of the hidden layers of generator and critic", low=1, flag=False)
     gan_num_layers: int = option(3, "hidden layers of generator and critic", low=1, flag=False)
-    gan_steps: int = option(1000, "generator updates", low=1)
+    gan_steps: int = option(1000, "number of generator updates", low=1)
     gan_batch_size: int = option(512, "outlines per generator update", low=2)
     gan_learning_rate: float = option(1e-3, "peak learning rate of Adam for generator and critic", low=0)
     gan_beta2: float = option(0.99, "second beta of Adam for generator and critic; the first is 0", low=0, high=0.9999,
                               flag=False)
     critic_steps: int = option(1, "critic updates per generator update, each with new noise but the same real batch", low=1)
     penalty_weight: float = option(2.0, "weight of the gradient penalty: gamma of r3, lambda of wgan-gp", low=0)
-    penalty_share: float = option(1.0, "fraction of each batch that the gradient penalty uses, above 0, at most 1",
+    penalty_share: float = option(1.0, "fraction of each batch that the gradient penalty is computed on, above 0 to 1",
                                   low=1e-3, high=1)
     ema_decay: float = option(0.995, "decay per step of the saved generator, a moving average", low=0, high=0.99999,
                               flag=False)

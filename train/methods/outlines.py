@@ -46,11 +46,11 @@ class OutlineDecoderOptions(DecoderOptions):
 
     group: ClassVar[str] = "outlines"
     encoder: str = option("minilm", "frozen sentence encoder: minilm, multilingual-minilm, st:MODEL or recurrent:DIRECTORY")
-    encoder_prompt: str = option("", "text before each sentence, for encoders that need one, such as 'query: '")
-    encoder_dim: int = option(0, "keep this number of first dimensions of each outline; 0: keep all", low=0, high=2**20)
-    outline_noise: float = option(0.0, "standard deviation of the noise added to outlines in the decoder's training; all "
-                                       "outlines together have standard deviation 1", low=0)
-    outline_dropout: float = option(0.1, "probability of replacing the outline by zero in the decoder's training; above 0 "
+    encoder_prompt: str = option("", "prompt before each sentence, such as 'query: '; few encoders need one")
+    encoder_dim: int = option(0, "keep only the first INT dimensions of each outline; 0: keep all", low=0, high=2**20)
+    outline_noise: float = option(0.0, "standard deviation of the noise that the decoder's training adds to outlines, which "
+                                       "are first scaled to a standard deviation of 1", low=0)
+    outline_dropout: float = option(0.1, "probability of replacing an outline by zero when the decoder is trained; above 0 "
                                          "the decoder also learns p(x), which guidance needs", low=0, high=0.99)
     decoder_from: str = option("", "copy the decoder of this finished run instead of training one; corpus, encoder and "
                                    "decoder options must be the same")
@@ -67,10 +67,10 @@ class OutlineDecoderOptions(DecoderOptions):
 class OutlineOptions(GanOptions, OutlineDecoderOptions):
     """Options of neural outlines: of the decoder, of the GAN, and of the generator's start."""
 
-    generator: str = option("gan", "generator of outlines", choices=GENERATORS)
-    start: str = option("mixture", "distribution of the generator before its training", ("mixture", "gaussian", "noise"))
-    num_centres: int = option(5000, "k-means centres of the mixture, at most one per 20 training outlines", low=2)
-    num_offsets: int = option(0, "centres of the mixture's second level (docs/outline-gan.md); 0: one level", low=0)
+    generator: str = option("gan", "kind of generator", choices=GENERATORS)
+    start: str = option("mixture", "distribution of the generator before training", ("mixture", "gaussian", "noise"))
+    num_centres: int = option(5000, "number of k-means centres of the mixture, at most one per 20 training outlines", low=2)
+    num_offsets: int = option(0, "number of centres of a second level of the mixture (docs/outline-gan.md)", low=0)
     free_moments: bool = option(False, "do not match the generated outlines' mean and covariance to the training outlines",
                                 flag=False)
 

@@ -39,9 +39,9 @@ class ZForcingOptions(DecoderOptions):
     kl_weight: float = option(1.0, "final KL weight; 1: the loss contains the negative ELBO", low=0)
     kl_step: float = option(5e-5, "change of the KL weight per update", low=0)
     aux_start: float = option(0.005, "weight of the auxiliary loss (alpha) at the first update; the loss is a sum over the "
-                                     "width of the backward state", low=0)
+                                     "dimensions of the backward LSTM's state", low=0)
     aux_weight: float = option(0.005, "final weight of the auxiliary loss", low=0)
-    aux_step: float = option(0.0, "change of this weight per update", low=0)
+    aux_step: float = option(0.0, "change of the auxiliary loss's weight per update", low=0)
     aux_form: str = option("gaussian", "auxiliary loss: negative log density of the backward state under a Gaussian, or "
                                        "squared distance from its mean", ("gaussian", "squared"))
     aux_sees: str = option("z", "input of the auxiliary network: only z, or z and the previous forward state",
