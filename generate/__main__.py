@@ -16,7 +16,7 @@ from outlines.terminal import closed_pipe, prepare_stdout
 
 @contextlib.contextmanager
 def output(path: Path | None) -> Iterator[IO[str]]:
-    """Standard output, or a file that gets its name only when it is complete."""
+    """Yield standard output, or a file that gets its name only when it is complete."""
     if path is None:
         yield sys.stdout
         return

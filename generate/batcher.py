@@ -37,7 +37,7 @@ def turn(lock: Any, wait_sec: float) -> Iterator[None]:
 
 @dataclass(eq=False)
 class Job:
-    """Rows to decode: vectors [B, D] or None, uniforms [B, max_len]. ids: the result. Jobs of one kind share batches."""
+    """Rows to decode: vectors [B, D] or None, uniforms [B, max_len]. ids: the result. Jobs of equal kind share batches."""
 
     vectors: Tensor | None
     uniforms: Tensor
@@ -46,7 +46,7 @@ class Job:
 
 
 class Batcher:
-    """Decodes for many threads: the first thread whose turn it is decodes the jobs of the others too."""
+    """Decodes for many threads: one thread at a time decodes its own job and the waiting jobs of other threads."""
 
     def __init__(self, decode: Callable[[Tensor | None, Tensor, SamplingConfig, str], list[list[int]]]):
         self.decode_batch = decode

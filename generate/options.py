@@ -26,12 +26,12 @@ class Option(NamedTuple):
     metavar: str | None = None
 
     def is_valid(self, value: Any) -> bool:
-        """Whether a value is a number of the right type within the bounds."""
+        """Return whether a value is a number of the right type within the bounds."""
         return (isinstance(value, (int, float)) and not isinstance(value, bool) and self.low <= value <= self.high
                 and value < math.inf and (self.type is float or value == int(value)))
 
     def bounds(self) -> str:
-        """The valid numbers in words."""
+        """Return the valid numbers in words."""
         kind = "a whole number" if self.type is int else "a number"
         return f"{kind} of at least {self.low}" if self.high == math.inf else f"{kind} from {self.low} to {self.high}"
 
@@ -72,7 +72,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "file": Option("read the sentences from this file, one per line", Path),
         "unique": Option("skip duplicate sentences", bool),
         "with_score": Option("also print each sentence's NLL given its outline (nats) and its critic score, if any", bool),
-        "smoothness": Option("also print distances between consecutive sentences, and the NLL of all except A and B", bool),
+        "smoothness": Option("also print distances between consecutive sentences, and the NLL of the sentences between "
+                             "A and B", bool),
         "lm": Option("language model (family lm) for the NLL of --smoothness (default: the decoder)", Path, metavar="RUN"),
         "host": Option("address to listen on; 0.0.0.0: all machines can connect", str, "127.0.0.1", metavar="ADDRESS"),
         "port": Option("port to listen on; 0 chooses a free one", int, 8000, high=65535),
@@ -86,7 +87,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "top_k": Option("sample only from the N likeliest tokens; 0: from all", int, 0, max_served=2**20),
         "guidance": Option("influence of the outline on each token; 0: none; 1: normal; below 1: likelier sentences; "
                            "needs a run trained with --outline-dropout", float, 1.0, max_served=10),
-        "max_len": Option("maximum length of a sentence in tokens (default: the run's)", int, low=1),
+        "max_len": Option("maximum length of a sentence in tokens (default: as in training)", int, low=1),
         "precision": Option("precision of matrix products when sampling; auto: bfloat16 if it is faster; greedy decoding, "
                             "beam search and scores use float32", str, "auto", choices=("auto", "float32", "bfloat16")),
     },
@@ -125,20 +126,21 @@ VERBS = {
     "reconstruct": Verb("Encode each sentence and decode it again.", "sentences", f"file {DECODING}",
                         "Columns: BLEU (0 to 100), NLL of the sentence given its own outline (nats), reconstruction.\n"
                         'As JSON: {"text", "reconstruction", "bleu", "nll"}.', "BLEU\tNLL\treconstruction"),
-    "interpolate": Verb("Interpolate from one sentence to another.", "a b", f"walk num/walk smoothness lm {DECODING}",
-                        "Columns: walk, steps, NLL of A and NLL of B (nats), sentence.\nSteps with the same sentence share "
-                        "a line, with the NLLs of the first and the last of these steps.\nAs JSON: "
+    "interpolate": Verb("Interpolate between two sentences.", "a b", f"walk num/walk smoothness lm {DECODING}",
+                        "Columns: walk, steps, NLL of A, NLL of B (nats), sentence. Consecutive steps with the same\n"
+                        "sentence share a line with the NLLs of the first and the last step.\nAs JSON: "
                         '{"walk", "step", "nll_a": [one per step], "nll_b": [one per step], "text"}.',
                         "walk\tsteps\tNLL of A\tNLL of B\tsentence"),
     "vary": Verb("Write variations of a sentence: decode outlines near its outline.", "sentence", f"radius {SAMPLING}"),
-    "analogy": Verb("Complete an analogy: A is to B as C is to ...", "a b c", DECODING),
+    "analogy": Verb("Complete an analogy (A is to B as C is to ...): decode C + B - A.", "a b c", DECODING),
     "mean": Verb("Decode the mean of the outlines of a file's sentences.", "lines", DECODING),
-    "nearest": Verb("Find the nearest training sentences.", "sentences", "file num/nearest format out device",
+    "nearest": Verb("Find the training sentences with the nearest outlines.", "sentences",
+                    "file num/nearest format out device",
                     "Output: each sentence, then its neighbours. Columns: cosine of the outlines, number of the training\n"
                     'sentence (from 0), training sentence. As JSON: {"text", "neighbours": [{"row", "cosine", "text"}]}.',
                     "cosine\trow\tsentence"),
     "complete": Verb("Write sentences that start with a given text.", "beginning", f"like {SAMPLING} {SOURCE}"),
-    "serve": Verb("Serve a web page and a JSON interface.", "", "host port precision device", ""),
+    "serve": Verb("Start a web page and a JSON interface.", "", "host port precision device", ""),
 }
 CONFLICTS = {"greedy": "temperature top_k top_p precision beam", "beam": "temperature top_k top_p precision",
              "like": SOURCE, "file": "sentences", "condition": "unique rejection"}
@@ -168,7 +170,7 @@ def _parser(verb: str) -> Parser:
         parser.usage = f"{prog} [VERB] RUN [options]"
         parser.description = ("Use a trained run. Without a verb: sample new sentences.\n\n"
                               f"  {prog} runs/001-outlines-default --num 5 --temperature 0.5\n\n"
-                              f"verbs (each has its own --help):\n{listed}\n\nBelow: the options for sampling.")
+                              f"verbs (each has its own --help):\n{listed}\n\nThe options below are for sampling.")
         parser.epilog = "The same run, seed, options and device produce the same sentences; --num only changes how many."
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/001-outlines-default")
     for name in arguments.split():
@@ -184,7 +186,7 @@ def _parser(verb: str) -> Parser:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of `[VERB] RUN ...`, and `verb`; raises OutlinesError."""
+    """Return the parsed options of `[VERB] RUN ...`, and `verb`. Raises OutlinesError."""
     verb, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in VERBS else (SAMPLE, arguments)
     parser = _parser(verb)
     options, surplus = parser.parse_known_args(rest)

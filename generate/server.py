@@ -31,7 +31,7 @@ LOCAL = {"localhost", "127.0.0.1", "::1"}
 
 
 class Fields:
-    """The fields of a request, each checked as it is read; raises OutlinesError."""
+    """The fields of a request. Each is checked when it is read; raises OutlinesError."""
 
     def __init__(self, data: Any):
         if not isinstance(data, dict):
@@ -39,7 +39,7 @@ class Fields:
         self._data = dict(data)
 
     def number(self, name: str) -> Any:
-        """A number within the bounds of the option `name`, or the option's default."""
+        """Return a number within the bounds of the option `name`, or the option's default."""
         option, key = BY_NAME[name], name.partition("/")[0]
         option = option._replace(high=min(option.high, option.max_served))
         value = self._data.pop(key, option.default)
@@ -60,13 +60,13 @@ class Fields:
         return [Fields({name: value}).text(name) for value in values]
 
     def end(self) -> None:
-        """Refuse fields that were not read."""
+        """Raise OutlinesError if there are fields that were not read."""
         if self._data:
-            raise OutlinesError(f"Unknown field {next(iter(self._data))!r}.")
+            raise OutlinesError(f"Unknown field {next(iter(self._data))!r}. Remove it.")
 
 
 class TimedReader(io.RawIOBase):
-    """Reads from a client until a deadline, so that a slow client cannot keep a connection byte by byte."""
+    """Reads from a client until a deadline, so that a slow client cannot keep a connection open."""
 
     def __init__(self, connection: socket.socket):
         self._connection, self._until = connection, time.monotonic() + READ_SEC
@@ -98,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(ValueError):  # a malformed name
             if not self.server.local or urlsplit(f"//{self.headers.get('Host', '')}").hostname in LOCAL:
                 return True
-        self._send(400, {"error": "This server answers its own machine only. Use http://127.0.0.1."})
+        self._send(400, {"error": "This server only answers its own machine. Use http://127.0.0.1."})
         return False
 
     def do_GET(self) -> None:

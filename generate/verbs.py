@@ -29,7 +29,7 @@ Line = tuple[str, dict[str, Any]]  # as text, and as the object that --format js
 
 
 def sampling_of(options: argparse.Namespace) -> SamplingConfig:
-    """How tokens are chosen; verbs without a temperature decode greedily."""
+    """Return the sampling settings; verbs without a temperature decode greedily."""
     names = {field.name for field in dataclasses.fields(SamplingConfig)}
     chosen = {name: value for name, value in vars(options).items() if name in names and value is not None}
     if "temperature" not in chosen or options.greedy:
@@ -68,7 +68,7 @@ def _lines(sentences: Iterable[Sentence]) -> Iterator[Line]:
 
 
 def _conditional(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
-    """One or more sentences for each line of --condition."""
+    """Yield one or more sentences for each line of --condition."""
     is_json = options.condition.name.removesuffix(".gz").endswith(".jsonl")
     conditions = _usable(_read(options.condition), lambda line: _condition(pipeline, line, is_json))
     for condition, sentence in pipeline.given(conditions, options.num, options.seed,
@@ -79,7 +79,7 @@ def _conditional(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Li
 
 
 def _condition(pipeline: Pipeline, line: str, is_json: bool) -> Condition:
-    """The condition in a line: the whole line, or the fields `condition` and `label` of .jsonl."""
+    """Return the condition in a line: the whole line, or the fields `condition` and `label` of .jsonl."""
     try:
         fields = json.loads(line) if is_json else {"condition": line}
         condition = Condition(fields["condition"], fields.get("label"))
@@ -131,7 +131,7 @@ def interpolate(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Lin
 
 
 def _span(values: Sequence[float], form: str) -> str:
-    """The first and the last value, or one of them if both print alike."""
+    """Return the first and the last value, or only one of them if both look the same."""
     first, last = format(values[0], form), format(values[-1], form)
     return first if first == last else f"{first}…{last}"
 
@@ -179,7 +179,7 @@ def serve(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
 
 
 def _usable(lines: Iterable[tuple[str, str]], parse: Callable[[str], Item]) -> Iterator[Item]:
-    """Yield parse(line) of named lines; reports lines for which it raises OutlinesError, and raises it if all do."""
+    """Yield parse(line) for (name, line) pairs. Reports and skips lines with an OutlinesError; raises it if all have one."""
     bad, good = list[str](), 0
     for name, line in lines:
         try:
@@ -196,7 +196,7 @@ def _usable(lines: Iterable[tuple[str, str]], parse: Callable[[str], Item]) -> I
 
 
 def _chunks(pipeline: Pipeline, options: argparse.Namespace, limited: bool = True) -> Iterator[list[str]]:
-    """The input sentences, 256 at a time."""
+    """Yield the input sentences, 256 at a time."""
     named = ((f"sentence {number}", text) for number, text in enumerate(options.sentences, start=1))
     stream = _usable(named if options.sentences else _read(options.file), lambda text: pipeline.checked(text, limited))
     while chunk := list(islice(stream, 256)):
@@ -204,7 +204,7 @@ def _chunks(pipeline: Pipeline, options: argparse.Namespace, limited: bool = Tru
 
 
 def _read(path: Path | None) -> Iterator[tuple[str, str]]:
-    """The names and lines of a file or, for None and `-`, of standard input; empty lines are skipped."""
+    """Yield names and lines of a file or, for None and `-`, of standard input; empty lines are skipped."""
     source: Path | int = 0 if path is None or str(path) == "-" else path
     with opened(source) as file:
         # The tokenizer refuses what surrogateescape makes of bytes that are not UTF-8.

@@ -1,4 +1,4 @@
-"""Neural outlines: models of text, and how they are measured.
+"""Neural outlines: models that generate text, and the metrics that evaluate them.
 
 From text to text, in this order:
 
@@ -7,10 +7,10 @@ From text to text, in this order:
     networks/    the modules and losses: the decoder (outline → token probabilities), the generator (noise → outlines)
     decoding/    outline → tokens (sampling, beam search), tokens → NLL
     models/      one file per family: the networks that are trained and sampled together; registry loads and saves them
-    inference/   a finished run in use: pipeline (`outlines.load(RUN)`), interpolation, inversion, rejection, neighbours
+    inference/   use of a finished run: pipeline (`outlines.load(RUN)`), interpolation, inversion, rejection, neighbours
     metrics/     quality and diversity of text and outlines, posterior collapse, verdicts
 
-Beside them: checkpoint (atomic, verified files), hardening (checks of hostile files), devices, options, errors.
+Other modules: checkpoint (atomic, verified files), hardening (checks of hostile files), devices, options, errors.
 
 Shapes: B batch, N rows, T tokens, D outline width, Z latent width, V vocabulary, K centres.
 `train` and `generate` import this package and never each other; it imports neither.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def load(run: str | Path, device: str = "auto", precision: str = "auto") -> "Pipeline":
     """Return a finished run, to sample, encode, decode and interpolate; raises OutlinesError.
 
-    device: cpu, cuda, mps or auto. precision: of matrix products when sampling: float32, bfloat16, or auto (the faster).
+    device: cpu, cuda, mps or auto. precision: of matrix products when sampling; float32, bfloat16, or auto: the faster one.
     """
     # Imported here, because every import of the package runs this file, and the import of torch needs a second.
     from outlines.devices import choose_device

@@ -19,11 +19,11 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from outlines.errors import CheckpointError, one_line
-from outlines.hardening import check_plain_files, read_json
+from outlines.hardening import RESTORE, check_plain_files, read_json
 
 MANIFEST = "manifest.json"
 STAGING_PREFIX, ASIDE_PREFIX = ".staging-", ".aside-"
-ALTERED = f"damaged (its SHA-256 differs from {MANIFEST})."
+ALTERED = f"damaged (its SHA-256 differs from {MANIFEST}). {RESTORE}"
 
 
 def sha256_file(path: Path) -> str:
@@ -33,7 +33,7 @@ def sha256_file(path: Path) -> str:
 
 
 def _fsync(path: Path) -> None:
-    if os.name == "nt":  # Windows opens no directory, and flushes only files that are open for writing
+    if os.name == "nt":  # Windows cannot open directories, and flushes only files that are open for writing
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -114,7 +114,8 @@ def _manifest(directory: Path, names: Iterable[str]) -> dict[str, str]:
     manifest = read_json(directory / MANIFEST)
     missing = [name for name in names if name not in manifest]
     if missing or not manifest:
-        raise CheckpointError(f"{directory / MANIFEST}: damaged (no entry for {', '.join(missing) or 'any file'}).")
+        found = ", ".join(missing) or "any file"
+        raise CheckpointError(f"{directory / MANIFEST}: damaged (no entry for {found}). {RESTORE}")
     check_plain_files(directory, manifest)
     return manifest
 
@@ -150,14 +151,14 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise CheckpointError(f"{path / name}: {ALTERED}")
         tensors, meta = load(found["tensors.safetensors"]), json.loads(found["meta.json"])
     except (OSError, ValueError, SafetensorError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged ({one_line(error)}).") from error
+        raise CheckpointError(f"{path}: damaged ({one_line(error)}). {RESTORE}") from error
     if not isinstance(meta, dict):
-        raise CheckpointError(f"{path / 'meta.json'}: damaged (not a JSON object).")
+        raise CheckpointError(f"{path / 'meta.json'}: damaged (not a JSON object). {RESTORE}")
     return tensors, meta
 
 
 def flatten_optimizer(state: dict[str, Any], prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split `optimizer.state_dict()`, whose state is tensors only, into named tensors and JSON data."""
+    """Split `optimizer.state_dict()` into named tensors (its state, which must contain only tensors) and JSON data."""
     return {f"{prefix}.{index}.{key}": value for index, entries in state["state"].items()
             for key, value in entries.items()}, {"param_groups": state["param_groups"]}
 

@@ -12,7 +12,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """Return the device with that name; `auto` prefers cuda, then mps, then cpu. Raises OutlinesError if there is none."""
+    """Return the device with that name; `auto` prefers cuda, then mps, then cpu. Raises OutlinesError if it is missing."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device in available if available[device])
@@ -43,9 +43,9 @@ def float64(tensor: Tensor) -> Tensor:
 
 
 def sampling_workers(device: torch.device) -> int:
-    """Return how many threads should decode one batch each. On a CPU, this limits torch to one thread from now on."""
+    """Return how many threads should decode, each its own batch. On a CPU, also set torch to one thread per operation."""
     if device.type != "cpu":
-        return 4  # one draws its noise while another waits for its steps
+        return 4  # one thread draws noise while another waits for the GPU
     workers = torch.get_num_threads()
     torch.set_num_threads(1)
     return workers

@@ -38,7 +38,7 @@ def one_line(error: BaseException) -> str:
 
 
 def quoted(path: Path | str) -> str:
-    """Return a path as one word of a command line, which is no option either."""
+    """Return a path quoted for a command line, which cannot mistake it for an option."""
     return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 

@@ -1,6 +1,6 @@
-"""Checks that files must pass before they are used: they may be damaged, or written by somebody hostile.
+"""Checks of files before they are used, because they may be damaged or hostile.
 
-Rules (docs/reliability.md): data never names code or files outside its directory; only values need memory.
+Rules (docs/reliability.md): data cannot name code or files outside its directory, or request memory without values.
 """
 
 import json
@@ -20,6 +20,8 @@ from outlines.errors import CheckpointError, OutlinesError, TokenizerError, one_
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 MAX_JSON_BYTES = 1 << 26
+RESTORE = "Restore it from a copy."
+PREPARE_AGAIN = "Delete the directory; the next run prepares the corpus again."
 
 
 def _parse(path: Path, remedy: str) -> Any:
@@ -34,7 +36,7 @@ def _parse(path: Path, remedy: str) -> Any:
         raise CheckpointError(f"{path}: damaged ({one_line(error)}). {remedy}") from error
 
 
-def read_json(path: Path, remedy: str = "Restore it from a copy.") -> dict[str, Any]:
+def read_json(path: Path, remedy: str = RESTORE) -> dict[str, Any]:
     """Return the JSON object in a file. Raises CheckpointError, which ends with `remedy`."""
     data = _parse(path, remedy)
     if not isinstance(data, dict):
@@ -47,9 +49,9 @@ def check_plain_files(directory: Path, names: Iterable[str]) -> None:
     found = {file.name for file in directory.iterdir()} if directory.is_dir() else set()
     for name in names:
         if Path(name).name != name or name in ("", ".", ".."):
-            raise CheckpointError(f"{directory}: its manifest names a file outside the directory: {name[:200]!r}.")
+            raise CheckpointError(f"{directory}: its manifest names a file outside the directory: {name[:200]!r}. {RESTORE}")
         if name not in found or (directory / name).is_symlink() or not (directory / name).is_file():
-            raise CheckpointError(f"{directory / name}: missing, or not a plain file.")
+            raise CheckpointError(f"{directory / name}: missing, or not a plain file. {RESTORE}")
 
 
 def map_numbers(path: Path, kinds: tuple[str, ...]) -> np.ndarray:
@@ -57,9 +59,9 @@ def map_numbers(path: Path, kinds: tuple[str, ...]) -> np.ndarray:
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{path}: not a .npy file of numbers ({one_line(error)}).") from error
+        raise CheckpointError(f"{path}: not a .npy file of numbers ({one_line(error)}). {PREPARE_AGAIN}") from error
     if not isinstance(mapped, np.ndarray) or mapped.ndim != 1 or mapped.dtype.str not in kinds:
-        raise CheckpointError(f"{path}: not a one-dimensional array of type {' or '.join(kinds)}.")
+        raise CheckpointError(f"{path}: not a one-dimensional array of type {' or '.join(kinds)}. {PREPARE_AGAIN}")
     return np.asarray(mapped)  # slicing an np.memmap is slow
 
 
@@ -67,7 +69,7 @@ def map_offsets(path: Path, num_values: int) -> np.ndarray:
     """Return the offsets of N rows in an array of `num_values` values: int64 [N + 1]. Raises CheckpointError."""
     offsets = map_numbers(path, ("<i8",))
     if not len(offsets) or offsets[0] != 0 or offsets[-1] != num_values or (np.diff(offsets) < 0).any():
-        raise CheckpointError(f"{path}: its offsets do not fit the {num_values:,} values that they divide.")
+        raise CheckpointError(f"{path}: its offsets do not fit the {num_values:,} values that they divide. {PREPARE_AGAIN}")
     return offsets
 
 
@@ -148,22 +150,22 @@ def try_tokenizer(model: bytes) -> None:
         status = subprocess.run([sys.executable, "-P", "-c", TRIAL], input=model, stdout=subprocess.DEVNULL,
                                 stderr=subprocess.DEVNULL, timeout=TRIAL_SEC, check=False).returncode
     except subprocess.TimeoutExpired as error:
-        raise TokenizerError(f"not a SentencePiece model: SentencePiece did not finish within {TRIAL_SEC} s.") from error
+        raise TokenizerError(f"not a SentencePiece model: it did not finish in {TRIAL_SEC} s. Use another file.") from error
     if status < 0:
-        raise TokenizerError(f"not a SentencePiece model: SentencePiece crashed with signal {-status}.")
+        raise TokenizerError(f"not a SentencePiece model: SentencePiece crashed with signal {-status}. Use another file.")
     if status:
-        raise TokenizerError("not a SentencePiece model, or a damaged one.")
+        raise TokenizerError("not a SentencePiece model, or a damaged one. Use another file.")
 
 
 # sentence-transformers models
 
 DOWNLOAD_AGAIN = "Download the model again."
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
-# Keys by which a configuration chooses code, or the arguments of the call that loads it.
+# Keys with which a configuration can select code, or change the arguments of the call that loads it.
 CODE_KEYS = {"auto_map", "attn_implementation", "_attn_implementation", "config_args", "config_kwargs", "custom_pipelines",
              "model_args", "model_kwargs", "processor_kwargs", "quantization_config", "tokenizer_args",
              "tokenizer_name_or_path", "trust_remote_code"}
-# The modules that hold only data. A check of only a path's prefix would allow all that the library's modules import.
+# Modules that contain only data. A check of the name's prefix would also allow everything that these modules import.
 MODULE_TYPES = {"Dense", "Dropout", "LayerNorm", "Normalize", "Pooling", "StaticEmbedding", "Transformer",
                 "WeightedLayerPooling"}
 
@@ -182,7 +184,8 @@ def check_sentence_transformer(directory: Path) -> list[Path]:
         folder = directory / path
         if path.is_absolute() or ".." in path.parts or any(
                 part.is_symlink() for part in (folder, *folder.parents) if directory in part.parents):
-            raise OutlinesError(f"{listing}: {str(path)!r} is a link or a folder outside the model, which is refused.")
+            raise OutlinesError(f"{listing}: {str(path)!r} is a link or a folder outside the model, which is refused. "
+                                "Use another model.")
         folders.add(folder)
     for folder in sorted(folders):
         for file in sorted(folder.glob("*.json")):
@@ -209,8 +212,10 @@ def _check_configuration(file: Path) -> None:
         raise OutlinesError(f"{file}: {chosen[0]!r} chooses code to run, which is refused. Use a model without code.")
     activation = data.get("activation_function", "torch.nn.Identity")
     if not isinstance(activation, str) or not re.fullmatch(r"torch\.nn(\.modules\.\w+)?\.[A-Z]\w*", activation):
-        raise OutlinesError(f"{file}: activation_function {activation!r} is refused: it is not a class of torch.nn.")
+        raise OutlinesError(f"{file}: activation_function {activation!r} is not a class of torch.nn, so it is refused. "
+                            "Use another model.")
     weights = data.get("weight_map", {})
     if not isinstance(weights, dict) or not all(
             isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", name) for name in weights.values()):
-        raise OutlinesError(f"{file}: refused: it names weights other than safetensors files in its own folder.")
+        raise OutlinesError(f"{file}: refused, because it names weights other than safetensors files in its own folder. "
+                            "Use another model.")

@@ -27,7 +27,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> OutlinesError:
 
 
 class Registry(dict[str, Any]):
-    """Things of one kind by name; an unknown name raises OutlinesError."""
+    """A dictionary of entries of one kind by name; an unknown name raises OutlinesError."""
 
     def __init__(self, kind: str, entries: Mapping[str, Any] | None = None):
         super().__init__(entries or {})

@@ -1,4 +1,4 @@
-"""Standard output of the command lines: a terminal of any encoding, a pipe that closes, a notebook."""
+"""Standard output of the commands, which can be a terminal of any encoding, a pipe that closes, or a notebook."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ def prepare_stdout() -> None:
 
 
 def closed_pipe() -> int:
-    """Return the exit status after the reader has closed the pipe; Python will not flush into the pipe at exit."""
+    """Return the exit status for a closed pipe, and keep Python from writing to the pipe at exit."""
     with contextlib.suppress(OSError, AttributeError):  # a notebook's output has no file descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + 13  # SIGPIPE, which Windows does not define

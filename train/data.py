@@ -49,21 +49,21 @@ class Batch:
 
     @cached_property
     def tokens(self) -> TokenBatch:
-        """Return the sentences; they are collated only if a step asks for them, which a GAN's step does not."""
+        """Return the sentences. They are collated only if a step uses them; the steps of a GAN do not."""
         return self.read_tokens()
 
     def own(self, values: Any) -> Any:
-        """Return this rank's rows of values that were made for the global batch, so that they do not depend on ranks."""
+        """Return this rank's rows of `values`, which are drawn for the global batch, so they do not depend on ranks."""
         return self.ranks.own(values)
 
     def share(self, constant: float) -> Tensor:
-        """Return a constant as this rank's part of a global mean in the log."""
+        """Return `constant` divided by the number of ranks, because the log sums over ranks."""
         return torch.tensor(constant / self.ranks.world)
 
 
 LEAST_ROWS, LEAST_GROUPS = 6, 4  # of every split: k-NN needs one more row than neighbours; a corpus of pairs needs groups
 MOST_HELD_OUT = 0.25  # largest fraction of a small corpus that is held out for validation, and for testing
-NUM_READ = 2_000  # training sentences of which is checked whether the encoder reads them
+NUM_READ = 2_000  # training sentences that are checked for text that the encoder does not read
 MAX_FITTED_ROWS = 200_000  # maximum outlines for fits (the generator's start), which bounds memory
 
 
@@ -90,7 +90,7 @@ class Dataset:
         return {"corpus": self.corpus.fingerprint, "tokenizer": self.tokenizer.fingerprint, **of_encoder}
 
     def report_losses(self, reporter: Reporter) -> None:
-        for note in [] if reporter.noted else self.notes:  # a few cut sentences are no warning
+        for note in [] if reporter.noted else self.notes:  # cut sentences are normal: no warning
             (reporter.line if " are cut " in note else reporter.warning)(note)
         reporter.noted = True
 
@@ -136,7 +136,8 @@ def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device:
                  reporter: Reporter, run: Path | None = None) -> Dataset:
     """Prepare the corpus and encode its splits, or load both from the cache.
 
-    encoder: its name, or None for no outlines. run: its run.json has the corpus's fingerprint, which replaces moved files.
+    encoder: its name; None: no outlines. run: an existing run. If its corpus files are gone, the hash in its run.json finds
+        the prepared corpus in the cache.
     """
     known = read_run(run).get("hashes", {}).get("corpus") if run else None
     loaded = load_encoder(encoder, device.type, run if known else None) if encoder else None  # first: it may be missing

@@ -36,7 +36,7 @@ class Update:
         self.ranks, self.clip_norm = ranks, clip_norm
 
     def __call__(self, name: str, optimizer: Optimizer, loss: Tensor) -> Tensor:
-        """Step on this rank's share of a global loss and return the gradient norm. NotFinite is raised before the step."""
+        """Update on this rank's share of a global loss; return the gradient norm. Raises NotFinite before any change."""
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -26,7 +26,7 @@ from train.runtime.signals import StopSignals
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """What all runs of this process share."""
+    """Settings and objects that all runs of this process share."""
 
     cache: Path
     ranks: Ranks
@@ -41,7 +41,7 @@ class Session:
 
 
 def begin_run(config: RunConfig, directory: Path, session: Session, description: dict[str, Any]) -> None:
-    """Write run.json with the resolved configuration, before step 0. Hashes follow when the corpus is prepared."""
+    """Write run.json with the resolved configuration, before step 0. Hashes are added after the corpus is prepared."""
     device = choose_device(session.device, session.ranks.local_rank)
     training = dataclasses.replace(config.training, precision=choose_precision(config.training.precision, device))
     if session.ranks.first:
@@ -60,7 +60,7 @@ def run_config(directory: Path) -> RunConfig:
 
 
 def device_of(directory: Path, given: str | None) -> str:
-    """Return the device for an existing run: `given`, else its own. If that one is missing, warn and return auto."""
+    """Return the device for an existing run: `given`, or the run's own. If its own is not available: warn, return auto."""
     stored = run_config(directory).training.device
     try:
         choose_device(given or stored)

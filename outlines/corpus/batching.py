@@ -1,4 +1,4 @@
-"""Token rows to batches, in an order that depends only on (seed, epoch): a resumed run needs no loader state."""
+"""From token rows to batches. Their order depends only on (seed, epoch), so a resumed run needs no loader state."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from outlines.corpus.tokenizer import SpecialIds
 
 
 def permutation(num_rows: int, *key: int | str) -> np.ndarray:
-    """Return the permutation of range(num_rows) that `key` chooses, int32 [num_rows]."""
+    """Return a permutation of range(num_rows) that depends only on `key`, int32 [num_rows]."""
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return np.random.default_rng(int.from_bytes(digest, "little")).permutation(np.arange(num_rows, dtype=np.int32))
 
@@ -69,7 +69,7 @@ class TokenBatch:
 
 
 def collate(rows: Sequence[np.ndarray], special: SpecialIds) -> TokenBatch:
-    """Return a padded batch of rows of token ids, [length] each, without bos and eos. T: the longest row + 1."""
+    """Return rows of token ids ([length] each, without bos and eos) as a padded batch. T: length of the longest row + 1."""
     lengths = torch.tensor([len(row) + 1 for row in rows])
     steps = int(lengths.max())
     tokens = np.full((len(rows), steps + 1), special.pad_id, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Lines of text files and records of tables: streamed, decoded, numbered and bounded."""
+"""Read the lines of text files and the records of tables: as a stream, with line numbers and a limit on memory."""
 
 import contextlib
 import csv
@@ -27,12 +27,12 @@ NOT_TEXT = (GZ_START, b"pk\3\4", b"bzh9", b"\xfd7zxz", b"7z\xbc\xaf", b"(\xb5/\x
 
 
 class CorpusError(OutlinesError):
-    """A corpus cannot be read, or has nothing to learn from."""
+    """A corpus cannot be read, or has too few usable sentences."""
 
 
 @dataclass(frozen=True)
 class Bad:
-    """Replaces the text of a line that has none."""
+    """Replaces the text of a line without valid text."""
 
     reason: str
 
@@ -61,7 +61,7 @@ def require_file(path: Path) -> None:
 
 
 def read_fields(path: Path, columns: Sequence[str]) -> Iterator[Fields]:
-    """Yield (line number, text of each column), or Bad if one of them has no text. Raises CorpusError.
+    """Yield (line number, texts of the columns) of each line; Bad instead of texts if a column has none. Raises CorpusError.
 
     In a .txt file, every name selects the whole line. A blank line has empty texts.
     """
@@ -79,8 +79,8 @@ def read_fields(path: Path, columns: Sequence[str]) -> Iterator[Fields]:
             odd += isinstance(line, str) and ("\t" in line.strip() or re.match(r'\{"|\d+[,;|]\D', line) is not None)
             yield number, line if isinstance(line, Bad) else [line] * len(columns)
         if 2 * odd > number:
-            raise CorpusError(f"{path}: {odd:,} of {number:,} lines look like JSON or a table. Name it .jsonl, or .csv or "
-                              ".tsv if its first line names the columns, or replace the tabs by spaces.")
+            raise CorpusError(f"{path}: {odd:,} of {number:,} lines look like JSON or a table. Rename the file to .jsonl, "
+                              "or to .csv or .tsv if its first line names the columns, or replace the tabs by spaces.")
 
 
 @contextlib.contextmanager
@@ -104,7 +104,7 @@ def opened(path: Path | int) -> Iterator[io.BufferedReader | gzip.GzipFile]:
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    """Yield numbered lines without their ends: \\n, \\r\\n or \\r. A byte that is not UTF-8 becomes half a character."""
+    """Yield numbered lines without their ends: \\n, \\r\\n or \\r. A byte that is not UTF-8 becomes a lone surrogate."""
     require_file(path)
     number, at_start, limit = 0, True, max(GZ_BYTES, GZ_RATIO * path.stat().st_size)
     with opened(path) as file:
@@ -123,11 +123,11 @@ def _find(path: Path, column: str, names: Sequence[str]) -> str:
         if name in names and name.strip().lower() == column.strip().lower():
             return name
     found = ", ".join(repr(name[:40]) for name in names[:10]) or "no column at all"
-    raise CorpusError(f"{path}:1: no column {column!r}, but {found}. Choose one with --text-column, or name the columns.")
+    raise CorpusError(f"{path}:1: no column {column!r}; found {found}. Choose one with --text-column, or name the columns.")
 
 
 def _record_fields(path: Path, records: Iterable[tuple[int, Any]], columns: Sequence[str]) -> Iterator[Fields]:
-    """Yield the columns of JSON values: of objects, or the text itself if there is one column. A blank line is ''."""
+    """Yield the columns of JSON objects. If there is only one column, a JSON string is its text. A blank line is ''."""
     missing, others = None, False
     for number, record in records:
         fields: Any = record if isinstance(record, Bad) else Bad("not a JSON object")
@@ -146,7 +146,7 @@ def _record_fields(path: Path, records: Iterable[tuple[int, Any]], columns: Sequ
 
 
 def _json_array(path: Path) -> Iterable[tuple[int, Any]] | None:
-    """Return the records of a file that holds one JSON array, which must fit in memory; None for other files."""
+    """Return the records of a file that contains one JSON array, which must fit in memory. None for other files."""
     with contextlib.suppress(ValueError, RecursionError), opened(path) as file:
         if file.read(4096).decode("utf-8-sig", "ignore").lstrip().startswith("["):
             file.seek(0)
@@ -176,7 +176,7 @@ def _parquet_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, 
 
 
 def _csv_fields(path: Path, lines: Iterator[Line], columns: Sequence[str]) -> Iterator[Fields]:
-    """Yield the columns of each record. If an open quote is never closed, only the record's first line is rejected."""
+    """Yield the columns of each record. If a quotation mark is never closed, only the record's first line is rejected."""
     first = next(lines, (1, ""))[1]
     if isinstance(first, str) and first.startswith("sep="):  # written by Excel
         first = next(lines, (2, ""))[1]

@@ -1,7 +1,7 @@
 """The embedded corpus: a probabilistic grammar of everyday scenes with exact log-probabilities and entropy.
 
-Source of the entropy of derivations: Grenander, Syntax-Controlled Probabilities (1967). It is the entropy of sentences
-if no sentence has two derivations, which a test proves for the scenes.
+Source of the entropy of derivations: Grenander, Syntax-Controlled Probabilities (1967). It equals the entropy of sentences
+if every sentence has only one derivation. A test proves this for the scenes.
 """
 
 import functools
@@ -97,7 +97,7 @@ class Grammar:
 
     @functools.cached_property
     def _automaton(self) -> tuple[int, list[tuple[_Arc, ...]]]:
-        """The first state, and the arcs of each state. Every state leads to _ACCEPT; equal states are merged."""
+        """Return the first state, and the arcs of each state. Every state leads to _ACCEPT; equal states are merged."""
         states: dict[tuple[_Arc, ...], int] = {(): _ACCEPT}
         arcs: list[tuple[_Arc, ...]] = [()]
 
@@ -122,7 +122,7 @@ class Grammar:
 
     @functools.cached_property
     def _arcs_by_word(self) -> dict[str, dict[int, list[tuple[float, int]]]]:
-        """Word → state → (probability, next state) of each arc."""
+        """Return word → state → (probability, next state) of each arc."""
         index: dict[str, dict[int, list[tuple[float, int]]]] = {}
         for state, arcs in enumerate(self._automaton[1]):
             for word, p, target in arcs:
@@ -130,7 +130,7 @@ class Grammar:
         return index
 
     def _step(self, weights: dict[int, float], word: str) -> dict[int, float]:
-        """Return the path probabilities of the states that `word` leads to, given those before it."""
+        """Return the probability of each state after `word`. weights: the probability of each state before it."""
         arcs, after = self._arcs_by_word.get(word, {}), dict[int, float]()
         for state in arcs.keys() & weights.keys():
             for p, target in arcs[state]:

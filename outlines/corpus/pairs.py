@@ -12,14 +12,14 @@ from outlines.corpus.reading import SPLITS, CorpusFiles, ReadingReport, read_cor
 
 
 class Pairs:
-    """The groups of one split, by row.
+    """The groups of one split. The rows of a group describe the same item and are contiguous.
 
-    first: [N], the first row of each row's group. targets: rows of the texts that have a condition.
-    labels: [N], each row's label by number, -1 if it has none.
+    first: [N], for each row the first row of its group. targets: the rows of texts for which there is a condition.
+    labels: [N], the number of each row's label; -1 without a label.
     """
 
     def __init__(self, groups: np.ndarray, labels: np.ndarray, headed: bool):
-        """groups: [N], the group of each row; groups are contiguous. headed: a group's first row is its only condition."""
+        """groups: [N], group number of each row. headed: only a group's first row is a condition; else all rows are."""
         starts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
         sizes = np.diff(np.append(starts, len(groups)))
         self.first, self._size = np.repeat(starts, sizes), np.repeat(sizes, sizes)
@@ -28,18 +28,18 @@ class Pairs:
         self.targets = rows[self.first != rows] if headed else rows[self._size > 1]
 
     def conditions(self, rows: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-        """Return a condition's row for each target row [B], never the row itself. uniforms: [B] in [0, 1), choose it."""
+        """Return a condition row for each target row [B], never the row itself, chosen by uniforms [B] in [0, 1)."""
         if self._headed:
             return self.first[rows]
         chosen = self.first[rows] + (uniforms * (self._size[rows] - 1)).astype(np.int64)
         return chosen + (chosen >= rows)
 
     def texts(self, row: int) -> np.ndarray:
-        """Return the rows of the texts in a row's group."""
+        """Return all text rows in the group of `row`."""
         return np.arange(self.first[row] + self._headed, self.first[row] + self._size[row])
 
     def alike(self, row: int) -> np.ndarray:
-        """Return the rows of the texts in a row's group that have its label."""
+        """Return all text rows in the group of `row` that have the label of `row`."""
         rows = self.texts(row)
         return rows[self.labels[rows] == self.labels[row]]
 
@@ -52,7 +52,7 @@ class Pairing(NamedTuple):
 
 
 def load_pairing(files: CorpusFiles, directory: Path) -> Pairing:
-    """Return which rows of a corpus describe the same item; the files are read once, and the result kept in `directory`."""
+    """Return the pairs of a corpus. The first call reads the files and stores the result in `directory`."""
     if not directory.exists():
         columns = {f"{split} {name}": array("q") for split in SPLITS for name in ("groups", "labels")}
         numbers: dict[str, int] = {}

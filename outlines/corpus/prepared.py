@@ -1,6 +1,7 @@
-"""A prepared corpus: a verified directory that appears complete or not at all, read by memory map. Row i is sentence i.
+"""A prepared corpus: a directory that is written atomically, verified when it is opened, and memory-mapped.
 
-Per split, it has sentences (.txt), token ids (.ids.npy) and where each of them starts (.offsets.npy, .token_offsets.npy).
+Each split has sentences (.txt), their token ids (.ids.npy), and the start of each sentence in both files (.offsets.npy and
+.token_offsets.npy). Row i is sentence i.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from outlines.corpus.formats import CorpusError
 from outlines.corpus.reading import SPLITS, ReadingReport
 from outlines.corpus.tokenizer import SentencePieceTokenizer, Tokenizer, normalizer, train_tokenizer
 from outlines.errors import CheckpointError, OutlinesError, one_line
-from outlines.hardening import map_numbers, map_offsets, read_json
+from outlines.hardening import PREPARE_AGAIN, map_numbers, map_offsets, read_json
 
 MAX_LEN, CHUNK_SENTENCES = 64, 4096
 
@@ -54,7 +55,7 @@ class Sentences:
         try:
             self._text = np.asarray(np.memmap(self._path, dtype=np.uint8, mode="r"))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self._path}: cannot be read ({one_line(error)}).") from error
+            raise CheckpointError(f"{self._path}: cannot be read ({one_line(error)}). {PREPARE_AGAIN}") from error
         self._offsets = map_offsets(directory / f"{split}.offsets.npy", len(self._text))
 
     def __len__(self) -> int:
@@ -121,15 +122,17 @@ class PreparedCorpus:
         sums = verify(directory, ["meta.json", "tokenizer.model", *names])
         self.directory, self.meta = directory, read_json(directory / "meta.json")
         if not isinstance(self.meta.get("source"), str) or type(self.meta.get("max_len")) is not int:
-            raise CheckpointError(f"{directory / 'meta.json'}: not the description of a prepared corpus.")
+            raise CheckpointError(f"{directory / 'meta.json'}: not the description of a prepared corpus. {PREPARE_AGAIN}")
         self.tokenizer: Tokenizer = SentencePieceTokenizer.load(directory / "tokenizer.model", sums["tokenizer.model"])
         self.sentences = {split: Sentences(directory, split) for split in SPLITS}
         self.tokens = {split: Tokens(directory, split) for split in SPLITS}
         for split in SPLITS:
             if len(self.tokens[split]) != len(self.sentences[split]):
-                raise CheckpointError(f"{directory}: the {split} split has different numbers of sentences and token rows.")
+                raise CheckpointError(f"{directory}: the {split} split has different numbers of sentences and token rows. "
+                                      f"{PREPARE_AGAIN}")
             if self.tokens[split].ids.max(initial=0) >= self.tokenizer.vocab_size:
-                raise CheckpointError(f"{directory}: the {split} split has tokens that its tokenizer does not have.")
+                raise CheckpointError(f"{directory}: the {split} split has tokens that its tokenizer does not have. "
+                                      f"{PREPARE_AGAIN}")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -137,14 +140,14 @@ class PreparedCorpus:
         return sha256_file(self.directory / MANIFEST)
 
     def notes(self) -> list[str]:
-        """Return the losses of text in words, one line per kind."""
+        """Return one sentence for each kind of lost text."""
         losses, max_len = self.meta["losses"], self.meta["max_len"]
         sizes = {split: len(sentences) for split, sentences in self.sentences.items()}
         notes = [ReadingReport(rejected=Counter(losses["rejected"])).counts()] if losses["rejected"] else []
         if losses["cut"]:
             notes.append(f"{losses['cut']:,} of {sum(sizes.values()):,} sentences are cut to --max-len {max_len}.")
-        return notes + [f"{num:,} of {sizes[split]:,} {split} sentences are also in the training split, which flatters the "
-                        "figures. Remove them from the training files." for split, num in losses["in_train"].items() if num]
+        return notes + [f"{num:,} of {sizes[split]:,} {split} sentences are also in the training split, so the figures are "
+                        "too good. Remove them from the training files." for split, num in losses["in_train"].items() if num]
 
 
 def _in_train(directory: Path) -> dict[str, int]:
@@ -156,7 +159,7 @@ def _in_train(directory: Path) -> dict[str, int]:
 
 
 def cache_of(run: Path, description: dict[str, Any]) -> Path:
-    """Return the cache that run.json names; if it has moved, OUTLINES_CACHE or DIR-cache beside a parent DIR of the run."""
+    """Return the cache in run.json. If it is gone: OUTLINES_CACHE, or DIR-cache beside one of the run's parents DIR."""
     stored = str(description.get("cache", ""))
     beside = [parent.with_name(f"{parent.name}-cache") for parent in run.resolve().parents if parent.name]
     places = [Path(stored), Path(os.environ.get("OUTLINES_CACHE") or stored), *beside]
@@ -164,7 +167,7 @@ def cache_of(run: Path, description: dict[str, Any]) -> Path:
 
 
 def moved(path: str, run: Path) -> str:
-    """Return where a path of run.json is now, also if it has moved together with the run. Raises OutlinesError."""
+    """Return the current place of a path in run.json, which may have moved together with the run. Raises OutlinesError."""
     ends = [Path(*Path(path).parts[start:]) for start in range(1, len(Path(path).parts))]
     for place in (Path(path), *(parent / end for end in ends for parent in run.resolve().parents)):
         if place.exists():
@@ -184,8 +187,8 @@ def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source:
                    progress: Callable[[int, int], None] = lambda done, total: None) -> PreparedCorpus:
     """Write (split, sentence) pairs, a tokenizer and the tokens to `directory`, and return the prepared corpus.
 
-    source: identifies the pairs in meta.json. report: of reading the pairs. tokenizer: used instead of training one.
-    An earlier prepared corpus is replaced; another file or a non-empty directory raises CorpusError.
+    source: identifies the pairs, for meta.json. report: counts the lines that were read. tokenizer: None: train one.
+    Replaces an earlier prepared corpus in `directory`. Raises CorpusError for any other file or non-empty directory.
     """
     if directory.exists() and not (directory / "tokenizer.model").is_file() and (
             not directory.is_dir() or any(directory.iterdir())):

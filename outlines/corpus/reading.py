@@ -1,7 +1,7 @@
-"""Files to sentences, and the split that each sentence belongs to.
+"""From files to sentences, each with its split.
 
-Every run of white space becomes one space. A line without a sentence is counted and reported. Sentences that describe the
-same item form a group, which is in one split. Groups are counted by line numbers, so a skipped line moves no other line.
+Each run of white space becomes one space. A line without a sentence is counted and reported. Sentences that describe the
+same item form a group, and are all in one split. Line numbers define groups, so a skipped line does not change other groups.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ class CorpusFiles:
 
     @property
     def are_pairs(self) -> bool:
-        """Whether the corpus says which sentences describe the same item."""
+        """Whether the options define which sentences describe the same item."""
         return bool(self.group_lines or self.condition_column)
 
 
@@ -81,7 +81,7 @@ class ReadingReport:
         return f"rejected lines: {self.rejected.total():,} ({reasons})"
 
     def summary(self) -> str:
-        """Return one line of sizes and, if lines were rejected, one line per example."""
+        """Return one line with the sizes of the splits and, if lines were rejected, one line per example."""
         sizes = ", ".join(f"{split} {self.accepted[split]:,}" for split in SPLITS)
         more = [f"... and {left:,} more"] if (left := self.rejected.total() - len(self.examples)) > 0 else []
         return "\n  ".join([f"sentences: {sizes}", *(f"rejected {example}" for example in self.examples), *more])
@@ -96,7 +96,7 @@ class ReadingReport:
 
 
 class Record(NamedTuple):
-    """One line: its file (from 0), its number (from 1) and a normalised sentence per column."""
+    """One line: the index of its file (from 0), its number (from 1), and the normalised sentence of each column."""
 
     file: int
     number: int
@@ -122,7 +122,7 @@ def _sentence(text: str, max_chars: int) -> str | Bad:
         sentence.encode()
     except UnicodeEncodeError as error:  # bytes that are not UTF-8 have become U+DC80 to U+DCFF
         return Bad("not UTF-8" if "\udc80" <= sentence[error.start] <= "\udcff" else "lone surrogate")
-    # Only control and format characters, such as a zero-width space, are no sentence either.
+    # A text of only control and format characters, such as a zero-width space, is not a sentence either.
     return sentence if any(c != " " and c.isprintable() for c in sentence) else Bad("empty")
 
 
@@ -160,7 +160,7 @@ def split_of(sentence: str, valid_fraction: float = 0.02, test_fraction: float =
 def read_corpus(files: CorpusFiles, report: ReadingReport, sources: Sequence[str] = SPLITS) -> Iterator[Member]:
     """Yield all sentences of these splits' files, group by group, and count all lines in `report`. Raises CorpusError.
 
-    A group's condition comes before its texts. A group of the train files is in the split of its first sentence.
+    A group's condition comes before its texts. In the training files, the first sentence of a group selects its split.
     """
     valid_fraction = 0.0 if files.valid else files.valid_fraction
     test_fraction = 0.0 if files.test else files.test_fraction

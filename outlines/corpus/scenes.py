@@ -126,7 +126,7 @@ def _subjects(cast: Cast) -> dict[str, list[str]]:
 
 
 def _clause_rules(cast: Cast, scene: str, name: str, who: str, looks: str) -> dict[str, str]:
-    """Return NEW (a new subject), SUBJECT (any), the actions ING, DO and ED, and HERE (ING without its place)."""
+    """Return the rules NEW (a new subject), SUBJECT (any), ING, DO and ED (actions), and HERE (ING without its place)."""
     frames, nouns, adjectives = cast.frames.split("|"), _subjects(cast)[who], cast.adjectives.split()
     now = "all" if who == "all" else "one"
     do, ing, ed = ([_expand(frame, scene, who, form) for frame in frames] for form in (now, "ing", "past"))
@@ -149,7 +149,7 @@ def _clause_rules(cast: Cast, scene: str, name: str, who: str, looks: str) -> di
 
 
 def _cast_rules(cast: Cast, scene: str, name: str, looks: str, kind: str, heads: tuple[str, ...]) -> dict[str, str]:
-    """Return the rules `heads` of the templates of this kind, about one of the cast, and all rules below them."""
+    """Return the rules `heads`, which are templates of this kind with subjects of the cast, and all rules below them."""
     rules: dict[str, str] = {}
     for who in _subjects(cast):
         sub = f"{name}.{who}"

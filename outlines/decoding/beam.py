@@ -14,7 +14,7 @@ def beam_search(decoder: Decoder, vector: Tensor | None, num: int, config: Sampl
     """Return, for each of `num` rows, the sentence found with the highest log p(sentence, eos | vector).
 
     A row is done when no prefix in its beam is likelier than its best finished sentence. If no sentence ends within max_len,
-    the likeliest prefix is returned. The sum is not divided by the length. Arguments: see `sample`.
+    the likeliest prefix is returned. Log-probabilities are not divided by the length. Arguments: see `sample`.
     Source: Sutskever, Vinyals and Le, Sequence to Sequence Learning with Neural Networks (2014), section 3.2.
     """
     device = next(decoder.parameters()).device

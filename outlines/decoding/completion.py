@@ -15,8 +15,8 @@ def complete(sampler: Sampler, tokenizer: Tokenizer, vector: Tensor | None, unif
              beginning: str) -> list[list[int]]:
     """Return one sentence per row that starts with `beginning`. Other arguments: see `sample`.
 
-    The tokens of half a word are rarely the first tokens of the whole word. So the last ones are replaced by one token that
-    starts with their text, drawn by the probability of the whole beginning.
+    The tokens of an unfinished word are rarely the first tokens of the finished word. So the last tokens of `beginning` are
+    replaced by one token that starts with their text. It is drawn in proportion to the probability of all tokens so far.
     """
     (tokens,) = tokenizer.encode([beginning])
     check(sampler.decoder, vector, config, len(tokens))

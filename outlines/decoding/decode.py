@@ -16,10 +16,10 @@ CPU_ROWS = 1024  # rows that the plain sampler writes at once on a CPU, which bo
 
 
 class Sampler:
-    """Writes sentences with a decoder's parameters as they are now. Build it once to sample often."""
+    """Writes sentences with the parameters that the decoder has when the Sampler is built. Build it once to sample often."""
 
     def __init__(self, decoder: Decoder, bfloat16: bool = False):
-        """bfloat16: draw tokens with bfloat16 products; greedy decoding and beam search stay float32."""
+        """bfloat16: use bfloat16 matrix products to draw tokens; greedy decoding and beam search always use float32."""
         self.decoder, self.bfloat16 = decoder, bfloat16
         self._fast = FastGRU(decoder, bfloat16) if type(decoder) is GRUDecoder else None
 

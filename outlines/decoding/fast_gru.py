@@ -1,7 +1,7 @@
 """A faster sampler for the GRU decoder, equal to the plain one (sample.py) token for token in float32.
 
-1.6 times as fast, 1.3 times in bfloat16: 1,024 sentences, V = 4,000, H = 384, one thread of an Intel Xeon with AVX-512.
-It looks up each token's share of the gates in a table, and refills the places of finished sentences.
+It is 1.6 times as fast (1.3 times in bfloat16): 1,024 sentences, V = 4,000, H = 384, one thread of an Intel Xeon, AVX-512.
+A table contains each token's part of the gates. When a sentence ends, a waiting sentence takes its place in the batch.
 """
 
 from dataclasses import replace
@@ -16,20 +16,20 @@ from outlines.networks.gru import GRUDecoder
 SLICE, GPU_SLICE = 256, 16_384  # rows whose logits are computed together: they fit a CPU's cache, and bound a GPU's memory
 PLACES = 512  # sentences that are decoded together on a CPU; the others wait for a free place
 ONES = 8  # columns of ones in the output layer's input, two for its bias; GPUs read eight numbers at a time
-LEAST_ROWS = 16  # rows are a multiple of this: MKL rounds smaller products differently
+LEAST_ROWS = 16  # the number of rows is a multiple of this, because MKL rounds smaller products differently
 
 
 class FastGRU:
-    """A GRU decoder's parameters as they are now, arranged for sampling."""
+    """The current parameters of a GRU decoder, arranged for sampling."""
 
     @torch.no_grad()
     def __init__(self, decoder: GRUDecoder, bfloat16: bool = False):
-        """bfloat16: draw tokens with products of bfloat16 numbers; greedy decoding stays float32."""
+        """bfloat16: use bfloat16 matrix products to draw tokens; greedy decoding always uses float32."""
         config = decoder.config
         self.decoder, self.bfloat16 = decoder, bfloat16
         # [V, 3H]: a table of each token's part of the first layer's gates saves a third of the recurrence's products.
         self.words = functional.linear(decoder.embedding.weight * config.embed_dim ** 0.5, *self.input_layer(0))
-        # Transposed, products of few rows are 1.5 times as fast. The bias is one more row of weights.
+        # The weights are transposed, so products of few rows are 1.5 times as fast. The bias is one more row of weights.
         bias = decoder.output_bias.clone()
         bias[config.never_written] = -torch.inf
         padding = -len(bias) % RUN
@@ -37,7 +37,7 @@ class FastGRU:
         self.output[-ONES] = functional.pad(bias, (0, padding), value=-torch.inf)
 
     def input_layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Return weight [3H, width] and bias of a layer's inputs. The bias includes the state's, except the new gate's."""
+        """Return weight [3H, width] and bias of a layer's input. It includes the state's bias, except the new gate's."""
         (weight, _, bias, of_state), width = self.decoder.gru.all_weights[layer], self.decoder.config.hidden_dim
         return weight, bias + functional.pad(of_state[:2 * width], (0, width))
 
@@ -94,7 +94,7 @@ def _enough(num: int) -> int:
 
 
 class FastReader:
-    """A `Reader` of sample.py. With guidance there are G = 2 readings of a row, with its vector and without; else G = 1."""
+    """Faster `Reader` (sample.py). With guidance, each row is read G = 2 times: with and without its vector. Else G = 1."""
 
     def __init__(self, fast: FastGRU, vector: Tensor | None, config: SamplingConfig, prefix: Tensor,
                  temperature: float = 1.0):
@@ -112,14 +112,14 @@ class FastReader:
             # case: values that are carried from step to step must not be rounded.
             self._carried = list(torch.stack([cache.state.float() for cache in caches], dim=1))
             self._carried += [torch.stack(terms)] if terms else []
-            # Memory that every step needs is allocated once; new pages at every step needed a tenth of the time.
+            # Memory that every step needs is allocated once. To allocate it at every step needed a tenth of the time.
             self._words = fast.words.new_empty(num * len(vectors), fast.words.shape[1])
             for tokens in before:
                 self._advance(tokens)
         self._output = fast.output if temperature == 1 else fast.output / temperature
         if self._bfloat16:
             exact, self._output = self._output, self._output.bfloat16()
-            # The second row of ones adds the bias's rounding error, which would repeat at every step. inf - inf is nan.
+            # The second row of ones adds the part of the bias that bfloat16 rounds away at every step. inf - inf is nan.
             self._output[-ONES + 1] = (exact[-ONES] - self._output[-ONES]).nan_to_num(0.0)
         self._products = self._output.new_empty(min(num, SLICE if self.tokens.device.type == "cpu" else GPU_SLICE),
                                                 self._output.shape[1])
@@ -129,7 +129,7 @@ class FastReader:
         return torch.autocast(self.tokens.device.type, torch.bfloat16, enabled=self._bfloat16)
 
     def _terms_of(self, to_inputs: Tensor, to_readout: Tensor) -> Tensor:
-        """Return a vector's terms at every step, [N, 3H + embed_dim]: for the gates, and for the readout."""
+        """Return what a vector adds at every step, [N, 3H + embed_dim]: to the gates, and to the readout."""
         to_gates = functional.linear(to_inputs, self._fast.decoder.gru.all_weights[0][0])
         return torch.cat([to_gates, to_readout], dim=1).float()
 
@@ -195,7 +195,7 @@ class FastReader:
 
 
 def _gru_step(inputs: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return the next state [N, H] of a GRU layer; overwrites `inputs` [N, 3H], the input's share of the gates.
+    """Return the next state [N, H] of a GRU layer; overwrites `inputs` [N, 3H], the input's part of the gates.
 
     weight, bias: the state's. inputs and state are float32; autocast only rounds the product.
     """

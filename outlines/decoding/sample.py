@@ -27,13 +27,13 @@ class SamplingConfig:
     top_p: float = 1.0  # nucleus: keep the smallest set of tokens with at least this probability
     max_len: int = 64  # tokens after which a sentence is cut
     beam: int = 0  # width of beam search; 0 samples
-    noise_scale: float = 1.0  # factor on the normal noise of the vectors; below 1, vectors are closer to the most frequent
+    noise_scale: float = 1.0  # factor on the normal noise of the vectors; below 1, vectors are more typical
     # w in logits(no vector) + w · (logits(vector) - logits(no vector)): 1 is no guidance, 0 ignores the vector.
     # Source: Ho and Salimans, Classifier-Free Diffusion Guidance (2022), with w - 1 for their w.
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        # Beyond these bounds, float32 overflows or the memory does not suffice.
+        # Outside these bounds, float32 overflows or the memory is not sufficient.
         bounds = {"temperature": (1e-3, 1e3), "top_k": (0, math.inf), "top_p": (1e-6, 1), "max_len": (1, 10_000),
                   "beam": (0, 256), "noise_scale": (0, 1e3), "guidance": (0, 1e3)}
         for name, (least, most) in bounds.items():
@@ -62,7 +62,7 @@ def draw(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
 
 
 def weigh(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Overwrite padded logits [B, V] with the probabilities to draw from; return the sums of their runs, [B, V / RUN]."""
+    """Overwrite padded logits [B, V] with the probabilities to draw from; return the sum of each run, [B, V / RUN]."""
     if config.temperature != 1:
         logits.div_(config.temperature)
     if 0 < config.top_k < logits.shape[1]:
@@ -87,7 +87,7 @@ def _invert(weights: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
     threshold = uniforms[:, None].to(weights) * cumulative[:, -1:]
     run = torch.searchsorted(cumulative, threshold, right=True) - 1
     within = weights.unflatten(1, (-1, RUN))[torch.arange(len(weights), device=weights.device), run[:, 0]].cumsum(dim=1)
-    # Sums in another order round differently; past the end of the run, choose its last possible token.
+    # The two sums round differently, so `rest` can be past the end of the run: then choose the run's last possible token.
     whole = within[:, -1:]
     rest = torch.minimum(threshold - cumulative.gather(1, run), whole.nextafter(torch.zeros_like(whole)))
     return (run * RUN + torch.searchsorted(within, rest, right=True))[:, 0]
@@ -99,7 +99,7 @@ def of_rows(prefix: Prefix, num: int, device: torch.device) -> Tensor:
 
 
 class Reader:
-    """The sentences that a decoder is writing: their caches, with the prefix read, guidance and impossible tokens."""
+    """The state of sentences that a decoder is writing, after their prefix. Applies guidance and excludes special tokens."""
 
     def __init__(self, decoder: Decoder, vector: Tensor | None, config: SamplingConfig, prefix: Tensor):
         """vector: [N, D] or None. prefix: [N, T]; its last tokens, `tokens` [N], are read next."""

@@ -17,7 +17,7 @@ class LatentDraw(NamedTuple):
 
     latent: Any
     nll: Tensor  # -log p(x | z)
-    kl: Tensor  # KL(posterior || prior), exact; for a latent per step: at every step, given the z before it
+    kl: Tensor  # KL(posterior || prior), exact; with a latent per step, given the earlier z
     log_weight: Tensor  # log p(x, z) - log q(z | x)
 
 

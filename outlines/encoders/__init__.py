@@ -36,19 +36,19 @@ class SentenceEncoder(Protocol):
         ...
 
     def unread(self, sentences: list[str]) -> tuple[float, float]:
-        """Return the share of letters in unknown tokens, and the share of sentences that are longer than `encode` reads."""
+        """Return the share of letters in unknown tokens, and the share of sentences that `encode` cuts to its limit."""
 
 
 def unread_notes(encoder: SentenceEncoder, sentences: list[str], outlines: np.ndarray) -> list[str]:
-    """Return in words what an encoder does not read of N sentences. outlines: [N, D], those of the sentences."""
+    """Return one sentence for each kind of text that an encoder does not read. outlines: [N, D], of the N sentences."""
     unknown, cut = encoder.unread(sentences)
     different = list({sentence.casefold(): row for row, sentence in enumerate(sentences)}.values())
     units = outlines[different] / np.maximum(np.linalg.norm(outlines[different], axis=1, keepdims=True), 1e-12)
-    equal = ((units @ units.T > 0.99999).sum(axis=1) > 1).mean()  # equal but for rounding
+    equal = ((units @ units.T > 0.99999).sum(axis=1) > 1).mean()  # equal except for rounding
     other = "" if encoder.name.startswith("multilingual-minilm") else "--encoder multilingual-minilm, or "
     advice = f"Use {other}an encoder trained on this corpus (python -m train encoder)."
     found = ((unknown, 0.01, f"of the text cannot be read by {encoder.name} (unknown tokens). {advice}"),
-             (equal, 0.01, f"of the sentences have the same outline as a different one. {advice}"),
+             (equal, 0.01, f"of the sentences have the same outline as a different sentence. {advice}"),
              (cut, 0, f"of the sentences are cut by {encoder.name}, which does not read their end. Split long sentences."))
     return [f"{share:.1%} {text}" for share, limit, text in found if share > limit]
 
@@ -59,7 +59,7 @@ def encoder_name(name: str, prompt: str = "", dim: int = 0) -> str:
 
 
 def load_encoder(name: str, device: str = "cpu", run: Path | None = None) -> SentenceEncoder:
-    """Return the encoder with this name, of a run or of none. Raises OutlinesError if it is unknown, damaged or unsafe."""
+    """Return the encoder with this name. run: its moved directory is searched near this run. Raises OutlinesError."""
     base, dim, prompt = re.findall(r"(?s)\A(.*?)(?:\?dim=(\d{1,9})&prompt=([^?&]*))?\Z", name)[0]
     kind, _, argument = base.partition(":")
     if run and Path(argument).is_absolute():

@@ -100,7 +100,7 @@ def corrupt(inputs: Tensor, lengths: Tensor, drop: float, shuffle_distance: int,
 
 
 class FrozenRecurrentEncoder:
-    """A trained `RecurrentEncoder` and its tokenizer. Raises OutlinesError unless `save_recurrent_encoder` wrote them."""
+    """A trained `RecurrentEncoder` and its tokenizer, written by `save_recurrent_encoder`. Raises OutlinesError."""
 
     normalized = True
 

@@ -41,7 +41,7 @@ class SentenceTransformerEncoder:
         # The library keeps the file's dtype. On a CPU, bfloat16 is slower and less exact than float32.
         self._model = model.float().eval().requires_grad_(False)
         self._tokenizer: Any = getattr(model, "tokenizer", None)
-        # In transformers and in tokenizers: control words in a sentence, such as [MASK], are text.
+        # For transformers and for tokenizers: treat control words in a sentence, such as [MASK], as text.
         for attribute in ("split_special_tokens", "encode_special_tokens"):
             if hasattr(self._tokenizer, attribute):
                 setattr(self._tokenizer, attribute, True)
@@ -69,7 +69,7 @@ class SentenceTransformerEncoder:
             return 0.0, 0.0
         vocab, limit = self._tokenizer.get_vocab(), self._model.max_seq_length or 10**9
         foreign = {number for piece, number in vocab.items() if any(char > "\u024f" and char.isalpha() for char in piece)}
-        # The few letters beyond Latin in an English vocabulary do not make words.
+        # The few non-Latin letters in an English vocabulary are not sufficient for words.
         unknown = {self._tokenizer.unk_token_id, *(foreign if len(foreign) < len(vocab) / 10 else ())}
         texts = [(self._options["prompt"] or "") + sentence for sentence in sentences]
         rows = self._tokenizer(texts, verbose=False).encodings

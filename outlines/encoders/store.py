@@ -1,7 +1,7 @@
 """The outlines of a corpus on disk: encoded once, memory-mapped afterwards, scaled at load.
 
-A store is a directory: shards of [shard_rows, D] raw outlines in little-endian float16. A JSON file beside each, its label,
-has its SHA-256, corpus and encoder. An interrupted encoding continues with the first shard that lacks one of the two.
+A store is a directory of shards: files of [shard_rows, D] raw outlines in little-endian float16. A JSON file beside each
+shard, its label, contains the SHA-256, corpus and encoder. An interrupted encoding continues at the first incomplete shard.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ ENCODE_AGAIN = "Delete it if it exists and run the encoding again."
 def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Path, *, corpus_fingerprint: str,
                   shard_rows: int = SHARD_ROWS, rank: int = 0, world: int = 1,
                   progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-    """Encode the missing or damaged shards of a rank (every `world`-th). progress: receives its sentences, done and all."""
+    """Encode the missing or damaged shards of a rank (every `world`-th). progress: called with (sentences done, total)."""
     label = {"rows": len(sentences), "shard_rows": shard_rows, "dim": encoder.dim, "encoder": encoder.name,
              "encoder_fingerprint": encoder.fingerprint, "corpus_fingerprint": corpus_fingerprint}
     for file in sorted(directory.glob("shard-*.json")):

@@ -22,7 +22,7 @@ class Point(NamedTuple):
     step: int
     text: str
     nll_start: list[float]  # -log p of the walk's first sentence under each vector, nats
-    nll_end: list[float]  # of its last sentence
+    nll_end: list[float]  # -log p of the walk's last sentence under each vector, nats
 
 
 class Walk(NamedTuple):
@@ -38,12 +38,12 @@ class Walk(NamedTuple):
 
 
 def linear(start: Tensor, end: Tensor, num: int) -> Tensor:
-    """`num` equidistant vectors [num, D] on the line from start [D] to end [D], both included."""
+    """Return `num` equidistant vectors [num, D] on the line from start [D] to end [D], both included."""
     return start + torch.linspace(0, 1, num).to(start)[:, None] * (end - start)
 
 
 def spherical(start: Tensor, end: Tensor, num: int) -> Tensor:
-    """`num` vectors [num, D] at equal angles on the arc from start [D] to end [D], both included.
+    """Return `num` vectors [num, D] at equal angles on the arc from start [D] to end [D], both included.
 
     Source: Shoemake, Animating Rotation with Quaternion Curves (1985), eq. 8; White, Sampling Generative Networks (2016).
     """
@@ -56,7 +56,7 @@ def spherical(start: Tensor, end: Tensor, num: int) -> Tensor:
 
 @torch.no_grad()
 def noise(model: OutlineModel, start: Tensor, end: Tensor, num: int) -> Tensor:
-    """`num` outlines [num, D] from the generator; its noise is on the arc, and its centre on the line, between two."""
+    """Return `num` generated outlines [num, D]: their noise is on an arc from start to end, their centres on a line."""
     normal, centre = invert(model, torch.stack([start, end]))
     generator: Any = model.generator
     return model.normalise(generator.around(linear(centre[0], centre[1], num), spherical(normal[0], normal[1], num)))
@@ -69,7 +69,7 @@ def gradient(decoder: Decoder, start: Tensor, row: np.ndarray, own_nll: float, s
     A step that does not raise the likelihood is undone and halved. The walk has `reached` the sentence when its NLL is at
     most `own_nll`, nats. It is `stuck` when a step of step / 1000 does not help. Otherwise it ends after `max_steps`.
     Source: Subramanian et al. (2018).
-    row: the sentence's token ids. normalise: maps vectors [B, D] back to where the decoder's vectors lie.
+    row: the sentence's token ids. normalise: gives vectors [B, D] the norm of the decoder's vectors.
     """
     batch = collate([row], decoder.config).to(start.device)
     vectors, length = [start], step
@@ -99,13 +99,13 @@ def gradient(decoder: Decoder, start: Tensor, row: np.ndarray, own_nll: float, s
 
 
 def folded(texts: list[str], nll_start: list[float], nll_end: list[float]) -> list[Point]:
-    """Return the points of a walk, from the sentence and the two NLLs of each vector."""
+    """Return the points of a walk: consecutive vectors with the same text become one point."""
     runs = [list(run) for _, run in groupby(range(len(texts)), key=texts.__getitem__)]
     return [Point(run[0], texts[run[0]], nll_start[run[0]:run[-1] + 1], nll_end[run[0]:run[-1] + 1]) for run in runs]
 
 
 class Smoothness(NamedTuple):
-    """How a walk's sentences follow one another. A smooth walk has many sentences, similar steps and a low NLL."""
+    """How smoothly the sentences of a walk change. A smooth walk has many sentences, similar steps and a low NLL."""
 
     num_sentences: int  # without consecutive duplicates
     mean_step: float  # distance between the outlines of neighbouring sentences, in the encoder's units

@@ -1,6 +1,6 @@
 """Inversion of the generator: outline → noise.
 
-Any centre reaches any outline with noise that is improbable enough. `invert` finds the most probable noise. It minimises
+Every centre can produce every outline, but often only with improbable noise. `invert` finds the most probable: it minimises
 
     |normalise(G(noise, k)) - outline|² / tolerance² + |noise|² - 2 log share_k
 """
@@ -17,7 +17,7 @@ from outlines.models.outlines import OutlineModel
 TOLERANCES = (0.1, 0.03, 0.01)
 # Standard deviations of the remaining error, in scaled units. With only the last one, the descent gets stuck.
 STEPS_EACH = 5
-NUM_FIRST, NUM_CANDIDATES = 16, 2  # likeliest centres that are combined with every offset; sums to descend from
+NUM_FIRST, NUM_CANDIDATES = 16, 2  # likeliest centres, each combined with all offsets; best sums, from which descent starts
 
 
 def can_invert(model: TextModel) -> TypeGuard[OutlineModel]:
@@ -27,7 +27,7 @@ def can_invert(model: TextModel) -> TypeGuard[OutlineModel]:
 
 @torch.no_grad()
 def invert(model: OutlineModel, outlines: Tensor) -> tuple[Tensor, Tensor]:
-    """The noise of outlines [N, D]: normal values [N, D], drawn centres as points [N, D] (0 if none). Memory: 2 N D²."""
+    """Return the noise of outlines [N, D]: normal values [N, D] and centres [N, D] (0 if none). Needs 2 N D² floats."""
     generator: Any = model.generator
     if not generator.config.num_centres:
         centre = torch.zeros_like(outlines)
@@ -45,9 +45,9 @@ def invert(model: OutlineModel, outlines: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _likeliest(generator: Any, outlines: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """The centres [N, C, D] that outlines [N, D] most probably come from without the MLP, and their log shares [N, C].
+    """Return the C most probable centres of each outline [N, D] (without the MLP), [N, C, D], and log shares [N, C].
 
-    With offsets, a centre is the sum of one of the NUM_FIRST likeliest centres and the offset that fits it best.
+    With offsets, a centre here is the sum of one of the NUM_FIRST likeliest centres and its best offset.
     """
     def cost(rest: Tensor) -> Tensor:
         return (rest @ inverse.T).square().sum(dim=-1)
@@ -74,7 +74,7 @@ def _likeliest(generator: Any, outlines: Tensor, inverse: Tensor) -> tuple[Tenso
 
 
 def descend(model: OutlineModel, outlines: Tensor, centre: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimise the cost above without its shares from `normal` [N, D] on; returns the noise [N, D] and its cost [N].
+    """Minimise the cost above (without shares), starting at `normal` [N, D]. Return the noise [N, D] and its cost [N].
 
     Levenberg-Marquardt steps; one that does not reduce the cost is undone and shortened. Plain gradient descent does not
     converge, because an outline moves a thousand times as far along some directions of the noise as along others.
@@ -105,6 +105,6 @@ def descend(model: OutlineModel, outlines: Tensor, centre: Tensor, normal: Tenso
 
 
 def _ridge(square: Tensor, damping: Tensor | float) -> Tensor:
-    """square [..., D, D] with damping [...] added to its diagonal."""
+    """Return `square` [..., D, D] with `damping` [...] added to its diagonal."""
     damping = torch.as_tensor(damping, dtype=square.dtype, device=square.device)
     return square + damping[..., None, None] * torch.eye(square.shape[-1], dtype=square.dtype, device=square.device)

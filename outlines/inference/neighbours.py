@@ -29,7 +29,7 @@ class TrainingSet(NamedTuple):
 
 
 def training_set(run: Path, description: dict[str, Any]) -> TrainingSet:
-    """The training set that a run's run.json describes; raises OutlinesError if it is missing or damaged."""
+    """Return the training set that run.json describes. Raises OutlinesError if it is missing or damaged."""
     hashes = description.get("hashes", {})
     cache = cache_of(run, description)
     if "encoder" not in hashes:
@@ -47,7 +47,7 @@ def training_set(run: Path, description: dict[str, Any]) -> TrainingSet:
 
 
 def nearest_rows(queries: Tensor, store: OutlineStore, num: int, chunk: int = 8192) -> tuple[Tensor, Tensor]:
-    """Cosines and rows, [N, min(num, rows)] each, of the stored outlines nearest to each query [N, D], nearest first."""
+    """Return cosines and rows of the stored outlines nearest to each query [N, D]: [N, min(num, rows)], nearest first."""
     queries = functional.normalize(queries.float())
     cosines, rows = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
     for start in range(0, len(store), chunk):

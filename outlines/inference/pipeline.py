@@ -1,4 +1,4 @@
-"""A finished run in use: noise → outline → tokens → text, and text → outline. docs/generate.md has examples."""
+"""Use of a finished run: noise → outline → tokens → text, and text → outline. docs/generate.md has examples."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
@@ -40,7 +40,7 @@ class Sentence(NamedTuple):
     critic_score: float | None = None  # of the vector; has no unit and is comparable only within one run
 
     def data(self) -> dict[str, Any]:
-        """The fields that are known, as JSON data."""
+        """Return the known fields as JSON data."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
@@ -121,14 +121,15 @@ class Pipeline:
         return Sampler(self.model.decoder, bfloat16=self.precision == "bfloat16")
 
     def rows(self, sentences: Sequence[str], limited: bool = True) -> list[np.ndarray]:
-        """Token ids of each sentence; raises OutlinesError if one is empty or, if `limited`, too long for the decoder."""
+        """Return token ids of each sentence. Raises OutlinesError if one is empty or, with `limited`, too long."""
         rows = _as_rows(self.tokenizer.encode(sentences))
         for sentence, row in zip(sentences, rows, strict=True):
             shown = repr(sentence[:40] + "…" if len(sentence) > 40 else sentence)
             if not len(row):
-                raise OutlinesError(f"{shown} contains no words.")
+                raise OutlinesError(f"{shown} contains no words. Write a sentence.")
             if limited and len(row) > self.max_len:
-                raise OutlinesError(f"{shown} has {len(row)} tokens, more than this run's limit of {self.max_len}.")
+                raise OutlinesError(f"{shown} has {len(row)} tokens, more than this run's limit of {self.max_len}. "
+                                    "Shorten it.")
         return rows
 
     def checked(self, sentence: str, limited: bool = True) -> str:
@@ -136,7 +137,7 @@ class Pipeline:
         return sentence
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
-        """The vectors [N, D] from which the decoder rebuilds the sentences: scaled outlines, or a VAE's posterior means."""
+        """Return the vectors [N, D] of sentences for the decoder: scaled outlines, codes, or a VAE's posterior means."""
         if self.model.latent_per_step:
             raise OutlinesError(f"'{self.model.family}' models have a latent per step, not one vector per sentence, so this "
                                 "command is not available.")
@@ -163,7 +164,7 @@ class Pipeline:
         return self.model.from_encoder(average.float().to(self.device)[None])[0]
 
     def analogy(self, a: str, b: str, c: str) -> Tensor:
-        """The vector [D] of c + b - a (Mikolov, Yih and Zweig 2013), normalised like the outlines of the encoder."""
+        """Return the vector [D] of c + b - a (Mikolov, Yih and Zweig 2013), normalised like the outlines of the encoder."""
         of_a, of_b, of_c = self.model.to_encoder(self.encode([a, b, c]))
         return self.model.from_encoder((of_c + of_b - of_a)[None])[0]
 
@@ -177,7 +178,7 @@ class Pipeline:
         return list(map(Sentence, texts, nll, [None] * len(ids) if scores is None else scores.tolist()))
 
     def decode(self, vectors: Tensor, sampling: SamplingConfig | None = None, seed: int = 1) -> list[str]:
-        """One sentence per vector [N, D]; greedy by default."""
+        """Return one sentence per vector [N, D]; greedy by default."""
         sampling = sampling or self.greedy
         return self.tokenizer.lines(self._counted(self.model.decode(vectors, seed, sampling, self.sampler), sampling))
 
@@ -186,16 +187,16 @@ class Pipeline:
         return ids
 
     def write(self, vectors: Tensor | None, uniforms: Tensor, sampling: SamplingConfig, prefix: str = "") -> list[list[int]]:
-        """Token ids of one sentence per row of uniforms [N, max_len]; each starts with `prefix`."""
+        """Return token ids of one sentence per row of uniforms [N, max_len]; each starts with `prefix`."""
         return complete(self.sampler, self.tokenizer, vectors, uniforms, sampling, prefix)
 
     def sample(self, num: int = 10, seed: int = 1, source: str | None = None, **choice: float) -> list[str]:
-        """`num` new sentences. choice: fields of SamplingConfig; the default temperature is 0.5."""
+        """Return `num` new sentences. choice: fields of SamplingConfig; the default temperature is 0.5."""
         sampling = SamplingConfig(**{"temperature": TEMPERATURE, "max_len": self.max_len, **choice})  # type: ignore[arg-type]
         return [sentence.text for sentence in self.sentences(num, seed, sampling, source)]
 
     def source(self, name: str | None, sampling: SamplingConfig, rejection: float = 1.0) -> Draw:
-        """The function that draws vectors from a source; None is the family's own. rejection: see `sentences`."""
+        """Return the function that draws vectors from a source; None is the family's own. rejection: see `sentences`."""
         draw = self.model.source(name, sampling.noise_scale)
         if rejection == 1:
             return draw
@@ -205,7 +206,7 @@ class Pipeline:
         return rejecting(self.model, draw, rejection)
 
     def around(self, vector: Tensor, radius: float) -> Draw:
-        """A source of vectors at distance `radius` (in the encoder's units) from one vector [D], in uniform directions."""
+        """Return a source of vectors at distance `radius` from one vector [D], in the encoder's units, in all directions."""
         if not 0 <= radius <= 1e3:
             raise OutlinesError(f"radius must be from 0 to 1000, not {radius}.")
         centre = self.model.to_encoder(vector)
@@ -262,7 +263,7 @@ class Pipeline:
 
     @property
     def walks(self) -> tuple[str, ...]:
-        """The walks that this run supports."""
+        """Return the walks that this run supports."""
         if self.model.latent_per_step or not self.model.decoder.config.vector_dim:
             return ()
         return tuple(kind for kind in interpolation.WALKS if kind != "noise" or can_invert(self.model))
@@ -273,7 +274,7 @@ class Pipeline:
         if self.walks and walk not in self.walks:
             raise OutlinesError(f"'{self.model.family}' models have no walk {walk!r}. Choose from {', '.join(self.walks)}.")
         if num < 2:
-            raise OutlinesError(f"A walk has at least 2 vectors, not {num}.")
+            raise OutlinesError(f"A walk needs at least 2 vectors, not {num}. Raise num.")
         model, (first, last), rows = self.model, self.encode([start, end]), self.rows([start, end])
         ended = "reached"
         if walk == "linear":
@@ -291,7 +292,7 @@ class Pipeline:
         return Walk(vectors, interpolation.folded(self.decode(vectors, sampling), *nll), ended)
 
     def smoothness(self, walk: Walk, judge: "Pipeline | None" = None) -> Smoothness:
-        """How smooth a walk is. judge: a run of the family lm that scores the middle (default: the decoder)."""
+        """Measure how smooth a walk is. judge: a run of the family lm that computes the NLL (default: the decoder)."""
         sentences = [text for text in walk.sentences if text]
         rows = [row[:self.max_len] for row in _as_rows(self.tokenizer.encode(sentences))]
         vectors = self._vectors(sentences, rows)
@@ -299,15 +300,15 @@ class Pipeline:
         return interpolation.smoothness(self.model.to_encoder(vectors), nll, num_targets)
 
     def language_nll(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """-log p(sentence), nats [N], and numbers of targets [N]; only for runs of the family lm."""
+        """Return -log p(sentence) in nats [N] and the numbers of targets [N]; only for runs of the family lm."""
         if self.model.decoder.config.vector_dim:
             raise OutlinesError(f"{self.run}: this is a run of {self.model.family!r}. Use a run of 'lm'.")
         return nll_of_rows(self.model.decoder, _as_rows(self.tokenizer.encode(sentences)))
 
     def nearest(self, sentences: Sequence[str], num: int = 5) -> list[list[Neighbour]]:
-        """The `num` training sentences nearest to each sentence, by the cosine of their raw outlines."""
+        """Return the `num` training sentences nearest to each sentence, by the cosine of their raw outlines."""
         self.rows(sentences, limited=False)
-        training = self.training_set  # its errors say more than a missing encoder's error
+        training = self.training_set  # loaded first: its errors are more helpful than the error of a missing encoder
         cosines, rows = nearest_rows(self._raw_outlines(sentences).cpu(), training.store, num)
         return [[Neighbour(row, cosine, training.sentences[row]) for cosine, row in zip(*pair, strict=True)]
                 for pair in zip(cosines.tolist(), rows.tolist(), strict=True)]

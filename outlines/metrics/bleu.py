@@ -24,7 +24,7 @@ class References:
                         self.largest_two[ngram] = (max(first, count), min(first, count))
 
     def matches(self, hypothesis: Words, n: int, is_member: bool = False) -> int:
-        """Count the n-grams of the hypothesis, each up to its largest count in one reference (other than the hypothesis)."""
+        """Count the matching n-grams, each up to its largest count in one reference. is_member: in one *other* reference."""
         total = 0
         for ngram, count in Counter(ngrams(hypothesis, n)).items():
             first, second = self.largest_two.get(ngram, (0, 0))
@@ -32,7 +32,7 @@ class References:
         return total
 
     def closest_length(self, length: int, is_member: bool = False) -> int:
-        """Return the reference length nearest to `length`; the shorter of two equally near ones."""
+        """Return the reference length nearest to `length`; if two are equally near, the shorter one."""
         if self.lengths[length] > (1 if is_member else 0):
             return length
         others = (other for other in self.lengths if other != length)

@@ -19,14 +19,14 @@ from outlines.metrics.collapse import Gap, MutualInformation, OutputChange, Post
 from outlines.networks.decoder import Decoder
 
 CONSTANT_SIGMA = 0.1  # standard deviation over x of log sigma below which sigma counts as constant
-MIN_INFORMATION = 0.05  # nats below which a dimension says nothing: sigma exceeds 3 standard deviations of mu
+MIN_INFORMATION = 0.05  # nats; below it, a dimension counts as empty: sigma is over 3 standard deviations of mu
 MIN_MODEL_INFORMATION = math.log(2)
 """Nats that a used vector must carry about the sentence: the answer to one yes-or-no question."""
 MAX_DRIFT = 1.0
-"""Standard deviations of mu; beyond it, a sentence's old z predicts its new z worse than the mean over sentences."""
+"""Standard deviations of mu; above it, a sentence's old z predicts its new z worse than the mean over sentences does."""
 MIN_GAP = 0.01
 """Nats per token that the nll must rise with another sentence's vector (1 % of perplexity). One dimension must reach an
-equal share, MIN_GAP / Z, so the rule fits a z of 2 dimensions and an outline of 384."""
+equal share, MIN_GAP / Z, so that the rule works for a z of 2 dimensions and for an outline of 384."""
 
 NUM_SWAPS = 3  # other vectors tried per sentence
 NUM_OUTPUTS = 100  # vectors decoded greedily
@@ -56,7 +56,7 @@ def judge(signal: float, sigma_variation: float, information: float, drift: floa
 
 
 def judge_model(dims: Sequence[Verdict], used: bool) -> Verdict:
-    """Return the verdict on the model: used, or the most common reason of its dimensions, informative ones first."""
+    """Return the verdict on the model: used, or the most frequent one of its informative dimensions (if none: of all)."""
     informative = [dim for dim in dims if dim in (Verdict.TOO_NOISY_DRIFT, Verdict.IGNORED)]
     return Verdict.USED if used else Counter(informative or dims).most_common(1)[0][0]
 
@@ -100,7 +100,7 @@ class Diagnosis:
     reason: str  # the figure that decided whether the vector is used, with its threshold; one sentence
     dims: tuple[Dimension, ...]
     num_sentences: int
-    num_dim_sentences: int  # sentences behind the gaps of single dimensions
+    num_dim_sentences: int  # sentences on which the gaps of single dimensions are measured
     kl: float | None  # KL(q(z|x) || prior); None without noise
     mutual_information: MutualInformation | None
     active_units: int
@@ -115,12 +115,12 @@ class Diagnosis:
         return f"The vector is {self.verdict}. {self.reason}"
 
     def details(self) -> list[str]:
-        """Return the verdicts on the dimensions, counted, and the figures that only a latent at every step has."""
+        """Return the number of dimensions with each verdict and, with a latent at every step, figures of the steps."""
         counts = Counter(dim.verdict for dim in self.dims).most_common()
         found = [f"{len(self.dims)} dimensions, each swapped on its own in {self.num_dim_sentences} sentences: "
                  + ", ".join(f"{num} {verdict}" for verdict, num in counts) + "."]
         if kl := self.kl_by_position:
-            found.append(f"The model has a latent at every step; the vector is all of them. The KL is {min(kl):.2g} to "
+            found.append(f"The model has a latent at every step; together they are the vector. The KL is {min(kl):.2g} to "
                          f"{max(kl):.2g} nats per step, largest at position {kl.index(max(kl))}. mu depends on the sentence "
                          f"at {self.active_positions} of {len(kl)} positions. The mutual information is not computed.")
         return found
@@ -156,8 +156,8 @@ def diagnose_steps(decoder: Decoder, rows: Sequence[np.ndarray], steps: Steps, p
                    max_len: int = SamplingConfig.max_len) -> Diagnosis:
     """Diagnose a decoder whose vector [N, T · Z] is a latent of Z dimensions for each of T steps.
 
-    Latents are swapped step by step in units of the prior. Information of a dimension: of one step times the mean number of
-    steps. The KL, which is never smaller, replaces the mutual information. Drift is not measured.
+    Latents are standardised by their prior and swapped step by step. The information of a dimension is that of one step
+    times the mean number of steps. The KL, an upper bound, replaces the mutual information. No drift is measured.
     """
     rng, vectors = torch.Generator().manual_seed(0), steps.drawn.flatten(1)
     others = vectors[collapse.other_rows(len(vectors), NUM_SWAPS, rng)]

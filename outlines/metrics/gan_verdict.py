@@ -8,9 +8,9 @@ from torch import Tensor
 
 MARGIN = 0.02
 """Difference of F1 that counts: two standard errors of the difference between shares near 0.9, each of 2,000 outlines."""
-MAX_RECALL_LOSS = 0.1  # recall below both real outlines and the mixture from which on modes are missing
+MAX_RECALL_LOSS = 0.1  # modes are missing if recall is lower than real outlines' and the mixture's by more than this
 LEFT_OF_START = 0.5  # share of the start's F1 below which the generator counts as diverged
-MAX_MEMORISED = 0.5  # memorised share of the critic's margin above which the critic only judges training outlines
+MAX_MEMORISED = 0.5  # critic memorisation above which the critic counts as overfitted
 
 
 class GanVerdict(StrEnum):
@@ -61,18 +61,18 @@ class GanDiagnosis(NamedTuple):
 
     verdict: GanVerdict
     reason: str  # the figure that decided, with its threshold; one sentence
-    memorised: float
+    memorised: float  # critic memorisation, see `memorised_share`
 
     def to_json(self) -> dict[str, object]:
-        """Return the verdict, the same in two sentences, and the memorised share."""
+        """Return JSON data for the report: the verdict, two sentences that explain it, and the critic memorisation."""
         return {"verdict": str(self.verdict), "words": f"The generator {MEANINGS[self.verdict]}. {self.reason}",
                 "memorised": self.memorised}
 
 
 def memorised_share(training: Tensor, held_out: Tensor, generated: Tensor) -> float:
-    """Return the share of the critic's margin (training minus generated mean score) by which held-out outlines fall short.
+    """Return the critic memorisation, (training - held out) / (training - generated), from the means of scores [N].
 
-    0 also if the shortfall is within three standard errors or the margin is not positive. All arguments are scores [N].
+    0 if training - held out is within three standard errors, or if training - generated is not positive.
     """
     short = float(training.mean() - held_out.mean())
     error = math.sqrt(float(training.var()) / len(training) + float(held_out.var()) / len(held_out))
@@ -90,10 +90,10 @@ def judge_generator(generator: Quality, mixture: Quality, gaussian: Quality, rea
         if not all(map(math.isfinite, [memorised, *(value for value in generator if value is not None)])):
             return GanVerdict.DIVERGED, "One of its figures is not finite."
         recall = min(real.recall, mixture.recall)
-        # With a lower precision, nothing would show that the remaining modes are right.
+        # Without this precision, the remaining modes could be wrong too.
         if generator.recall < recall - MAX_RECALL_LOSS and generator.precision >= gaussian.precision + MARGIN:
             return GanVerdict.MODE_DROPPING, (f"Its recall is {generator.recall:.3f}, more than {MAX_RECALL_LOSS} below "
-                                              f"{recall:.3f}, the lower one of mixture and real outlines.")
+                                              f"{recall:.3f}, the lower recall of mixture and real outlines.")
         if start is not None and generator.f1 < LEFT_OF_START * start.f1:
             return GanVerdict.DIVERGED, (f"Its F1 of precision and recall is {generator.f1:.3f}, less than {LEFT_OF_START} "
                                          f"of the start's {start.f1:.3f}.")
@@ -101,7 +101,7 @@ def judge_generator(generator: Quality, mixture: Quality, gaussian: Quality, rea
         if better:
             return GanVerdict.BETTER_THAN_MIXTURE, reason
         if memorised > MAX_MEMORISED:
-            return GanVerdict.CRITIC_OVERFITTED, (f"The critic has memorised {memorised:.0%} of its margin, more than "
+            return GanVerdict.CRITIC_OVERFITTED, (f"Its critic memorisation is {memorised:.0%}, above the threshold of "
                                                   f"{MAX_MEMORISED:.0%}.")
         better, less = generator.compare(gaussian, "Gaussian")
         return (GanVerdict.BETTER_THAN_GAUSSIAN, reason) if better else (GanVerdict.NO_BETTER, less)

@@ -1,6 +1,6 @@
-"""An n-gram language model with modified Kneser-Ney smoothing: a judge of another architecture than the models it judges.
+"""An n-gram language model with modified Kneser-Ney smoothing: a judge with another architecture than the judged models.
 
-It sees only order - 1 tokens back. Its nll falls with the size of the training text: compare equal numbers of sentences.
+It reads only the previous order - 1 tokens. Its nll falls as the training text grows: compare equal numbers of sentences.
 Source: Chen and Goodman, An Empirical Study of Smoothing Techniques for Language Modeling (1998), interpolated.
 """
 

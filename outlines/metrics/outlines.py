@@ -21,9 +21,10 @@ def _checked(metric: str, dtype: torch.dtype, min_rows: int, *sets: Outlines) ->
     found = [torch.as_tensor(outlines).detach().cpu().to(dtype) for outlines in sets]
     for rows in found:
         if num_bad := int((~rows.isfinite()).any(dim=1).sum()):
-            raise OutlinesError(f"{metric}: {num_bad} of {len(rows)} outlines contain NaN or infinity")
+            raise OutlinesError(f"{metric}: {num_bad} of {len(rows)} outlines contain NaN or infinity. "
+                                "Train again with a lower learning rate.")
         if len(rows) < min_rows:
-            raise OutlinesError(f"{metric}: needs {min_rows} outlines of each set, has {len(rows)}")
+            raise OutlinesError(f"{metric}: needs {min_rows} outlines of each set, has {len(rows)}. Add held-out sentences.")
     return found
 
 
@@ -111,11 +112,11 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 def two_sample_accuracy(real: Outlines, fake: Outlines, learn_from: tuple[Outlines, Outlines] | None = None,
                         seed: int = 0, device: torch.device | str = "cpu") -> TwoSampleResult:
-    """Return how often a classifier tells fake from real: 0.5 = never, 1 = always.
+    """Return the accuracy of a classifier of real and fake outlines: 0.5 = cannot tell them apart, 1 = always correct.
 
     An MLP is trained on the first half of the rows and scored on the second (num_test about N), or trained on all of
-    `learn_from` and scored on all of `real` and `fake` (num_test = 2 N). Keep the file's order of rows: captions of one
-    picture in both halves would lift real against real above 0.5. With more rows it detects smaller differences.
+    `learn_from` and scored on all of `real` and `fake` (num_test = 2 N). Pass rows in the file's order: with captions of one
+    picture in both halves, even real against real is above 0.5. With more rows, smaller differences are detected.
     real, fake: [N, D], N >= 20; learn_from: two sets [M, D].
     Source: Lopez-Paz and Oquab, Revisiting Classifier Two-Sample Tests (2017).
     """
@@ -160,5 +161,5 @@ def _train_classifier(rows: Tensor, num_real: int, num_epochs: int = 100, max_st
 
 
 def shortfall(precision: float, recall: float) -> float:
-    """Return 1 minus the harmonic mean of precision and recall, so that neither can be traded for the other."""
+    """Return 1 minus the harmonic mean of precision and recall, which is low only if both are high."""
     return 1 - 2 * precision * recall / max(precision + recall, 1e-9)

@@ -34,7 +34,7 @@ def normalized(sentence: str) -> str:
 
 
 def words(sentence: str) -> list[str]:
-    """Return the normalised words and marks of a sentence (t-shirt and man's are words); without spaces, its characters."""
+    """Return the normalised words and marks of a sentence (t-shirt and man's are words); characters in unspaced scripts."""
     return _WORD.findall(normalized(sentence))
 
 

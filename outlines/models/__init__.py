@@ -1,1 +1,1 @@
-"""One file per family of generators."""
+"""One file per family of models."""

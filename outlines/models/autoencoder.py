@@ -1,6 +1,6 @@
 """The recurrent encoder with the decoder that trains it: sentence → code of unit norm → the same sentence.
 
-As a denoising autoencoder, only its encoder is used later, frozen (encoders/recurrent.py). ARAE adds a generator of codes.
+The family `encoder` uses only its encoder later, frozen (encoders/recurrent.py). ARAE adds a generator of codes.
 """
 
 from collections.abc import Sequence

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 Write = Callable[..., list[list[int]]]  # a function with the arguments of `Sampler`
 Draw = Callable[[int, torch.Generator], Tensor | None]  # (num, rng) → vectors, or None for a decoder without a vector
 BLOCK = 256  # sentences whose noise is drawn together: sentence i only depends on (seed, i), not on their number
-BATCH, GPU_BATCH = 4096, 65_536  # sentences per call of the sampler; the last steps only have the longest ones left
+BATCH, GPU_BATCH = 4096, 65_536  # sentences per call of the sampler; in its last steps, few are left
 
 
 class CannotReject(OutlinesError):
@@ -33,13 +33,13 @@ class TextModel(nn.Module):
     """A trained generator of text."""
 
     family: ClassVar[str]
-    sources: ClassVar[tuple[str, ...]]  # of vectors: the family's own, then its baselines; () if it has no new sentences
+    sources: ClassVar[tuple[str, ...]]  # of vectors: the family's own, then its baselines; () if it only reconstructs
     latent_per_step: ClassVar[bool] = False  # vectors with a latent per step cannot be interpolated or averaged
     has_critic = False
     decoder: Decoder
 
     def __init__(self, **arguments: Any):
-        """arguments: of the subclass, which are JSON values and configs."""
+        """arguments: those of the subclass, JSON values or configs, which `shape` returns."""
         super().__init__()
         self.arguments = arguments
 
@@ -162,7 +162,7 @@ class TextModel(nn.Module):
 
 
 def spans(num: int | None, size: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of batches of `size`. The first ones are smaller, so that the first sentence comes early."""
+    """Yield (start, stop) of batches of `size`. The first ones are smaller, so that the first sentence appears early."""
     start, length = 0, min(BLOCK, size)
     while num is None or start < num:
         stop = start + length if num is None else min(start + length, num)

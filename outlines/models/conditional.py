@@ -13,7 +13,7 @@ from outlines.networks.decoder import DecoderConfig
 
 
 class ConditionalModel(OutlineDecoding):
-    """Decoder, generator, critic, the linear-Gaussian baseline, and training conditions to draw from if none is given."""
+    """Decoder, generator, critic, the linear-Gaussian baseline, and stored conditions, used if none is given."""
 
     family = "conditional"
     sources = ("generator", "linear")
@@ -22,7 +22,7 @@ class ConditionalModel(OutlineDecoding):
 
     def __init__(self, decoder: DecoderConfig, generator: ConditionalGeneratorConfig, labels: Sequence[str],
                  num_conditions: int, normalized: bool, encoder: dict[str, str]):
-        """labels: names of the conditions' labels, if any. num_conditions: stored. Other arguments: see OutlineDecoding."""
+        """labels: of the conditions. num_conditions: number of stored conditions. Other arguments: see OutlineDecoding."""
         super().__init__(decoder, normalized, encoder, generator=generator, labels=labels, num_conditions=num_conditions)
         self.labels = tuple(labels)
         self.generator = ConditionalGenerator(generator)

@@ -50,7 +50,7 @@ class VAE(TextModel):
 
     def draws(self, rows: Sequence[np.ndarray], num_draws: int, rng: torch.Generator,
               posterior: tuple[Tensor, Tensor] | None = None) -> Iterator[LatentDraw]:
-        """posterior: of the rows, if it is known."""
+        """See `TextModel.draws`. posterior: mu and logvar of the rows; None: compute them."""
         mu, logvar = (part.cpu().double() for part in posterior or self.posterior(rows))
         kl = kl_to_standard_normal(mu, logvar).sum(dim=1)
         for _ in range(num_draws):

@@ -42,7 +42,7 @@ class Path(NamedTuple):
     logvar_p: Tensor
 
     def in_units_of_the_prior(self) -> tuple[Tensor, Tensor]:
-        """Return mu and logvar of the innovations; 0 if the posterior is the prior. Their KL to N(0, 1) is the KL."""
+        """Return the posterior's mu and logvar, standardised by the prior. Their KL to N(0, 1) is KL(posterior || prior)."""
         return (self.mu - self.mu_p) * (-self.logvar_p / 2).exp(), self.logvar - self.logvar_p
 
 
@@ -75,7 +75,7 @@ class ZForcing(TextModel):
         return states.gather(1, turned[:, :, None].expand_as(states))
 
     def follow(self, batch: TokenBatch, backward: Tensor, noise: Tensor) -> Path:
-        """Read a batch with z_t = mu_t + sigma_t · noise_t of the posterior. backward: b_t. noise: [B, T, Z]."""
+        """Read a batch, with z_t = mu_t + sigma_t · noise_t from the posterior. backward: b_t. noise: [B, T, Z]."""
         behind = self.inference_sees(backward)
         kept: list[tuple[Tensor, ...]] = []
 
@@ -148,7 +148,8 @@ class Forcing(nn.Module):
     def predict(self, model: ZForcing, before: Tensor, backward: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and logvar of p(b_t | z_t), [B, T, width], with z_t drawn by `noise` as in `ZForcing.follow`.
 
-        z_t depends on detached h_{t-1} and b_t, so the backward LSTM is not trained (published code: only b_t as target).
+        z_t is computed from detached h_{t-1} and b_t, so this does not train the backward LSTM. (The published code detaches
+        b_t only as the target.)
         """
         before = before.detach()
         mu, logvar = model.inference(before, model.inference_sees(backward.detach()))

@@ -1,7 +1,7 @@
 """Initialisation of a decoder's embeddings and output bias from training-set counts.
 
 An embedding is computed from the tokens near a token (positive pointwise mutual information, reduced to the largest
-singular values), the output bias from its frequency. This replaces about the first third of a short training.
+singular values), the output bias from its frequency. This saves about a third of a short training.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The adversarially trained generator of outlines, and its critic.
 
-The generator starts as a fitted mixture (networks/mixture.py) and learns a residual. k is drawn with the shares:
+The generator starts as a fitted mixture (networks/mixture.py) and learns a residual. k has probability share[k]:
 
     outline = centre[k] + factor · noise + mlp(noise, centre[k])
 """

@@ -11,12 +11,12 @@ from torch.nn import functional
 
 
 def linear_nll(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Return -log p(targets), nats per sentence [B], for logits hidden · weightᵀ + bias that never fill the memory at once.
+    """Return -log p(targets), nats per sentence [B]. The logits, hidden · weightᵀ + bias, are computed in pieces.
 
     hidden: [B, T, E]. weight: [V, E]; bias: [V]. targets: [B, T] ids. mask: [B, T], True = a real target.
-    torch.nn.functional.linear_cross_entropy with one term per token is slower. Forward and backward of 128 x 14 tokens,
-    E = 256, on one thread of an Intel Xeon with AVX-512: 96 ms against 84 ms (V = 4,000, float32), 326 against 195
-    (V = 10,000), in bfloat16 141 against 143 and 389 against 394. Its chunked mode only returns the sum of all terms.
+    torch.nn.functional.linear_cross_entropy with one term per token is slower in float32. Forward and backward of 128 x 14
+    tokens, E = 256, one thread of an Intel Xeon with AVX-512: 96 ms against 84 ms (V = 4,000), 326 against 195 (V = 10,000).
+    In bfloat16 it is equally fast: 141 against 143 and 389 against 394. Its chunked mode only returns the sum of all terms.
     """
     flat = hidden.flatten(0, 1), weight, bias, targets.flatten(), mask.flatten()
     nll: Tensor = _LinearNll.apply(*flat, torch.is_grad_enabled())
@@ -24,7 +24,7 @@ def linear_nll(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, ma
 
 
 class _LinearNll(torch.autograd.Function):
-    """The nll [N] of N tokens. The forward pass also computes the gradient of the sum, which is what training needs."""
+    """The nll [N] of N tokens. The forward pass also computes the gradient of the sum, which training needs."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, mask: Tensor,
@@ -79,7 +79,7 @@ def _nll_and_gradients(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Te
 
 
 def relativistic_loss(higher: Tensor, lower: Tensor) -> Tensor:
-    """Return R3's loss per pair [B]. The critic scores real points higher, the generator fake ones.
+    """Return R3's loss per pair [B]. higher: scores that must rise (critic: real, generator: fake).
 
     Source: Huang et al., The GAN is dead; long live the GAN! (arXiv 2501.05441), eq. 2.
     """
@@ -131,7 +131,7 @@ def linear_kl_weight(step: float, rise_steps: float) -> float:
 
 
 def cyclical_kl_weight(step: int, num_steps: int, num_cycles: int, rise: float) -> float:
-    """Return the factor on the KL weight: `num_cycles` times linear over a share `rise` of the cycle, then 1.
+    """Return the factor on the KL weight: in each cycle, it rises from 0 to 1 during the fraction `rise`, then stays 1.
 
     Source: Fu et al., Cyclical Annealing Schedule (2019), eq. 6 and 7.
     """
@@ -160,7 +160,7 @@ def bag_of_words_nll(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
 
 
 def importance_weighted_nll(log_weights: Tensor) -> Tensor:
-    """Return -log of the mean importance weight, nats per sentence [N]: an upper bound of the nll that falls to it with K.
+    """Return -log of the mean importance weight, nats per sentence [N]: an upper bound of the nll; tighter with larger K.
 
     log_weights: [K, N], log p(x, z_k) - log q(z_k | x) with z_k drawn from q(z | x).
     Source: Burda et al., Importance Weighted Autoencoders (2016), eq. 8.

@@ -43,7 +43,7 @@ def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_offsets: int 
     centres, shares, residual = _k_means(outlines, num_centres, seed, iterated)
     offsets = offset_shares = None
     if num_offsets:
-        # The row of a cluster with one row has no residual, which says nothing about distances from centres.
+        # In a cluster with only one row, the residual is 0, which says nothing about distances from centres.
         left = residual[residual.abs().sum(dim=1) > 0]
         if len(left) <= num_offsets:
             raise OutlinesError(f"{num_offsets} offsets need more than {len(left)} outlines away from their centres. "

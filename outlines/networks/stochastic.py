@@ -30,7 +30,7 @@ class Gaussian(nn.Module):
         self.output = nn.Linear(hidden_dim, 2 * output_dim)
 
     def forward(self, inputs: Tensor, beside: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-        """Return mu and logvar [..., output_dim] of inputs [..., input_dim]; adds beside [..., hidden_dim] when hidden."""
+        """Return mu and logvar [..., output_dim]. inputs: [..., input_dim]. beside: added to the hidden layer."""
         parameters = self.output(functional.leaky_relu(self.hidden(inputs) + beside)).float()
         mu, logvar = (BOUND * torch.tanh(parameters / BOUND)).chunk(2, dim=-1)
         return mu, logvar
@@ -49,7 +49,7 @@ class StochasticCache:
 
 
 class StochasticDecoder(TiedDecoder):
-    """p(x | innovations): z_t is drawn from a prior that reads h_{t-1}, by the innovation of step t.
+    """p(x | innovations): z_t = mu_p + sigma_p · innovation_t, with mu_p and sigma_p of the prior, which reads h_{t-1}.
 
     A sentence longer than the innovations reuses them from the first.
     """

@@ -265,7 +265,7 @@ def test_different_sentences_with_equal_outlines_are_reported(name: str, remedy:
     for others in (0, 96, 196, 198, 996):  # Repeated sentences and other capitals are no fault of the encoder.
         sentences = [*alike, *map(str, range(others))]
         notes = unread_notes(encoder, sentences, encoder.encode(sentences))
-        shares = [f"{2 / (2 + others):.1%} of the sentences have the same outline as a different one. {remedy}"]
+        shares = [f"{2 / (2 + others):.1%} of the sentences have the same outline as a different sentence. {remedy}"]
         assert [note[:len(shares[0])] for note in notes] == (shares if others < 198 else [])
 
 

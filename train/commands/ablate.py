@@ -102,7 +102,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     lines = over_seeds((row["label"], row) for row in rows.values())
     columns = [*TABLES["ablation"], Column("verdict", "verdict", 0)]
     text = (f"Test split, {len(yardstick.references)} outlines of each source. NLL in nats per token, by a language model "
-            f"of real text. See docs/outline-gan.md.\n\n{table(lines, columns)}\n\n"
+            f"trained on real text. See docs/outline-gan.md.\n\n{table(lines, columns)}\n\n"
             f"One command per row:\n\n```bash\n{commands}\n```")
     write_report(out, text, {"rows": rows})
     print(f"{text}\n\nwritten to {out}: report.md, report.json\nnext:\n  tensorboard --logdir {quoted(out)}")
@@ -171,7 +171,7 @@ def _row(directory: Path, config: RunConfig, rejection: float, yardstick: Yardst
     compared = [*(rows[source] for source in CONTROLS), row]
     found = diagnose_gan(model, data, config.model.num_validation, config.model.start, compared)
     if found is None:
-        raise OutlinesError(f"{directory}: the corpus has too few held-out sentences to compare generators.")
+        raise OutlinesError(f"{directory}: too few held-out sentences to compare generators. Use a larger corpus.")
     return {**row, **_time(directory), **found.to_json()}
 
 

@@ -1,4 +1,4 @@
-"""`python -m train compare`: train families on one corpus with one budget and report them side by side.
+"""`python -m train compare`: train families on the same corpus with the same number of steps, and report them together.
 
 A comparison is a directory of ordinary runs with a report, a picture of the collapse, and charts for TensorBoard.
 """

@@ -1,4 +1,4 @@
-"""`python -m train evaluate RUN…`: evaluate finished runs on one corpus side by side.
+"""`python -m train evaluate RUN…`: evaluate finished runs on the same corpus in one report.
 
 Runs that differ only in their seed share a row. A run's evaluation.json keeps its rows, so nothing is measured twice.
 """
@@ -62,7 +62,7 @@ def parser() -> Parser:
         help="optimiser steps of each language model that is trained on samples, for reverse NLL (default: 800)")
     add("--encoder", default="minilm", metavar="NAME", help="frozen encoder that encodes the generated text for the columns "
         "'text: ...': minilm, st:NAME_OR_DIRECTORY, recurrent:DIRECTORY, or none (default: minilm)")
-    add("--out", metavar="DIR", help="directory of the report (default: RUN/evaluation, or evaluation beside the first RUN)")
+    add("--out", metavar="DIR", help="directory of the report (default: RUN/evaluation; for several runs beside them)")
     add_session(parser)
     return parser
 
@@ -137,10 +137,10 @@ def _check(runs: Sequence[Run], leader: Run, options: argparse.Namespace) -> set
     for run in runs:
         if not run.model.sources:
             raise OutlinesError(f"{run.directory}: {run.model.family!r} models only reconstruct sentences, so there are no "
-                                "samples to evaluate.")
+                                "samples to evaluate. Leave this run out.")
         if run.data.corpus.fingerprint != leader.data.corpus.fingerprint:
             raise OutlinesError(f"{run.directory} has another corpus or tokenizer than {leader.directory}. "
-                                "Evaluate runs on one corpus together.")
+                                "Evaluate only runs on the same corpus together.")
     if options.guidance and not any(run.model.decoder.config.vector_dropout for run in runs):
         raise OutlinesError("--guidance has no effect: no run was trained with --outline-dropout above 0. Leave it out.")
     known = {source for run in runs for source in sources_of(run.model, run.data)}
@@ -178,7 +178,7 @@ def label_runs(runs: Sequence[Run]) -> dict[Path, str]:
 
 
 def _home_of(directory: Path) -> Path:
-    """Return the directory that a run's seeds share, or its own."""
+    """Return the directory of all seeds of a run, or the run's own."""
     group = read_group(directory.parent)
     return directory.parent if group and group.kind == "seeds" else directory
 
@@ -204,7 +204,7 @@ def variants(run: Run, sources: set[str], noise_scales: Sequence[float], rejecti
 
 
 def _kept(run: Run, basis: Sequence[Any], measure: Callable[[], Row]) -> Row:
-    """Return the row that evaluation.json holds under `basis`; measure and keep it if there is none."""
+    """Return the row stored in evaluation.json under `basis`. If there is none, measure and store it."""
     file = run.directory / "evaluation.json"
     kept: dict[str, Row] = read_json(file) if file.exists() else {}
     key = hashlib.sha256(json.dumps([VERSION, sha256_file(run.directory / "model" / MANIFEST), run.data.corpus.fingerprint,
@@ -248,10 +248,10 @@ def render(lines: Sequence[tables.Line], rebuilt: Sequence[tuple[str, Row]],
     num = settings["num_samples"]
     held_out = min((line.figures["num_held_out"].mean for line in lines if "num_held_out" in line.figures), default=num)
     filled = "" if held_out == num else f" (real outlines: {held_out:.0f} held-out ones, then training outlines)"
-    head = (f"Test split; {tables.num_seeds(lines)}. Forward and reverse NLL use {num} samples{filled}, other figures "
-            f"{settings['num_compared']}; report.json has the number of each row. NLL in nats. The judges are a GRU "
+    head = (f"Test split; {tables.num_seeds(lines)}. Forward and reverse NLL use {num} samples{filled}; other figures "
+            f"use {settings['num_compared']}. report.json has the numbers of each row. NLL in nats. The judges are a GRU "
             "language model and a modified Kneser-Ney 5-gram model. BLEU and self-BLEU are Texygen's. The GRU for reverse "
-            f"NLL has {settings['reverse_steps']} training steps.")
+            f"NLL is trained for {settings['reverse_steps']} steps.")
     parts = [f"`{settings['command']}`", head, tables.table(lines, "main")]
     parts += [render_gaps(by_label, settings["against"], judge) for judge, by_label in found.items() if by_label]
     parts += ["BLEU against the test split, and self-BLEU", tables.table(lines, "bleu")]

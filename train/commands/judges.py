@@ -32,7 +32,7 @@ REVERSE_SEED = 2001
 REVERSE_BATCH_SIZE = 128
 
 def quick_judges(config: RunConfig, data: Dataset, session: Session) -> Judges:
-    """Train or load the judges of the report that ends a training."""
+    """Train or load the judge of the report at the end of training."""
     return Judges({"forward": neural_judge(scorer(config, data, session), data)})
 
 
@@ -57,7 +57,7 @@ def scorer(config: RunConfig, data: Dataset, session: Session) -> TextModel:
     """Return the language model that scores samples: the shipped one, or one trained on the run's corpus."""
     if (shipped := judge_of_scenes(data)) is not None:
         return shipped
-    # Runs of all seeds share one scorer. Its seed differs from the run's, or it would favour its twin's samples.
+    # Runs of all seeds share one scorer. It must not have a run's seed: it would prefer the samples of that run.
     seed = SCORER_SEED + (config.training.seed == SCORER_SEED)
     return _language_model(config, data, session, seed, config.training.evaluator_steps,
                            "language model that scores samples")
@@ -115,7 +115,7 @@ def reverse_nll(samples: Sequence[str], held_out: Sequence[str], config: RunConf
                 steps: int) -> Nll:
     """Score real held-out text with a language model trained only on samples.
 
-    Its weights are selected on real validation text, eight times in `steps`. The score falls with the number of samples.
+    Its weights are selected on real validation text, eight times in `steps`. More samples lower the score.
     Source: Zhao et al., Adversarially Regularized Autoencoders (2018), reverse perplexity.
     """
     options = {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 8),

@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_session(parser: Parser) -> None:
     """Add the options of `Session.of_run`."""
-    parser.add_argument("--device", choices=DEVICES, help="device; auto: the first of cuda, mps, cpu (default: the run's)")
+    parser.add_argument("--device", choices=DEVICES, help="device; auto: cuda, else mps, else cpu (default: the run's)")
     parser.add_argument("--quiet", action="store_true", help="print no progress on stderr")
 
 

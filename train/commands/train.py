@@ -36,7 +36,7 @@ Train a text generator and report its results.
   python -m train lm --preset small    another family, another preset
   python -m train --seeds 1,2,3        several seeds, reported together
   python -m train compare              several families in one report: outlines, lm, two VAEs, or others
-  python -m train --resume RUN         continue a stopped run, a stopped comparison or stopped seeds
+  python -m train --resume RUN         continue after a stop: a run, several seeds or a comparison
   python -m train evaluate RUN…        evaluate finished runs at several temperatures
   python -m train ablate RUN           retrain the generator of a run with other options, in one table
 """
@@ -52,13 +52,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
                                                     "train FAMILY --help`. Defaults are those of the preset default.")
     parser.usage = f"python -m train {family if family in arguments else '[FAMILY]'} [options]"
     add = parser.add_argument
-    add("family", nargs="?", default="outlines", help="a family (the last lines list them), or compare (default: outlines)")
+    add("family", nargs="?", default="outlines",
+        help="what to train: a family (the last lines list all) or compare (default: outlines)")
     add("--preset", nargs="+", metavar="NAME", help="named sets of options; later ones override earlier ones: "
         f"{', '.join(sorted(method.presets))} (default: default)")
     add("--config", metavar="FILE.toml", help="TOML file of options, such as decoder_steps = 100")
     parser.set_defaults(remedy=None, families=None)
     if comparing:
-        add("--remedy", nargs="+", choices=remedies(), metavar="NAME", help="remedies of the second VAE, which are presets: "
+        add("--remedy", nargs="+", choices=remedies(), metavar="NAME", help="presets with remedies for the second VAE: "
             f"{', '.join(remedies())} (default: {' '.join(DEFAULT_REMEDY)})")
         add("--families", metavar="LIST", help="comma-separated families, presets such as vae-lagging, and untrained "
             "baselines such as mixture; the family of a baseline must be in the list")
@@ -73,7 +74,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs to train; no new ones if existing runs are resumed."""
+    """The runs to train. Without `runs`, existing runs are resumed."""
 
     directory: Path | None  # of the run or of the group; None: a new one under `root`
     root: Path

@@ -114,7 +114,7 @@ class Comparison:
         return self.data.outlines("train", rows.ravel()).view(len(rows), NUM_DRAWS, -1)
 
     def _measured(self, texts: Sequence[list[str]]) -> Row:
-        """Return the figures of the texts written for each condition, equally many: means over conditions."""
+        """Return figures, averaged over conditions. texts: the same number of texts for each condition."""
         flat = [text for group in texts for text in group]
         encoded = functional.normalize(torch.from_numpy(self.encoder.encode(flat))).view(len(texts), len(texts[0]), -1)
         raw = torch.from_numpy(self.data.stores["test"].rows(self.found.conditions))

@@ -91,7 +91,7 @@ def collapse_figures(diagnosis: Diagnosis) -> dict[str, Any]:
 
 @torch.no_grad()
 def decoded_nll(model: TextModel, vectors: Tensor) -> float:
-    """Return the decoder's own nll of sentences sampled from vectors [N, D] at T = 1, per token; lowest for real vectors."""
+    """Return the decoder's own nll per token of sentences sampled from vectors [N, D] at T = 1; low for real vectors."""
     uniforms = torch.rand(len(vectors), DECODED_LEN, generator=torch.Generator().manual_seed(DRAW_SEED)).to(vectors.device)
     rows = [np.array(ids, dtype=np.int64) for ids in Sampler(model.decoder)(vectors, uniforms, SamplingConfig())]
     nll, num_targets = nll_of_rows(model.decoder, rows, vectors)

@@ -13,7 +13,7 @@ from train.data import Dataset
 
 
 class Nll(NamedTuple):
-    """The score of sentences under a language model, per token (nats) and per word, including the end of each sentence."""
+    """NLL per token (nats) and perplexity per word of sentences under a language model, including the end of sentence."""
 
     per_token: float
     ppl_per_word: float
@@ -35,7 +35,7 @@ class Judges(NamedTuple):
 
 
 def tokens_of(sentences: Sequence[str], data: Dataset) -> list[np.ndarray]:
-    """Tokenise sentences again, so that a sampler's own split of a word cannot change its score."""
+    """Tokenise sentences again, so that the score does not depend on how the sampler split a word into tokens."""
     limit = data.corpus.meta["max_len"]
     return [np.array(ids[:limit], dtype=np.int64) for ids in data.tokenizer.encode(list(sentences))]
 

@@ -64,7 +64,7 @@ def _rows(yardstick: Yardstick, model: TextModel, lm: TextModel | None, reporter
 
 
 def _log(directory: Path, config: RunConfig, figures: dict[str, Any], model: TextModel, data: Dataset) -> None:
-    """Log the report to TensorBoard: figures (the run's own source against 100 · T), options and vectors."""
+    """Log the report to TensorBoard: figures (of the run's own source, at step 100 · T), options and vectors."""
     log = RunLog(directory, offset=(directory / "metrics.jsonl").stat().st_size, examples=10**9)
     rebuilt = {key: value for key, value in _finite(figures["reconstruction"]).items() if key.startswith("test/")}
     log.scalars(rebuilt, "report", 0, 0)

@@ -50,7 +50,7 @@ def num_learnt(data: Dataset) -> int:
 
 
 def training_outlines(data: Dataset) -> tuple[Tensor, Tensor]:
-    """Return two disjoint samples of raw training outlines, [M, D] each: the real class, and a fake class for real text."""
+    """Return two disjoint samples of raw training outlines, [M, D]: the real class, and a fake class for real text."""
     rows = data.sample_rows("train", 2 * num_learnt(data), seed=2)
     ours, others = (torch.from_numpy(data.stores["train"].rows(rows[start::2])) for start in (0, 1))
     return ours, others
@@ -68,7 +68,7 @@ def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, 
     more: Tensor | None = None
     if variant.source == REAL_OUTLINES:
         more = training_outlines(data)[1] if further else None
-        # Not from test rows, which would teach a reverse judge the references.
+        # Not from test rows: a reverse judge would then learn the references.
         both = [data.outlines(split, data.sample_rows(split, num, seed=1)) for split in ("valid", "train")]
         vectors = [torch.cat(both)[:num]]
         ids = model.decode(vectors[0], SAMPLING_SEED, sampling)

@@ -153,7 +153,7 @@ def reconstruction_section(rebuilt: Sequence[tuple[str, Row]], width: int | None
 
 
 def num_seeds(lines: Sequence[Line]) -> str:
-    """Return the number of seeds behind the lines, in words."""
+    """Return a phrase for the number of seeds of the lines, such as "one seed"."""
     counts = {len(figures.values) for line in lines if line.label != REAL_TEXT for figures in line.figures.values()}
     most = max(counts, default=1)
     if most == 1:

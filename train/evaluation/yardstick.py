@@ -50,7 +50,7 @@ class Yardstick:
         self._outline_figures: dict[bytes, Row] = {}  # they do not depend on the temperature
 
     def training(self) -> Iterable[Words]:
-        """Return the words of the training sentences, lower case; a larger corpus is split again each time."""
+        """Return the words of the training sentences, lower case. Above MOST_HELD sentences, they are not kept in memory."""
         split = (words(sentence) for sentence in self.data.corpus.sentences["train"])
         if self.data.num_rows("train") > MOST_HELD:
             return split
@@ -83,7 +83,7 @@ class Yardstick:
         return Sentences(self.data.text("valid", self.others), raw, further)
 
     def measure(self, sentences: Sentences, learnt: Sequence[str] | None = None) -> Row:
-        """Return all figures of one source's sentences. learnt: others for the reverse judges to learn; None: these."""
+        """Return all figures of one source's sentences. learnt: sentences for the reverse judges to learn; None: these."""
         text = sentences.text
         row: Row = {"num_samples": len(text)}
         for name, judge in self.judges.forward.items():
@@ -117,7 +117,7 @@ class Yardstick:
         return row
 
     def reverse(self, text: Sequence[str]) -> Row:
-        """Return the reverse figures of samples. A sample that a line of a text file cannot hold is skipped."""
+        """Return the reverse figures of samples. Skips samples that cannot be a line of a text file: empty, or with NUL."""
         text = [sentence for sentence in text if sentence.strip() and "\0" not in sentence]
         row: Row = {"num_reverse": len(text)}
         if text:  # A model with little training can end every sentence at once.

@@ -1,7 +1,7 @@
 """ARAE: autoencoder, critic and generator, trained together on one corpus; a step has a phase for each.
 
-Zhao et al. (2018), algorithm 1, apply the encoder's two gradients in two steps of plain gradient descent, which is nearly
-the step on their sum. An optimiser that rescales gradients, such as AdamW, needs the sum to preserve the fraction.
+The encoder has two gradients. Algorithm 1 of Zhao et al. (2018) makes a step of plain gradient descent with each. Here, one
+step uses their sum. AdamW rescales gradients, so two separate steps would not preserve the ratio of the gradients.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from train.methods.decoder_stage import DecoderStage, decoder_config
 from train.methods.gan_stage import update_critic
 
 VALIDATION_SEED = 17
-ANNEAL_EVERY = 100  # steps after which the noise on the codes shrinks by one factor
+ANNEAL_EVERY = 100  # steps after which the noise on the codes is multiplied by noise_anneal
 MAX_GAUSSIAN_ROWS = 20_000  # codes to which the Gaussian baseline is fitted, about fifty per dimension
 
 
@@ -43,7 +43,7 @@ class ARAEOptions(DecoderOptions):
     code_dim: int = option(384, "width of the learned code", low=1)
     encoder_hidden_dim: int = option(256, "width of each direction of the encoder's GRU", low=1)
     autoencoder_optimizer: str = option("adamw", "optimiser of encoder and decoder", ("adamw", "sgd"))
-    noise_radius: float = option(0.05, "noise on codes of norm 1 in training: standard deviation per dimension", low=0)
+    noise_radius: float = option(0.05, "noise on codes (norm 1) in training: standard deviation per dimension", low=0)
     noise_anneal: float = option(0.9995, f"factor on the noise, applied every {ANNEAL_EVERY} steps, 0 to 1", low=0, high=1)
     noise_dim: int = option(384, "width of the generator's input", low=1)
     gan_hidden_dim: int = option(512, "width of the hidden layers of generator and critic", low=1)
@@ -52,7 +52,7 @@ class ARAEOptions(DecoderOptions):
     gan_beta1: float = option(0.5, "first beta of Adam for generator and critic", low=0, high=0.9999)
     gan_beta2: float = option(0.999, "second beta of Adam for generator and critic", low=0, high=0.9999)
     critic_steps: int = option(5, "critic updates per step, each with new sentences and new noise", low=1)
-    penalty_weight: float = option(1.0, "weight of the gradient penalty; codes have norm 1", low=0)
+    penalty_weight: float = option(1.0, "weight of the gradient penalty", low=0)
     encoder_share: float = option(0.1, "fraction of the critic's gradient that reaches the encoder; 0: only the "
                                        "reconstruction loss trains the encoder", low=0)
 
@@ -99,7 +99,7 @@ class ARAEStage(DecoderStage):
         return self.model.generate_codes(self._noise(num_rows, self.options.noise_dim, batch, rng))
 
     def real_codes(self, step: int, batch: Batch) -> list[tuple[Tensor, int]]:
-        """Return, for each critic round of a step, this rank's codes [B, D] (constants) and the global batch's rows."""
+        """Return, for each critic round of a step, this rank's codes [B, D] (constants) and the global number of rows."""
         rounds = self.options.critic_steps
         batches = [self.order.batch(index) for index in range(step * rounds, (step + 1) * rounds)]
         own = [batch.own(rows) for rows in batches]
@@ -109,7 +109,7 @@ class ARAEStage(DecoderStage):
 
     def critic_step(self, real: Tensor, num_rows: int, batch: Batch, rng: torch.Generator,
                     update: Update) -> dict[str, Tensor]:
-        """Update the critic on this rank's real codes [B, D] of `num_rows`; all codes are constants."""
+        """Update the critic on real codes [B, D], which are constants. num_rows: rows of the global batch."""
         with torch.no_grad():
             fake = self._generated(num_rows, batch, rng)
         share = batch.own(torch.rand(num_rows, 1, generator=rng)).to(real.device)
@@ -131,7 +131,7 @@ class ARAEStage(DecoderStage):
         return self.nll_terms(batch, nll) | {"train/noise_radius": batch.share(radius), "norm/decoder": norm}
 
     def autoencoder_loss(self, batch: Batch, radius: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return this rank's share of the loss, and its nll. The decoder reads noised codes, the critic those without."""
+        """Return this rank's share of the loss, and its nll. The decoder reads codes with noise, the critic without."""
         codes = self.model.encoder(batch.tokens.inputs, batch.tokens.lengths)
         noised = codes + radius * self._noise(batch.num_rows, self.options.code_dim, batch, rng)
         nll = self.nll(batch, self.model.scaled(noised))

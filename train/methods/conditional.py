@@ -32,16 +32,16 @@ class ConditionalOptions(GanOptions, OutlineDecoderOptions):
 
 @dataclass(frozen=True)
 class PairBatch(Batch):
-    """A batch of pairs; conditions: [B, P], for real and generated outlines."""
+    """A batch of pairs. conditions: [B, P], of the real outlines and for the generated ones."""
 
     conditions: Tensor
 
 
 class PairGame(Game):
-    """Outlines drawn from noise and conditions against the outlines of pairs."""
+    """The game of a conditional generator, whose outlines compete with the outlines of real pairs."""
 
     def begin(self, progress: Progress) -> None:
-        """Fit the linear-Gaussian, initialise the generator with it, and store some conditions."""
+        """Fit the linear-Gaussian baseline, set the generator to it, and store conditions in the model for sampling."""
         rng = np.random.default_rng(self.seed)
         targets = rng.permutation(self.data.pairs("train").targets)[:MAX_FITTED_ROWS]
         conditions, outlines = self._pairs(targets, rng.random(len(targets)))
@@ -57,7 +57,7 @@ class PairGame(Game):
         return conditions_of(self.model, self.data, "train", rows), self.data.outlines("train", targets)
 
     def real(self, batch: Batch) -> PairBatch:
-        """Return random pairs instead of the batch's rows, which may be conditions or have no partner in their group."""
+        """Return random pairs. The rows of `batch` are not used: a row may be only a condition, or alone in its group."""
         targets = self.data.pairs("train").targets
         chosen = batch.own(torch.rand(2, batch.num_rows, dtype=torch.float64).T).numpy()
         conditions, outlines = self._pairs(targets[(chosen[:, 0] * len(targets)).astype(np.int64)], chosen[:, 1])

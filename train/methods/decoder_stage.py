@@ -65,7 +65,7 @@ class DecoderStage(Stage):
         return self.nll_terms(batch, nll) | {"norm/decoder": norm}
 
     def nll_terms(self, batch: Batch, nll: Tensor) -> dict[str, Tensor]:
-        """Return the figures for the log from the nll of `nll`."""
+        """Return the figures for the log. nll: the value of the method `nll`."""
         return {f"train/{self.term}_per_token": nll.detach() / batch.num_targets,
                 f"train/{self.term}": nll.detach() / batch.num_rows}
 
@@ -89,7 +89,7 @@ class LatentStage(DecoderStage):
                 "train/negative_elbo_per_token": (nll + kl) / batch.num_targets}
 
     def validation(self, figures: dict[str, float], mu: Tensor, logvar: Tensor, **pictures: Figure) -> Validation:
-        """Return a validation with the posteriors [N, Z], selected by the negative ELBO."""
+        """Return a validation with the negative ELBO as criterion. mu, logvar: posteriors [N, Z]."""
         strength = signal_noise(mu, logvar)
         pictures["signal_noise"] = signal_noise_picture(strength.signal.tolist(), strength.noise.tolist())
         return Validation(figures, figures["valid/negative_elbo_per_token"],

@@ -21,7 +21,7 @@ from train.methods.decoder_stage import DecoderStage, decoder_config
 
 @dataclass(frozen=True)
 class EncoderOptions(DecoderOptions):
-    """Options of the encoder and of the decoder that teaches it."""
+    """Options of the encoder and of the decoder that trains it."""
 
     group: ClassVar[str] = "encoder"
     encoder_hidden_dim: int = option(384, "width of each direction of the encoder's GRU", low=1)

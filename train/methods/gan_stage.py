@@ -35,7 +35,7 @@ class GanOptions:
                               flag=False)
     critic_steps: int = option(1, "critic updates per generator update, each with new noise but the same real batch", low=1)
     penalty_weight: float = option(2.0, "weight of the gradient penalty: gamma of r3, lambda of wgan-gp", low=0)
-    penalty_share: float = option(1.0, "fraction of each batch that the gradient penalty is computed on, above 0 to 1",
+    penalty_share: float = option(1.0, "fraction of each batch used for the gradient penalty, above 0 and at most 1",
                                   low=1e-3, high=1)
     ema_decay: float = option(0.995, "decay per step of the saved generator, a moving average", low=0, high=0.99999,
                               flag=False)
@@ -47,7 +47,7 @@ class Game(ABC):
     """The networks of a GanStage: how outlines are generated and scored, and which outlines of a batch are real."""
 
     def __init__(self, options: Any, data: Dataset, model: Any, seed: int):
-        """model: its `generator` is the saved one, which the stage makes the moving average of the trained one."""
+        """model: `model.generator` is the saved one: a moving average of the generator that the stage trains."""
         self.options, self.data, self.model, self.seed = options, data, model, seed
         self.generator, self.critic = model.generator, model.critic
 
@@ -56,7 +56,7 @@ class Game(ABC):
         """Fit the baselines and the generator's start."""
 
     def real(self, batch: Batch) -> Batch:
-        """Return a batch, as large as `batch`, whose outlines are the real ones of this step."""
+        """Return the batch with the real outlines of this step, as large as `batch`."""
         return batch
 
     @abstractmethod
@@ -64,7 +64,7 @@ class Game(ABC):
         """Return this rank's generated outlines [B, D]. The noise is drawn for the global batch."""
 
     def scorer(self, batch: Batch, rows: slice = slice(None)) -> Callable[[Tensor], Tensor]:
-        """Return a function from outlines [B, D] to scores [B], as the counterparts of these rows of a batch."""
+        """Return the critic as a function from outlines [B, D] to scores [B]; rows: of the batch's conditions, if any."""
         return self.critic
 
     @abstractmethod
@@ -137,7 +137,7 @@ class GanStage(FitStage):
 
     def fake(self, batch: Batch) -> Tensor:
         """Return this rank's generated outlines [B, D], with noise seeded by torch's generator."""
-        # On a GPU the noise is drawn there: a CPU needs as long for it as the GPU for the whole step.
+        # On a GPU the noise is drawn there. To draw it on the CPU takes as long as the rest of the step.
         device = self.game.data.device if self.game.data.device.type == "cuda" else "cpu"
         return self.game.fake(self.generator, batch, torch.Generator(device).manual_seed(draw_seed()))
 
@@ -169,7 +169,7 @@ class GanStage(FitStage):
                              penalties.sum() / num_penalised, real_scores, fake_scores)
 
     def generator_step(self, batch: Batch, update: Update) -> dict[str, Tensor]:
-        """Update the generator; the critic passes gradients on and stores none."""
+        """Update the generator; gradients pass through the critic, which does not change."""
         assert batch.outlines is not None
         with frozen(self.critic):
             critic = self.game.scorer(batch)

@@ -42,14 +42,14 @@ GENERATOR_STAGES: dict[str, type[FitStage]] = {"gan": GanStage}
 
 @dataclass(frozen=True)
 class OutlineDecoderOptions(DecoderOptions):
-    """Options of a decoder of a frozen encoder's outlines."""
+    """Options of a decoder that reads outlines of a frozen encoder."""
 
     group: ClassVar[str] = "outlines"
     encoder: str = option("minilm", "frozen sentence encoder: minilm, multilingual-minilm, st:MODEL or recurrent:DIRECTORY")
     encoder_prompt: str = option("", "prompt before each sentence, such as 'query: '; few encoders need one")
     encoder_dim: int = option(0, "keep only the first INT dimensions of each outline; 0: keep all", low=0, high=2**20)
-    outline_noise: float = option(0.0, "standard deviation of the noise that the decoder's training adds to outlines, which "
-                                       "are first scaled to a standard deviation of 1", low=0)
+    outline_noise: float = option(0.0, "noise added to outlines when the decoder is trained: its standard deviation, as a "
+                                       "fraction of the outlines' standard deviation", low=0)
     outline_dropout: float = option(0.1, "probability of replacing an outline by zero when the decoder is trained; above 0 "
                                          "the decoder also learns p(x), which guidance needs", low=0, high=0.99)
     decoder_from: str = option("", "copy the decoder of this finished run instead of training one; corpus, encoder and "
@@ -70,7 +70,7 @@ class OutlineOptions(GanOptions, OutlineDecoderOptions):
     generator: str = option("gan", "kind of generator", choices=GENERATORS)
     start: str = option("mixture", "distribution of the generator before training", ("mixture", "gaussian", "noise"))
     num_centres: int = option(5000, "number of k-means centres of the mixture, at most one per 20 training outlines", low=2)
-    num_offsets: int = option(0, "number of centres of a second level of the mixture (docs/outline-gan.md)", low=0)
+    num_offsets: int = option(0, "number of centres of a second level (docs/outline-gan.md); 0: no second level", low=0)
     free_moments: bool = option(False, "do not match the generated outlines' mean and covariance to the training outlines",
                                 flag=False)
 
@@ -81,7 +81,7 @@ DECIDES_DECODER = {field.name for field in dataclasses.fields(OutlineDecoderOpti
 
 
 class OutlineDecoderStage(DecoderStage):
-    """Trains a decoder of outlines, or copies it from another run."""
+    """Trains a decoder that reads outlines, or copies it from another run."""
 
     term = "reconstruction_nll"
 
@@ -120,7 +120,7 @@ class OutlineDecoderStage(DecoderStage):
         return load_model(run / "model"), description["training"]["seed"]
 
     def vector(self, batch: Batch) -> Tensor:
-        """Return this rank's outlines [B, D], some of them zero, with noise."""
+        """Return this rank's outlines [B, D], with outline dropout and noise."""
         assert batch.outlines is not None
         outlines, options = batch.outlines, self.options
         if options.outline_dropout:

@@ -37,7 +37,7 @@ class VAEOptions(DecoderOptions):
     latent_dim: int = option(32, "width of the latent z", low=1)
     encoder_hidden_dim: int = option(256, "width of each direction of the encoder's GRU", low=1)
     kl_weight: float = option(1.0, "KL weight after annealing; 1: the loss is the negative ELBO", low=0)
-    kl_anneal: str = option("none", "schedule of the KL weight; none: constant; linear: one rise from 0; cyclical: several",
+    kl_anneal: str = option("none", "schedule of the KL weight; none: constant; linear: one rise; cyclical: several",
                             ("none", "linear", "cyclical"))
     kl_rise: float = option(0.5, "duration of a rise of the KL weight, as a fraction of training (linear) or of a cycle",
                             low=1e-6, high=1)
@@ -74,7 +74,7 @@ class VAEOptions(DecoderOptions):
 
 
 class Progress(nn.Module):
-    """State of training beyond weights and step, in buffers so that a checkpoint holds it."""
+    """Training state other than weights and step, in buffers, so that checkpoints contain it."""
 
     aggressive: Tensor  # whether aggressive training is still on
     mutual_information: Tensor  # at its last measurement
@@ -91,7 +91,7 @@ class Progress(nn.Module):
         self.register_buffer("mutual_information", torch.tensor(0.0, dtype=torch.double))
 
     def probe(self, mu: Tensor, logvar: Tensor) -> None:
-        """Store the posteriors [N, Z] of a validation; the probes are its first rows."""
+        """Store the posteriors of the probes: the first P rows of this validation's mu and logvar, [N, Z] each."""
         for probes, values in ((self.probe_mu, mu), (self.probe_logvar, logvar)):
             probes.copy_(torch.stack([probes[1], values[:probes.shape[1]].to(probes)]))
         self.num_probed += 1
@@ -109,7 +109,7 @@ class VAEStage(LatentStage):
             self.bow = modules["bow"] = nn.Sequential(
                 nn.Linear(options.latent_dim, options.hidden_dim), nn.Tanh(),
                 nn.Linear(options.hidden_dim, data.tokenizer.vocab_size)).to(data.device)
-        # One optimiser for both halves: AdamW skips weights without a gradient, which is how one half rests.
+        # One optimiser for encoder and decoder: AdamW skips weights without a gradient, so one of them can rest.
         super().__init__(options, data, model, bfloat16, seed, **modules)
         self.generative = [module for name, module in modules.items() if name != "encoder"]
         num_probes = min(NUM_PROBES, options.num_validation, data.num_rows("valid"))
@@ -147,7 +147,7 @@ class VAEStage(LatentStage):
         kl = losses.kl_to_standard_normal(mu, logvar).sum(dim=0) / batch.num_rows
         charged = kl.sum()
         if options.free_bits:
-            # The floor applies to the global batch: its value, with this rank's gradient.
+            # The minimum applies to the KL of the global batch: use this value, with this rank's gradient.
             mean_kl = kl.detach().clone()
             batch.ranks.sum_([mean_kl])
             charged = losses.free_bits(mean_kl + kl - kl.detach(), options.free_bits,
@@ -196,7 +196,7 @@ class VAEStage(LatentStage):
                    "valid/active_units": float(active_units(mu)),
                    "valid/latent_gap_per_token": swapped_gap(self.model, rows, draws[0].latent, draws[0].nll)}
         self.progress.probe(mu, logvar)
-        if probes := self.progress.probes():  # The median, because the unit of a dimension that hardly varies is near 0.
+        if probes := self.progress.probes():  # The median: a dimension that hardly varies has a huge drift.
             figures["valid/drift"] = float(drift(probes).mu.median())
         return self.validation(figures, mu, logvar)
 

@@ -27,7 +27,7 @@ VALIDATION_SEED = 13
 
 @dataclass(frozen=True)
 class ZForcingOptions(DecoderOptions):
-    """Options of decoder and posterior, and the weights of the loss. By default latents are forced."""
+    """Options of decoder and posterior, and the weights of the loss. The auxiliary loss is on by default."""
 
     group: ClassVar[str] = "Z-Forcing"
     hidden_dim: int = option(512, "width of the forward LSTM's state", low=1)
@@ -42,11 +42,11 @@ class ZForcingOptions(DecoderOptions):
                                      "dimensions of the backward LSTM's state", low=0)
     aux_weight: float = option(0.005, "final weight of the auxiliary loss", low=0)
     aux_step: float = option(0.0, "change of the auxiliary loss's weight per update", low=0)
-    aux_form: str = option("gaussian", "auxiliary loss: negative log density of the backward state under a Gaussian, or "
-                                       "squared distance from its mean", ("gaussian", "squared"))
+    aux_form: str = option("gaussian", "auxiliary loss. gaussian: negative log density of the backward state; squared: its "
+                                       "squared distance from the predicted mean", ("gaussian", "squared"))
     aux_sees: str = option("z", "input of the auxiliary network: only z, or z and the previous forward state",
                            ("z", "z_and_state"))
-    # With 0.01 the backward state carried little, and forcing removed all information from the latents.
+    # With 0.01 the backward state contains little information, and the latents lose all information.
     backward_weight: float = option(1.0, "weight of the backward LSTM's NLL (gamma); 0 disables it", low=0)
 
     @property

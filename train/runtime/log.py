@@ -23,14 +23,14 @@ def charts(*categories: str) -> dict[str, Any]:
 
 
 def write_hparams(writer: Any, options: dict[str, Any]) -> None:
-    """Write a run's options. `SummaryWriter.add_hparams` also lists them, and TensorBoard uses one run's list for all."""
+    """Write a run's options. `SummaryWriter.add_hparams` adds a list of names; TensorBoard uses one list for all runs."""
     _, started, ended = hparams(options, {})
     for summary in (started, ended):
         writer.file_writer.add_summary(summary)
 
 
 def _last_writer(directory: Path, purge_step: int | None) -> SummaryWriter:
-    """Return a writer whose file sorts after the existing ones, if that is possible within 1.5 s."""
+    """Return a writer whose file name sorts after all existing ones; gives up after 1.5 s."""
     # TensorBoard reads files by name (second, host, process, number): names can collide, or the clock can be set back.
     earlier, end = set(directory.glob(EVENTS)), time.monotonic() + 1.5
     while True:
@@ -55,7 +55,7 @@ class RunLog:
     """Writes metrics.jsonl and TensorBoard's events. Without a directory (ranks other than the first) it writes nothing."""
 
     def __init__(self, directory: Path | None, offset: int = 0, examples: int = 0):
-        """offset: bytes of metrics.jsonl that a resumed run keeps. examples: seen so far; later events are hidden."""
+        """offset: bytes of metrics.jsonl that a resumed run keeps. examples: seen so far; TensorBoard hides later events."""
         self._directory = directory
         self.writer: Any = _Silent()
         self._file: Any = _Silent()

@@ -23,7 +23,7 @@ class Reporter:
     def __init__(self, quiet: bool = False, silent: bool = False):
         """quiet: print only warnings. silent: print nothing."""
         self.quiet, self.silent = quiet or silent, silent
-        self.noted = False  # whether the losses of text were printed
+        self.noted = False  # whether the notes on lost text were printed
         self._bars = sys.stderr.isatty() and not self.quiet
         self._begun = math.inf, 0.0  # the first step of `step`, and when it began
         self.begin()
@@ -54,7 +54,7 @@ class Reporter:
             tqdm.write(text, file=sys.stderr)
 
     def step(self, text: str, number: int, total: int) -> None:
-        """Announce a slow step, from the second one on with the time left."""
+        """Announce a slow step; from the second step on, with an estimate of the time left."""
         if number <= self._begun[0]:
             self._begun = number, time.monotonic()
         first, started = self._begun

@@ -108,7 +108,7 @@ def leave() -> None:
 
 
 def machine(device: torch.device, ranks: Ranks) -> dict[str, Any]:
-    """Return the device's name (a CPU's instruction set, by which torch chooses kernels), threads and processes."""
+    """Return the device's name (for a CPU its instruction set, which selects torch's kernels), threads and processes."""
     name = (torch.cuda.get_device_name(device) if device.type == "cuda"
             else torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else platform.machine())
     return {"device": f"{device.type} ({name})", "threads": torch.get_num_threads(), "processes": ranks.world}

@@ -1,4 +1,4 @@
-"""The directory of a run (docs/runs.md), or of several, a group with runs.json: its files, its lock, its checkpoints."""
+"""The directory of a run (docs/runs.md) or of a group of runs (with runs.json): its files, lock and checkpoints."""
 
 import contextlib
 import json
@@ -133,14 +133,14 @@ def newest_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any], 
         try:
             tensors, meta = read_state(path)
             if checkpoint_path(directory, meta["stage"], meta["step"]) != path:
-                raise CheckpointError(f"{path}: contains the state of another step.")
+                raise CheckpointError(f"{path}: contains the state of another step. Delete it.")
             return tensors, meta, damaged
         except CheckpointError as error:
             damaged.append(str(error))
     if found != (now := checkpoints(directory)) and now:  # a trainer replaced them in the meantime
         return newest_checkpoint(directory)
     if damaged:
-        raise OutlinesError(f"{damaged[0]} No checkpoint of this run is valid: train it again.")
+        raise OutlinesError(f"{damaged[0]} No other checkpoint of this run is valid, so otherwise train it again.")
     return None
 
 

@@ -20,7 +20,7 @@ def test_the_closing_report_fits_on_a_screen(tiny_run: Path, capsys: pytest.Capt
 
 def test_the_full_report_has_what_the_screen_has_not(tiny_run: Path) -> None:
     text = (tiny_run / "report.md").read_text()
-    for part in ("| unique |", "distinct-2: different bigrams / bigrams", "Critic memorisation: ", "NLL gap (new vector)",
+    for part in ("| unique |", "distinct-2: number of different bigrams", "Critic memorisation: ", "NLL gap (new vector)",
                  " dimensions, each swapped on its own in "):
         assert part in text
 
