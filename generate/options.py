@@ -62,7 +62,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "temperature": Option("sampling temperature; lower: likelier and less varied sentences", float, 0.5, max_served=10),
         "top_p": Option("nucleus sampling: the smallest set of tokens with this total probability", float, 1.0, high=1),
         "seed": Option("random seed", int, 1, max_served=2**53),
-        "source": Option("source of the outlines: generator, or an untrained baseline: mixture, gaussian, or in "
+        "source": Option("source of the outlines: generator, or a fitted baseline: mixture, gaussian, or in "
                          "conditional runs linear (default: generator)", metavar="NAME"),
         "walk": Option("linear: line between the outlines; spherical: arc between them; noise: arc between their "
                        "noise; gradient: gradient ascent on p(B | outline)",

@@ -36,7 +36,7 @@ from train.session import Session, check_out, command_line, finished_run, locked
 VERSION = 4  # Part of every row's key. Raise it when the definition of a figure changes: kept rows are then measured again.
 
 DESCRIPTION = """\
-Evaluate finished runs and their untrained baselines on the test split, at several temperatures.
+Evaluate finished runs and their fitted baselines on the test split, at several temperatures.
 
   python -m train evaluate runs/001-outlines-small runs/002-lm-small
 """

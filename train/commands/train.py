@@ -61,7 +61,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if comparing:
         add("--remedy", nargs="+", choices=remedies(), metavar="NAME", help="presets with remedies for the second VAE: "
             f"{', '.join(remedies())} (default: {' '.join(DEFAULT_REMEDY)})")
-        add("--families", metavar="LIST", help="comma-separated families, presets such as vae-lagging, and untrained "
+        add("--families", metavar="LIST", help="comma-separated families, presets such as vae-lagging, and fitted "
             "baselines such as mixture; the family of a baseline must be in the list")
     add("--runs", metavar="DIR", help="directory for new runs; the cache is in DIR-cache (default: runs)")
     add("--out", metavar="RUN", help="directory of this run (default: a new numbered one)")

@@ -142,7 +142,7 @@ def _render(figures: Sequence[dict[str, Any]], width: int | None = None) -> str:
     if found := [own["generator"] for own in figures if "generator" in own]:
         one = len(found) == 1
         words = found[0]["words"] if one else f"generator: {tables.counted([own['verdict'] for own in found])}"
-        parts += [] if width else ["Is the generator better than its untrained baselines? (docs/outline-gan.md)"]
+        parts += [] if width else ["Is the generator better than its fitted baselines? (docs/outline-gan.md)"]
         parts.append(tables.wrap(words, width))
         parts += [f"Critic memorisation: {found[0]['memorised']:.0%}"] if one and not width else []
     if own := [(row["source"], row) for member in figures for row in member.get("own", [])]:
