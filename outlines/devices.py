@@ -17,7 +17,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "auto":
         name = next(device for device in available if available[device])
     if not available[name]:
-        raise OutlinesError(f"--device {name} is not available on this machine or in this torch. Use --device cpu.")
+        raise OutlinesError(f"--device {name} is not available on this machine or in this build of torch. Use --device cpu.")
     return torch.device("cuda", local_rank) if name == "cuda" else torch.device(name)
 
 

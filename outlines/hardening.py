@@ -69,7 +69,7 @@ def map_offsets(path: Path, num_values: int) -> np.ndarray:
     """Return the offsets of N rows in an array of `num_values` values: int64 [N + 1]. Raises CheckpointError."""
     offsets = map_numbers(path, ("<i8",))
     if not len(offsets) or offsets[0] != 0 or offsets[-1] != num_values or (np.diff(offsets) < 0).any():
-        raise CheckpointError(f"{path}: its offsets do not fit the {num_values:,} values that they divide. {PREPARE_AGAIN}")
+        raise CheckpointError(f"{path}: its offsets do not match the {num_values:,} stored values. {PREPARE_AGAIN}")
     return offsets
 
 

@@ -46,8 +46,8 @@ def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_offsets: int 
         # In a cluster with only one row, the residual is 0, which says nothing about distances from centres.
         left = residual[residual.abs().sum(dim=1) > 0]
         if len(left) <= num_offsets:
-            raise OutlinesError(f"{num_offsets} offsets need more than {len(left)} outlines away from their centres. "
-                                "Lower num_offsets or use a larger corpus.")
+            raise OutlinesError(f"Only {len(left)} outlines differ from their centres, too few for {num_offsets} offsets. "
+                                "Lower --num-offsets or use a larger corpus.")
         offsets, offset_shares, residual = _k_means(left, num_offsets, seed, iterated)
     num_free = max(1, len(outlines) - num_centres - num_offsets)
     values, directions = torch.linalg.eigh(float64(residual.T @ residual / num_free))

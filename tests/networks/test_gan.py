@@ -36,7 +36,7 @@ def test_one_centre_is_the_fitted_gaussian() -> None:
 
 
 def test_too_many_offsets_is_an_error_for_people() -> None:
-    with pytest.raises(OutlinesError, match="3 offsets need more than 0 outlines"):
+    with pytest.raises(OutlinesError, match="Only 0 outlines differ from their centres, too few for 3 offsets"):
         fit_mixture(torch.eye(3).repeat(4, 1)[:, :2].mul(0), 1, seed=1, num_offsets=3)
 
 

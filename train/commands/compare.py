@@ -38,7 +38,7 @@ def compared(preset: str, remedy: Sequence[str] | None, names: str | None) -> di
     """Return family and preset of each run of a comparison, by the name of its directory. names: as for `members_of`."""
     if names is not None:
         if remedy:
-            raise OutlinesError("--remedy has no effect with --families. Name its preset there.")
+            raise OutlinesError("--remedy has no effect with --families. Add its preset to --families.")
         return members_of(names, preset)
     remedy = remedy or DEFAULT_REMEDY
     remedied = "-".join([LATENT, *(name.removeprefix(f"{LATENT}-") for name in remedy)])
@@ -64,7 +64,7 @@ def members_of(names: str, preset: str) -> dict[str, tuple[str, str]]:
     present = {source for family, _ in runs.values() for source in models[family].sources[1:]}
     if missing := sorted(controls & set(wanted) - present):
         owners = ", ".join(sorted(name for name in generators if missing[0] in models[name].sources))
-        raise OutlinesError(f"--families {names!r}: {missing[0]} is a control of {owners}. Name that family too.")
+        raise OutlinesError(f"--families {names!r}: {missing[0]} is a control of {owners}. Add that family.")
     return runs
 
 

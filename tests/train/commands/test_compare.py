@@ -281,7 +281,7 @@ def test_families_to_compare_are_named() -> None:
 
 
 @pytest.mark.parametrize(("families", "arguments", "message"), [
-    ("lm,mixture", [], "mixture is a control of outlines. Name that family too."),
+    ("lm,mixture", [], "mixture is a control of outlines. Add that family."),
     ("lm,area", [], "Did you mean 'arae'"), ("encoder,lm", [], "unknown name"),
     ("lm,lm", [], "contains the same name twice"),
     ("lm,arae-snli", [], "arae-snli: its preset has another corpus or tokenizer than lm"),
