@@ -233,7 +233,7 @@ def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
     source = fingerprint(config) if config.corpus else f"{embedded_source()} x {config.num_sentences}"
     key = _key({"source": source, "vocab_size": config.vocab_size, "lowercase": config.lowercase,
                 "max_len": config.max_len, "tokenizer": given.fingerprint if given else "",
-                "fractions": [config.valid_fraction, config.test_fraction], "version": 3})
+                "fractions": [config.valid_fraction, config.test_fraction], "version": 4})
     directory = cache / f"corpus-{key}"
     cache.mkdir(parents=True, exist_ok=True)
     with contextlib.nullcontext() if directory.exists() else locked(cache, reporter.line):

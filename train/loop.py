@@ -21,6 +21,7 @@ from outlines.models.base import block_seed
 from train.config import TrainingConfig
 from train.data import Dataset
 from train.method import EVALUATION_SAMPLES, Method, NotFinite, Snapshot, Stage, Update
+from train.runtime.busy import SlowSteps
 from train.runtime.log import RunLog
 from train.runtime.progress import Reporter
 from train.runtime.ranks import VERSIONS, Ranks, machine
@@ -103,7 +104,7 @@ class Loop:
         before = Snapshot(self.method, stage) if stage.several_updates else None
         sums: dict[str, Tensor] = {}
         num_summed = num_targets = 0
-        since = time.monotonic()
+        since, slow = time.monotonic(), SlowSteps()
         with self.reporter.bar(f"train {stage.name}", "steps") as progress:
             while self.step < stage.num_steps and not (stage.patience and self.stale >= stage.patience):
                 self._check_signals()
@@ -135,7 +136,10 @@ class Loop:
                 if self.stage_index == 0 and self.step == TIMED_STEPS < stage.num_steps and not self.reporter.estimated:
                     self._estimate(time.monotonic() - since)
                 if sums and (self.step % self.config.log_every == 0 or self.step == stage.num_steps):
-                    self._log_terms(stage, sums, num_summed, num_targets, time.monotonic() - since)
+                    seconds = time.monotonic() - since
+                    self._log_terms(stage, sums, num_summed, num_targets, seconds)
+                    if warning := slow(num_targets if stage.like_length else num_summed, seconds):
+                        self.reporter.warning(warning)
                     sums, num_summed, num_targets, since = {}, 0, 0, time.monotonic()
                 if self.step % stage.validate_every == 0 or self.step == stage.num_steps:
                     self._validate(stage)

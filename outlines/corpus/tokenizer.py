@@ -6,10 +6,12 @@ Source: Kudo and Richardson, SentencePiece (2018); BPE: Sennrich et al. (2016).
 
 import hashlib
 import io
-import math
 import re
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -18,6 +20,7 @@ import sentencepiece
 from outlines.checkpoint import atomic_write
 from outlines.errors import TokenizerError, one_line
 from outlines.hardening import read_tokenizer, try_tokenizer
+from outlines.metrics.text import words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,10 @@ class SpecialIds:
 
 SPECIAL = SpecialIds()
 NUM_SPECIALS = 4 + 256  # the special tokens, and one piece per byte
-MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 500, 32_000
+MIN_VOCAB_SIZE, MAX_DEFAULT = 500, 12_000
+COVERED, MIN_COUNT = 0.99, 3
+PIECES_PER_WORD = 1.5
+"""The pieces of BPE per word that should be one piece: it merges longer pieces from shorter ones. Measured on Multi30k."""
 SPM_TRAIN = ("spm_train --input=FILE --model_prefix=NAME --vocab_size=8000 --model_type=bpe --byte_fallback=true "
              + " ".join(f"--{name}={id}" for name, id in asdict(SPECIAL).items()))
 NORMALIZATION = {False: "nmt_nfkc", True: "nmt_nfkc_cf"}  # whether to convert to lower case → SentencePiece's rule
@@ -50,15 +56,21 @@ def normalizer(lowercase: bool) -> Callable[[str], str]:
 
 
 def vocabulary_size(sentences: Iterable[str], lowercase: bool = False) -> tuple[int, int]:
-    """Return (the default vocabulary size, which grows like the number of distinct words, the smallest possible one)."""
+    """Return (the default vocabulary size, the smallest possible one).
+
+    With the default, about COVERED of the words are one piece; words that occur less than MIN_COUNT times do not count.
+    """
     normalizer = sentencepiece.SentencePieceNormalizer(rule_name=NORMALIZATION[lowercase])
-    num_words, characters = 0, set[str]()
+    counts, characters = Counter[str](), set[str]()
     for sentence in sentences:
-        num_words += len(sentence.split())
+        counts.update(words(sentence))
         characters.update(normalizer.normalize(sentence))
+    ordered = sorted(counts.values(), reverse=True)
+    covering = 1 + bisect_left(list(accumulate(ordered)), COVERED * counts.total())
+    frequent = sum(count >= MIN_COUNT for count in ordered)
     smallest = NUM_SPECIALS + len(characters)
-    suited = min(max(100 * round(3 * math.sqrt(num_words) / 100), MIN_VOCAB_SIZE), MAX_VOCAB_SIZE)
-    return max(suited, smallest * 5 // 4), smallest
+    suited = min(smallest + round(PIECES_PER_WORD * min(covering, frequent)), MAX_DEFAULT)
+    return max(suited, MIN_VOCAB_SIZE, smallest * 5 // 4), smallest
 
 
 def train_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int | None = None,

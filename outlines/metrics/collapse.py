@@ -207,11 +207,14 @@ def latent_gap_by_dim(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Ten
     num_dims: Z, if the vectors hold it once per step, [N, T · Z]; a dimension is then swapped at every step.
     """
     own, num_targets = nll_of_rows(decoder, rows, vectors)
-    gaps, num_dims = [], num_dims or vectors.shape[1]
-    for dim in range(num_dims):
-        changed = vectors.clone()
-        changed[:, dim::num_dims] = others[:, dim::num_dims]
-        gaps.append(_gap(own, nll_of_rows(decoder, rows, changed)[0], num_targets))
+    gaps: list[Gap] = []
+    num_dims = num_dims or vectors.shape[1]
+    for dims in torch.arange(num_dims).split(max(1, 256 // len(rows))):  # few rows: several dimensions share a batch
+        changed = vectors.repeat(len(dims), 1, 1)
+        for dim, part in zip(dims.tolist(), changed, strict=True):
+            part[:, dim::num_dims] = others[:, dim::num_dims]
+        nll, _ = nll_of_rows(decoder, [*rows] * len(dims), changed.flatten(0, 1))
+        gaps += [_gap(own, of_dim, num_targets) for of_dim in nll.reshape(len(dims), -1)]
     return gaps
 
 

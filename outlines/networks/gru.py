@@ -11,6 +11,7 @@ from torch.nn import functional
 from outlines.corpus.batching import TokenBatch
 from outlines.networks.decoder import DECODERS, Decoder, DecoderConfig
 from outlines.networks.losses import linear_nll
+from outlines.networks.sampled_softmax import sampled_nll
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class GRUConfig(DecoderConfig):
     hidden_dim: int = 512
     num_layers: int = 1
     dropout: float = 0.1
+    num_sampled: int = 0  # words of the training softmax beside the batch's own; 0: all words
     vector_into: str = "every_step"  # the vector enters at every step and in the first state, or only in the `first_state`
 
 
@@ -76,7 +78,10 @@ class TiedDecoder(Decoder):
 
     def hidden_nll(self, hidden: Tensor, tokens: TokenBatch) -> Tensor:
         """Return -log p(targets), nats per sentence [B], of the readout's outputs [B, T, embed_dim]."""
-        return linear_nll(hidden, self.embedding.weight, self.output_bias, tokens.targets, tokens.mask)
+        output = hidden, self.embedding.weight, self.output_bias, tokens.targets, tokens.mask
+        if self.training and self.config.num_sampled:
+            return sampled_nll(*output, self.config.num_sampled)
+        return linear_nll(*output)
 
     def words(self) -> tuple[Tensor, Tensor]:
         return self.embedding.weight, self.output_bias

@@ -91,9 +91,13 @@ def test_case_is_kept_or_lowered(tokenizer: SentencePieceTokenizer, tmp_path: Pa
 
 
 def test_vocabulary_rule_by_hand() -> None:
-    # 40,000 words: 3 * 200 = 600 pieces; the specials, the bytes, "▁", "a" and "b" make 263.
-    assert vocabulary_size(["a b"] * 20_000) == (600, 263)
-    assert vocabulary_size(["a b"]) == (500, 263)
+    # The specials, the bytes, "▁", "a" and "b" make 263; there are never fewer than 500.
+    assert vocabulary_size(["a b"] * 20_000) == (500, 263)
+    # 1,000 words that occur 4 times: 990 of them cover 99 %, with 1.5 pieces each, beside 260, "▁" and ten digits.
+    frequent = [f"{number}" for number in range(1000, 2000)] * 4
+    assert vocabulary_size(frequent) == (1485 + 271, 271)
+    # 5,000 more words occur once. They count as words to cover, but never as pieces.
+    assert vocabulary_size([*frequent, *(f"{number}" for number in range(2000, 7000))]) == (1500 + 271, 271)
     # 600 distinct Han characters and "▁": 861, of which 1.25 times is 1,076.
     assert vocabulary_size(["".join(chr(0x4E00 + i) for i in range(600))]) == (1076, 861)
     assert vocabulary_size(["a B b"], lowercase=True)[1] == 263

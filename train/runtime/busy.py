@@ -1,0 +1,50 @@
+"""Other processes on the processor: how threads wait for each other beside them, and a warning when steps become slow.
+
+`python -m benchmarks.busy_machine` measures both ways of waiting.
+"""
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+SLOW = 3.0  # times as slow as the fastest steps so far
+SET_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
+
+
+def num_running(stat: str = "/proc/stat") -> int:
+    """Return how many other processes compute now: the median of five looks in 0.1 s; 0 if the system does not tell."""
+    counts = []
+    for _ in range(5):
+        found = re.search(r"procs_running (\d+)", Path(stat).read_text()) if Path(stat).exists() else None
+        counts.append(int(found[1]) - 1 if found else 0)  # without this process
+        time.sleep(0.02)
+    return sorted(counts)[2]
+
+
+def share_processor() -> None:
+    """Let the threads of torch sleep while they wait for each other if other processes compute now.
+
+    Call it before torch is imported. Threads that wait normally spin. On an idle processor this is faster, but beside a busy
+    process, threads spin while the one they wait for has no core. Variables that the user has set are not changed.
+    """
+    if "torch" not in sys.modules and not any(name in os.environ for name in SET_BY_USER) and num_running():
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
+class SlowSteps:
+    """Tells once whether steps have become SLOW times slower than before."""
+
+    def __init__(self) -> None:
+        self.fastest, self.told = 0.0, False
+
+    def __call__(self, done: int, seconds: float) -> str | None:
+        """Return a warning, the first time that it is due. done: steps or tokens. Less than a second never causes one."""
+        speed = done / max(seconds, 1e-9)
+        self.fastest = max(self.fastest, speed)
+        if self.told or seconds < 1 or speed * SLOW > self.fastest:
+            return None
+        self.told = True
+        return (f"training has become {self.fastest / speed:.0f} times slower. Other processes may use the processor. To "
+                "share it better, stop this run with Ctrl-C and continue it with --resume.")
