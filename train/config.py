@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses whose fields are options with one flat set of names.
+"""Configuration: frozen dataclasses whose fields are options. Names of options are unique over all classes.
 
 Precedence: defaults < preset < --config FILE.toml < flags. An unknown name is an error that suggests the nearest one.
 """
@@ -23,9 +23,9 @@ class CorpusConfig(CorpusFiles):
     """The sentences, and how they become tokens."""
 
     group: ClassVar[str] = "corpus"
-    num_sentences: int = option(20000, "total number of sentences of the embedded corpus, over all splits", low=100)
+    num_sentences: int = option(20000, "number of sentences of the embedded corpus, all splits together", low=100)
     tokenizer: str = option("", "SentencePiece model file (default: train a model on the training split)")
-    vocab_size: int = option(0, "number of SentencePiece pieces; 0: choose it from the size of the corpus", low=0)
+    vocab_size: int = option(0, "number of SentencePiece pieces; 0: choose it from the words of the corpus", low=0)
     lowercase: bool = option(False, "convert the text to lower case")
     max_len: int = option(64, "maximum tokens of a sentence; longer sentences are cut", low=1)
 
@@ -37,7 +37,7 @@ class TrainingConfig:
     group: ClassVar[str] = "training"
     seed: int = option(1, "seed of weights, batches and noise")
     device: str = option("auto", "device; auto: the first of cuda, mps, cpu that is available", DEVICES)
-    precision: str = option("auto", "precision of matrix products in training; auto: bfloat16 if it is faster here",
+    precision: str = option("auto", "precision of matrix products in training; auto: bfloat16 if that is faster",
                             PRECISIONS)
     warmup_steps: int = option(200, "optimiser steps over which the learning rate rises from 0", low=0, flag=False)
     min_learning_rate: float = option(0.02, "final fraction of the peak learning rate, after cosine decay", low=0, high=1,
@@ -79,7 +79,7 @@ class DecoderOptions:
         return None
 
     def without_effect(self) -> dict[str, str]:
-        """Return the options that have no effect given the values of the others, and why; setting one is an error."""
+        """Return the options without effect, given the values of the others, with the reasons. Setting one is an error."""
         known = {field.name for field in dataclasses.fields(DECODERS[self.decoder].config_class)}
         return {name: f"decoder {self.decoder!r} does not use it" for name in ("hidden_dim", "num_layers", "dropout")
                 if name not in known}
@@ -99,9 +99,9 @@ class RunConfig:
 
 
 SIZES = ("tiny", "default", "small", "full")
-"""the presets of every family that set the size of a run; all others are combined with one of them"""
+"""presets of every family that set the size of a run; any other preset is combined with one of them"""
 PAIRING = ("group_lines", "condition_column", "label_column")
-"""options of a corpus of pairs, for families that learn from pairs"""
+"""options that define pairs, for families that learn from pairs"""
 
 
 def sections(model_config: type) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def presets_of(family: str) -> Registry:
 
 def resolve(family: str, model_config: Any, presets: dict[str, dict[str, Any]], preset: str,
             config_file: str | None, flags: dict[str, Any]) -> RunConfig:
-    """Return defaults < presets < file < flags; raises OutlinesError. preset: names, after `default` if none is a size."""
+    """Return defaults < presets < file < flags; raises OutlinesError. preset: names; without a size, `default` is added."""
     fields = known_fields(model_config)
     names = preset.split()
     names = names if set(names) & set(SIZES) else ["default", *names]

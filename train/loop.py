@@ -30,7 +30,7 @@ from train.runtime.signals import Stopped, StopSignals
 
 SHOWN_AFTER, NUM_SHOWN = 60, 2  # after a minute, each validation prints two samples
 TIMED_STEPS = 20  # first steps, from which the length of the run is estimated
-PASSES = 8  # of a row through generator and critic in one step, about
+PASSES = 8  # approximate number of times that a step passes a row through generator or critic
 COUNTERS = ("step", "begun", "examples", "stale", "bad_steps", "bad_in_a_row")
 """attributes of the loop that a checkpoint holds under their own names"""
 
@@ -217,7 +217,7 @@ class Loop:
                 self.reporter.line(f"  {sentence}")
 
     def _estimate(self, seconds: float) -> None:
-        """Print about how long the run will take. seconds: of the first stage's TIMED_STEPS first steps."""
+        """Print an estimate of the run's duration. seconds: duration of the first TIMED_STEPS steps of the first stage."""
         tokens = float(self.data.corpus.tokens["train"].lengths.mean())
         costs = [stage.num_steps * stage.batch_size * (tokens if stage.like_length else PASSES)
                  * sum(weights.numel() for module in stage.modules.values() for weights in module.parameters())
@@ -226,7 +226,7 @@ class Loop:
         # The report trains a language model, which costs about as much as the decoder.
         minutes = first * (sum(costs) / costs[0] + 1) / 60
         self.reporter.estimated = True  # The judges and the LM baseline of the report are trained by this loop too.
-        self.reporter.line(f"about {max(minutes, 1):.0f} min to the end of training and report")
+        self.reporter.line(f"about {max(minutes, 1):.0f} min until training and report are finished")
 
     def _save(self) -> None:
         """Write a checkpoint unless this position has one; raises NotFinite if a value is not finite."""
@@ -264,11 +264,11 @@ class Loop:
             return 0
         tensors, meta, damaged = found
         for problem in damaged:
-            self.reporter.warning(f"skipped: {problem}")
+            self.reporter.warning(f"checkpoint skipped: {problem}")
         then, now = meta["versions"] | meta["machine"], VERSIONS | machine(self.data.device, self.ranks)
         changes = [f"{name} {then.get(name)} → {value}" for name, value in now.items() if then.get(name) != value]
         if changes:
-            self.reporter.warning(f"the environment has changed, so the last bits may differ: {', '.join(changes)}")
+            self.reporter.warning(f"versions or hardware have changed, so the last bits may differ: {', '.join(changes)}")
         load_modules(self.method.modules, tensors, "module")
         for name, optimizer in self.method.optimizers.items():
             optimizer.load_state_dict(checkpoint.unflatten_optimizer(tensors, meta["optimizers"][name], f"optimizer.{name}"))

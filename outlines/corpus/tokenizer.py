@@ -34,7 +34,7 @@ class SpecialIds:
 
     @property
     def never_written(self) -> list[int]:
-        """The ids that are never a target: all except eos."""
+        """The special ids that are never a target: all except eos."""
         return [self.unk_id, self.bos_id, self.pad_id]
 
 
@@ -50,15 +50,16 @@ NORMALIZATION = {False: "nmt_nfkc", True: "nmt_nfkc_cf"}  # whether to convert t
 
 
 def normalizer(lowercase: bool) -> Callable[[str], str]:
-    """Return the function from a sentence to the one that a tokenizer of `train_tokenizer` decodes."""
+    """Return a function that normalises a sentence like a tokenizer from `train_tokenizer` does."""
     rule = sentencepiece.SentencePieceNormalizer(rule_name=NORMALIZATION[lowercase])
     return lambda sentence: " ".join(rule.normalize(sentence).replace("▁", " ").split())
 
 
 def vocabulary_size(sentences: Iterable[str], lowercase: bool = False) -> tuple[int, int]:
-    """Return (the default vocabulary size, the smallest possible one).
+    """Return the default vocabulary size and the smallest possible one.
 
-    With the default, about COVERED of the words are one piece; words that occur less than MIN_COUNT times do not count.
+    With the default, about COVERED of the words of the text are one piece each. Words that occur less than MIN_COUNT times
+    do not count.
     """
     normalizer = sentencepiece.SentencePieceNormalizer(rule_name=NORMALIZATION[lowercase])
     counts, characters = Counter[str](), set[str]()
@@ -97,7 +98,7 @@ def train_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int | N
         # SentencePiece turns every exception of the iterator (CorpusError, Ctrl-C) into a RuntimeError.
         if failures:
             raise failures[0] from None
-        raise TokenizerError(f"{path}: SentencePiece could not train ({one_line(error)}).") from error
+        raise TokenizerError(f"{path}: SentencePiece could not train ({one_line(error)}). Check the text.") from error
     tokenizer = SentencePieceTokenizer(model.getvalue())
     tokenizer.save(path)
     return tokenizer
@@ -112,7 +113,7 @@ def _recording(sentences: Iterable[str], failures: list[BaseException]) -> Itera
 
 
 class Tokenizer(Protocol):
-    """What this project needs of a tokenizer. SentencePieceTokenizer implements and documents it."""
+    """The interface of a tokenizer. SentencePieceTokenizer implements and documents it."""
 
     special: SpecialIds
     vocab_size: int
@@ -156,7 +157,7 @@ class SentencePieceTokenizer:
 
     @classmethod
     def load(cls, path: Path, sha256: str | None = None) -> Self:
-        """Return a file's tokenizer. sha256: its recorded hash; if None, a child process tries it, as it could crash."""
+        """Return the tokenizer in a file. sha256: its recorded hash; None: try it in a child process, as it may crash."""
         try:
             model = read_tokenizer(path)
             if sha256 is None:
@@ -185,7 +186,7 @@ class SentencePieceTokenizer:
         return self._processor.decode(rows) if rows else []
 
     def lines(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Return the sentence of each row of ids on one line."""
+        """Return the sentence of each row of ids, without line breaks and control characters."""
         plain, found, others = self._plain, list[str](), list[int]()
         for number, row in enumerate(ids):
             try:  # works for nearly every sentence and is faster than SentencePiece, the bottleneck with a GPU

@@ -32,7 +32,7 @@ Posterior = tuple[Tensor, Tensor | None]
 def checked(*posterior: Tensor | None) -> Any:
     """Return mu and logvar in float64 on the CPU. Raises OutlinesError for non-finite values."""
     if not all(part is None or part.isfinite().all() for part in posterior):
-        raise OutlinesError("collapse: mu or logvar contains NaN or infinity")
+        raise OutlinesError("collapse: mu or logvar contains NaN or infinity. Train again with a lower learning rate.")
     return [None if part is None else part.detach().cpu().double() for part in posterior]
 
 
@@ -94,7 +94,7 @@ def mutual_information(mu: Tensor, logvar: Tensor, rng: torch.Generator, num_dra
     """
     mu, logvar = checked(mu, logvar)
     total_kl = float(kl_by_dim(mu, logvar).sum())
-    mu = mu - mu.mean(dim=0)  # Only differences matter; near the origin the squares below cancel least.
+    mu = mu - mu.mean(dim=0)  # Only differences matter. Near the origin, the squares below round least.
     precision = (-logvar).exp()
     # log q(z|x_j) = offset_j + z · mu_j / sigma_j² - z² / (2 sigma_j²), plus a constant that cancels.
     offsets = -(logvar + mu.square() * precision).sum(dim=1) / 2
@@ -128,8 +128,8 @@ class SignalNoise(NamedTuple):
 def signal_noise(mu: Tensor, logvar: Tensor | None) -> SignalNoise:
     """Return signal, noise, their ratio and ½ log(1 + ratio) nats for each dimension.
 
-    The information equals I(x; z) of one dimension if mu is Gaussian over x and sigma is constant. It can be too high for
-    another mu, too low for a varying sigma. The resolution of float32 replaces missing noise: at most about 16 nats.
+    The information equals I(x; z) of one dimension if mu is Gaussian over x and sigma is constant. Otherwise, it can be
+    too high (other mu) or too low (other sigma). Without noise, the resolution of float32 limits it to about 16 nats.
     """
     mu, logvar = checked(mu, logvar)
     signal = mu.var(dim=0)
@@ -151,7 +151,7 @@ def drift(evaluations: Sequence[Posterior]) -> Drift:
     """Return the root mean square change of mu and sigma of the same sentences from one evaluation to the next.
 
     0 for a frozen encoder, √2 if mu is redrawn every time, no ceiling. A shift or rotation of the whole space also counts,
-    although a decoder can follow it; the latent gap shows whether it did. evaluations: at least two, oldest first.
+    although a decoder can adapt to it; the latent gap shows whether it did. evaluations: at least two, oldest first.
     """
     posteriors = [checked(mu, logvar) for mu, logvar in evaluations]
     means = torch.stack([mu for mu, _ in posteriors])
@@ -164,8 +164,8 @@ def drift(evaluations: Sequence[Posterior]) -> Drift:
 def other_rows(num_rows: int, num_swaps: int, rng: torch.Generator) -> Tensor:
     """Return `num_swaps` other rows for each row, [num_swaps, N]; each line is a permutation without fixed points."""
     if not 1 <= num_swaps < num_rows:
-        raise OutlinesError(f"collapse: {num_swaps} swaps need more sentences than {num_rows}")
-    # One random circle, not the file's order, because neighbouring captions describe one picture.
+        raise OutlinesError(f"collapse: {num_swaps} swaps need more sentences than {num_rows}. Use a larger test split.")
+    # A random circle, not the file's order, because neighbouring captions describe the same picture.
     circle = torch.randperm(num_rows, generator=rng)
     place = circle.argsort()
     return torch.stack([circle.roll(turn)[place] for turn in range(1, num_swaps + 1)])
@@ -193,7 +193,7 @@ def _gap(own: np.ndarray, changed: np.ndarray, num_targets: np.ndarray) -> Gap:
 def latent_gap(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor, *others: Tensor) -> Gap:
     """Return the nll of sentences with other vectors minus the nll with their own, per token; the mean over `others`.
 
-    0: the decoder ignores the vector. No ceiling, because a wrong vector misleads.
+    0: the decoder ignores the vector. There is no ceiling, because a wrong vector can mislead the decoder.
     rows: token ids of N sentences. vectors, others: [N, Z]. decoder: in evaluation mode.
     """
     own, num_targets = nll_of_rows(decoder, rows, vectors)
@@ -202,9 +202,9 @@ def latent_gap(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor, *o
 
 def latent_gap_by_dim(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor, others: Tensor,
                       num_dims: int | None = None) -> list[Gap]:
-    """Return the latent gap of each dimension when only this dimension is swapped; scores the rows Z + 1 times.
+    """Return the latent gap of each dimension if only this dimension is swapped. Scores all rows Z + 1 times.
 
-    num_dims: Z, if the vectors hold it once per step, [N, T · Z]; a dimension is then swapped at every step.
+    num_dims: Z, for vectors [N, T · Z] with Z dimensions per step; a dimension is then swapped at all steps.
     """
     own, num_targets = nll_of_rows(decoder, rows, vectors)
     gaps: list[Gap] = []

@@ -44,7 +44,7 @@ class LockedDropout(nn.Module):
 
 
 class TiedDecoder(Decoder):
-    """A decoder with one weight matrix for embedding and output layer. A subclass makes the recurrence between them."""
+    """A decoder with one weight matrix for embedding and output layer. A subclass defines the recurrence between them."""
 
     config: GRUConfig
     embedding: nn.Embedding

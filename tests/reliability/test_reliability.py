@@ -870,7 +870,7 @@ def test_versions_and_hardware_are_recorded_and_changes_are_reported(family: str
     finally:
         torch.set_num_threads(1)
     said = capsys.readouterr().err
-    assert said == "the environment has changed, so the last bits may differ: threads 1 → 2\n"
+    assert said == "versions or hardware have changed, so the last bits may differ: threads 1 → 2\n"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

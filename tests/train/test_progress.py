@@ -30,7 +30,7 @@ def test_a_run_prints_length_samples_and_times(tiny_arguments: list[str], tmp_pa
     monkeypatch.setattr(loop, "SHOWN_AFTER", -1)
     assert main([*tiny_arguments, "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().err
-    assert re.search(r"about \d+ min to the end", printed)
+    assert re.search(r"about \d+ min until", printed)
     validations = re.findall(r"^(?:decoder|gan) step .*\n((?:  .*\n)*)", printed, re.M)
     assert validations and all(shown.count("\n") == loop.NUM_SHOWN for shown in validations)
     assert re.search(r"time: \d+ s \(corpus and outlines \d+ s, decoder \d+ s, gan \d+ s, judge \d+ s, LM baseline \d+ s, "
