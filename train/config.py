@@ -63,7 +63,7 @@ class DecoderOptions:
     embed_dim: int = option(256, "width of the token embeddings, which the output layer uses too", low=1)
     hidden_dim: int = option(512, "width of the decoder's GRU state", low=1)
     num_layers: int = option(1, "GRU layers of the decoder", low=1, flag=False)
-    num_sampled: int = option(0, "words, beside those of the batch, over which the training loss normalises; 0: all words",
+    num_sampled: int = option(0, "number of words in the training softmax, in addition to those of the batch; 0: all",
                               low=0, flag=False)
     word_start: str = option("random", "initialisation of embeddings and output bias: random, or from training-set "
                              "co-occurrence counts", choices=("random", "counts"))

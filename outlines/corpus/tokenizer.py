@@ -43,7 +43,7 @@ NUM_SPECIALS = 4 + 256  # the special tokens, and one piece per byte
 MIN_VOCAB_SIZE, MAX_DEFAULT = 500, 12_000
 COVERED, MIN_COUNT = 0.99, 3
 PIECES_PER_WORD = 1.5
-"""The pieces of BPE per word that should be one piece: it merges longer pieces from shorter ones. Measured on Multi30k."""
+"""Pieces that BPE needs per word that should be one piece: it merges them from shorter ones. Measured on Multi30k."""
 SPM_TRAIN = ("spm_train --input=FILE --model_prefix=NAME --vocab_size=8000 --model_type=bpe --byte_fallback=true "
              + " ".join(f"--{name}={id}" for name, id in asdict(SPECIAL).items()))
 NORMALIZATION = {False: "nmt_nfkc", True: "nmt_nfkc_cf"}  # whether to convert to lower case → SentencePiece's rule

@@ -23,7 +23,7 @@ class GRUConfig(DecoderConfig):
     hidden_dim: int = 512
     num_layers: int = 1
     dropout: float = 0.1
-    num_sampled: int = 0  # words of the training softmax beside the batch's own; 0: all words
+    num_sampled: int = 0  # words in the training softmax in addition to the batch's own; 0: all words
     vector_into: str = "every_step"  # the vector enters at every step and in the first state, or only in the `first_state`
 
 

@@ -1,4 +1,4 @@
-"""Other processes on the processor: how threads wait for each other beside them, and a warning when steps become slow.
+"""Training beside other busy processes: how threads wait for each other, and a warning when steps become slow.
 
 `python -m benchmarks.busy_machine` measures both ways of waiting.
 """
@@ -14,7 +14,7 @@ SET_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_TH
 
 
 def num_running(stat: str = "/proc/stat") -> int:
-    """Return how many other processes compute now: the median of five looks in 0.1 s; 0 if the system does not tell."""
+    """Return how many other processes compute now: the median of five readings in 0.1 s; 0 if unknown."""
     counts = []
     for _ in range(5):
         found = re.search(r"procs_running (\d+)", Path(stat).read_text()) if Path(stat).exists() else None
@@ -26,21 +26,21 @@ def num_running(stat: str = "/proc/stat") -> int:
 def share_processor() -> None:
     """Let the threads of torch sleep while they wait for each other if other processes compute now.
 
-    Call it before torch is imported. Threads that wait normally spin. On an idle processor this is faster, but beside a busy
-    process, threads spin while the one they wait for has no core. Variables that the user has set are not changed.
+    Call it before torch is imported. Normally, a waiting thread spins: it checks in a loop. On an idle processor this is
+    faster. Beside a busy process, it takes a core from the thread that it waits for. Does not change variables set by users.
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in SET_BY_USER) and num_running():
         os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 class SlowSteps:
-    """Tells once whether steps have become SLOW times slower than before."""
+    """Warns once when steps have become SLOW times slower."""
 
     def __init__(self) -> None:
         self.fastest, self.told = 0.0, False
 
     def __call__(self, done: int, seconds: float) -> str | None:
-        """Return a warning, the first time that it is due. done: steps or tokens. Less than a second never causes one."""
+        """Return a warning the first time that steps are slow. done: steps or tokens. Ignores less than a second."""
         speed = done / max(seconds, 1e-9)
         self.fastest = max(self.fastest, speed)
         if self.told or seconds < 1 or speed * SLOW > self.fastest:
