@@ -104,6 +104,8 @@ class Loop:
         before = Snapshot(self.method, stage) if stage.several_updates else None
         sums: dict[str, Tensor] = {}
         num_summed = num_targets = 0
+        if stage.validates_start and self.step == 0:
+            self._validate(stage)
         since, slow = time.monotonic(), SlowSteps()
         with self.reporter.bar(f"train {stage.name}", "steps") as progress:
             while self.step < stage.num_steps and not (stage.patience and self.stale >= stage.patience):

@@ -82,6 +82,7 @@ class Stage(ABC):
     optimizers: dict[str, Optimizer]
     like_length = False  # whether batches hold sentences of similar length; uniform samples otherwise
     patience = 0  # validations without improvement after which the stage ends early; 0: never
+    validates_start = False  # whether the weights before the first step can be the best ones
     several_updates = False
     """whether a step makes several updates, so that a failed step must be undone from a copy of the weights"""
 

@@ -29,6 +29,7 @@ from train.data import MAX_FITTED_ROWS, Batch, Dataset
 from train.evaluation.figures import NUM_DECODED, decoded_nll, held_out
 from train.method import EVALUATION_SAMPLES, Method, Validation
 from train.methods.decoder_stage import DecoderStage, decoder_config
+from train.methods.flow_stage import FlowGanStage, FlowOptions, FlowStage
 from train.methods.gan_stage import FitStage, Game, GanOptions, GanStage
 from train.runtime.log import charts
 from train.runtime.progress import Progress
@@ -36,8 +37,9 @@ from train.runtime.run_directory import read_run
 
 NOISE_SEED = 7
 NUM_MATCHED = 20_000  # outlines, generated and real, from which moments are computed for the final moment matching
-GENERATOR_STAGES: dict[str, type[FitStage]] = {"gan": GanStage}
-"""the stage that trains a kind of generator (networks/generator.py); other kinds are only fitted"""
+GENERATOR_STAGES: dict[str, tuple[type[FitStage], ...]] = {
+    "gan": (GanStage,), "flow": (FlowStage,), "flow-gan": (FlowStage, FlowGanStage)}
+"""the stages that train a kind of generator (networks/generator.py); other kinds are only fitted"""
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,21 @@ class OutlineDecoderOptions(DecoderOptions):
 
 
 @dataclass(frozen=True)
-class OutlineOptions(GanOptions, OutlineDecoderOptions):
-    """Options of neural outlines: of the decoder, of the GAN, and of the generator's start."""
+class OutlineOptions(GanOptions, FlowOptions, OutlineDecoderOptions):
+    """Options of neural outlines: of the decoder, of flow and GAN, and of the generator's start."""
 
-    generator: str = option("gan", "kind of generator", choices=GENERATORS)
+    generator: str = option("gan", "kind of generator: gan, flow (flow matching), or flow-gan (a flow, then a GAN)",
+                            choices=GENERATORS)
     start: str = option("mixture", "distribution of the generator before training", ("mixture", "gaussian", "noise"))
     num_centres: int = option(5000, "number of k-means centres of the mixture, at most one per 20 training outlines", low=2)
     num_offsets: int = option(0, "number of centres of a second level (docs/outline-gan.md); 0: no second level", low=0)
     free_moments: bool = option(False, "do not match the generated outlines' mean and covariance to the training outlines",
                                 flag=False)
+
+    def without_effect(self) -> dict[str, str]:
+        unused: Any = {"gan": FlowOptions, "flow": GanOptions}.get(self.generator)
+        names = {field.name for field in dataclasses.fields(unused)} - {"ema_decay"} if unused else set()
+        return super().without_effect() | dict.fromkeys(names, f"with generator {self.generator}")
 
 
 DECIDES_DECODER = {field.name for field in dataclasses.fields(OutlineDecoderOptions)} - {
@@ -231,12 +239,13 @@ class OutlinesMethod(Method):
         mixture = dataclasses.replace(Generator.configure(store.dim, num_rows, {**values, "start": "mixture"}), hidden_dim=1,
                                       num_layers=1)
         shape = {"kind": options.generator, **dataclasses.asdict(kind.configure(store.dim, num_rows, values))}
+        stages = GENERATOR_STAGES.get(options.generator, (FitStage,))
         critic = {"hidden_dim": options.gan_hidden_dim, "num_layers": options.gan_num_layers}
         self.model = model = OutlineModel(
-            outline_decoder_config(options, data), shape, mixture,
-            critic if options.generator in GENERATOR_STAGES else None, data.normalized, store.encoder)
+            outline_decoder_config(options, data), shape, mixture, critic if issubclass(stages[-1], GanStage) else None,
+            data.normalized, store.encoder)
         data.set_scaling(model)
         game = OutlineGame(options, data, model, seed)
         decoder = OutlineDecoderStage(options, data, model, bfloat16, seed, game.copy_baselines)
-        generator = GENERATOR_STAGES.get(options.generator, FitStage)(options, game)
-        self.assemble(decoder, generator, mixture=model.mixture, gaussian=model.gaussian, scaling=model.scaling)
+        self.assemble(decoder, *(stage(options, game) for stage in stages), mixture=model.mixture, gaussian=model.gaussian,
+                      scaling=model.scaling)

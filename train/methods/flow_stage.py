@@ -1,0 +1,79 @@
+"""Flow matching: trains a FlowGenerator without an adversary, or as the start of a GAN."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from outlines.networks.flow import flow_matching_loss
+from outlines.networks.gan import update_ema
+from outlines.options import option
+from train.data import Batch
+from train.method import Update, adamw
+from train.methods.gan_stage import FitStage, Game, GanStage
+from train.runtime.progress import Progress
+
+GENERATOR_RATE = 0.1  # learning rate of a GAN's generator that starts at a flow, as a share of the critic's
+
+
+@dataclass(frozen=True)
+class FlowOptions:
+    """Options of a flow and its training."""
+
+    group: ClassVar[str] = "flow"
+    flow_steps: int = option(2000, "updates of the flow", low=1, flag=False)
+    flow_batch_size: int = option(256, "outlines per update of the flow", low=2, flag=False)
+    flow_learning_rate: float = option(2e-3, "peak learning rate of AdamW for the flow", low=0, flag=False)
+    flow_hidden_dim: int = option(384, "width of the flow's residual blocks", low=1, flag=False)
+    flow_blocks: int = option(2, "residual blocks of the flow", low=1, flag=False)
+    flow_sampling_steps: int = option(2, "Heun steps from the mixture to an outline", low=1, flag=False)
+    flow_validate_every: int = option(500, "updates of the flow between two validations", low=1, flag=False)
+
+
+class FlowStage(FitStage):
+    """Trains a flow by flow matching, and keeps a moving average of it."""
+
+    name = "flow"
+
+    def __init__(self, options: Any, game: Game):
+        super().__init__(options, game)
+        self.options = options
+        self.trained = copy.deepcopy(game.generator)
+        self.modules = {"flow": self.trained, "ema": game.generator}
+        self.num_steps, self.batch_size = options.flow_steps, options.flow_batch_size
+        self.validate_every = options.flow_validate_every
+        self.optimizers = {"flow": adamw([self.trained.velocity], options.flow_learning_rate)}
+
+    def begin(self, progress: Progress) -> None:
+        super().begin(progress)
+        self.trained.load_state_dict(self.game.generator.state_dict())
+
+    def step(self, step: int, batch: Batch, update: Update) -> dict[str, Tensor]:
+        assert batch.outlines is not None
+        normal, times = torch.randn(batch.num_rows, batch.outlines.shape[1]), torch.randn(batch.num_rows).sigmoid()
+        begin = self.trained.pair(batch.outlines, batch.own(normal).to(batch.outlines))
+        losses = flow_matching_loss(self.trained.velocity, begin, batch.outlines, batch.own(times).to(batch.outlines))
+        loss = losses.sum() / batch.num_rows
+        norm = update("flow loss", self.optimizers["flow"], loss)
+        # Early averages would remember the untrained flow.
+        update_ema(self.game.generator, self.trained, min(self.options.ema_decay, (step + 1) / (step + 10)))
+        return {"train/flow_loss": loss.detach(), "norm/flow": norm}
+
+    def finish(self, directory: Path) -> None:
+        if self.game.critic is None:  # With a critic, the GAN's stage follows and finishes.
+            self.game.finish()
+
+
+class FlowGanStage(GanStage):
+    """Trains a flow further, against a critic; the flow is kept if no validation is better."""
+
+    validates_start = True
+
+    def __init__(self, options: Any, game: Game):
+        super().__init__(options, game)
+        # At the critic's rate, the critic moves the flow away from the outlines before it can tell them apart.
+        rate = GENERATOR_RATE * options.gan_learning_rate
+        self.optimizers["generator"] = adamw([self.generator.velocity], rate, (0.0, options.gan_beta2), 0.0)
