@@ -44,8 +44,8 @@ class Velocity(nn.Module):
     def __init__(self, outline_dim: int, hidden_dim: int, num_blocks: int):
         super().__init__()
         self.first, self.last = nn.Linear(outline_dim, hidden_dim), nn.Linear(hidden_dim, outline_dim)
-        self.of_time = nn.Sequential(nn.Linear(64, hidden_dim), nn.SiLU())
-        self.adapt = nn.ModuleList(nn.Linear(hidden_dim, 3 * hidden_dim) for _ in range(num_blocks))
+        self.of_time = nn.Sequential(nn.Linear(64, 64), nn.SiLU())
+        self.adapt = nn.ModuleList(nn.Linear(64, 3 * hidden_dim) for _ in range(num_blocks))
         self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(hidden_dim, hidden_dim), nn.SiLU(),
                                                   nn.Linear(hidden_dim, hidden_dim)) for _ in range(num_blocks))
         for layer in (*self.adapt, self.last):

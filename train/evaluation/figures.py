@@ -115,8 +115,10 @@ def diagnose_gan(model: TextModel, data: Dataset, num: int, start: str,
     if not {row["source"] for row in rows if "outline_recall" in row}.issuperset(SOURCES):
         return None
 
+    shared = set.intersection(*({row.get("temperature") for row in rows if row["source"] == source} for source in SOURCES))
+
     def quality(source: str) -> Quality:
-        own = [row for row in rows if row["source"] == source]
+        own = [row for row in rows if row["source"] == source and row.get("temperature") in shared]
         return Quality(own[0]["outline_precision"], own[0]["outline_recall"],
                        sum(row["forward_nll_per_token"] for row in own) / len(own))
 

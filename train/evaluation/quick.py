@@ -1,7 +1,6 @@
 """The quick report at the end of training: report.json, report.md, TensorBoard, and a short form for the terminal."""
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -54,8 +53,11 @@ def _rows(yardstick: Yardstick, model: TextModel, lm: TextModel | None, reporter
     data = yardstick.data
     yield {"source": REAL_TEXT, **yardstick.measure(yardstick.real_text())}
     owners = {source: model for source in sampling.sources_of(model, data)} | ({sampling.LM: lm} if lm else {})
-    cases = list(itertools.product(owners.items(), TEMPERATURES))
-    for number, ((source, owner), temperature) in enumerate(cases, start=1):
+    # The baselines only need the default temperature, at which the verdict compares them with the generator.
+    cases = [(source, temperature) for source in owners for temperature in TEMPERATURES
+             if temperature == TEMPERATURE or source not in model.sources[1:]]
+    for number, (source, temperature) in enumerate(cases, start=1):
+        owner = owners[source]
         reporter.step(f"evaluate {source} at T = {temperature:g}", number, len(cases))
         # Only held-out real outlines; one per sentence of real text.
         num = len(yardstick.others) if source == REAL_OUTLINES else yardstick.num_samples

@@ -58,6 +58,12 @@ class Yardstick:
         return self._training
 
     @cached_property
+    def known_words(self) -> set[str]:
+        """The words of the training and the test split. Real text is from the validation split, so it has unknown ones too."""
+        tested = (word for sentence in self.data.corpus.sentences["test"] for word in words(sentence))
+        return set(tested).union(*self.training())
+
+    @cached_property
     def counted_references(self) -> References:
         return References(self.split_references, max_n=5)
 
@@ -135,6 +141,11 @@ def diversity(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
     return row
 
 
+def non_words(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
+    """Return the share of sentences with a word that is unknown to the corpus."""
+    return {"non_words": sum(not yardstick.known_words.issuperset(sentence) for sentence in split) / len(split)}
+
+
 def in_grammar(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
     """Return the share of sentences in the embedded grammar and their nll under it; nothing for other corpora."""
     if not yardstick.data.embedded:
@@ -153,7 +164,7 @@ def likeness(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
 
 
 Metric = Callable[[Yardstick, Sequence[str], Split], Row]  # yardstick, sentences, their words → figures
-METRICS: tuple[Metric, ...] = (diversity, in_grammar)
+METRICS: tuple[Metric, ...] = (diversity, non_words, in_grammar)
 FULL_METRICS: tuple[Metric, ...] = (likeness,)
 
 

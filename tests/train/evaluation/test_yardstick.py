@@ -163,6 +163,12 @@ def test_the_copied_rate_is_as_counted_by_hand(yardstick: Yardstick, quick: Yard
     assert row["num_compared"] == NUM and row["copied"] == pytest.approx(by_hand)
 
 
+def test_non_words_are_words_of_neither_training_nor_test_text(quick: Yardstick) -> None:
+    known, held_out = quick.data.text("train", [0, 1]), quick.data.text("test", [0])
+    text = [*known, *held_out, f"{known[0]} gamggling", "Tinble-ware.", known[1].upper()]
+    assert quick.measure(Sentences(text))["non_words"] == pytest.approx(2 / 6)
+
+
 def test_a_large_corpus_is_streamed_with_the_same_words(yardstick: Yardstick,
                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     held = yardstick.training()
