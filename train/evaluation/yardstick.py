@@ -59,7 +59,7 @@ class Yardstick:
 
     @cached_property
     def known_words(self) -> set[str]:
-        """The words of the training and the test split. Real text is from the validation split, so it has unknown ones too."""
+        """The words of training and test split. Real text is from the validation split, so it has unknown words, too."""
         tested = (word for sentence in self.data.corpus.sentences["test"] for word in words(sentence))
         return set(tested).union(*self.training())
 
