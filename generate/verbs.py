@@ -125,8 +125,10 @@ def interpolate(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Lin
         if options.smoothness:
             measured = pipeline.smoothness(walk, judge)
             data = {name: None if math.isnan(value) else value for name, value in measured._asdict().items()}
+            nll = data["middle_nll_per_token"]
+            middle = "no sentence between the ends" if nll is None else f"nll of the middle {nll:.3f} nats per token"
             yield (f"{kind}: {measured.num_sentences} sentences, mean step {measured.mean_step:.3f}, largest step "
-                   f"{measured.largest_step:.3f}, nll of the middle {measured.middle_nll_per_token:.3f} nats per token",
+                   f"{measured.largest_step:.3f}, {middle}",
                    {"walk": kind, **data})
 
 

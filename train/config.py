@@ -78,6 +78,9 @@ class DecoderOptions:
         """Return the name of the frozen encoder, or None for a family without outlines."""
         return None
 
+    def check_source(self, family: str) -> None:
+        """Raise OutlinesError if the run copies from another run that is missing or has other options."""
+
     def without_effect(self) -> dict[str, str]:
         """Return the options without effect, given the values of the others, with the reasons. Setting one is an error."""
         known = {field.name for field in dataclasses.fields(DECODERS[self.decoder].config_class)}

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import re
+import shlex
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,8 @@ GZ_START = b"\x1f\x8b"
 # The first bytes, in lower case, of archives, Office files, PDF, Parquet, SQLite, PNG and marked-up text.
 NOT_TEXT = (GZ_START, b"pk\3\4", b"bzh9", b"\xfd7zxz", b"7z\xbc\xaf", b"(\xb5/\xfd", b"\xd0\xcf\x11\xe0", b"%pdf-", b"par1",
             b"sqlite format", b"\x89png", b"{\\rtf", b"<!doctype", b"<html", b"<?xml")
+
+MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # first match
 
 
 class CorpusError(OutlinesError):
@@ -69,7 +72,7 @@ def read_fields(path: Path, columns: Sequence[str]) -> Iterator[Fields]:
     if kind == ".parquet":
         yield from _record_fields(path, _parquet_records(path, columns), columns)
     elif kind in (".json", ".jsonl"):
-        records = _json_array(path) or ((number, _json_value(line)) for number, line in lines)
+        records = _json_array(path, columns[0]) or ((number, _json_value(line)) for number, line in lines)
         yield from _record_fields(path, records, columns)
     elif kind in (".csv", ".tsv"):
         yield from _csv_fields(path, lines, columns)
@@ -93,14 +96,28 @@ def opened(path: Path | int) -> Iterator[io.BufferedReader | gzip.GzipFile]:
             start = file.peek(512)
             if start.lower().startswith(NOT_TEXT) or start[257:262] == b"ustar":  # tar
                 raise CorpusError(f"{name}: an archive or a document (Excel, PDF, HTML). Export it as UTF-8 text.")
-            if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-                encoding = "UTF-32" if start.startswith(b"\xff\xfe\0\0") else "UTF-16"
+            if encoding := _wide_encoding(start):
                 raise CorpusError(f"{name}:1: encoded as {encoding}. {iconv(encoding, Path(str(name)))}")
             yield file
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise CorpusError(f"{name}: damaged ({error}). Restore it from a copy.") from error
     except OSError as error:
         raise CorpusError(f"{name}: cannot be read ({error.strerror or error}). Check the path.") from error
+
+
+def _wide_encoding(start: bytes) -> str:
+    """Return UTF-16 or UTF-32, with LE or BE if the file does not start with a byte order mark. Return "" for other text."""
+    for mark, name in MARKS.items():
+        if start.startswith(mark):
+            return name
+    first = start.partition(b"\n")[0].decode(errors="replace").strip()
+    if b"\0" not in start or (first.isprintable() and "\ufffd" not in first):
+        return ""
+    for name in ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE"):
+        text = start[:512].decode(name, "replace").removesuffix("\ufffd")
+        if {" ", "\n"} & set(text) and "\ufffd" not in text and all(c.isprintable() or c in "\t\r\n" for c in text):
+            return name
+    return ""
 
 
 def _lines(path: Path) -> Iterator[Line]:
@@ -145,12 +162,23 @@ def _record_fields(path: Path, records: Iterable[tuple[int, Any]], columns: Sequ
         raise missing
 
 
-def _json_array(path: Path) -> Iterable[tuple[int, Any]] | None:
-    """Return the records of a file that contains one JSON array, which must fit in memory. None for other files."""
+def _json_array(path: Path, column: str) -> Iterable[tuple[int, Any]] | None:
+    """Return the records of a file that contains one JSON array, which must fit in memory. None for other files.
+
+    Raises CorpusError if the file contains one object with the array.
+    """
     with contextlib.suppress(ValueError, RecursionError), opened(path) as file:
-        if file.read(4096).decode("utf-8-sig", "ignore").lstrip().startswith("["):
+        start = file.read(4096).decode("utf-8-sig", "ignore").lstrip()
+        if start.startswith(("[", "{") if kind_of(path) == ".json" else "["):
             file.seek(0)
-            return enumerate(json.loads(file.read(GZ_BYTES).decode("utf-8-sig")), start=1)
+            found = json.loads(file.read(GZ_BYTES).decode("utf-8-sig"))
+            arrays = [name for name, value in found.items() if isinstance(value, list)] if isinstance(found, dict) else []
+            if arrays and not isinstance(found.get(column), str):
+                name = f".[{json.dumps(arrays[0])}]"
+                raise CorpusError(f"{path}: one object with the array {arrays[0]!r}. Extract the array: "
+                                  f"jq {shlex.quote(name)} {quoted(path)} > {quoted('array-' + path.name)}")
+            if isinstance(found, list):
+                return enumerate(found, start=1)
     return None
 
 

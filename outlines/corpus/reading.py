@@ -17,6 +17,7 @@ from outlines.corpus.formats import GZ_BYTES, Bad, CorpusError, iconv, kind_of, 
 from outlines.options import option
 
 SPLITS = ("train", "valid", "test")
+OTHERWISE = " (if it is Latin-1; otherwise name its encoding after -f)"
 MAX_CHARS_LIMIT = 50_000  # a character has up to 12 bytes in JSON, so the line still fits MAX_LINE_CHARS
 
 
@@ -91,7 +92,7 @@ class ReadingReport:
         lost = self.rejected.total() - self.rejected["empty"]
         if lost > most * (lost + self.accepted.total()):
             path = self.examples[0].rsplit(":", 2)[0]
-            advice = iconv("LATIN1", Path(path)) + " (if it is Latin-1)" if "not UTF-8" in self.rejected else "Correct them"
+            advice = iconv("LATIN1", Path(path)) + OTHERWISE if "not UTF-8" in self.rejected else "Correct them"
             raise CorpusError(f"{path}: {self.counts()}, more than {most:.0%}. {advice}, or raise --max-rejected.")
 
 
@@ -147,7 +148,7 @@ def read_records(files: CorpusFiles, paths: Sequence[str], columns: Sequence[str
                 report.examples.append(f"{path}:{number}: {reason}")
     if not num_accepted:
         details = f"{num_rejected:,} lines rejected, the last one: {reason}" if num_rejected else "empty"
-        advice = f"{iconv('LATIN1', Path(path))} (if Latin-1)" if reason == "not UTF-8" else "Check the file and the column"
+        advice = iconv("LATIN1", Path(path)) + OTHERWISE if reason == "not UTF-8" else "Check the file and the column"
         raise CorpusError(f"{', '.join(paths)}: no sentence found ({details}). {advice}.")
 
 

@@ -163,6 +163,32 @@ def test_encodings_with_a_byte_order_mark_are_named(tmp_path: Path, encoding: st
         read(path, "Ein Hund läuft.\n".encode(encoding))
 
 
+@pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"])
+@pytest.mark.parametrize("text", ["Ein Hund läuft.\n" * 5, "一只小狗在公园里跑步。\n" * 20, "Собака бежит.\n" * 9])
+def test_encodings_without_a_byte_order_mark_are_named(tmp_path: Path, encoding: str, text: str) -> None:
+    with pytest.raises(CorpusError, match=f"encoded as {encoding}. Convert it: iconv -f {encoding} -t UTF-8 "):
+        read(tmp_path / "a.txt", text.encode(encoding))
+
+
+def test_a_few_nul_bytes_are_not_an_encoding(tmp_path: Path) -> None:
+    sentences, report = read(tmp_path / "a.txt", b"A dog runs.\nA \0cat.\nA\0\0\0 bird.\n" + b"A man sings.\n" * 3)
+    assert len(sentences) == 4 and report.rejected == {"NUL character": 2}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("rows", [[{"text": "A dog runs."}] * 3, ["A dog runs."]])
+def test_an_object_around_the_array_names_the_command(tmp_path: Path, rows: list[object], indent: int | None) -> None:
+    path = tmp_path / "a.json"
+    with pytest.raises(CorpusError, match=r"""the array 'data'. .*: jq '\.\["data"\]' .*/a.json > array-a.json"""):
+        read(path, json.dumps({"version": 1, "data": rows}, indent=indent).encode())
+
+
+def test_json_lines_with_arrays_are_records(tmp_path: Path) -> None:
+    line = json.dumps({"text": "A dog runs.", "tags": ["dog"]}).encode()
+    for lines in (line, line + b"\n" + line):
+        assert set(read(tmp_path / "a.json", lines)[0]) == {"A dog runs."}
+
+
 def test_a_file_of_another_encoding_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"no sentence found \(2 lines .*not UTF-8\)\. Convert it: iconv -f LATIN1"):
         read(tmp_path / "a.txt", "Собака.\nКошка.\n".encode("cp1251"))

@@ -358,6 +358,11 @@ def test_all_walks_and_their_smoothness(written: Written, pipeline: Pipeline, ot
     assert plain[-1].startswith(f"spherical: {len(texts)} sentences, mean step ") and len(plain) >= len(texts) + 1
 
 
+def test_smoothness_without_a_middle_says_so(written: Written) -> None:
+    plain = written("interpolate", A, B, "--num", 2, "--max-len", 20, "--smoothness")
+    assert plain[-1].endswith(", no sentence between the ends")
+
+
 def test_variations_lie_at_their_radius(written: Written, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     vector = pipeline.encode([A])[0]
     greedy = pipeline.decode(vector[None])

@@ -1,6 +1,7 @@
 """Command-line parsing that the commands share: the parser, flags from configuration fields, lists of numbers."""
 
 import argparse
+from collections.abc import Iterable
 from typing import Any
 
 from outlines.devices import DEVICES
@@ -26,9 +27,7 @@ class Parser(argparse.ArgumentParser):
             if flag in self.file_only:
                 raise OutlinesError(f"{flag} is not a flag. Set {name} in a file and use --config FILE.toml.")
             if word.startswith("--"):
-                if owners := sorted(family for family, method in all_methods().items() if _has_option(method, name)):
-                    raise OutlinesError(f"{flag} has no effect here. It is an option of {', '.join(owners)}. Leave it out.")
-                raise unknown_name("option", flag, {*self._option_string_actions, *self.file_only})
+                raise unknown_option("option", flag, {*self._option_string_actions, *self.file_only})
         if surplus:
             self.error(f"unrecognized arguments: {' '.join(surplus)}")
         return options
@@ -48,6 +47,14 @@ COMMON = ("corpus", "encoder", "seed")  # options listed first in the help, with
 
 def _has_option(method: type[Method], name: str) -> bool:
     return name in known_fields(method.config_class) and (name not in PAIRING or method.config_class.learns_pairs)
+
+
+def unknown_option(kind: str, name: str, known: Iterable[str]) -> OutlinesError:
+    """Return the error for an option, a flag or a name in a file, that the family does not have."""
+    field = name.removeprefix("--").replace("-", "_")
+    if owners := sorted(family for family, method in all_methods().items() if _has_option(method, field)):
+        return OutlinesError(f"{name} has no effect here. It is an option of {', '.join(owners)}. Leave it out.")
+    return unknown_name(kind, name, known)
 
 
 def add_options(parser: Parser, method: type[Method]) -> None:

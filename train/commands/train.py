@@ -14,7 +14,7 @@ from outlines.errors import OutlinesError, quoted
 from outlines.models.lm import LanguageModel
 from train.commands.compare import COMPARE, DEFAULT_REMEDY, LEADER, compared, remedies, report_comparison
 from train.commands.judges import baseline, quick_judges
-from train.commands.parsing import Parser, add_options
+from train.commands.parsing import Parser, add_options, unknown_option
 from train.config import RunConfig, absolute, coerce, flag_of, known_fields, read_toml, resolve
 from train.data import fit_splits
 from train.evaluation.judges import Judges
@@ -142,9 +142,14 @@ def _configuration(family: str, preset: str, file: str | None, flags: dict[str, 
     """Return one family's configuration. strict: refuse flags that the family does not have."""
     method = find_method(family)
     fields = known_fields(method.config_class)
+    for name in read_toml(file) if file else ():
+        if name not in fields:
+            raise unknown_option(f"option in {file}:", name, fields)
     own = {name: coerce(fields[name], value, "command line") for name, value in flags.items() if strict or name in fields}
     config = absolute(resolve(family, method.config_class, method.presets, preset, file, own))
-    fit_splits(config.corpus, Reporter(quiet=True))  # reports missing files and small corpora before a directory is made
+    # Missing files, unsuitable runs and small corpora are reported before a directory is made.
+    config.model.check_source(family)
+    fit_splits(config.corpus, Reporter(quiet=True))
     return config
 
 

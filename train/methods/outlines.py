@@ -60,6 +60,22 @@ class OutlineDecoderOptions(DecoderOptions):
     def encoder_name(self) -> str:
         return encoder_name(self.encoder, self.encoder_prompt, self.encoder_dim)
 
+    def check_source(self, family: str) -> None:
+        if not self.decoder_from:
+            return
+        run = Path(self.decoder_from)
+        description = read_run(run)
+        if description.get("family") != family:
+            raise OutlinesError(f"--decoder-from {run}: this is a run of '{description.get('family')}'. "
+                                f"Use a run of '{family}'.")
+        if not (run / "model").is_dir():
+            raise OutlinesError(f"--decoder-from {run}: training has not finished. Finish it with --resume.")
+        for name in sorted(DECIDES_DECODER):
+            own, theirs = getattr(self, name), description["model"].get(name)
+            if own != theirs:
+                raise OutlinesError(f"--decoder-from {run}: it was trained with {name} = {theirs}, not {own}. "
+                                    "Set the same decoder options here.")
+
     def without_effect(self) -> dict[str, str]:
         names = ("encoder_prompt", "encoder_dim") if self.encoder.startswith("recurrent:") else ()
         return super().without_effect() | dict.fromkeys(names, "recurrent encoders do not use it")
@@ -110,21 +126,12 @@ class OutlineDecoderStage(DecoderStage):
 
     def _found(self, run: Path) -> tuple[TextModel, int]:
         """Return the model and the seed of a finished run with the decoder that this run would train."""
-        description, family = read_run(run), self.model.family
-        if description.get("family") != family:
-            raise OutlinesError(f"--decoder-from {run}: this is a run of '{description.get('family')}'. "
-                                f"Use a run of '{family}'.")
-        if not (run / "model").is_dir():
-            raise OutlinesError(f"--decoder-from {run}: training has not finished. Finish it with --resume.")
+        self.options.check_source(self.model.family)
+        description = read_run(run)
         hashes = description.get("hashes", {})
         for name, own in self.data.hashes().items():
             if hashes.get(name) != own:
                 raise OutlinesError(f"--decoder-from {run}: it has another {name}. Use the same {name} in both runs.")
-        for name in sorted(DECIDES_DECODER):
-            own, theirs = getattr(self.options, name), description["model"].get(name)
-            if own != theirs:
-                raise OutlinesError(f"--decoder-from {run}: it was trained with {name} = {theirs}, not {own}. "
-                                    "Set the same decoder options here.")
         return load_model(run / "model"), description["training"]["seed"]
 
     def vector(self, batch: Batch) -> Tensor:

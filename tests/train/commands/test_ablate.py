@@ -45,11 +45,16 @@ def test_a_decoder_that_does_not_fit(tiny_run: Path, tiny_arguments: list[str], 
 
 
 def test_decoder_from_an_unsuitable_run_is_refused(tiny_run: Path, tiny_arguments: list[str], tmp_path: Path,
-                                           capsys: pytest.CaptureFixture[str]) -> None:
+                                                   capsys: pytest.CaptureFixture[str],
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(run: Path) -> str:
         assert main([*tiny_arguments, "--decoder-from", str(run), "--runs", str(tiny_run.parent), "--quiet"]) == 2
         return capsys.readouterr().err
 
+    def not_reached(*arguments: object) -> None:
+        raise AssertionError("the corpus was prepared first")
+
+    monkeypatch.setattr("train.session.open_dataset", not_reached)
     assert "no run here" in refused(tmp_path / "none")
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()

@@ -25,6 +25,17 @@ def test_the_full_report_has_what_the_screen_has_not(tiny_run: Path) -> None:
         assert part in text
 
 
+def test_an_option_of_another_family_in_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "options.toml"
+    file.write_text("gan_steps = 4\n")
+    assert main(["lm", "--config", str(file)]) == 2
+    assert capsys.readouterr().err == ("error: gan_steps has no effect here. It is an option of conditional, outlines. "
+                                       "Leave it out.\n")
+    file.write_text("decoder_step = 4\n")
+    assert main(["lm", "--config", str(file)]) == 2
+    assert f"unknown option in {file}: 'decoder_step'. Did you mean 'decoder_steps'?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("place", "advice"), [
     ("train.data.encode_shards", "Use --device cpu (with --resume, too), or lower --num-evaluation."),
     ("train.methods.decoder_stage.DecoderStage.step", "or start a new run with a lower --decoder-batch-size."),
