@@ -62,10 +62,10 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "temperature": Option("sampling temperature; lower: likelier and less varied sentences", float, 0.5, max_served=10),
         "top_p": Option("nucleus sampling: the smallest set of tokens with this total probability", float, 1.0, high=1),
         "seed": Option("random seed", int, 1, max_served=2**53),
-        "source": Option("source of the outlines: generator, or a fitted baseline: mixture, gaussian, or in "
-                         "conditional runs linear (default: generator)", metavar="NAME"),
-        "walk": Option("linear: line between the outlines; spherical: arc between them; noise: arc between their "
-                       "noise; gradient: gradient ascent on p(B | outline)",
+        "source": Option("source of the outlines: generator; or a fitted baseline, which is mixture or gaussian, or "
+                         "linear for a conditional run (default: generator)", metavar="NAME"),
+        "walk": Option("linear: line between the outlines; spherical: arc between them; noise: arc between the "
+                       "generator's inputs for these outlines; gradient: gradient ascent on p(B | outline)",
                        default="spherical", choices=("linear", "spherical", "noise", "gradient", "all")),
         "radius": Option("distance to the sentence's outline (unrelated outlines: 1.4)", float, 0.4, high=1000),
         "like": Option("use the outline of this sentence (default: sampled outlines)", metavar="SENTENCE"),
@@ -92,9 +92,9 @@ OPTIONS: dict[str, dict[str, Option]] = {
                             "beam search and scores use float32", str, "auto", choices=("auto", "float32", "bfloat16")),
     },
     "choice of outlines": {
-        "condition": Option('for conditional runs: file with one sentence per line (-: standard input), or .jsonl with the '
-                            'fields "condition" and "label"; --num (default: 1) sentences are written for each line '
-                            '(default: conditions of the training split)', Path),
+        "condition": Option('for conditional runs: file of conditions, one sentence per line (-: standard input), or .jsonl '
+                            'with the fields "condition" and "label" (default: conditions of the training split); then '
+                            '--num is the number of sentences per condition, by default 1', Path),
         "noise_scale": Option("factor on the noise; below 1: more typical, less varied outlines", float, 1.0, max_served=10),
         "rejection": Option("rejection sampling with the critic: average draws per accepted outline", float, 1.0, 1, 100),
     },
@@ -128,7 +128,7 @@ VERBS = {
                         'As JSON: {"text", "reconstruction", "bleu", "nll"}.', "BLEU\tNLL\treconstruction"),
     "interpolate": Verb("Interpolate between two sentences.", "a b", f"walk num/walk smoothness lm {DECODING}",
                         "Columns: walk, steps, NLL of A, NLL of B (nats), sentence. Consecutive steps with the same\n"
-                        "sentence share a line with the NLLs of the first and the last step.\nAs JSON: "
+                        "sentence are printed as one line, with the NLLs of the first and the last of them.\nAs JSON: "
                         '{"walk", "step", "nll_a": [one per step], "nll_b": [one per step], "text"}.',
                         "walk\tsteps\tNLL of A\tNLL of B\tsentence"),
     "vary": Verb("Write variations of a sentence: decode outlines near its outline.", "sentence", f"radius {SAMPLING}"),

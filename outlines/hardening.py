@@ -179,8 +179,8 @@ def check_sentence_transformer(directory: Path) -> list[Path]:
     for module in modules:
         kind, path = str(module.get("type")), PurePosixPath(str(module.get("path", "")))
         if not kind.startswith("sentence_transformers.") or kind.rpartition(".")[2] not in MODULE_TYPES:
-            raise OutlinesError(f"{listing}: module type {kind!r} is refused: it is not a data-only class of "
-                                "sentence-transformers. Use a model without code of its own.")
+            raise OutlinesError(f"{listing}: module type {kind!r} is refused, because it could run code from the model. "
+                                f"Use a model with only these modules: {', '.join(sorted(MODULE_TYPES))}.")
         folder = directory / path
         if path.is_absolute() or ".." in path.parts or any(
                 part.is_symlink() for part in (folder, *folder.parents) if directory in part.parents):

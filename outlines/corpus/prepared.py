@@ -159,7 +159,10 @@ def _in_train(directory: Path) -> dict[str, int]:
 
 
 def cache_of(run: Path, description: dict[str, Any]) -> Path:
-    """Return the cache in run.json. If it is gone: OUTLINES_CACHE, or DIR-cache beside one of the run's parents DIR."""
+    """Return the cache directory that run.json names. If it is gone, return the one that OUTLINES_CACHE names.
+
+    If this is not set or gone, too: the first directory named `DIR-cache` beside a parent directory DIR of the run.
+    """
     stored = str(description.get("cache", ""))
     beside = [parent.with_name(f"{parent.name}-cache") for parent in run.resolve().parents if parent.name]
     places = [Path(stored), Path(os.environ.get("OUTLINES_CACHE") or stored), *beside]

@@ -145,8 +145,8 @@ class SentencePieceTokenizer:
         except (RuntimeError, ValueError) as error:
             raise TokenizerError("not a SentencePiece model, or a damaged one.") from error
         if special != asdict(SPECIAL) or num_bytes != 256:
-            raise TokenizerError(f"a SentencePiece model of another kind: {special}, {num_bytes} byte pieces. "
-                                 f"Train one that fits: {SPM_TRAIN}")
+            raise TokenizerError(f"a SentencePiece model with other special tokens, or without bytes: {special}, "
+                                 f"{num_bytes} byte pieces. Train one with: {SPM_TRAIN}")
         self._model, self._processor = model, processor
         self.vocab_size = len(ids)  # includes the special tokens
         self.fingerprint = hashlib.sha256(model).hexdigest()  # of everything that decides the ids

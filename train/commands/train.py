@@ -54,8 +54,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("family", nargs="?", default="outlines",
         help="what to train: a family (the last lines list all) or compare (default: outlines)")
-    add("--preset", nargs="+", metavar="NAME", help="named sets of options; later ones override earlier ones: "
-        f"{', '.join(sorted(method.presets))} (default: default)")
+    add("--preset", nargs="+", metavar="NAME", help=f"presets (sets of options): {', '.join(sorted(method.presets))}; if "
+        "several are given, later ones override earlier ones (default: default)")
     add("--config", metavar="FILE.toml", help="TOML file of options, such as decoder_steps = 100")
     parser.set_defaults(remedy=None, families=None)
     if comparing:

@@ -89,7 +89,7 @@ class Yardstick:
         return Sentences(self.data.text("valid", self.others), raw, further)
 
     def measure(self, sentences: Sentences, learnt: Sequence[str] | None = None) -> Row:
-        """Return all figures of one source's sentences. learnt: sentences for the reverse judges to learn; None: these."""
+        """Return all figures of one source's sentences. learnt: text to train the reverse judges on; None: `sentences`."""
         text = sentences.text
         row: Row = {"num_samples": len(text)}
         for name, judge in self.judges.forward.items():
