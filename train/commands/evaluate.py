@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from outlines.checkpoint import MANIFEST, sha256_file
+from outlines.corpus.reading import CorpusFiles, ReadingReport, read_records
 from outlines.encoders import load_encoder, unread_notes
 from outlines.errors import OutlinesError, quoted
 from outlines.inference.rejection import MAX_MEAN_DRAWS
@@ -27,8 +28,18 @@ from train.data import Dataset
 from train.evaluation import tables
 from train.evaluation.curves import JUDGES, gaps, render_gaps, write_curves
 from train.evaluation.figures import collapse_figures, diagnose_vector
-from train.evaluation.sampling import FULL_DRAWS, REAL_OUTLINES, REAL_TEXT, Row, Variant, draw, reconstruction, sources_of
-from train.evaluation.yardstick import Yardstick
+from train.evaluation.sampling import (
+    FULL_DRAWS,
+    REAL_OUTLINES,
+    REAL_TEXT,
+    Row,
+    Sentences,
+    Variant,
+    draw,
+    reconstruction,
+    sources_of,
+)
+from train.evaluation.yardstick import LEAST_TWO_SAMPLE, Yardstick
 from train.runtime.run_directory import read_group, read_json, runs_of, write_json
 from train.runtime.signals import StopSignals
 from train.session import Session, check_out, command_line, finished_run, locked_run, run_config
@@ -49,6 +60,8 @@ def parser() -> Parser:
                                                "row: mean ± standard deviation")
     add("--temperatures", default="0,0.5,0.7,0.85,1,1.2", metavar="LIST",
         help="comma-separated temperatures, 0 for greedy (default: 0,0.5,0.7,0.85,1,1.2)")
+    add("--texts", nargs="+", default=[], metavar="FILE",
+        help="files of sentences, such as another system's samples: one more row each")
     add("--num-samples", type=int, default=10000, metavar="INT",
         help="samples for forward and reverse NLL; other figures use at most the size of the test split (default: 10000)")
     add("--sources", default="", metavar="LIST", help="comma-separated sources to measure, such as 'real outlines,lm' "
@@ -107,7 +120,8 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     cases: dict[Path, list[tuple[Variant, float | None]]] = {run.directory: [
         *([(Variant(REAL_TEXT), None)] if run is leader else []),
         *itertools.product(variants(run, wanted, noise_scales, rejections, guidances), temperatures)] for run in runs}
-    number, total = itertools.count(1), sum(map(len, cases.values()))
+    texts = {file: read_text(file, leader.data, options.num_samples) for file in options.texts}
+    number, total = itertools.count(1), sum(map(len, cases.values())) + len(texts)
     for run in [leader, *(run for run in runs if run is not leader)]:
         with locked_run(run.directory, session):
             for variant, temperature in cases[run.directory]:
@@ -115,6 +129,11 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
                 row = _kept(run, [*basis, str(variant), temperature], measure)
                 labelled.append((label_of(labels[run.directory], run.model.sources[0], row["source"]), row))
             rebuilt.append((labels[run.directory], _rebuilt(run, leader.config.training.num_evaluation)))
+    for name, sentences in texts.items():
+        session.reporter.step(name, next(number), total)
+        with locked_run(leader.directory, session):
+            row = _kept(leader, [*basis, sentences], functools.partial(yardstick.measure, Sentences(sentences)))
+        labelled.append((name, {"source": name, "temperature": None} | row))
     order = {label: index for index, label in enumerate(dict.fromkeys(label for label, _ in labelled))}
     lines = sorted(tables.over_seeds(labelled), key=lambda line: (order[line.label], line.temperature or 0))
     against = next((labels[run.directory] for run in runs if run.model.family == LanguageModel.family), None)
@@ -149,6 +168,16 @@ def _check(runs: Sequence[Run], leader: Run, options: argparse.Namespace) -> set
         raise OutlinesError(f"--sources: {unknown[0]!r} is not a source of these runs. Choose from "
                             f"{', '.join(sorted(known))}.")
     return wanted
+
+
+def read_text(path: str, data: Dataset, num: int) -> list[str]:
+    """Return the first `num` sentences of a file, as the corpus's tokenizer decodes them. Raises OutlinesError."""
+    files, report = CorpusFiles(), ReadingReport()
+    sentences = [record.fields[0] for record in itertools.islice(read_records(files, [path], ["text"], report), num)]
+    report.check(files.max_rejected)
+    if len(sentences) < LEAST_TWO_SAMPLE:
+        raise OutlinesError(f"{path}: only {len(sentences)} sentences. Use a file with at least {LEAST_TWO_SAMPLE}.")
+    return data.tokenizer.lines(data.tokenizer.encode(sentences))
 
 
 def _alike(config: RunConfig) -> str:

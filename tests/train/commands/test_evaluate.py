@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from outlines.corpus import grammar
+from outlines.corpus.reading import split_of
 from tests.conftest import Command, environment
 from train.__main__ import main
 from train.runtime.run_directory import locked
@@ -119,6 +120,23 @@ def test_the_report_contains_all_sources(evaluated: Evaluated) -> None:
     assert set(evaluated.report["gaps"]) == set(evaluated.report["gaps_ngram"]) == set(OUTLINE_SOURCES)
     assert [row["source"] for row in evaluated.report["reconstruction"]] == ["outlines", "lm"]
     assert evaluated.report["settings"]["against"] == "lm"
+
+
+def test_a_file_of_sentences_is_one_more_row(evaluated: Evaluated, tiny_corpus: Path, recurrent_encoder: Path,
+                                             tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training = [line for line in tiny_corpus.read_text().splitlines() if split_of(line, 0.1, 0.1) == "train"][:30]
+    (tmp_path / "copies.txt").write_text("".join(f"{sentence}\n" for sentence in training))
+    (tmp_path / "few.txt").write_text("A dog runs.\n")
+    command = ["evaluate", *evaluated.runs, *COMMAND, "--encoder", f"recurrent:{recurrent_encoder}", "--sources",
+               "real outlines,generator,lm", "--out", str(tmp_path / "report"), "--texts"]
+    assert main([*command, str(tmp_path / "copies.txt")]) == 0
+    *rows, row = json.loads((tmp_path / "report" / "report.json").read_text())["rows"]
+    assert row["source"] == str(tmp_path / "copies.txt")
+    assert row["figures"]["copied"]["mean"] == 1 and row["figures"]["non_words"]["mean"] == 0
+    assert row["figures"]["num_samples"]["mean"] == 30 and "reverse_nll_per_token" in row["figures"]
+    assert rows == evaluated.report["rows"], "the kept rows"
+    assert main([*command, str(tmp_path / "few.txt")]) == 2
+    assert "few.txt: only 1 sentences. Use a file with at least 20." in capsys.readouterr().err
 
 
 def test_the_same_numbers_in_markdown_json_and_tensorboard(evaluated: Evaluated) -> None:
