@@ -44,7 +44,7 @@ from train.runtime.run_directory import read_group, read_json, runs_of, write_js
 from train.runtime.signals import StopSignals
 from train.session import Session, check_out, command_line, finished_run, locked_run, run_config
 
-VERSION = 4  # Part of every row's key. Raise it when the definition of a figure changes: kept rows are then measured again.
+VERSION = 5  # Part of every row's key. Raise it when the definition of a figure changes: kept rows are then measured again.
 
 DESCRIPTION = """\
 Evaluate finished runs and their fitted baselines on the test split, at several temperatures.

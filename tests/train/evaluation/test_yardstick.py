@@ -266,9 +266,11 @@ def test_empty_sentences_can_be_measured(yardstick: Yardstick, quick: Yardstick)
     """A model that was hardly trained writes empty sentences at T = 0."""
     row = yardstick.measure(Sentences([""] * 40))
     assert row["num_reverse"] == 0 and "reverse_nll_per_token" not in row
-    assert row["distinct_2"] == 0.0 and row["copied"] == 0.0 and row["unique"] == 1 / 40
-    same = quick.measure(Sentences(["A dog."] * 40))
-    assert same["self_bleu_2"] == 1.0 and same["unique"] == 1 / 40
+    assert row["empty"] == 1 and row["copied"] == 0.0 and row["unique"] == 1 / 40
+    assert not {"distinct_2", "self_bleu_4"} & row.keys()  # 0 would look like much or no diversity
+    assert "distinct_2" not in quick.measure(Sentences(["Dog", "Cat"] * 20))  # no bigrams
+    same = quick.measure(Sentences(["A dog."] * 39 + [""]))
+    assert same["self_bleu_2"] > 0.97 and same["unique"] == 2 / 40 and same["empty"] == 1 / 40
 
 
 def test_judges_are_trained_once_wherever_the_corpus_is(yardstick: Yardstick, config: RunConfig, session: Session,
