@@ -144,6 +144,9 @@ class PreparedCorpus:
         losses, max_len = self.meta["losses"], self.meta["max_len"]
         sizes = {split: len(sentences) for split, sentences in self.sentences.items()}
         notes = [ReadingReport(rejected=Counter(losses["rejected"])).counts()] if losses["rejected"] else []
+        if losses.get("pieces"):
+            notes.append(f"The vocabulary has {self.tokenizer.vocab_size:,} pieces, {losses['pieces']:,} fewer than "
+                         "--vocab-size, because the corpus has no more.")
         if losses["cut"]:
             notes.append(f"{losses['cut']:,} of {sum(sizes.values()):,} sentences are cut to --max-len {max_len}.")
         return notes + [f"{num:,} of {sizes[split]:,} {split} sentences are also in the training split, so the figures are "
@@ -219,6 +222,7 @@ def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source:
             meta = {"source": source, "max_len": max_len, "vocab_size": tokenizer.vocab_size,
                     "lowercase": folded, "splits": splits, "losses": {
                         "rejected": report.rejected if report else {}, "in_train": _in_train(staging),
+                        "pieces": max(0, (vocab_size or 0) - tokenizer.vocab_size),
                         "cut": sum(split["cut"] for split in splits.values())}}
             (staging / "meta.json").write_text(json.dumps(meta, indent=1))
     except OSError as error:

@@ -18,6 +18,8 @@ from outlines.encoders.recurrent import FrozenRecurrentEncoder
 from outlines.encoders.sentence_transformer import load_sentence_transformer
 from outlines.errors import OutlinesError
 
+MOST_UNREAD = 0.01  # of the text, before a warning
+
 
 class SentenceEncoder(Protocol):
     """A frozen map from sentences to outlines.
@@ -47,7 +49,7 @@ def unread_notes(encoder: SentenceEncoder, sentences: list[str], outlines: np.nd
     equal = ((units @ units.T > 0.99999).sum(axis=1) > 1).mean()  # equal except for rounding
     other = "" if encoder.name.startswith("multilingual-minilm") else "--encoder multilingual-minilm, or "
     advice = f"Use {other}an encoder trained on this corpus (python -m train encoder)."
-    found = ((unknown, 0.01, f"of the text cannot be read by {encoder.name} (unknown tokens). {advice}"),
+    found = ((unknown, MOST_UNREAD, f"of the text cannot be read by {encoder.name} (unknown tokens). {advice}"),
              (equal, 0.01, f"of the sentences have the same outline as a different sentence. {advice}"),
              (cut, 0, f"of the sentences are cut by {encoder.name}, which does not read their end. Split long sentences."))
     return [f"{share:.1%} {text}" for share, limit, text in found if share > limit]

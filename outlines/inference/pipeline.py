@@ -17,7 +17,7 @@ from outlines.decoding.decode import Sampler
 from outlines.decoding.sample import SamplingConfig
 from outlines.decoding.scoring import nll_of_rows
 from outlines.devices import choose_precision
-from outlines.encoders import SentenceEncoder, load_encoder
+from outlines.encoders import MOST_UNREAD, SentenceEncoder, load_encoder
 from outlines.errors import OutlinesError, TokenizerError, no_run, quoted
 from outlines.hardening import read_json
 from outlines.inference import interpolation
@@ -75,6 +75,7 @@ class Pipeline:
         self.max_len: int = description["corpus"]["max_len"]
         self.greedy = SamplingConfig(temperature=0, max_len=self.max_len)
         self.num_cut = 0  # sentences so far that reached the maximum length
+        self.num_unread = 0  # given sentences so far that the encoder cannot read, or not to their end
 
     @classmethod
     def load(cls, run: Path, device: torch.device, precision: str = "auto") -> "Pipeline":
@@ -154,6 +155,7 @@ class Pipeline:
     def _raw_outlines(self, sentences: Sequence[str]) -> Tensor:
         assert self.encoder is not None
         normalized = self.tokenizer.lines(self.tokenizer.encode(sentences))  # like the training sentences
+        self.num_unread += sum(max(self.encoder.unread([text])) > MOST_UNREAD for text in normalized)
         return torch.from_numpy(self.encoder.encode(normalized)).to(self.device)
 
     def mean(self, sentences: Sequence[str]) -> Tensor:

@@ -130,11 +130,13 @@ def test_losses_are_counted_and_put_in_words(tmp_path: Path) -> None:
     report = ReadingReport()
     report.rejected["not UTF-8"] = 3
     pairs = [("train", "a b c"), ("train", "d"), ("valid", "d"), ("test", "a b c"), ("test", "new"), ("test", "a b c")]
-    corpus = prepare_corpus(pairs, tmp_path / "corpus", source="s", max_len=2, report=report)
-    assert corpus.meta["losses"] == {"rejected": {"not UTF-8": 3}, "cut": corpus.meta["losses"]["cut"],
-                                     "in_train": {"valid": 1, "test": 2}}
+    corpus = prepare_corpus(pairs, tmp_path / "corpus", source="s", vocab_size=900, max_len=2, report=report)
+    pieces = corpus.tokenizer.vocab_size
+    assert corpus.meta["losses"] == {"rejected": {"not UTF-8": 3}, "pieces": 900 - pieces,
+                                     "cut": corpus.meta["losses"]["cut"], "in_train": {"valid": 1, "test": 2}}
     assert [note.split(",")[0] for note in PreparedCorpus(tmp_path / "corpus").notes()] == [
-        "rejected lines: 3 (3 not UTF-8)", f"{corpus.meta['losses']['cut']} of 6 sentences are cut to --max-len 2.",
+        "rejected lines: 3 (3 not UTF-8)", f"The vocabulary has {pieces} pieces",
+        f"{corpus.meta['losses']['cut']} of 6 sentences are cut to --max-len 2.",
         "1 of 1 valid sentences are also in the training split", "2 of 3 test sentences are also in the training split"]
     assert prepare_corpus(PAIRS, tmp_path / "clean", source="s").notes() == []
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import outlines
 from generate.__main__ import main
 from generate.verbs import _read, _usable
 from outlines.decoding.sample import SamplingConfig
@@ -91,6 +92,18 @@ def test_the_runs_own_maximum_length_is_the_default(pipeline: Pipeline, monkeypa
     texts = pipeline.sample(20)
     assert texts == pipeline.sample(20, max_len=3) != pipeline.sample(20, max_len=64)
     assert pipeline.num_cut > 0
+
+
+def test_sentences_that_the_encoder_cannot_read_are_counted(tiny_run: Path, capsys: pytest.CaptureFixture[str],
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = type(outlines.load(tiny_run, "cpu").encoder)
+    monkeypatch.setattr(encoder, "unread", lambda self, texts: (float("ส" in texts[0]), float(len(texts[0]) > 60)))
+    verbs = ["reconstruct"], ["nearest", "--num", "1"]
+    for verb, *options in verbs:
+        assert main([verb, str(tiny_run), "A dog runs.", "สวัสดี", "A dog runs." * 6, *options, "--device", "cpu"]) == 0
+        assert "cannot read, or not to their end: 2. " in capsys.readouterr().err
+        assert main([verb, str(tiny_run), "A dog runs.", *options, "--device", "cpu"]) == 0
+        assert "cannot read" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", ["train", "generate"])
