@@ -61,8 +61,8 @@ class DecoderOptions:
     """whether the family learns from pairs of sentences, so that the corpus must define them"""
     decoder: str = option("gru", "kind of decoder", choices=DECODERS)
     embed_dim: int = option(256, "width of the token embeddings, which the output layer uses too", low=1)
-    hidden_dim: int = option(512, "width of the decoder's GRU state", low=1)
-    num_layers: int = option(1, "GRU layers of the decoder", low=1, flag=False)
+    hidden_dim: int = option(512, "width of the GRU state, or of the transformer's feed-forward layers", low=1)
+    num_layers: int = option(0, "layers of the decoder; 0: 1 for gru, 4 for transformer", low=0, flag=False)
     num_sampled: int = option(0, "number of words in the training softmax, in addition to those of the batch; 0: all",
                               low=0, flag=False)
     word_start: str = option("random", "initialisation of embeddings and output bias: random, or from training-set "
@@ -84,8 +84,8 @@ class DecoderOptions:
     def without_effect(self) -> dict[str, str]:
         """Return the options without effect, given the values of the others, with the reasons. Setting one is an error."""
         known = {field.name for field in dataclasses.fields(DECODERS[self.decoder].config_class)}
-        return {name: f"decoder {self.decoder!r} does not use it" for name in ("hidden_dim", "num_layers", "dropout")
-                if name not in known}
+        kinds_own = "hidden_dim", "num_layers", "dropout", "num_sampled"
+        return {name: f"decoder {self.decoder!r} does not use it" for name in kinds_own if name not in known}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def test_precedence_is_defaults_preset_file_flags(tmp_path: Path) -> None:
     file.write_text("embed_dim = 20\nhidden_dim = 30\n")
     assert resolved().model.embed_dim == 16
     config = resolved({"hidden_dim": 40}, file=str(file))
-    assert (config.model.embed_dim, config.model.hidden_dim, config.model.num_layers) == (20, 40, 1)
+    assert (config.model.embed_dim, config.model.hidden_dim, config.model.num_layers) == (20, 40, 0)
 
 
 def test_an_unknown_name_suggests_the_nearest(tmp_path: Path) -> None:

@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from outlines import load
 from outlines.decoding.sample import SamplingConfig
 from outlines.metrics.outlines import frechet_distance, knn_precision_recall
 from outlines.models.outlines import OutlineModel
 from outlines.models.registry import families, load_model, save_model
 from outlines.networks.losses import one_centred_penalty, score_gradients, zero_centred_penalty
+from outlines.networks.transformer import TransformerDecoder
+from train.__main__ import main as train
 from train.config import RunConfig, resolve
 from train.data import Dataset, open_dataset
 from train.evaluation.figures import decoded_nll, held_out
@@ -210,3 +213,14 @@ def test_the_decoder_misses_the_same_outlines_on_every_rank(data: Dataset, tiny_
         assert torch.equal(seen(Ranks(rank, 2)), whole[rank::2])
     all_of_them = method_of(data, tiny_corpus, outline_dropout=0.0).stages[0].vector(data.batch(rows, Ranks()))
     assert torch.equal(all_of_them, data.outlines("train", rows))
+
+
+@pytest.mark.parametrize("family", ["outlines", "lm", "vae", "arae"])
+def test_every_family_can_have_a_transformer(family: str, tiny_arguments: list[str], tmp_path: Path) -> None:
+    _, *given = tiny_arguments
+    given = given if family == "outlines" else given[:given.index("--encoder")]
+    assert train([family, *given, "--decoder", "transformer", "--decoder-steps", "10", "--evaluator-steps", "5", "--out",
+                  str(tmp_path / "run"), "--quiet"]) == 0
+    run = load(tmp_path / "run")
+    assert isinstance(run.model.decoder, TransformerDecoder) and len(run.model.decoder.blocks) == 4
+    assert len(run.sample(3)) == 3

@@ -1,0 +1,118 @@
+"""The transformer decoder: a causal language model that reads the vector as a prefix and at every step.
+
+Pre-norm blocks (Xiong et al. 2020) with rotary positions (Su et al., RoFormer, 2021) and one weight matrix for embedding and
+output layer. `embed_dim` is the width of the model, `hidden_dim` the width of the feed-forward layers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from outlines.networks.decoder import DECODERS
+from outlines.networks.gru import GRUConfig, LockedDropout, TiedDecoder
+
+HEAD_DIM = 32  # most dimensions of an attention head
+
+
+@dataclass(frozen=True)
+class TransformerConfig(GRUConfig):
+    """The sizes of a transformer decoder."""
+
+    kind: str = "transformer"
+    num_layers: int = 4
+
+
+@dataclass
+class TransformerCache:
+    """keys, values: [layers, B, heads, T, width] of the T positions read. terms: added to every embedding, [B, E]."""
+
+    keys: Tensor
+    values: Tensor
+    terms: Tensor | None = None
+
+    def select(self, rows: Tensor) -> "TransformerCache":
+        return TransformerCache(self.keys[:, rows], self.values[:, rows], None if self.terms is None else self.terms[rows])
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward layer, each added to its input."""
+
+    def __init__(self, width: int, hidden_dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm, self.norm_feed = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.project, self.merge = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.feed = nn.Sequential(nn.Linear(width, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, width))
+
+    def forward(self, inputs: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return outputs [B, T, E] and all keys and values [B, heads, S + T, width]. keys, values: of S earlier positions.
+
+        allowed: [T, S + T], whether a position reads another one.
+        """
+        split = self.project(self.norm(inputs)).unflatten(2, (3, self.num_heads, -1))
+        query, key, value = (part.transpose(1, 2) for part in split.unbind(dim=2))
+        first = keys.shape[2]
+        values = torch.cat([values.to(value.dtype), value], dim=2)
+        keys = torch.cat([keys.to(key.dtype), rotate(key, first)], dim=2)
+        read = functional.scaled_dot_product_attention(rotate(query, first), keys, values, attn_mask=allowed)
+        hidden = inputs + self.merge(read.transpose(1, 2).flatten(2))
+        return hidden + self.feed(self.norm_feed(hidden)), keys, values
+
+
+def rotate(states: Tensor, first: int) -> Tensor:
+    """Return states [B, heads, T, width] at positions first, first + 1, …, turned by their positions (RoFormer, eq. 34)."""
+    length, width = states.shape[2:]
+    rates = 10000.0 ** (-torch.arange(0, width, 2, device=states.device) / width)
+    angles = (first + torch.arange(length, device=states.device))[:, None] * rates
+    cos, sin = angles.cos().to(states.dtype), angles.sin().to(states.dtype)
+    left, right = states.chunk(2, dim=3)
+    return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=3)
+
+
+class TransformerDecoder(TiedDecoder):
+    """Embedding → blocks → tied output layer. The vector is the first position, and is added to every embedding."""
+
+    config_class = TransformerConfig
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__(config)
+        width = config.embed_dim
+        self.num_heads = next(heads for heads in range(max(1, width // HEAD_DIM), 0, -1) if width % (2 * heads) == 0)
+        self.embedding = nn.Embedding(config.vocab_size, width)
+        self.blocks = nn.ModuleList(Block(width, config.hidden_dim, self.num_heads) for _ in range(config.num_layers))
+        self.dropout, self.norm = LockedDropout(config.dropout), nn.RMSNorm(width)
+        self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        if config.vector_dim:
+            self.prefix = nn.Linear(config.vector_dim, width)
+            self.every_step = nn.Linear(config.vector_dim, width, bias=False)
+        nn.init.normal_(self.embedding.weight, std=width ** -0.5)
+
+    def start(self, vector: Tensor | None, num: int) -> TransformerCache:
+        shape = self.config.num_layers, num, self.num_heads, 0, self.config.embed_dim // self.num_heads
+        cache = TransformerCache(self.output_bias.new_zeros(shape), self.output_bias.new_zeros(shape))
+        if vector is not None:
+            self._through(self.prefix(vector)[:, None], cache)
+            cache.terms = self.every_step(vector)
+        return cache
+
+    def advance(self, tokens: Tensor, cache: TransformerCache) -> Tensor:
+        inputs = self.embed(tokens)
+        if cache.terms is not None:
+            inputs = inputs + cache.terms[:, None]
+        return self.dropout(self.norm(self._through(self.dropout(inputs), cache)))
+
+    def _through(self, hidden: Tensor, cache: TransformerCache) -> Tensor:
+        """Return the last block's outputs [B, T, E] for its inputs; adds their keys and values to the cache."""
+        length, before = hidden.shape[1], cache.keys.shape[3]
+        allowed = torch.ones(length, before + length, dtype=torch.bool, device=hidden.device).tril(before)
+        kept = []
+        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+            hidden, *states = block(hidden, keys, values, allowed)
+            kept.append(states)
+        cache.keys, cache.values = (torch.stack(states) for states in zip(*kept, strict=True))
+        return hidden
+
+
+DECODERS["transformer"] = TransformerDecoder
