@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 SLOW = 3.0  # times as slow as the fastest steps so far
+LEAST_LOAD = 0.5  # mean number of running processes over the last minute
 SET_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
 
 
@@ -24,12 +25,14 @@ def num_running(stat: str = "/proc/stat") -> int:
 
 
 def share_processor() -> None:
-    """Let the threads of torch sleep while they wait for each other if other processes compute now.
+    """Let the threads of torch sleep while they wait for each other if other processes compute now and did before.
 
     Call it before torch is imported. Normally, a waiting thread spins: it checks in a loop. On an idle processor this is
     faster. Beside a busy process, it takes a core from the thread that it waits for. Does not change variables set by users.
     """
-    if "torch" not in sys.modules and not any(name in os.environ for name in SET_BY_USER) and num_running():
+    if "torch" in sys.modules or any(name in os.environ for name in SET_BY_USER):
+        return
+    if os.getloadavg()[0] >= LEAST_LOAD and num_running():  # A process that runs only now may end soon.
         os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
