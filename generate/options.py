@@ -43,7 +43,7 @@ class Option(NamedTuple):
         raise argparse.ArgumentTypeError(f"must be {self.bounds()}, not {text}")
 
     def add_to(self, parser: argparse._ActionsContainer, name: str) -> None:
-        """Add the option to a parser, with None as its default: `parse` sets defaults after looking for conflicts."""
+        """Add the option to a parser, with None as its default. `parse` looks for conflicts, then sets defaults."""
         flag, default = f"--{name.replace('_', '-')}", "" if self.default is None else f" (default: {self.default})"
         if self.type is bool:
             parser.add_argument(flag, action="store_true", default=None, help=self.help)
@@ -62,8 +62,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "temperature": Option("sampling temperature; lower: likelier and less varied sentences", float, 0.5, max_served=10),
         "top_p": Option("nucleus sampling: the smallest set of tokens with this total probability", float, 1.0, high=1),
         "seed": Option("random seed", int, 1, max_served=2**53),
-        "source": Option("source of the outlines: generator; or a fitted baseline, which is mixture or gaussian, or "
-                         "linear for a conditional run (default: generator)", metavar="NAME"),
+        "source": Option("source of the outlines: generator, or a fitted baseline: mixture or gaussian (conditional "
+                         "runs: linear) (default: generator)", metavar="NAME"),
         "walk": Option("linear: line between the outlines; spherical: arc between them; noise: arc between the "
                        "generator's inputs for these outlines; gradient: gradient ascent on p(B | outline)",
                        default="spherical", choices=("linear", "spherical", "noise", "gradient", "all")),
@@ -93,8 +93,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
     },
     "choice of outlines": {
         "condition": Option('for conditional runs: file of conditions, one sentence per line (-: standard input), or .jsonl '
-                            'with the fields "condition" and "label" (default: conditions of the training split); then '
-                            '--num is the number of sentences per condition, by default 1', Path),
+                            'with the fields "condition" and "label" (default: conditions of the training split). '
+                            'With --condition, --num counts sentences per condition (default: 1)', Path),
         "noise_scale": Option("factor on the noise; below 1: more typical, less varied outlines", float, 1.0, max_served=10),
         "rejection": Option("rejection sampling with the critic: average draws per accepted outline", float, 1.0, 1, 100),
     },
@@ -127,8 +127,9 @@ VERBS = {
                         "Columns: BLEU (0 to 100), NLL of the sentence given its own outline (nats), reconstruction.\n"
                         'As JSON: {"text", "reconstruction", "bleu", "nll"}.', "BLEU\tNLL\treconstruction"),
     "interpolate": Verb("Interpolate between two sentences.", "a b", f"walk num/walk smoothness lm {DECODING}",
-                        "Columns: walk, steps, NLL of A, NLL of B (nats), sentence. Consecutive steps with the same\n"
-                        "sentence are printed as one line, with the NLLs of the first and the last of them.\nAs JSON: "
+                        "Columns: walk, steps, NLL of A and of B given the step's outline (nats), sentence.\n"
+                        "Consecutive steps with the same sentence are printed as one line, with the NLLs of the first\n"
+                        "and the last of them.\nAs JSON: "
                         '{"walk", "step", "nll_a": [one per step], "nll_b": [one per step], "text"}.',
                         "walk\tsteps\tNLL of A\tNLL of B\tsentence"),
     "vary": Verb("Write variations of a sentence: decode outlines near its outline.", "sentence", f"radius {SAMPLING}"),

@@ -217,5 +217,5 @@ def _check_configuration(file: Path) -> None:
     weights = data.get("weight_map", {})
     if not isinstance(weights, dict) or not all(
             isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", name) for name in weights.values()):
-        raise OutlinesError(f"{file}: refused, because it names weights other than safetensors files in its own folder. "
+        raise OutlinesError(f"{file}: refused, because its weights are not only safetensors files in its own folder. "
                             "Use another model.")

@@ -75,7 +75,8 @@ def parser() -> Parser:
         help="optimiser steps of each language model that is trained on samples, for reverse NLL (default: 800)")
     add("--encoder", default="minilm", metavar="NAME", help="frozen encoder that encodes the generated text for the columns "
         "'text: ...': minilm, st:NAME_OR_DIRECTORY, recurrent:DIRECTORY, or none (default: minilm)")
-    add("--out", metavar="DIR", help="directory of the report (default: RUN/evaluation; for several runs beside them)")
+    add("--out", metavar="DIR", help="directory of the report (default: RUN/evaluation; for several runs: "
+        "evaluation, next to the first run)")
     add_session(parser)
     return parser
 

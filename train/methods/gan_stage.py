@@ -44,7 +44,7 @@ class GanOptions:
 
 
 class Game(ABC):
-    """The networks of a GanStage: how outlines are generated and scored, and which outlines of a batch are real."""
+    """The networks of a GanStage: generates outlines, scores them, and returns the real outlines of each step."""
 
     def __init__(self, options: Any, data: Dataset, model: Any, seed: int):
         """model: `model.generator` is the saved one: a moving average of the generator that the stage trains."""

@@ -96,6 +96,7 @@ class OutlineOptions(GanOptions, FlowOptions, OutlineDecoderOptions):
     def without_effect(self) -> dict[str, str]:
         unused: Any = {"gan": FlowOptions, "flow": GanOptions}.get(self.generator)
         names = {field.name for field in dataclasses.fields(unused)} - {"ema_decay"} if unused else set()
+        names |= {"num_offsets"} if self.generator in ("flow", "flow-gan") else set()
         return super().without_effect() | dict.fromkeys(names, f"with generator {self.generator}")
 
 
