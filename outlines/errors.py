@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-MEMORY = "MemoryError|out.of.memory|not enough memory|allocate memory|alloc_failed|storage size calculation overflowed"
+MEMORY = ("MemoryError|out.of.memory|not enough memory|allocate memory|alloc_failed|storage size calculation overflowed|"
+          "could not create a primitive")  # the last one is oneDNN's
 
 
 class OutlinesError(Exception):

@@ -22,6 +22,7 @@ def failing(error: Exception) -> Callable[[], object]:
     lambda: torch.empty(2**60), lambda: torch.empty(2**62), lambda: np.ones(2**40) @ np.ones(2**40), lambda: [0] * 2**60,
     failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.\nGPU 0 has 1 GiB.")),
     failing(torch.OutOfMemoryError()), failing(OSError(errno.ENOMEM, "Cannot allocate memory")),
+    failing(RuntimeError("could not create a primitive")),
     failing(RuntimeError("MPS backend out of memory (MPS allocated: 9.06 GB).")),
     failing(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
     failing(RuntimeError("[enforce fail at alloc_cpu.cpp:115] data. DefaultCPUAllocator: not enough memory: you tried")),

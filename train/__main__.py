@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if any("\udc80" <= character <= "\udcff" for character in word) and not Path(word).is_file():
                     raise OutlinesError(f"{word!r} is not UTF-8, which TensorBoard needs. Choose another name.")
             lower = {"": " (with --resume, too), or lower --num-evaluation", "evaluate": ", or lower --num-samples"}
-            with memory_advice(f"Use --device cpu{lower.get(verb, '')}."):
+            with memory_advice(f"Free memory, use --device cpu{lower.get(verb, '')}."):
                 VERBS.get(verb, train.run)(arguments[1:] if verb else arguments, signals)
         except OutlinesError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -11,7 +11,7 @@ import torch
 
 from outlines.corpus.prepared import cache_of
 from outlines.devices import choose_device, choose_precision
-from outlines.errors import OutlinesError, quoted
+from outlines.errors import OutlinesError, memory_advice, quoted
 from outlines.models.base import TextModel
 from outlines.models.registry import load_model
 from train.config import RunConfig, from_json
@@ -85,7 +85,8 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
         return load_model(directory / "model").to(device), data
     data.report_losses(session.reporter)
     torch.manual_seed(config.training.seed)
-    method = find_method(config.family)(config, data, config.training.precision == "bfloat16")
+    with memory_advice("Free memory, or start a new run with a smaller model: lower the options whose names end in -dim."):
+        method = find_method(config.family)(config, data, config.training.precision == "bfloat16")
     Loop(method, data, config.training, directory, session.ranks, session.reporter, session.signals).run()
     if session.ranks.first:
         method.finish(directory)

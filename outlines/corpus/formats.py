@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outlines.errors import OutlinesError, one_line, quoted
+from outlines.errors import OutlinesError, memory_advice, one_line, quoted
 
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 KINDS = (".txt", *TABLES)
@@ -167,7 +167,8 @@ def _json_array(path: Path, column: str) -> Iterable[tuple[int, Any]] | None:
 
     Raises CorpusError if the file contains one object with the array.
     """
-    with contextlib.suppress(ValueError, RecursionError), opened(path) as file:
+    advice = f"Write one object per line: jq -c '.[]' {quoted(path)} > {quoted(path.stem + '.jsonl')}"
+    with contextlib.suppress(ValueError, RecursionError), memory_advice(advice), opened(path) as file:
         start = file.read(4096).decode("utf-8-sig", "ignore").lstrip()
         if start.startswith(("[", "{") if kind_of(path) == ".json" else "["):
             file.seek(0)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from outlines.corpus import reading
 from outlines.corpus.formats import CorpusError
 from outlines.corpus.reading import CorpusFiles, ReadingReport, fingerprint, read_corpus, read_records, split_of
+from outlines.errors import OutlinesError
 
 
 def read_sentences(paths: list[str], report: ReadingReport | None = None, **options: Any) -> Iterator[str]:
@@ -181,6 +182,15 @@ def test_an_object_around_the_array_names_the_command(tmp_path: Path, rows: list
     path = tmp_path / "a.json"
     with pytest.raises(CorpusError, match=r"""the array 'data'. .*: jq '\.\["data"\]' .*/a.json > array-a.json"""):
         read(path, json.dumps({"version": 1, "data": rows}, indent=indent).encode())
+
+
+def test_an_array_that_does_not_fit_in_memory_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(text: str) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr(json, "loads", fail)
+    with pytest.raises(OutlinesError, match=r"Out of memory .*one object per line: jq -c '\.\[\]' .*/a.json > a.jsonl"):
+        read(tmp_path / "a.json", b'[{"text": "A dog runs."}]')
 
 
 def test_json_lines_with_arrays_are_records(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ def test_an_option_of_another_family_in_a_file_is_named(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize(("place", "advice"), [
-    ("train.data.encode_shards", "Use --device cpu (with --resume, too), or lower --num-evaluation."),
+    ("train.methods.outlines.OutlineModel.__init__", "a smaller model: lower the options whose names end in -dim."),
+    ("train.data.encode_shards", "Free memory, use --device cpu (with --resume, too), or lower --num-evaluation."),
     ("train.methods.decoder_stage.DecoderStage.step", "or start a new run with a lower --decoder-batch-size."),
     ("train.methods.gan_stage.GanStage.step", "or start a new run with a lower --gan-batch-size."),
 ])
