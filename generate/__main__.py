@@ -57,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     print(header, file=sys.stderr)  # stdout has only the results
                 file.write((json.dumps(data, ensure_ascii=False) if as_json else text) + "\n")
         if pipeline.num_unread:
-            print(f"Sentences that the run's encoder cannot read, or not to their end: {pipeline.num_unread:,}. "
-                  "Their outlines are unreliable.", file=sys.stderr)
+            print(f"Sentences that the encoder cannot read to their end: {pipeline.num_unread:,}. Do not trust the result.",
+                  file=sys.stderr)
         if pipeline.num_cut:
             print(f"Sentences cut at {options.max_len} tokens: {pipeline.num_cut:,}. Raise --max-len.", file=sys.stderr)
     except OutlinesError as error:

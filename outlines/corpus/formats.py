@@ -107,12 +107,10 @@ def opened(path: Path | int) -> Iterator[io.BufferedReader | gzip.GzipFile]:
 
 def _wide_encoding(start: bytes) -> str:
     """Return UTF-16 or UTF-32, with LE or BE if the file does not start with a byte order mark. Return "" for other text."""
-    for mark, name in MARKS.items():
-        if start.startswith(mark):
-            return name
+    marked = [name for mark, name in MARKS.items() if start.startswith(mark)]
     first = start.partition(b"\n")[0].decode(errors="replace").strip()
-    if b"\0" not in start or (first.isprintable() and "\ufffd" not in first):
-        return ""
+    if marked or b"\0" not in start or (first.isprintable() and "\ufffd" not in first):
+        return marked[0] if marked else ""
     for name in ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE"):
         text = start[:512].decode(name, "replace").removesuffix("\ufffd")
         if {" ", "\n"} & set(text) and "\ufffd" not in text and all(c.isprintable() or c in "\t\r\n" for c in text):
@@ -163,10 +161,7 @@ def _record_fields(path: Path, records: Iterable[tuple[int, Any]], columns: Sequ
 
 
 def _json_array(path: Path, column: str) -> Iterable[tuple[int, Any]] | None:
-    """Return the records of a file that contains one JSON array, which must fit in memory. None for other files.
-
-    Raises CorpusError if the file contains one object with the array.
-    """
+    """Return the records of a file with one JSON array; None for other files. Raises CorpusError for an object around it."""
     advice = f"Write one object per line: jq -c '.[]' {quoted(path)} > {quoted(path.stem + '.jsonl')}"
     with contextlib.suppress(ValueError, RecursionError), memory_advice(advice), opened(path) as file:
         start = file.read(4096).decode("utf-8-sig", "ignore").lstrip()
@@ -175,9 +170,8 @@ def _json_array(path: Path, column: str) -> Iterable[tuple[int, Any]] | None:
             found = json.loads(file.read(GZ_BYTES).decode("utf-8-sig"))
             arrays = [name for name, value in found.items() if isinstance(value, list)] if isinstance(found, dict) else []
             if arrays and not isinstance(found.get(column), str):
-                name = f".[{json.dumps(arrays[0])}]"
-                raise CorpusError(f"{path}: one object with the array {arrays[0]!r}. Extract the array: "
-                                  f"jq {shlex.quote(name)} {quoted(path)} > {quoted('array-' + path.name)}")
+                extract = f"jq {shlex.quote(f'.[{json.dumps(arrays[0])}]')} {quoted(path)} > {quoted('array-' + path.name)}"
+                raise CorpusError(f"{path}: one object with the array {arrays[0]!r}. Extract the array: {extract}")
             if isinstance(found, list):
                 return enumerate(found, start=1)
     return None

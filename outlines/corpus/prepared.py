@@ -145,8 +145,7 @@ class PreparedCorpus:
         sizes = {split: len(sentences) for split, sentences in self.sentences.items()}
         notes = [ReadingReport(rejected=Counter(losses["rejected"])).counts()] if losses["rejected"] else []
         if losses.get("pieces"):
-            notes.append(f"The vocabulary has {self.tokenizer.vocab_size:,} pieces, {losses['pieces']:,} fewer than "
-                         "--vocab-size, because the corpus has no more.")
+            notes.append(f"The vocabulary has {self.tokenizer.vocab_size:,} pieces, {losses['pieces']} below --vocab-size.")
         if losses["cut"]:
             notes.append(f"{losses['cut']:,} of {sum(sizes.values()):,} sentences are cut to --max-len {max_len}.")
         return notes + [f"{num:,} of {sizes[split]:,} {split} sentences are also in the training split, so the figures are "

@@ -147,9 +147,8 @@ def _configuration(family: str, preset: str, file: str | None, flags: dict[str, 
             raise unknown_option(f"option in {file}:", name, fields)
     own = {name: coerce(fields[name], value, "command line") for name, value in flags.items() if strict or name in fields}
     config = absolute(resolve(family, method.config_class, method.presets, preset, file, own))
-    # Missing files, unsuitable runs and small corpora are reported before a directory is made.
     config.model.check_source(family)
-    fit_splits(config.corpus, Reporter(quiet=True))
+    fit_splits(config.corpus, Reporter(quiet=True))  # reports missing files and small corpora before a directory is made
     return config
 
 

@@ -136,8 +136,7 @@ def diversity(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
     """Return empty, unique and copied rates and, if there are words to compare, distinct-2 and self-BLEU."""
     row: Row = {"empty": split.count([]) / len(split), "unique": unique_rate(split),
                 "copied": copied_rate(split, yardstick.training())}
-    if any(len(sentence) > 1 for sentence in split):
-        row["distinct_2"] = distinct_n(split, 2)
+    row |= {"distinct_2": distinct_n(split, 2)} if any(len(sentence) > 1 for sentence in split) else {}
     if any(split) and len(split) > 1:
         row |= {f"self_bleu_{n}": score for n, score in self_bleu_scores(split).items()}
     return row
