@@ -71,7 +71,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "like": Option("use the outline of this sentence (default: sampled outlines)", metavar="SENTENCE"),
         "file": Option("read the sentences from this file, one per line", Path),
         "unique": Option("skip duplicate sentences", bool),
-        "with_score": Option("also print each sentence's NLL given its outline (nats) and its critic score, if any", bool),
+        "with_score": Option("also print the NLL of each sentence given its outline (nats) and, with a critic, the "
+                             "outline's score", bool),
         "smoothness": Option("also print distances between consecutive sentences, and the NLL of the sentences between "
                              "A and B", bool),
         "lm": Option("language model (family lm) for the NLL of --smoothness (default: the decoder)", Path, metavar="RUN"),
@@ -86,7 +87,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "beam": Option("beam search of this width (default: no beam search)", int, low=1),
         "top_k": Option("sample only from the N likeliest tokens; 0: from all", int, 0, max_served=2**20),
         "guidance": Option("influence of the outline on each token; 0: none; 1: normal; below 1: likelier sentences; "
-                           "needs a run trained with --outline-dropout", float, 1.0, max_served=10),
+                           "values other than 1 need a run trained with --outline-dropout", float, 1.0, max_served=10),
         "max_len": Option("maximum length of a sentence in tokens (default: as in training)", int, low=1),
         "precision": Option("precision of matrix products when sampling; auto: bfloat16 if it is faster; greedy decoding, "
                             "beam search and scores use float32", str, "auto", choices=("auto", "float32", "bfloat16")),

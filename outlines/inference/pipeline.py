@@ -40,7 +40,7 @@ class Sentence(NamedTuple):
     critic_score: float | None = None  # of the vector; has no unit and is comparable only within one run
 
     def data(self) -> dict[str, Any]:
-        """Return the known fields as JSON data."""
+        """Return the fields that are not None as JSON data."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 

@@ -32,7 +32,8 @@ Posterior = tuple[Tensor, Tensor | None]
 def checked(*posterior: Tensor | None) -> Any:
     """Return mu and logvar in float64 on the CPU. Raises OutlinesError for non-finite values."""
     if not all(part is None or part.isfinite().all() for part in posterior):
-        raise OutlinesError("collapse: mu or logvar contains NaN or infinity. Train again with a lower learning rate.")
+        raise OutlinesError("Posterior collapse cannot be measured: mu or logvar contains NaN or infinity. "
+                            "Train again with a lower learning rate.")
     return [None if part is None else part.detach().cpu().double() for part in posterior]
 
 

@@ -47,7 +47,7 @@ class _LinearNll(torch.autograd.Function):
 
 def _nll_and_gradients(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, factors: Tensor,
                        wanted: Sequence[bool]) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Return factors · nll [N], and the gradients of the sum over N; None where `wanted` is False.
+    """Return factors · nll [N], and the gradients of its sum by hidden, weight and bias; None where `wanted` is False.
 
     The logits are computed in pieces that fit the processor's cache.
     """

@@ -44,6 +44,7 @@ from train.runtime.run_directory import read_group, read_json, runs_of, write_js
 from train.runtime.signals import StopSignals
 from train.session import Session, check_out, command_line, finished_run, locked_run, run_config
 
+MOST = 10_000_000  # samples, and steps of a reverse judge
 VERSION = 5  # Part of every row's key. Raise it when the definition of a figure changes: kept rows are then measured again.
 
 DESCRIPTION = """\
@@ -98,8 +99,9 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     noise_scales = numbers("--noise-scales", options.noise_scales, 0, 100)
     rejections = numbers("--rejection", options.rejection, 1, MAX_MEAN_DRAWS) if options.rejection else []
     guidances = numbers("--guidance", options.guidance, 0, 100) if options.guidance else []
-    if options.num_samples < 20 or options.reverse_steps < 1:
-        raise OutlinesError("--num-samples or --reverse-steps is too small. Use at least 20 samples and 1 step.")
+    for flag, value, least in (("--num-samples", options.num_samples, 20), ("--reverse-steps", options.reverse_steps, 1)):
+        if not least <= value <= MOST:
+            raise OutlinesError(f"{flag} must be from {least} to {MOST:,}, not {value}.")
     first = Path(options.runs[0])
     out = Path(options.out) if options.out else (first if len(options.runs) == 1 else first.parent) / "evaluation"
     check_out(out)

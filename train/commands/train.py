@@ -35,10 +35,10 @@ Train a text generator and report its results.
   python -m train                      neural outlines on the embedded corpus
   python -m train lm --preset small    another family, another preset
   python -m train --seeds 1,2,3        several seeds, reported together
-  python -m train compare              several families in one report: outlines, lm, two VAEs, or others
+  python -m train compare              several families in one report: outlines, lm and two VAEs, or those of --families
   python -m train --resume RUN         continue after a stop: a run, several seeds or a comparison
   python -m train evaluate RUN…        evaluate finished runs at several temperatures
-  python -m train ablate RUN           retrain the generator of a run with other options, in one table
+  python -m train ablate RUN           retrain the generator of a run with other options; print one table
 """
 
 
@@ -49,11 +49,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     comparing = family == COMPARE
     method = find_method(LEADER if comparing else family)
     parser = Parser("python -m train", DESCRIPTION, f"families: {', '.join(families)}\nThe options of a family: `python -m "
-                                                    "train FAMILY --help`. Defaults are those of the preset default.")
+                                                    "train FAMILY --help`. The defaults are those of --preset default.")
     parser.usage = f"python -m train {family if family in arguments else '[FAMILY]'} [options]"
     add = parser.add_argument
     add("family", nargs="?", default="outlines",
-        help="what to train: a family (the last lines list all) or compare (default: outlines)")
+        help="what to train: a family (all are listed at the end of this help) or compare (default: outlines)")
     add("--preset", nargs="+", metavar="NAME", help=f"presets (sets of options): {', '.join(sorted(method.presets))}; if "
         "several are given, later ones override earlier ones (default: default)")
     add("--config", metavar="FILE.toml", help="TOML file of options, such as decoder_steps = 100")

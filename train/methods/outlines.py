@@ -89,7 +89,8 @@ class OutlineOptions(GanOptions, FlowOptions, OutlineDecoderOptions):
                             choices=GENERATORS)
     start: str = option("mixture", "distribution of the generator before training", ("mixture", "gaussian", "noise"))
     num_centres: int = option(5000, "number of k-means centres of the mixture, at most one per 20 training outlines", low=2)
-    num_offsets: int = option(0, "number of centres of a second level (docs/outline-gan.md); 0: no second level", low=0)
+    num_offsets: int = option(0, "number of offsets of the mixture, a second k-means level (docs/outline-gan.md); 0: none",
+                              low=0)
     free_moments: bool = option(False, "do not match the generated outlines' mean and covariance to the training outlines",
                                 flag=False)
 
@@ -227,7 +228,7 @@ class OutlineGame(Game):
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Match the generator's moments in closed form, then calibrate the critic's scores on held-out outlines."""
+        """Match the generator's moments to those of training outlines; calibrate the scores of a critic, if there is one."""
         if not self.options.free_moments:
             self.generator.compose_affine(*moment_map(self._drawn(NUM_MATCHED), self._training(NUM_MATCHED)))
         if self.critic is not None:

@@ -55,8 +55,8 @@ class VAEOptions(DecoderOptions):
 
     def __post_init__(self) -> None:
         if self.free_bits_groups > self.latent_dim:
-            raise OutlinesError(f"--free-bits-groups {self.free_bits_groups} is more than the dimensions of z. "
-                                f"Use at most --latent-dim {self.latent_dim}.")
+            raise OutlinesError(f"--free-bits-groups {self.free_bits_groups} is more than the {self.latent_dim} dimensions "
+                                f"of z. Use at most {self.latent_dim} groups, or raise --latent-dim.")
 
     def without_effect(self) -> dict[str, str]:
         needs = {"kl_rise": ("--kl-anneal", self.kl_anneal != "none"),
