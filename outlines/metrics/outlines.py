@@ -16,7 +16,7 @@ from outlines.errors import OutlinesError
 Outlines = Tensor | np.ndarray
 
 
-def _checked(metric: str, dtype: torch.dtype, min_rows: int, *sets: Outlines) -> list[Tensor]:
+def checked(metric: str, dtype: torch.dtype, min_rows: int, *sets: Outlines) -> list[Tensor]:
     """Return sets of outlines on the CPU. Raises OutlinesError for non-finite values and fewer than `min_rows` outlines."""
     found = [torch.as_tensor(outlines).detach().cpu().to(dtype) for outlines in sets]
     for rows in found:
@@ -35,7 +35,7 @@ def frechet_distance(a: Outlines, b: Outlines) -> float:
     a: [N, D]; b: [M, D]; at least two rows each.
     Source: Heusel et al., GANs Trained by a Two Time-Scale Update Rule (2017), equation 6 (FID).
     """
-    first, second = _checked("Fréchet distance", torch.float64, 2, a, b)
+    first, second = checked("Fréchet distance", torch.float64, 2, a, b)
     # With C = R'R, the square roots of the eigenvalues of C_a C_b are the singular values of R_a R_b'. They stay exact
     # for singular covariances; the square root of an eigenvalue near 0 would lose half of its digits.
     root_a, root_b = (torch.linalg.qr((rows - rows.mean(dim=0)) / math.sqrt(len(rows) - 1), mode="r").R
@@ -78,7 +78,7 @@ def knn_precision_recall(real: Outlines, fake: Outlines, k: int = 5, chunk: int 
     The region of a set is the union of balls around its rows, up to the k-th nearest neighbour. real, fake: [N, D], N > k.
     Source: Kynkäänniemi et al., Improved Precision and Recall Metric for Assessing Generative Models (2019).
     """
-    rows_real, rows_fake = _checked("k-NN precision and recall", torch.float64, k + 1, real, fake)
+    rows_real, rows_fake = checked("k-NN precision and recall", torch.float64, k + 1, real, fake)
     center = rows_real.mean(dim=0)  # distances do not change; rounding is smallest near the origin
     rows_real, rows_fake = rows_real - center, rows_fake - center
     # Rounding must not exclude an exact copy at the centre of a ball of radius 0.
@@ -120,12 +120,12 @@ def two_sample_accuracy(real: Outlines, fake: Outlines, learn_from: tuple[Outlin
     real, fake: [N, D], N >= 20; learn_from: two sets [M, D].
     Source: Lopez-Paz and Oquab, Revisiting Classifier Two-Sample Tests (2017).
     """
-    test_real, test_fake = _checked("two-sample accuracy", torch.float32, 20, real, fake)
+    test_real, test_fake = checked("two-sample accuracy", torch.float32, 20, real, fake)
     if learn_from is None:
         (learn_real, test_real), (learn_fake, test_fake) = (rows.tensor_split([len(rows) // 2])
                                                             for rows in (test_real, test_fake))
     else:
-        learn_real, learn_fake = _checked("two-sample accuracy", torch.float32, 10, *learn_from)
+        learn_real, learn_fake = checked("two-sample accuracy", torch.float32, 10, *learn_from)
     learn, test = torch.cat([learn_real, learn_fake]).to(device), torch.cat([test_real, test_fake]).to(device)
     mean = learn.mean(dim=0)
     scale = (learn - mean).square().mean().sqrt().clamp_min(torch.finfo(learn.dtype).tiny)

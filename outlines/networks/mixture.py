@@ -40,7 +40,7 @@ def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_offsets: int 
         if progress:
             progress(next(done), total)
 
-    centres, shares, residual = _k_means(outlines, num_centres, seed, iterated)
+    centres, shares, residual = k_means(outlines, num_centres, seed, iterated)
     offsets = offset_shares = None
     if num_offsets:
         # In a cluster with only one row, the residual is 0, which says nothing about distances from centres.
@@ -48,19 +48,27 @@ def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_offsets: int 
         if len(left) <= num_offsets:
             raise OutlinesError(f"Only {len(left)} outlines differ from their centres, too few for {num_offsets} offsets. "
                                 "Lower --num-offsets or use a larger corpus.")
-        offsets, offset_shares, residual = _k_means(left, num_offsets, seed, iterated)
+        offsets, offset_shares, residual = k_means(left, num_offsets, seed, iterated)
     num_free = max(1, len(outlines) - num_centres - num_offsets)
     values, directions = torch.linalg.eigh(float64(residual.T @ residual / num_free))
     factor = (directions * values.clamp(min=0).sqrt()).to(outlines)
     return Mixture(centres, shares, factor, offsets, offset_shares)
 
 
-def _k_means(rows: Tensor, num_centres: int, seed: int, iterated: Callable[[], None]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return centres [K, D], their shares of the rows [K] and the residuals [N, D]; call `iterated` after each iteration."""
+def k_means(rows: Tensor, num_centres: int, seed: int, iterated: Callable[[], None] = lambda: None,
+            max_iterations: int = K_MEANS_ITERATIONS) -> tuple[Tensor, Tensor, Tensor]:
+    """Return centres [K, D], their shares of the rows [K] and the residuals [N, D]; call `iterated` after each iteration.
+
+    Lloyd's algorithm, started at K random rows. It stops when no row changes its centre.
+    """
     rng = torch.Generator().manual_seed(seed)
     centres = rows[torch.randperm(len(rows), generator=rng)[:num_centres]].clone()
-    for _ in range(K_MEANS_ITERATIONS):
+    previous = None
+    for _ in range(max_iterations):
         nearest = nearest_centre(rows, centres)
+        if previous is not None and torch.equal(nearest, previous):
+            break
+        previous = nearest
         counts = torch.bincount(nearest, minlength=num_centres)
         sums = torch.zeros_like(centres).index_add_(0, nearest, rows)
         # A centre without rows keeps its place; its share will be zero.

@@ -45,7 +45,7 @@ from train.runtime.signals import StopSignals
 from train.session import Session, check_out, command_line, finished_run, locked_run, run_config
 
 MOST = 10_000_000  # samples, and steps of a reverse judge
-VERSION = 5  # Part of every row's key. Raise it when the definition of a figure changes: kept rows are then measured again.
+VERSION = 6  # Part of every row's key. Raise it when the definition of a figure changes: kept rows are then measured again.
 
 DESCRIPTION = """\
 Evaluate finished runs and their fitted baselines on the test split, at several temperatures.

@@ -16,6 +16,7 @@ from outlines.corpus import grammar
 from outlines.encoders import SentenceEncoder
 from outlines.inference.neighbours import nearest_rows
 from outlines.metrics.bleu import References, bleu_scores, self_bleu_scores
+from outlines.metrics.mauve import MIN_ROWS, mauve
 from outlines.metrics.outlines import frechet_distance, knn_precision_recall, two_sample_accuracy
 from outlines.metrics.text import Words, copied_rate, distinct_n, length_distance, nearest_overlap, unique_rate, words
 from train.config import RunConfig
@@ -109,6 +110,7 @@ class Yardstick:
             if self.encoder is not None:
                 encoded = torch.from_numpy(self.encoder.encode(list(compared)))
                 row |= outline_figures("text", self.encoded_references, encoded, full=True, device=self.data.device)
+                row |= mauve_figures(self.encoded_references, encoded)
         return row
 
     def outline_figures(self, sentences: Sentences, full: bool) -> Row:
@@ -194,3 +196,12 @@ def outline_figures(name: str, real: Tensor, fake: Tensor, full: bool,
         row |= {f"{name}_two_sample": test.accuracy, f"{name}_two_sample_low": test.low,
                 f"{name}_two_sample_high": test.high}
     return row
+
+
+def mauve_figures(real: Tensor, fake: Tensor) -> Row:
+    """Return MAUVE and MAUVE* of raw outlines of text, equally many real and fake; empty for too few rows."""
+    size = min(len(real), len(fake))
+    if size < MIN_ROWS:
+        return {}
+    score = mauve(real[:size], fake[:size])
+    return {"text_mauve": score.mauve, "text_mauve_star": score.star}

@@ -105,7 +105,7 @@ def test_the_report_contains_all_sources(evaluated: Evaluated) -> None:
         figures = row["figures"]
         assert {"forward_nll_per_token", "forward_ngram_nll_per_token", "reverse_nll_per_token",
                 "reverse_ngram_nll_per_token", "bleu_4", "self_bleu_4", "copied", "near_copies", "length_distance",
-                "text_recall", "text_frechet", "text_two_sample_low", "num_samples", "num_reverse",
+                "text_mauve", "text_recall", "text_frechet", "text_two_sample_low", "num_samples", "num_reverse",
                 "num_compared"} <= set(figures)
         assert ("outline_recall" in figures) == (row["source"] != "lm")
         assert all(value["deviation"] is None and len(value["values"]) == 1 for value in figures.values())

@@ -28,7 +28,7 @@ from train.data import Dataset, open_dataset
 from train.evaluation import yardstick as evaluation
 from train.evaluation.judges import Judges, Nll, tokens_of
 from train.evaluation.sampling import REAL_OUTLINES, Row, Sentences, Variant, draw
-from train.evaluation.yardstick import Yardstick, outline_figures
+from train.evaluation.yardstick import Yardstick, mauve_figures, outline_figures
 from train.method import find_method
 from train.runtime.progress import Reporter
 from train.runtime.ranks import Ranks
@@ -137,7 +137,7 @@ def half(yardstick: Yardstick) -> Row:
 
 def test_real_text_comes_out_at_the_floor(yardstick: Yardstick, real: Row) -> None:
     assert real["text_two_sample_low"] <= 0.5 <= real["text_two_sample_high"]
-    assert min(real["text_precision"], real["text_recall"]) > 0.8
+    assert min(real["text_precision"], real["text_recall"], real["text_mauve"]) > 0.8
     # A language model of the same number of real training sentences; the two only differ in their sentences.
     learnt = yardstick.data.text("train", yardstick.data.sample_rows("train", NUM, seed=2))
     floor = yardstick.reverse(learnt)
@@ -186,6 +186,7 @@ def test_repeats_are_seen_by_copied_rate_reverse_nll_and_recall(real: Row, repea
     assert repeats["reverse_nll_per_token"] > real["reverse_nll_per_token"] + 0.3
     assert repeats["reverse_ngram_nll_per_token"] > real["reverse_ngram_nll_per_token"] + 0.7
     assert repeats["text_recall"] < real["text_recall"] - 0.2
+    assert repeats["text_mauve"] < real["text_mauve"] - 0.1
     # Forward nll and precision do not detect them, so recall is needed too.
     assert repeats["forward_nll_per_token"] < real["forward_nll_per_token"] + 0.05
     assert repeats["forward_ngram_nll_per_token"] < real["forward_ngram_nll_per_token"]
@@ -208,6 +209,13 @@ def test_equal_outlines_have_no_figures() -> None:
     for same in (equal, equal[:1].repeat(60, 1)):
         assert outline_figures("text", same, rows, full=True) == {}
     assert "text_precision" in outline_figures("text", rows, equal, full=True)
+
+
+def test_mauve_needs_twenty_sentences(yardstick: Yardstick, quick: Yardstick) -> None:
+    rows = yardstick.encoded_references
+    assert mauve_figures(rows, rows[:19]) == {}
+    assert mauve_figures(rows, rows[:20])["text_mauve"] == pytest.approx(1)
+    assert "text_mauve" not in quick.measure(Sentences(["A dog."] * 30))
 
 
 def test_metrics_and_judges_of_ones_own(config: RunConfig, yardstick: Yardstick, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +243,7 @@ def test_unigrams_are_seen_by_forward_nll(yardstick: Yardstick, quick: Yardstick
 def test_dropped_scenes_are_seen_by_recall_and_reverse_nll(real: Row, half: Row) -> None:
     assert half["text_recall"] < real["text_recall"] - 0.15
     assert half["text_two_sample_low"] > 0.55
+    assert half["text_mauve"] < real["text_mauve"] - 0.1
     assert half["reverse_ngram_nll_per_token"] > real["reverse_ngram_nll_per_token"] + 0.2
     assert half["reverse_nll_per_token"] > real["reverse_nll_per_token"] + 0.06
     # Every sentence that is there is a good one, and none is copied.
