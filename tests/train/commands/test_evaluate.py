@@ -248,7 +248,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     (["--temperatures", "-1"], "is out of range. Use 0 to 100"),
     (["--temperatures", "nan"], "is out of range. Use 0 to 100"),
     (["--noise-scales", "1,half"], "--noise-scales '1,half' is not valid. Write numbers with commas"),
-    (["--num-samples", "5"], "Use at least 20 samples and 1 step."),
+    (["--num-samples", "5"], "--num-samples must be from 20 to 10,000,000, not 5"),
     (["--num-samples", "many"], "invalid int value"),
     (["--encoder", "recurrent:nowhere"], "nowhere"),
     (["--encoder", "nothing"], "Unknown encoder 'nothing'"),
