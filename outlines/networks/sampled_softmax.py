@@ -25,5 +25,5 @@ def sampled_nll(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, m
     drawn = others[torch.randperm(len(others), device=weight.device)[:num_sampled]]
     words = torch.cat([batch_words, drawn])
     offset = torch.zeros(len(words), device=weight.device)
-    offset[len(batch_words):] = math.log(len(others) / max(1, len(drawn))) if len(others) else 0.0
+    offset[len(batch_words):] = math.log(max(1, len(others)) / max(1, len(drawn)))
     return linear_nll(hidden, weight.index_select(0, words), bias[words] + offset, positions, mask)

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from outlines.networks.gru import GRUConfig, TiedDecoder
+from outlines.networks.tied import TiedConfig, TiedDecoder
 
 BOUND = 8.0  # bound of |mu| and |logvar| of every Gaussian, so that no KL can overflow
 
 
 @dataclass(frozen=True, kw_only=True)
-class StochasticDecoderConfig(GRUConfig):
+class StochasticDecoderConfig(TiedConfig):
     """The sizes of a stochastic decoder; vector_dim is latent_dim times the steps of the longest sentence."""
 
     kind: str = "stochastic"

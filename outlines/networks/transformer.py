@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from outlines.networks.decoder import DECODERS
-from outlines.networks.gru import GRUConfig, LockedDropout, TiedDecoder
+from outlines.networks.tied import LockedDropout, TiedConfig, TiedDecoder
 
-HEAD_DIM = 32  # most dimensions of an attention head
+HEAD_DIM = 32  # dimensions of an attention head
 
 
 @dataclass(frozen=True)
-class TransformerConfig(GRUConfig):
+class TransformerConfig(TiedConfig):
     """The sizes of a transformer decoder."""
 
     kind: str = "transformer"
@@ -26,14 +26,15 @@ class TransformerConfig(GRUConfig):
 
 @dataclass
 class TransformerCache:
-    """keys, values: [layers, B, heads, T, width] of the T positions read. terms: added to every embedding, [B, E]."""
+    """keys, values: of every block, [B, heads, T, HEAD_DIM] for T positions. terms: added to every embedding, [B, E]."""
 
-    keys: Tensor
-    values: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
     terms: Tensor | None = None
 
     def select(self, rows: Tensor) -> "TransformerCache":
-        return TransformerCache(self.keys[:, rows], self.values[:, rows], None if self.terms is None else self.terms[rows])
+        return TransformerCache([keys[rows] for keys in self.keys], [values[rows] for values in self.values],
+                                None if self.terms is None else self.terms[rows])
 
 
 class Block(nn.Module):
@@ -41,15 +42,15 @@ class Block(nn.Module):
 
     def __init__(self, width: int, hidden_dim: int, num_heads: int):
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, read = num_heads, num_heads * HEAD_DIM
         self.norm, self.norm_feed = nn.RMSNorm(width), nn.RMSNorm(width)
-        self.project, self.merge = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.project, self.merge = nn.Linear(width, 3 * read, bias=False), nn.Linear(read, width, bias=False)
         self.feed = nn.Sequential(nn.Linear(width, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, width))
 
     def forward(self, inputs: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return outputs [B, T, E] and all keys and values [B, heads, S + T, width]. keys, values: of S earlier positions.
+        """Return outputs [B, T, E] and all keys and values [B, heads, S + T, HEAD_DIM].
 
-        allowed: [T, S + T], whether a position reads another one.
+        keys, values: of S earlier positions. allowed: [T, S + T], whether a position reads another one.
         """
         split = self.project(self.norm(inputs)).unflatten(2, (3, self.num_heads, -1))
         query, key, value = (part.transpose(1, 2) for part in split.unbind(dim=2))
@@ -79,7 +80,7 @@ class TransformerDecoder(TiedDecoder):
     def __init__(self, config: TransformerConfig):
         super().__init__(config)
         width = config.embed_dim
-        self.num_heads = next(heads for heads in range(max(1, width // HEAD_DIM), 0, -1) if width % (2 * heads) == 0)
+        self.num_heads = max(1, width // HEAD_DIM)
         self.embedding = nn.Embedding(config.vocab_size, width)
         self.blocks = nn.ModuleList(Block(width, config.hidden_dim, self.num_heads) for _ in range(config.num_layers))
         self.dropout, self.norm = LockedDropout(config.dropout), nn.RMSNorm(width)
@@ -90,8 +91,8 @@ class TransformerDecoder(TiedDecoder):
         nn.init.normal_(self.embedding.weight, std=width ** -0.5)
 
     def start(self, vector: Tensor | None, num: int) -> TransformerCache:
-        shape = self.config.num_layers, num, self.num_heads, 0, self.config.embed_dim // self.num_heads
-        cache = TransformerCache(self.output_bias.new_zeros(shape), self.output_bias.new_zeros(shape))
+        none = self.output_bias.new_zeros(num, self.num_heads, 0, HEAD_DIM)
+        cache = TransformerCache([none] * len(self.blocks), [none] * len(self.blocks))
         if vector is not None:
             self._through(self.prefix(vector)[:, None], cache)
             cache.terms = self.every_step(vector)
@@ -105,13 +106,10 @@ class TransformerDecoder(TiedDecoder):
 
     def _through(self, hidden: Tensor, cache: TransformerCache) -> Tensor:
         """Return the last block's outputs [B, T, E] for its inputs; adds their keys and values to the cache."""
-        length, before = hidden.shape[1], cache.keys.shape[3]
+        length, before = hidden.shape[1], cache.keys[0].shape[2]
         allowed = torch.ones(length, before + length, dtype=torch.bool, device=hidden.device).tril(before)
-        kept = []
-        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
-            hidden, *states = block(hidden, keys, values, allowed)
-            kept.append(states)
-        cache.keys, cache.values = (torch.stack(states) for states in zip(*kept, strict=True))
+        for layer, block in enumerate(self.blocks):
+            hidden, cache.keys[layer], cache.values[layer] = block(hidden, cache.keys[layer], cache.values[layer], allowed)
         return hidden
 
 

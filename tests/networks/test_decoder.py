@@ -14,8 +14,9 @@ from outlines.models.lm import LanguageModel
 from outlines.models.registry import load_model, save_model
 from outlines.networks.decoder import DECODERS, Decoder, DecoderConfig, build_decoder
 from outlines.networks.embedding_init import start_words
-from outlines.networks.gru import GRUConfig, GRUDecoder, LockedDropout
+from outlines.networks.gru import GRUConfig, GRUDecoder
 from outlines.networks.losses import bag_of_words_nll
+from outlines.networks.tied import LockedDropout
 
 CONFIG = GRUConfig(vocab_size=11, vector_dim=5, embed_dim=6, hidden_dim=7, num_layers=2, dropout=0.2)
 

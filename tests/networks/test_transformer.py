@@ -9,18 +9,20 @@ from torch import Tensor
 from outlines.corpus.batching import collate
 from outlines.decoding.decode import Sampler
 from outlines.decoding.sample import SamplingConfig
+from outlines.networks import transformer
 from outlines.networks.transformer import TransformerConfig, TransformerDecoder
+
+
+@pytest.fixture(autouse=True)
+def two_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformer, "HEAD_DIM", 4)
 
 
 def decoder(vector_dim: int = 5) -> TransformerDecoder:
     """Return a decoder of 11 tokens with two heads of 4 dimensions."""
     torch.manual_seed(0)
     config = TransformerConfig(11, vector_dim, embed_dim=8, hidden_dim=12, num_layers=2, dropout=0.0)
-    made = TransformerDecoder(config).eval()
-    made.num_heads = 2
-    for block in made.blocks:
-        block.num_heads = 2
-    return made
+    return TransformerDecoder(config).eval()
 
 
 def reference(model: TransformerDecoder, tokens: Tensor, vector: Tensor | None) -> Tensor:
@@ -104,3 +106,10 @@ def test_it_learns_sentences_by_heart_and_writes_them() -> None:
         optimizer.step()
     written = Sampler(model.eval())(vector, torch.zeros(8, 12), SamplingConfig(temperature=0, max_len=12))
     assert written == [row.tolist() for row in rows]
+
+
+@pytest.mark.parametrize("width", [1, 7, 33, 130])
+def test_any_width_is_possible(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformer, "HEAD_DIM", 32)
+    model = TransformerDecoder(TransformerConfig(11, 5, embed_dim=width, hidden_dim=3, num_layers=1))
+    assert model.nll(collate([torch.arange(4, 9).numpy()], model.config), torch.randn(1, 5)).isfinite().all()

@@ -23,7 +23,8 @@ flow_hidden_dim = 16
 @pytest.mark.parametrize("generator", ["flow", "flow-gan"])
 def test_a_flow_is_trained_sampled_and_resumed(generator: str, tiny_arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "options.toml").write_text(OPTIONS)
-    arguments = [*tiny_arguments, "--generator", generator, "--config", str(tmp_path / "options.toml"), "--decoder-steps",
+    arguments = [*tiny_arguments, "--runs", str(tmp_path), "--generator", generator, "--config",
+                 str(tmp_path / "options.toml"), "--decoder-steps",
                  "10", "--evaluator-steps", "5"]
     assert train([*arguments, "--out", str(tmp_path / "run")]) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -48,7 +49,8 @@ def test_a_gan_keeps_its_flow_if_no_validation_is_better(tiny_arguments: list[st
     # The GAN's learning rate is so small that its validations equal the flow's.
     (tmp_path / "options.toml").write_text(OPTIONS + "gan_learning_rate = 1e-12\nfree_moments = true\n")
     for generator in ("flow", "flow-gan"):
-        options = [*tiny_arguments, "--generator", generator, "--decoder-steps", "10", "--evaluator-steps", "5"]
+        options = [*tiny_arguments, "--runs", str(tmp_path), "--generator", generator, "--decoder-steps", "10",
+                   "--evaluator-steps", "5"]
         if generator == "flow":
             (tmp_path / "flow.toml").write_text(OPTIONS + "free_moments = true\n")
         config = "flow.toml" if generator == "flow" else "options.toml"

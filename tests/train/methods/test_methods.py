@@ -219,8 +219,15 @@ def test_the_decoder_misses_the_same_outlines_on_every_rank(data: Dataset, tiny_
 def test_every_family_can_have_a_transformer(family: str, tiny_arguments: list[str], tmp_path: Path) -> None:
     _, *given = tiny_arguments
     given = given if family == "outlines" else given[:given.index("--encoder")]
-    assert train([family, *given, "--decoder", "transformer", "--decoder-steps", "10", "--evaluator-steps", "5", "--out",
-                  str(tmp_path / "run"), "--quiet"]) == 0
+    assert train([family, *given, "--decoder", "transformer", "--decoder-steps", "10", "--evaluator-steps", "5",
+                  "--runs", str(tmp_path), "--out", str(tmp_path / "run"), "--quiet"]) == 0
     run = load(tmp_path / "run")
     assert isinstance(run.model.decoder, TransformerDecoder) and len(run.model.decoder.blocks) == 4
     assert len(run.sample(3)) == 3
+
+
+def test_a_transformer_cannot_read_z_only_at_the_start(tiny_arguments: list[str],
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    _, *given = tiny_arguments
+    assert train(["vae", *given[:given.index("--encoder")], "--decoder", "transformer", "--z-into", "first_state"]) == 2
+    assert "Choose another --decoder." in capsys.readouterr().err
