@@ -1,7 +1,7 @@
 """A softmax over part of the vocabulary, for training. It estimates the value of `losses.linear_nll`.
 
-With 1,000 of 12,000 pieces, a training step is 3.1 times as fast: 18,649 instead of 5,958 tokens/s in float32, 31,792 instead
-of 10,231 in bfloat16 (`python -m benchmarks.decoder_speed`, two threads of an AMD EPYC with AVX-512).
+With 1,000 of 12,000 pieces, a training step is 3.1 times as fast: 18,649 instead of 5,958 tokens/s in float32, 31,792
+instead of 10,231 in bfloat16 (`python -m benchmarks.decoder_speed`, two threads of an AMD EPYC with AVX-512).
 """
 
 import math

@@ -16,6 +16,7 @@ from outlines.metrics.collapse import Posterior, active_units, drift, mutual_inf
 from outlines.models.base import block_seed
 from outlines.models.vae import VAE, drop_words
 from outlines.networks import losses
+from outlines.networks.decoder import DECODERS
 from outlines.options import option
 from train.config import DecoderOptions, RunConfig
 from train.data import Batch, Dataset
@@ -63,7 +64,10 @@ class VAEOptions(DecoderOptions):
                  "kl_cycles": ("--kl-anneal cyclical", self.kl_anneal == "cyclical"),
                  "free_bits_groups": ("--free-bits", self.free_bits > 0),
                  "aggressive_checks": ("--aggressive-steps", self.aggressive_steps > 0)}
-        return super().without_effect() | {name: f"without {flag}" for name, (flag, present) in needs.items() if not present}
+        reasons = {name: f"without {flag}" for name, (flag, present) in needs.items() if not present}
+        if "vector_into" not in DECODERS[self.decoder].config_class.__dataclass_fields__:
+            reasons["z_into"] = f"decoder {self.decoder!r} does not use it"
+        return super().without_effect() | reasons
 
     def kl_weight_at(self, step: int) -> float:
         if self.kl_anneal == "linear":
