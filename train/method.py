@@ -17,7 +17,7 @@ from outlines.errors import OutlinesError
 from outlines.models.base import TextModel
 from outlines.models.registry import discover, save_model
 from train import methods
-from train.config import DecoderOptions, RunConfig, presets_of
+from train.config import SIZES, DecoderOptions, RunConfig, presets_of
 from train.data import Batch, Dataset
 from train.runtime.progress import Progress, Reporter
 from train.runtime.ranks import Ranks
@@ -206,6 +206,13 @@ def adamw(modules: Iterable[nn.Module], learning_rate: float, betas: tuple[float
 def find_method(family: str) -> type[Method]:
     """Return the method that trains a family; raises OutlinesError with the nearest name."""
     return all_methods()[family]
+
+
+def variants() -> dict[str, str]:
+    """Return the family of every preset that is not a size, such as outlines for `flow`. `train flow` trains it."""
+    methods = all_methods()
+    return {name: family for family, method in methods.items() for name in method.presets
+            if name not in SIZES and name not in methods}
 
 
 def all_methods() -> dict[str, type[Method]]:

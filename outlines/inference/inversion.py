@@ -3,6 +3,8 @@
 Every centre can produce every outline, but often only with improbable noise. `invert` finds the most probable: it minimises
 
     |normalise(G(noise, k)) - outline|² / tolerance² + |noise|² - 2 log share_k
+
+A flow has an exact inverse instead.
 """
 
 from typing import Any, TypeGuard
@@ -13,6 +15,7 @@ from torch.func import jacfwd, vmap
 
 from outlines.models.base import TextModel
 from outlines.models.outlines import OutlineModel
+from outlines.networks.flow import FlowGenerator
 
 TOLERANCES = (0.1, 0.03, 0.01)
 # Standard deviations of the remaining error, in scaled units. With only the last one, the descent gets stuck.
@@ -29,6 +32,8 @@ def can_invert(model: TextModel) -> TypeGuard[OutlineModel]:
 def invert(model: OutlineModel, outlines: Tensor) -> tuple[Tensor, Tensor]:
     """Return the noise of outlines [N, D]: normal values [N, D] and centres [N, D] (0 if none). Needs 2 N D² floats."""
     generator: Any = model.generator
+    if isinstance(generator, FlowGenerator):
+        return generator.inverse(outlines)
     if not generator.config.num_centres:
         centre = torch.zeros_like(outlines)
         return descend(model, outlines, centre, centre)[0], centre

@@ -20,6 +20,8 @@ from outlines.networks.gan import Generator, GeneratorConfig, MixtureNoise
 from outlines.networks.generator import GENERATORS, OutlineGenerator
 from outlines.networks.mixture import Mixture, nearest_centre
 
+TOLERANCE, MOST_ITERATIONS = 1e-5, 100  # of the inverse of a step: largest error in scaled units, and number of iterations
+
 
 @dataclass(frozen=True)
 class FlowConfig:
@@ -102,9 +104,32 @@ class FlowGenerator(OutlineGenerator):
         return self.start.around(centres[nearest_centre(outlines, centres)], normal)
 
     def forward(self, noise: MixtureNoise) -> Tensor:
-        points = self.start(noise)
-        edges = torch.linspace(0, 1, self.config.num_steps + 1).tolist()
-        for begin, end in itertools.pairwise(edges):
+        return self._moved(self.start(noise))
+
+    def around(self, centre: Tensor, normal: Tensor) -> Tensor:
+        """Return outlines [B, D] for normal noise [B, D] and centres given as points [B, D]."""
+        return self._moved(self.start.around(centre, normal))
+
+    def inverse(self, outlines: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the noise of outlines [N, D]: normal values [N, D] and the likeliest centres [N, D].
+
+        It follows the sampler's steps backwards, so the noise gives these outlines again, up to rounding.
+        """
+        points = torch.linalg.solve(self.matrix, (outlines - self.shift).T).T
+        for begin, end in reversed(self._steps()):
+            points = self.heun_step_back(points, begin, end)
+        # In directions in which the outlines hardly vary, noise has no effect: the pseudoinverse leaves it at zero.
+        inverse, centres, log_shares = torch.linalg.pinv(self.start.factor), self.start.centres, self.start.shares.log()
+        nearest = [((row - centres) @ inverse.T).square().sum(dim=1).sub(2 * log_shares).argmin() for row in points]
+        centre = centres[torch.stack(nearest)]
+        return (points - centre) @ inverse.T, centre
+
+    def _steps(self) -> list[tuple[float, float]]:
+        """Return begin and end of each step of the sampler."""
+        return list(itertools.pairwise(torch.linspace(0, 1, self.config.num_steps + 1).tolist()))
+
+    def _moved(self, points: Tensor) -> Tensor:
+        for begin, end in self._steps():
             points = self.heun_step(points, begin, end)
         return points @ self.matrix.T + self.shift
 
@@ -114,6 +139,19 @@ class FlowGenerator(OutlineGenerator):
         velocity = self.velocity(points, begin * times)
         ahead = self.velocity(points + (end - begin) * velocity, end * times)
         return points + (end - begin) * (velocity + ahead) / 2
+
+    def heun_step_back(self, points: Tensor, begin: float, end: float) -> Tensor:
+        """Return the points [B, D] at time `begin` from those at `end`: the inverse of `heun_step`.
+
+        Heun's method backwards in time is only close to it. Fixed-point iteration removes the rest of the error.
+        """
+        found = self.heun_step(points, end, begin)
+        for _ in range(MOST_ITERATIONS):
+            error = points - self.heun_step(found, begin, end)
+            found = found + error
+            if float(error.abs().max()) < TOLERANCE:
+                break
+        return found
 
 
 def flow_matching_loss(velocity: Velocity, begin: Tensor, end: Tensor, times: Tensor) -> Tensor:

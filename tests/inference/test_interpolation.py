@@ -13,6 +13,7 @@ from outlines.decoding.scoring import nll_of_rows
 from outlines.inference.interpolation import folded, gradient, linear, noise, smoothness, spherical
 from outlines.inference.inversion import invert
 from outlines.models.outlines import OutlineModel
+from outlines.networks.flow import FlowConfig
 from outlines.networks.gan import GeneratorConfig
 from outlines.networks.gru import GRUConfig, GRUDecoder
 from outlines.networks.mixture import Mixture
@@ -104,6 +105,23 @@ def outline_model(num_centres: int, normalized: bool = True, width: int = 8, num
         model.generator.start_at(Mixture(centres, torch.full((num_centres,), 1 / num_centres), factor, *offsets))
         torch.nn.init.normal_(model.generator.mlp[-1].weight, std=0.03)  # type: ignore[arg-type]
     return model
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_noise_walk_of_a_flow_ends_at_its_outlines(normalized: bool) -> None:
+    torch.manual_seed(1)
+    generator = {"kind": "flow", **asdict(FlowConfig(8, 5, 16, 2, 2))}
+    model = OutlineModel(GRUConfig(12, 8), generator, GeneratorConfig(8, 5), None, normalized,
+                         {}).eval().requires_grad_(False)
+    model.scaling = Scaling(torch.zeros(8), 1 / math.sqrt(8))
+    model.generator.start_at(Mixture(torch.randn(5, 8), torch.full((5,), 0.2), 0.3 * torch.eye(8)))
+    for parameter in model.generator.velocity.parameters():  # type: ignore[union-attr]
+        torch.nn.init.normal_(parameter, std=0.1)
+    ends = model.vectors(2, torch.Generator().manual_seed(2), "generator")
+    walk = noise(model, ends[0], ends[1], 7)
+    assert torch.allclose(walk[[0, -1]], ends, atol=1e-3)
+    steps = (walk[1:] - walk[:-1]).norm(dim=1)
+    assert float(steps.max()) < 0.5 * float((ends[1] - ends[0]).norm())
 
 
 @pytest.mark.parametrize(("normalized", "num_offsets"), [(True, 0), (False, 0), (False, 4)])

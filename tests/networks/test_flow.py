@@ -1,5 +1,6 @@
 """The flow-matching generator of outlines."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -50,6 +51,35 @@ def test_a_constant_field_is_exact_in_one_step_and_a_linear_one_converges() -> N
             moved = made.heun_step(moved, step / num_steps, (step + 1) / num_steps)
         errors.append(float((moved - exact).abs().max()))
     assert 3.5 < errors[0] / errors[1] < 5  # Heun's method is of second order
+
+
+def trained(num_steps: int = 2) -> FlowGenerator:
+    """Return a flow with a velocity that depends on point and time, and with an affine map."""
+    made = flow(num_steps)
+    for parameter in made.velocity.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    made.compose_affine(2 * torch.eye(4).double() + 0.1, torch.ones(4).double())
+    return made.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 8])
+def test_the_inverse_returns_the_noise(num_steps: int) -> None:
+    made = trained(num_steps)
+    made.start.centres.mul_(20)  # far apart, so the likeliest centre is the drawn one
+    drawn = made.draw(200, noise(4))
+    moved = made(drawn)
+    assert float((moved - made.start(drawn)).abs().mean()) > 0.5
+    normal, centre = made.inverse(moved)
+    assert torch.equal(centre, made.start.centres[drawn.centre])
+    assert float(torch.cosine_similarity(normal, drawn.normal, dim=1).min()) > 0.999
+    assert torch.allclose(made.around(centre, normal), moved, atol=1e-2)
+
+
+def test_the_inverse_gives_outlines_again_even_if_their_centre_was_another() -> None:
+    made = trained()
+    moved = made(made.draw(200, noise(5)))
+    normal, centre = made.inverse(moved)
+    assert torch.allclose(made.around(centre, normal), moved, atol=1e-3)
 
 
 def test_a_path_begins_at_a_draw_around_the_outlines_own_centre() -> None:

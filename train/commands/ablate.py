@@ -7,11 +7,15 @@ import dataclasses
 import itertools
 import re
 import shlex
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from outlines.checkpoint import MANIFEST, sha256_file
+from outlines.encoders import load_encoder
 from outlines.errors import OutlinesError, quoted
 from outlines.inference.rejection import MAX_MEAN_DRAWS
 from outlines.metrics.gan_verdict import GanVerdict
@@ -33,6 +37,7 @@ from train.session import Session, begin_run, check_out, finished_run, run_confi
 
 FAMILY = OutlineModel.family
 TEMPERATURES = (0.7, 1.0)
+NUM_TIMED = 1024  # outlines in the batch whose time is measured
 CONTROLS = (REAL_OUTLINES, "mixture", "gaussian")
 GRID = ("objective=r3,wgan-gp", "start=noise,gaussian,mixture")
 DESCRIPTION = """\
@@ -67,7 +72,9 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     check_out(out)
     session = Session.of_run(run, options.quiet, signals, options.device)
     model, data = finished_run(run, session)
-    yardstick = Yardstick(base, data, quick_judges(base, data, session))
+    encoder = load_encoder(str(base.model.encoder_name()), data.device.type, run)
+    yardstick = Yardstick(base, data, quick_judges(base, data, session), encoder=encoder)
+    fitted = {base.training.seed: run}  # runs whose baselines the next rows of the same seed copy instead of fitting them
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         file, identity = out / "rows.json", sha256_file(run / "model" / MANIFEST)
@@ -89,6 +96,8 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
             if key not in rows:
                 session.reporter.line(f"train and evaluate {key}")
                 command = _command(run, settings, rejection, options.out)
+                source = str(fitted.get(config.training.seed, run).absolute())
+                config = dataclasses.replace(config, model=dataclasses.replace(config.model, decoder_from=source))
                 try:
                     row = _row(directory, config, rejection, yardstick, session, rows, command)
                 except CannotReject as error:
@@ -98,6 +107,8 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
                     row = {"verdict": str(GanVerdict.DIVERGED), "words": str(error)}
                 rows[key] = {"label": label, "command": command, **row}
                 write_json(file, kept)
+            if (directory / "model").is_dir():
+                fitted.setdefault(config.training.seed, directory)
     commands = "\n".join(row["command"] for row in rows.values() if "command" in row)
     lines = over_seeds((row["label"], row) for row in rows.values())
     columns = [*TABLES["ablation"], Column("verdict", "verdict", 0)]
@@ -154,8 +165,22 @@ def measured(model: TextModel, data: Dataset, yardstick: Yardstick, source: str,
     for temperature in TEMPERATURES:
         sentences = draw(model, data, Variant(source, rejection=rejection), temperature, num, further=True)
         nll[f"forward_nll_{temperature:g}"] = yardstick.judges.forward["forward"](sentences.text).per_token
-    return {"source": source, **nll, **yardstick.outline_figures(sentences, full=True),
+    mauve = yardstick.mauve(sentences.text)  # at the last temperature
+    return {"source": source, **nll, **mauve, **yardstick.outline_figures(sentences, full=True),
+            **({} if source == REAL_OUTLINES else {"microseconds": _sampling_time(model, source)}),
             "forward_nll_per_token": sum(nll.values()) / len(nll)}
+
+
+def _sampling_time(model: TextModel, source: str) -> float:
+    """Return the shortest of three times in which a source draws a batch of outlines, in microseconds per outline."""
+    rng = torch.Generator().manual_seed(0)
+
+    def once() -> float:
+        started = time.perf_counter()
+        model.vectors(NUM_TIMED, rng, source)
+        return (time.perf_counter() - started) / NUM_TIMED * 1e6
+
+    return min(once() for _ in range(3))
 
 
 def _row(directory: Path, config: RunConfig, rejection: float, yardstick: Yardstick, session: Session,
@@ -176,9 +201,11 @@ def _row(directory: Path, config: RunConfig, rejection: float, yardstick: Yardst
 
 
 def _time(directory: Path) -> Row:
-    """Return the number of generator steps and their seconds, without validations."""
-    lines = [line for line in read_lines(directory / "metrics.jsonl") if "speed/steps_per_sec" in line]
-    steps = [line["step"] for line in lines]
-    seconds = sum((step - before) / line["speed/steps_per_sec"]
-                  for before, step, line in zip([0, *steps], steps, lines, strict=False))
-    return {"steps": steps[-1], "seconds": seconds}
+    """Return the number of generator steps and their seconds, without validations, summed over the stages."""
+    last: dict[str, int] = {}  # step of the last line of each stage
+    seconds = 0.0
+    for line in read_lines(directory / "metrics.jsonl"):
+        if "speed/steps_per_sec" in line:
+            seconds += (line["step"] - last.get(line["stage"], 0)) / line["speed/steps_per_sec"]
+            last[line["stage"]] = line["step"]
+    return {"steps": sum(last.values()), "seconds": seconds}

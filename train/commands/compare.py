@@ -17,7 +17,7 @@ from train.evaluation import tables
 from train.evaluation.curves import png
 from train.evaluation.pictures import collapse_picture
 from train.evaluation.sampling import REAL_TEXT, Row
-from train.method import all_methods, find_method
+from train.method import find_method, variants
 from train.runtime.log import charts
 from train.runtime.run_directory import read_json, read_lines, runs_of
 
@@ -48,18 +48,18 @@ def compared(preset: str, remedy: Sequence[str] | None, names: str | None) -> di
 
 def members_of(names: str, preset: str) -> dict[str, tuple[str, str]]:
     """Return family and preset of each named run: families, presets of a family, or controls of the named families."""
-    methods, models = all_methods(), families()
+    models = families()
     generators = {name for name, model in models.items() if model.sources}
-    variants = {name: family for family in generators for name in methods[family].presets if name not in SIZES}
+    presets = {name: family for name, family in variants().items() if family in generators}
     controls = {source for family in generators for source in models[family].sources[1:]}
     # Outlines first: the row of real text comes from the first run, and only theirs has outlines.
     wanted = sorted((name.strip() for name in names.split(",")), key=lambda name: name != LEADER)
     if len(set(wanted)) < len(wanted):
         raise OutlinesError(f"--families {names!r} contains the same name twice. Leave one out.")
     for name in wanted:
-        if name not in {*generators, *variants, *controls}:
-            raise unknown_name("name in --families:", name, {*generators, *variants, *controls})
-    runs = {name: (name, preset) if name in generators else (variants[name], f"{preset} {name}")
+        if name not in {*generators, *presets, *controls}:
+            raise unknown_name("name in --families:", name, {*generators, *presets, *controls})
+    runs = {name: (name, preset) if name in generators else (presets[name], f"{preset} {name}")
             for name in wanted if name not in controls}
     present = {source for family, _ in runs.values() for source in models[family].sources[1:]}
     if missing := sorted(controls & set(wanted) - present):

@@ -113,13 +113,19 @@ class Yardstick:
                 row |= mauve_figures(self.encoded_references, encoded)
         return row
 
+    def mauve(self, text: Sequence[str]) -> Row:
+        """Return MAUVE of a source's sentences, encoded again."""
+        assert self.encoder
+        encoded = torch.from_numpy(self.encoder.encode(list(text[:len(self.references)])))
+        return mauve_figures(self.encoded_references, encoded)
+
     def outline_figures(self, sentences: Sentences, full: bool) -> Row:
         """Return figures of the outlines that sentences were decoded from."""
         assert sentences.outlines is not None
         further = sentences.further if full else None
         learn_from = None if further is None else (training_outlines(self.data)[0], further)
         row = outline_figures("outline", self.real_outlines, sentences.outlines, full, learn_from, self.data.device)
-        if self.full:
+        if full:
             raw = sentences.outlines[:len(self.references)]
             row["outline_nearest_cosine"] = float(nearest_rows(raw, self.data.stores["train"], 1, chunk=2048)[0].mean())
         return row

@@ -11,6 +11,7 @@ import torch
 
 from outlines.checkpoint import read_state, write_state
 from train.__main__ import main
+from train.commands.ablate import _time
 from train.method import NotFinite
 from train.methods.gan_stage import GanStage
 from train.methods.outlines import OutlinesMethod
@@ -71,7 +72,8 @@ def test_table_has_controls_and_every_combination(ablation: Path) -> None:
     assert rows == ["source", "real outlines", "mixture", "gaussian", "objective r3, start gaussian, gan-steps 4",
                     "objective wgan-gp, start gaussian, gan-steps 4"]
     columns = next(line for line in report.splitlines() if line.startswith("| source"))
-    for column in ("precision", "recall", "Fréchet", "two-sample", "T = 0.7", "GAN seconds", "verdict"):
+    for column in ("precision", "recall", "Fréchet", "two-sample", "T = 0.7", "training seconds",
+                   "nearest training outline", "MAUVE", "µs per outline", "verdict"):
         assert column in columns
     assert report.count("python -m train ablate") == 4
 
@@ -85,9 +87,24 @@ def test_the_command_of_a_row_reproduces_it(ablation: Path, tmp_path: Path) -> N
     assert main([*command[3:], "--quiet"]) == 0
     again = json.loads((tmp_path / "again" / "rows.json").read_text())["rows"]
     assert set(again) == {"real outlines", "mixture", "gaussian", key}
-    apart = {"command", "seconds"}
+    apart = {"command", "seconds", "microseconds"}
     assert {name: value for name, value in again[key].items() if name not in apart} == {
         name: value for name, value in row.items() if name not in apart}
+
+
+def test_rows_of_one_seed_share_their_fitted_baselines(ablation: Path, tiny_run: Path) -> None:
+    runs = {path.parent.name: json.loads(path.read_text()) for path in ablation.glob("*/run.json")}
+    sources = {name: Path(run["model"]["decoder_from"]).name for name, run in runs.items()}
+    assert {sources[name] for name in sources if name.endswith("seed_1")} == {tiny_run.name}
+    first, second = (name for name in sources if name.endswith("seed_2"))
+    assert {sources[first], sources[second]} in ({tiny_run.name, first}, {tiny_run.name, second})
+
+
+def test_the_seconds_of_a_row_are_summed_over_its_stages(tmp_path: Path) -> None:
+    lines = [("flow", 50, 10), ("flow", 100, 20), ("gan", 50, 5), ("gan", 60, 10)]
+    (tmp_path / "metrics.jsonl").write_text("".join(
+        json.dumps({"stage": stage, "step": step, "speed/steps_per_sec": speed}) + "\n" for stage, step, speed in lines))
+    assert _time(tmp_path) == {"steps": 160, "seconds": 5 + 2.5 + 10 + 1}
 
 
 def test_measured_rows_are_not_measured_again(ablation: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch,

@@ -12,6 +12,8 @@ from outlines.models.outlines import OutlineModel
 from outlines.networks.flow import FlowGenerator
 from tests.train.test_training import weights
 from train.__main__ import main as train
+from train.commands.train import parse, plan_of
+from train.methods.outlines import OutlineOptions
 
 OPTIONS = """
 flow_steps = 12
@@ -43,6 +45,15 @@ def test_a_flow_is_trained_sampled_and_resumed(generator: str, tiny_arguments: l
         shutil.rmtree(checkpoint)
     assert train(["--resume", str(resumed)]) == 0
     assert weights(resumed) == weights(tmp_path / "run")
+
+
+def test_a_preset_can_stand_for_its_family() -> None:
+    for words in (["flow"], ["flow", "--preset", "small"], ["flow-gan", "--preset", "tiny"]):
+        given = words[2:]  # the size, if any
+        short, full = (plan_of(parse(line)) for line in (words, ["outlines", "--preset", *given, words[0]]))
+        assert short.runs == full.runs and short.name == full.name
+        model = short.runs["."][1].model
+        assert isinstance(model, OutlineOptions) and model.generator == words[0]
 
 
 def test_a_gan_keeps_its_flow_if_no_validation_is_better(tiny_arguments: list[str], tmp_path: Path) -> None:
