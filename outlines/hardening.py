@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -157,7 +157,7 @@ def try_tokenizer(model: bytes) -> None:
         raise TokenizerError("not a SentencePiece model, or a damaged one. Use another file.")
 
 
-# sentence-transformers models
+# Pretrained models: sentence-transformers models and causal language models
 
 DOWNLOAD_AGAIN = "Download the model again."
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
@@ -192,26 +192,51 @@ def check_sentence_transformer(directory: Path) -> list[Path]:
             # modules.json was checked above; the others are lists of words and can be large.
             if file.name not in ("modules.json", "tokenizer.json", "vocab.json"):
                 _check_configuration(file)
-        pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLE_SUFFIXES)
-        if pickles and not any(folder.glob("model*.safetensors")):
-            raise OutlinesError(f"{folder / pickles[0]}: pickled weights are refused. Convert them to safetensors.")
-        if (folder / "adapter_config.json").exists():
-            raise OutlinesError(f"{folder}: an adapter for weights stored elsewhere. Merge it into these weights first.")
+        _check_weights(folder)
     if not any(any(folder.glob("model*.safetensors")) for folder in folders):
         raise OutlinesError(f"{directory}: no model.safetensors, so this model is incomplete. {DOWNLOAD_AGAIN}")
     return sorted(folders)
 
 
-def _check_configuration(file: Path) -> None:
-    """Raise OutlinesError if a JSON file of a model chooses code to run or weights outside its folder."""
+def check_causal_lm(directory: Path) -> None:
+    """Raise OutlinesError if a directory holds code, pickled or missing weights, or something else than a causal LM."""
+    for file in sorted(directory.glob("*.json")):
+        if file.name not in ("tokenizer.json", "vocab.json"):
+            _check_configuration(file, {"activation_function"})  # here a word that transformers looks up in a table
+    if not (directory / "config.json").is_file():
+        raise OutlinesError(f"{directory}: no config.json, so this is no language model. Check the path.")
+    classes = read_json(directory / "config.json", DOWNLOAD_AGAIN).get("architectures")
+    if not isinstance(classes, list) or not any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in classes):
+        raise OutlinesError(f"{directory}: not a causal language model (config.json has architectures {classes}). "
+                            "Use a model like gpt2.")
+    _check_weights(directory)
+    if not any(directory.glob("model*.safetensors")):
+        raise OutlinesError(f"{directory}: no model.safetensors, so this model is incomplete. {DOWNLOAD_AGAIN}")
+
+
+def _check_weights(folder: Path) -> None:
+    """Raise OutlinesError if a folder only has pickled weights, or an adapter."""
+    pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLE_SUFFIXES)
+    if pickles and not any(folder.glob("model*.safetensors")):
+        raise OutlinesError(f"{folder / pickles[0]}: pickled weights are refused. Convert them to safetensors.")
+    if (folder / "adapter_config.json").exists():
+        raise OutlinesError(f"{folder}: an adapter for weights stored elsewhere. Merge it into these weights first.")
+
+
+def _check_configuration(file: Path, known: Collection[str] = ()) -> None:
+    """Raise OutlinesError if a JSON file of a model chooses code to run or weights outside its folder.
+
+    known: keys that need no check.
+    """
     data = _parse(file, DOWNLOAD_AGAIN)
     if not isinstance(data, dict):
         return
-    chosen = sorted(key for key in CODE_KEYS & data.keys() if data[key])
+    chosen = sorted(_code_keys(data))
     if chosen:
         raise OutlinesError(f"{file}: {chosen[0]!r} chooses code to run, which is refused. Use a model without code.")
     activation = data.get("activation_function", "torch.nn.Identity")
-    if not isinstance(activation, str) or not re.fullmatch(r"torch\.nn(\.modules\.\w+)?\.[A-Z]\w*", activation):
+    if "activation_function" not in known and (
+            not isinstance(activation, str) or not re.fullmatch(r"torch\.nn(\.modules\.\w+)?\.[A-Z]\w*", activation)):
         raise OutlinesError(f"{file}: activation_function {activation!r} is not a class of torch.nn, so it is refused. "
                             "Use another model.")
     weights = data.get("weight_map", {})
@@ -219,3 +244,11 @@ def _check_configuration(file: Path) -> None:
             isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", name) for name in weights.values()):
         raise OutlinesError(f"{file}: refused, because its weights are not only safetensors files in its own folder. "
                             "Use another model.")
+
+
+def _code_keys(data: Any) -> set[str]:
+    """Return the keys at any depth of JSON data that can choose code, and have a value."""
+    if not isinstance(data, (dict, list)):
+        return set()
+    found = {key for key in CODE_KEYS & data.keys() if data[key]} if isinstance(data, dict) else set()
+    return found.union(*map(_code_keys, data.values() if isinstance(data, dict) else data))

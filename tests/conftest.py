@@ -16,6 +16,7 @@ import pytest
 
 from outlines import load
 from outlines.corpus import grammar
+from tests.tiny_causal_lm import tiny_causal_lm
 
 # A shell that starts the tests in the background ignores Ctrl-C, and all processes would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -48,6 +49,18 @@ def run_module() -> Command:
         return subprocess.run([sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True,
                               cwd=cwd, env=environment(threads), timeout=timeout)
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a random GPT-2 with one special token, for bos and eos, and a tokenizer of the corpus."""
+    return tiny_causal_lm("gpt2", tiny_corpus, tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a random Llama with untied embeddings, bos and eos, and no pad, and a tokenizer of the corpus."""
+    return tiny_causal_lm("llama", tiny_corpus, tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="session")

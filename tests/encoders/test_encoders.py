@@ -284,6 +284,6 @@ def test_a_prompt_and_fewer_dimensions_are_part_of_the_encoder(minilm: SentenceE
 def test_the_short_name_of_the_multilingual_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     directory = minilm_directory()  # stands in for the weights
     asked: list[str] = []
-    monkeypatch.setattr(sentence_transformer, "_from_hub", lambda name: asked.append(name) or directory)
+    monkeypatch.setattr(sentence_transformer, "from_hub", lambda name: asked.append(name) or directory)
     assert load_encoder("multilingual-minilm").name == "multilingual-minilm"
     assert asked == ["sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"]
