@@ -16,6 +16,7 @@ from outlines.devices import DEVICES, PRECISIONS
 from outlines.errors import OutlinesError
 from outlines.networks.decoder import DECODERS
 from outlines.options import Registry, option, unknown_name
+from outlines.pretrained import SHIPPED
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class DecoderOptions:
     decoder_learning_rate: float = option(3e-3, "peak learning rate of AdamW for the decoder", low=0)
     decoder_validate_every: int = option(500, "decoder steps between two validations", low=1)
     num_validation: int = option(2000, "maximum number of validation sentences", low=10, flag=False)
+    init_from: str = option("", "start from the decoder of this finished run, or of english, the model that ships with the "
+                                "package, and train it further, with its tokenizer and encoder")
 
     def encoder_name(self) -> str | None:
         """Return the name of the frozen encoder, or None for a family without outlines."""
@@ -82,11 +85,16 @@ class DecoderOptions:
     def check_source(self, family: str) -> None:
         """Raise OutlinesError if the run copies from another run that is missing or has other options."""
 
+    def decides_decoder(self) -> set[str]:
+        """Return the options that must be equal in a run and in its --decoder-from."""
+        return {field.name for field in dataclasses.fields(self)}
+
     def without_effect(self) -> dict[str, str]:
         """Return the options without effect, given the values of the others, with the reasons. Setting one is an error."""
         known = {field.name for field in dataclasses.fields(DECODERS[self.decoder].config_class)}
         kinds_own = "hidden_dim", "num_layers", "dropout", "num_sampled"
-        return {name: f"decoder {self.decoder!r} does not use it" for name in kinds_own if name not in known}
+        unused = {name: f"decoder {self.decoder!r} does not use it" for name in kinds_own if name not in known}
+        return unused | ({"word_start": "with --init-from"} if self.init_from else {})
 
 
 @dataclass(frozen=True)
@@ -208,7 +216,8 @@ def absolute(config: RunConfig) -> RunConfig:
         return str(Path(path).absolute()) if path else path
 
     corpus: dict[str, Any] = {name: tuple(map(full, getattr(config.corpus, name))) for name in ("corpus", "valid", "test")}
-    model: dict[str, Any] = {name: full(path) for name, path in vars(config.model).items() if name == "decoder_from"}
+    model: dict[str, Any] = {name: path if path in SHIPPED else full(path) for name, path in vars(config.model).items()
+                             if name in ("decoder_from", "init_from")}
     kind, _, path = str(getattr(config.model, "encoder", "")).partition(":")
     if kind == "recurrent" or (kind == "st" and Path(path).is_dir()):
         model["encoder"] = f"{kind}:{full(path)}"

@@ -25,6 +25,7 @@ from outlines.corpus.reading import SPLITS, Member, ReadingReport, fingerprint, 
 from outlines.corpus.tokenizer import SentencePieceTokenizer
 from outlines.encoders import SentenceEncoder, load_encoder, unread_notes
 from outlines.encoders.store import OutlineStore, encode_shards, finish_store
+from outlines.models.base import TextModel
 from outlines.models.outlines import OutlineDecoding
 from outlines.networks.scaling import Scaling
 from outlines.pretrained import SCENES_MODEL
@@ -95,9 +96,14 @@ class Dataset:
         reporter.noted = True
 
     def set_scaling(self, model: OutlineDecoding) -> None:
-        """Copy the scaling into a model and move the model to the device."""
+        """Copy the scaling into a model, move the model to the device, and use its scaling from now on."""
         model.scaling.load_state_dict(self.scaling.state_dict())
-        model.to(self.device)
+        self.use_scaling(model.to(self.device))
+
+    def use_scaling(self, model: TextModel) -> None:
+        """Use the scaling of a model: its decoder may come from a run on another corpus, and reads outlines scaled there."""
+        if isinstance(model, OutlineDecoding):
+            self.scaling = model.scaling
 
     def pairs(self, split: str) -> Pairs:
         """Return the pairs of a split, for families that learn from pairs."""

@@ -82,7 +82,9 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
         _check_hashes(directory, data)
         data.tokenizer.save(directory / "tokenizer.model")
     if (directory / "model").exists():
-        return load_model(directory / "model").to(device), data
+        model = load_model(directory / "model").to(device)
+        data.use_scaling(model)
+        return model, data
     data.report_losses(session.reporter)
     torch.manual_seed(config.training.seed)
     with memory_advice("Free memory, or start a new run with a smaller model: lower the options whose names end in -dim."):

@@ -132,6 +132,9 @@ def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[di
         own = base.training if name == "seed" else base.model
         if not hasattr(own, name) or name == "decoder_from":
             raise unknown_name("option to vary:", name, vars(base.model))
+        if name in base.model.decides_decoder():
+            raise OutlinesError(f"--vary {name} has no effect, because all generators use RUN's decoder. Vary an option of "
+                                "the generator.")
         axes[name] = [coerce(fields[name], _value(fields[name].type, text), "--vary") for text in values.split(",")]
     for combination in itertools.product(*axes.values()):
         settings = dict(zip(axes, combination, strict=True))

@@ -26,6 +26,7 @@ from train.runtime.progress import Reporter
 from train.runtime.ranks import Ranks
 from train.runtime.run_directory import locked, read_json, write_json
 from train.session import Session, begin_run, train_run
+from train.start_from import pretrained_source
 
 SCORER_SEED = 1001
 REVERSE_SEED = 2001
@@ -73,13 +74,15 @@ def judge_of_scenes(data: Dataset) -> TextModel | None:
 
 
 def baseline(config: RunConfig, data: Dataset, session: Session) -> TextModel:
-    """Train or load the language model with the run's seed, architecture and number of decoder steps."""
-    return _language_model(config, data, session, config.training.seed, config.model.decoder_steps, "LM baseline")
+    """Train or load the language model with the run's seed, architecture, number of decoder steps, and pretrained start."""
+    return _language_model(config, data, session, config.training.seed, config.model.decoder_steps, "LM baseline",
+                           pretrained_source(config, data.hashes()["corpus"]))
 
 
-def _language_model(config: RunConfig, data: Dataset, session: Session, seed: int, steps: int, name: str) -> TextModel:
+def _language_model(config: RunConfig, data: Dataset, session: Session, seed: int, steps: int, name: str,
+                    init_from: str = "") -> TextModel:
     """Train or load a language model of the corpus in `data` with the shape of a run's decoder."""
-    options = {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 4)}
+    options = {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 4), "init_from": init_from}
     run = _configuration(config, config.corpus, seed, options)
     directory = session.cache / f"lm-{_key(run, data.corpus.fingerprint)}"
     return _trained(directory, run, data, session, name, data.hashes(encoder=False))
@@ -120,7 +123,7 @@ def reverse_nll(samples: Sequence[str], held_out: Sequence[str], config: RunConf
     Source: Zhao et al., Adversarially Regularized Autoencoders (2018), reverse perplexity.
     """
     options = {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 8),
-               "decoder_batch_size": REVERSE_BATCH_SIZE}
+               "decoder_batch_size": REVERSE_BATCH_SIZE, "init_from": ""}
     key = _key(_configuration(config, config.corpus, REVERSE_SEED, options), data.corpus.fingerprint, list(samples),
                list(held_out))
     directory = session.cache / f"reverse-{key}"

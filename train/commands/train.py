@@ -25,6 +25,7 @@ from train.runtime.ranks import join
 from train.runtime.run_directory import GROUP, begin_group, new_run_directory, read_group, read_run, runs_of
 from train.runtime.signals import Stopped, StopSignals
 from train.session import Session, begin_run, command_line, device_of, locked_run, run_config, train_run
+from train.start_from import with_source
 
 OWN_OPTIONS = ("preset", "config", "remedy", "families", "runs", "out", "seeds")
 """Options other than configuration fields that decide a run."""
@@ -156,6 +157,7 @@ def _configuration(family: str, preset: str, file: str | None, flags: dict[str, 
     own = {name: coerce(fields[name], value, "command line") for name, value in flags.items() if strict or name in fields}
     config = absolute(resolve(family, method.config_class, method.presets, preset, file, own))
     config.model.check_source(family)
+    config = with_source(config, {*own, *(read_toml(file) if file else ())})
     fit_splits(config.corpus, Reporter(quiet=True))  # reports missing files and small corpora before a directory is made
     return config
 

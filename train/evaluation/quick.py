@@ -24,6 +24,7 @@ from train.method import find_method
 from train.runtime.log import RunLog, write_hparams
 from train.runtime.progress import Reporter
 from train.runtime.run_directory import read_json, read_run, write_json
+from train.start_from import pretraining_notes
 
 TEMPERATURES = (TEMPERATURE, 1.0)
 NUM_PROJECTED = 200  # vectors of each kind in TensorBoard's projector
@@ -40,7 +41,7 @@ def measure_run(directory: Path, config: RunConfig, model: TextModel, data: Data
     rows = list(_rows(Yardstick(config, data, judges), model, lm, reporter)) if model.sources else []
     variant = " ".join(name for name in read_run(directory)["preset"].split() if name not in SIZES)
     figures: dict[str, Any] = {"family": model.family, "label": variant or model.family, "reconstruction": rebuilt,
-                               "rows": rows, "notes": data.notes}
+                               "rows": rows, "notes": [*data.notes, *pretraining_notes(config, data.hashes()["corpus"])]}
     if rows and (found := diagnose_gan(model, data, num, getattr(config.model, "start", ""), rows)) is not None:
         figures["generator"] = found.to_json()
     if own := find_method(model.family).own_rows(config, model, data, reporter):

@@ -10,14 +10,19 @@ from torch import Tensor, nn
 
 from outlines.errors import OutlinesError
 from outlines.metrics.collapse import signal_noise
+from outlines.models.base import TextModel
+from outlines.models.registry import load_model
 from outlines.networks.decoder import DECODERS, DecoderConfig
 from outlines.networks.embedding_init import MAX_COUNTED_ROWS, start_words
+from outlines.pretrained import run_path
 from train.config import DecoderOptions
 from train.data import Batch, Dataset
 from train.evaluation.figures import held_out, nll_figures
 from train.evaluation.pictures import signal_noise_picture
 from train.method import Stage, Update, Validation, adamw
 from train.runtime.progress import Progress
+
+PATIENCE = 3  # validations without improvement after which the training of a copied decoder ends
 
 
 def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int, **settings: Any) -> DecoderConfig:
@@ -44,11 +49,20 @@ class DecoderStage(Stage):
         self.num_steps, self.batch_size = options.decoder_steps, options.decoder_batch_size
         self.validate_every = options.decoder_validate_every
         self.optimizers = {"decoder": adamw(modules.values(), options.decoder_learning_rate)}
+        self.validates_start, self.patience = bool(options.init_from), PATIENCE if options.init_from else 0
 
     def begin(self, progress: Progress) -> None:
-        if self.options.word_start == "counts":
+        if self.options.init_from:
+            self.copy_weights(load_model(run_path(self.options.init_from) / "model"))
+        elif self.options.word_start == "counts":
             rows = self.data.corpus.tokens["train"].rows(self.data.sample_rows("train", MAX_COUNTED_ROWS))
             start_words(self.model.decoder, rows, self.seed)
+
+    def copy_weights(self, found: TextModel) -> None:
+        """Copy the weights of another run's decoder, except those that read a vector that this decoder does not have."""
+        own, theirs = self.model.decoder.state_dict(), found.decoder.state_dict()
+        self.model.decoder.load_state_dict({name: theirs[name] if name in theirs and theirs[name].shape == own[name].shape
+                                            else own[name] for name in own})
 
     def vector(self, batch: Batch) -> Tensor | None:
         """Return the decoder's vectors [B, D] for a batch, or None for a decoder without a vector."""

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -17,13 +16,14 @@ from outlines.metrics.collapse import latent_gap, other_rows
 from outlines.metrics.gan_verdict import memorised_share
 from outlines.metrics.outlines import knn_precision_recall, shortfall
 from outlines.models.base import TextModel
-from outlines.models.outlines import OutlineModel
+from outlines.models.outlines import OutlineDecoding, OutlineModel
 from outlines.models.registry import load_model
 from outlines.networks.decoder import DecoderConfig
 from outlines.networks.gan import Generator
 from outlines.networks.generator import GENERATORS
 from outlines.networks.mixture import fit_mixture, moment_map
 from outlines.options import option
+from outlines.pretrained import run_path
 from train.config import DecoderOptions, RunConfig
 from train.data import MAX_FITTED_ROWS, Batch, Dataset
 from train.evaluation.figures import NUM_DECODED, decoded_nll, held_out
@@ -63,18 +63,15 @@ class OutlineDecoderOptions(DecoderOptions):
     def check_source(self, family: str) -> None:
         if not self.decoder_from:
             return
-        run = Path(self.decoder_from)
+        run = run_path(self.decoder_from)
         description = read_run(run)
         if description.get("family") != family:
             raise OutlinesError(f"--decoder-from {run}: this is a run of '{description.get('family')}'. "
                                 f"Use a run of '{family}'.")
-        if not (run / "model").is_dir():
-            raise OutlinesError(f"--decoder-from {run}: training has not finished. Finish it with --resume.")
-        for name in sorted(DECIDES_DECODER):
-            own, theirs = getattr(self, name), description["model"].get(name)
-            if own != theirs:
-                raise OutlinesError(f"--decoder-from {run}: it was trained with {name} = {theirs}, not {own}. "
-                                    "Set the same decoder options here.")
+
+    def decides_decoder(self) -> set[str]:
+        return {field.name for field in dataclasses.fields(OutlineDecoderOptions)} - {
+            "num_validation", "encoder", "encoder_prompt", "encoder_dim", "decoder_from"}
 
     def without_effect(self) -> dict[str, str]:
         names = ("encoder_prompt", "encoder_dim") if self.encoder.startswith("recurrent:") else ()
@@ -101,11 +98,6 @@ class OutlineOptions(GanOptions, FlowOptions, OutlineDecoderOptions):
         return super().without_effect() | dict.fromkeys(names, f"with generator {self.generator}")
 
 
-DECIDES_DECODER = {field.name for field in dataclasses.fields(OutlineDecoderOptions)} - {
-    "num_validation", "encoder", "encoder_prompt", "encoder_dim", "decoder_from"}
-"""options that must be equal in a run and in its --decoder-from"""
-
-
 class OutlineDecoderStage(DecoderStage):
     """Trains a decoder that reads outlines, or copies it from another run."""
 
@@ -120,21 +112,23 @@ class OutlineDecoderStage(DecoderStage):
             self.num_steps = 0
 
     def begin(self, progress: Progress) -> None:
-        if not self.options.decoder_from:
-            return super().begin(progress)
-        found, seed = self._found(Path(self.options.decoder_from))
-        self.model.decoder.load_state_dict(found.decoder.state_dict())
-        self.copied(found, seed)
+        super().begin(progress)
+        if self.options.decoder_from:
+            run = run_path(self.options.decoder_from)
+            description, own = read_run(run), self.data.hashes()
+            hashes = description.get("hashes", {})
+            for name in ("tokenizer", "encoder"):
+                if hashes.get(name) != own[name]:
+                    raise OutlinesError(f"--decoder-from {run}: it has another {name}. Use the same {name} in both runs.")
+            self.copy_weights(found := load_model(run / "model"))
+            if hashes.get("corpus") == own["corpus"]:
+                self.copied(found, description["training"]["seed"])
 
-    def _found(self, run: Path) -> tuple[TextModel, int]:
-        """Return the model and the seed of a finished run with the decoder that this run would train."""
-        self.options.check_source(self.model.family)
-        description = read_run(run)
-        hashes = description.get("hashes", {})
-        for name, own in self.data.hashes().items():
-            if hashes.get(name) != own:
-                raise OutlinesError(f"--decoder-from {run}: it has another {name}. Use the same {name} in both runs.")
-        return load_model(run / "model"), description["training"]["seed"]
+    def copy_weights(self, found: Any) -> None:
+        """Copy the weights of another run's decoder, and the scaling of the outlines that it learned to read."""
+        super().copy_weights(found)
+        if isinstance(found, OutlineDecoding):
+            self.model.scaling.load_state_dict(found.scaling.state_dict())
 
     def vector(self, batch: Batch) -> Tensor:
         """Return this rank's outlines [B, D], with outline dropout and noise."""

@@ -36,7 +36,7 @@ def test_decoder_from_gives_the_same_generator(tiny_run: Path, tiny_arguments: l
 
 @pytest.mark.parametrize(("flags", "message"), [
     (["--hidden-dim", "32"], "hidden_dim = 24, not 32"), (["--outline-noise", "0.1"], "outline_noise = 0.0, not 0.1"),
-    (["--max-len", "9"], "it has another corpus")])
+    (["--max-len", "9"], "max_len = 64, not 9")])
 def test_a_decoder_that_does_not_fit(tiny_run: Path, tiny_arguments: list[str], flags: list[str], message: str,
                                      capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*tiny_arguments, "--decoder-from", str(tiny_run), "--runs", str(tiny_run.parent), "--quiet", *flags]
