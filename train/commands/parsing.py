@@ -57,14 +57,14 @@ def unknown_option(kind: str, name: str, known: Iterable[str]) -> OutlinesError:
     return unknown_name(kind, name, known)
 
 
-def add_options(parser: Parser, method: type[Method]) -> None:
-    """Add one flag per configuration field, by group. A flag that is not given stays None."""
+def add_options(parser: Parser, method: type[Method], without: Iterable[str] = ()) -> None:
+    """Add one flag per configuration field, by group, except `without`. A flag that is not given stays None."""
     groups: dict[str, argparse._ActionsContainer] = {}
     for name, field in known_fields(method.config_class).items():
         if not field.metadata["flag"]:
             parser.file_only.add(flag_of(name))
             continue
-        if not _has_option(method, name):
+        if not _has_option(method, name) or name in without:
             continue
         title = group_of(name, method.config_class)
         if name not in COMMON and title not in groups:

@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--seeds", metavar="LIST", help="comma-separated seeds; train one run per seed and report mean ± standard deviation")
     add("--resume", metavar="RUN", help="continue this run with its own options; only --device can be changed")
     add("--quiet", action="store_true", help="print no progress on stderr")
-    add_options(parser, method)
+    add_options(parser, method, without=["decoder_from"] if comparing else [])  # a comparison trains all its decoders
     options = parser.parse_args(arguments)
     if own_preset:
         options.family, options.preset = family, [*(options.preset or []), *own_preset]
