@@ -60,6 +60,25 @@ def distinct_n(samples: Sequence[Words], n: int) -> float:
     return len(counts) / max(1, counts.total())
 
 
+def diversity(samples: Sequence[Words]) -> float:
+    """Return the product of 1 - rep-n for n = 2 to 4, 0..1, where rep-n is the share of n-grams that are repetitions.
+
+    All samples together are one text, so it falls as samples are added: compare equal numbers.
+    Source: Su et al., A Contrastive Framework for Neural Text Generation (2022); over samples, as Lovelace et al. (2023).
+    """
+    return math.prod(distinct_n(samples, n) for n in (2, 3, 4))
+
+
+def memorised_ngrams(samples: Sequence[Words], training: Iterable[Words], n: int = 4) -> float:
+    """Return the share of the samples' n-grams that occur in the training text, 0..1. Reads `training` once.
+
+    Source: Lovelace et al., Latent Diffusion for Language Generation (2023), memorisation.
+    """
+    counts = Counter(ngram for sample in samples for ngram in ngrams(sample, n))
+    known = {ngram for sentence in training for ngram in counts.keys() & ngrams(sentence, n)}
+    return sum(counts[ngram] for ngram in known) / max(1, counts.total())
+
+
 def unique_rate(samples: Sequence[Words]) -> float:
     """Return distinct sentences / sentences, 0..1. It falls as samples are added: compare equal numbers."""
     return len(set(map(tuple, samples))) / len(samples)

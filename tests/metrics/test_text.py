@@ -9,6 +9,7 @@ import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+from nltk.util import ngrams as nltk_ngrams
 from scipy.stats import wasserstein_distance
 
 from outlines.corpus.tokenizer import train_tokenizer
@@ -19,7 +20,9 @@ from outlines.metrics.text import (
     NearestOverlap,
     copied_rate,
     distinct_n,
+    diversity,
     length_distance,
+    memorised_ngrams,
     nearest_overlap,
     separated,
     unique_rate,
@@ -172,6 +175,30 @@ def test_distinct_n_and_unique_rate_by_hand():
     assert distinct_n(samples, 2) == 2 / 5
     assert distinct_n(samples, 5) == 0
     assert unique_rate(samples) == 2 / 3
+
+
+def test_diversity_and_memorisation_by_hand():
+    samples = split("a b c d", "a b c d", "x y")
+    # Pairs: ab bc cd twice and xy; triples: abc bcd twice; fours: abcd twice.
+    assert diversity(samples) == pytest.approx(4 / 7 * 2 / 4 * 1 / 2)
+    assert diversity(split("a b c d e")) == 1
+    training = split("z a b c d", "x y")
+    assert memorised_ngrams(samples, iter(training)) == 1
+    assert memorised_ngrams([*samples, *split("b c d e", "a b c e f")], training) == 2 / 5
+    assert memorised_ngrams(samples, training, n=2) == 1 and memorised_ngrams(samples, []) == 0
+    assert diversity(split("a")) == memorised_ngrams(split("a"), training) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(samples=SENTENCES, training=SENTENCES)
+def test_diversity_and_memorisation_equal_counting_with_nltk(samples, training):
+    def grams(sentences, n):
+        return [gram for sentence in sentences for gram in nltk_ngrams(sentence, n)]
+
+    repeated = [1 - len(set(grams(samples, n))) / (len(grams(samples, n)) or math.inf) for n in (2, 3, 4)]
+    assert diversity(samples) == pytest.approx(math.prod(1 - share for share in repeated))
+    copied = [gram in grams(training, 3) for gram in grams(samples, 3)]
+    assert memorised_ngrams(samples, training, 3) == pytest.approx(sum(copied) / max(1, len(copied)))
 
 
 def test_copied_rate_counts_every_copy_and_reads_an_iterator_once():

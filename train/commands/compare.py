@@ -85,7 +85,8 @@ def report_comparison(directory: Path, members: Sequence[Path]) -> str:
             dims[str(run.relative_to(directory))] = [dim["signal"] for dim in each], [dim["noise"] for dim in each]
 
     def render(width: int | None = None) -> str:
-        return f"{tables.rows_section(rows, rebuilt, width)}\n\n{tables.reconstruction_section(rebuilt, width)}"
+        parts = [tables.rows_section(rows, rebuilt, width), tables.reconstruction_section(rebuilt, width)]
+        return "\n\n".join([*parts, *([tables.samples_section(tables.over_seeds(rows))] if width is None else [])])
 
     picture = collapse_picture({str(run.relative_to(directory)): read_lines(run / "metrics.jsonl") for run in runs}, dims)
     atomic_write(directory / "collapse.png", png(picture))

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from outlines.causal_lm import is_causal_lm
 from outlines.checkpoint import MANIFEST, sha256_file
 from outlines.corpus.reading import CorpusFiles, ReadingReport, read_records
 from outlines.encoders import load_encoder, unread_notes
@@ -28,6 +31,7 @@ from train.data import Dataset
 from train.evaluation import tables
 from train.evaluation.curves import JUDGES, gaps, render_gaps, write_curves
 from train.evaluation.figures import collapse_figures, diagnose_vector
+from train.evaluation.pretrained import NUM_JUDGED, PretrainedLM
 from train.evaluation.sampling import (
     FULL_DRAWS,
     REAL_OUTLINES,
@@ -39,13 +43,13 @@ from train.evaluation.sampling import (
     reconstruction,
     sources_of,
 )
-from train.evaluation.yardstick import LEAST_TWO_SAMPLE, Yardstick
+from train.evaluation.yardstick import LEAST_TWO_SAMPLE, FeatureEncoder, Yardstick
 from train.runtime.run_directory import read_group, read_json, runs_of, write_json
 from train.runtime.signals import StopSignals
 from train.session import Session, check_out, command_line, finished_run, locked_run, run_config
 
 MOST = 10_000_000  # samples, and steps of a reverse judge
-VERSION = 6  # Part of every row's key. Raise it when the definition of a figure changes: kept rows are then measured again.
+VERSION = 7  # Part of every row's key. Raise it when the definition of a figure changes: kept rows are then measured again.
 
 DESCRIPTION = """\
 Evaluate finished runs and their fitted baselines on the test split, at several temperatures.
@@ -76,6 +80,10 @@ def parser() -> Parser:
         help="optimiser steps of each language model that is trained on samples, for reverse NLL (default: 800)")
     add("--encoder", default="minilm", metavar="NAME", help="frozen encoder that encodes the generated text for the columns "
         "'text: ...': minilm, st:NAME_OR_DIRECTORY, recurrent:DIRECTORY, or none (default: minilm)")
+    add("--mauve-features", metavar="NAME", help="encoder of the features for MAUVE: a name for --encoder, smollm2, or "
+        "hf:NAME_OR_DIRECTORY (default: the one of --encoder)")
+    add("--judge", metavar="NAME", help="pretrained language model that also scores the samples: smollm2, or "
+        "hf:NAME_OR_DIRECTORY, such as hf:openai-community/gpt2-large (default: none)")
     add("--out", metavar="DIR", help="directory of the report (default: RUN/evaluation; for several runs: "
         "evaluation, next to the first run)")
     add_session(parser)
@@ -113,11 +121,15 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     leader = next((run for run in runs if run.data.stores), runs[0])
     wanted = _check(runs, leader, options)
     encoder = None if options.encoder == "none" else load_encoder(options.encoder, leader.data.device.type)
-    judges = full_judges(leader.config, leader.data, session, options.reverse_steps)
-    yardstick = Yardstick(leader.config, leader.data, judges, options.num_samples, encoder)
+    same = options.mauve_features in (None, options.encoder)
+    features = encoder if same else _features(options.mauve_features, leader.data.device)
+    pretrained = PretrainedLM(options.judge, leader.data.device) if options.judge else None
+    judges = full_judges(leader.config, leader.data, session, options.reverse_steps, pretrained)
+    yardstick = Yardstick(leader.config, leader.data, judges, options.num_samples, encoder, features)
     for note in unread_notes(encoder, yardstick.references, yardstick.encoded_references.numpy()) if encoder else ():
         session.reporter.warning(note)
-    basis = [_alike(leader.config), options.num_samples, options.reverse_steps, encoder.fingerprint if encoder else None]
+    basis = [_alike(leader.config), options.num_samples, options.reverse_steps,
+             *(found.fingerprint if found else None for found in (encoder, features, pretrained))]
     labelled: list[tuple[str, Row]] = []
     rebuilt: list[tuple[str, Row]] = []
     cases: dict[Path, list[tuple[Variant, float | None]]] = {run.directory: [
@@ -143,15 +155,21 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     found = {judge: gaps(lines, against, judge) if against else {} for judge in JUDGES}
     settings = {"command": command_line(), "runs": [str(run.directory) for run in runs], "num_samples": options.num_samples,
                 "num_compared": len(yardstick.references), "reverse_steps": options.reverse_steps,
-                "encoder": None if encoder is None else encoder.name, "against": against}
+                **{name: found and found.name for name, found in (
+                    ("encoder", encoder), ("mauve_features", features), ("judge", pretrained))}, "against": against}
     text = render(lines, rebuilt, found, settings)
-    tables.write_report(out, text, {
+    tables.write_report(out, f"{text}\n\n{tables.samples_section(lines)}", {
         "settings": settings, "rows": tables.to_json(lines), "reconstruction": tables.to_json(tables.over_seeds(rebuilt)),
         **{f"gaps{judge}": {label: gap and gap.to_json() for label, gap in by_label.items()}
            for judge, by_label in found.items()}})
     write_curves(out, lines)
     print(f"{text}\n\nwritten to {out}: report.md, report.json, curve.png\nnext:\n"
           f"  tensorboard --logdir {quoted(out / 'tensorboard')}")
+
+
+def _features(name: str, device: torch.device) -> FeatureEncoder:
+    """Return the encoder with this name, of sentences or a pretrained language model. Raises OutlinesError."""
+    return PretrainedLM(name, device) if is_causal_lm(name) else load_encoder(name, device.type)
 
 
 def _check(runs: Sequence[Run], leader: Run, options: argparse.Namespace) -> set[str]:
@@ -284,11 +302,15 @@ def render(lines: Sequence[tables.Line], rebuilt: Sequence[tuple[str, Row]],
             f"use {settings['num_compared']}. report.json has the numbers of each row. NLL in nats. The judges are a GRU "
             "language model and a modified Kneser-Ney 5-gram model. BLEU and self-BLEU are Texygen's. The GRU for reverse "
             f"NLL is trained for {settings['reverse_steps']} steps.")
+    if settings["judge"]:
+        head += f" The pretrained judge is {settings['judge']}. It scores the first {NUM_JUDGED} samples."
     parts = [f"`{settings['command']}`", head, tables.table(lines, "main")]
     parts += [render_gaps(by_label, settings["against"], judge) for judge, by_label in found.items() if by_label]
     parts += ["BLEU against the test split, and self-BLEU", tables.table(lines, "bleu")]
     if any(column.key in line.figures for line in lines for column in tables.TABLES["outlines"]):
         encoded = f". Text is re-encoded by {settings['encoder']}" if settings["encoder"] else ""
+        if settings["mauve_features"] != settings["encoder"]:
+            encoded += f". The features for MAUVE are from {settings['mauve_features']}"
         parts += [f"Outlines compared with the test split's outlines{encoded}", tables.table(lines, "outlines")]
     parts.append(tables.reconstruction_section(rebuilt))
     return "\n\n".join(parts)

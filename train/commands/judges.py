@@ -21,6 +21,7 @@ from outlines.pretrained import SCENES_MODEL
 from train.config import CorpusConfig, RunConfig, TrainingConfig
 from train.data import Dataset
 from train.evaluation.judges import Judge, Judges, Nll, judge, tokens_of
+from train.evaluation.pretrained import PretrainedLM
 from train.method import find_method
 from train.runtime.progress import Reporter
 from train.runtime.ranks import Ranks
@@ -37,7 +38,8 @@ def quick_judges(config: RunConfig, data: Dataset, session: Session) -> Judges:
     return Judges({"forward": neural_judge(scorer(config, data, session), data)})
 
 
-def full_judges(config: RunConfig, data: Dataset, session: Session, reverse_steps: int) -> Judges:
+def full_judges(config: RunConfig, data: Dataset, session: Session, reverse_steps: int,
+                pretrained: PretrainedLM | None = None) -> Judges:
     """Train or load the judges of a full evaluation. reverse_steps: optimiser steps of the language model of samples."""
     def ngram_judge(rows: Sequence[np.ndarray]) -> Judge:
         return judge(NgramModel(rows, data.tokenizer.vocab_size, special=data.tokenizer.special).nll_of_rows, data)
@@ -47,7 +49,8 @@ def full_judges(config: RunConfig, data: Dataset, session: Session, reverse_step
         forward={**quick_judges(config, data, session).forward,
                  "forward_ngram": ngram_judge(training.rows(range(len(training))))},
         reverse={"reverse": functools.partial(reverse_nll, config=config, data=data, session=session, steps=reverse_steps),
-                 "reverse_ngram": lambda samples, held_out: ngram_judge(tokens_of(samples, data))(held_out)})
+                 "reverse_ngram": lambda samples, held_out: ngram_judge(tokens_of(samples, data))(held_out)},
+        pretrained=pretrained)
 
 
 def neural_judge(model: TextModel, data: Dataset) -> Judge:

@@ -1,4 +1,4 @@
-"""Judges: language models that score text. train/commands/judges.py trains them.
+"""Judges: language models that score text. train/commands/judges.py trains them, except the pretrained one.
 
 A forward judge has learned real text and scores samples. A reverse judge learns samples and scores real text.
 """
@@ -10,6 +10,7 @@ import numpy as np
 
 from outlines.metrics.text import words
 from train.data import Dataset
+from train.evaluation.pretrained import PretrainedLM
 
 
 class Nll(NamedTuple):
@@ -32,6 +33,7 @@ class Judges(NamedTuple):
 
     forward: Mapping[str, Judge] = {}
     reverse: Mapping[str, ReverseJudge] = {}
+    pretrained: PretrainedLM | None = None
 
 
 def tokens_of(sentences: Sequence[str], data: Dataset) -> list[np.ndarray]:

@@ -152,4 +152,5 @@ def _render(figures: Sequence[dict[str, Any]], width: int | None = None) -> str:
         method = find_method(figures[0]["family"])
         parts += [tables.wrap(method.own_title, width), tables.table(tables.over_seeds(own), method.family, width)]
     notes = dict.fromkeys(note for member in figures for note in member.get("notes", []))
-    return "\n\n".join([*parts, tables.reconstruction_section(rebuilt, width), *notes])
+    samples = [tables.samples_section(tables.over_seeds(rows))] if rows and width is None else []
+    return "\n\n".join([*parts, tables.reconstruction_section(rebuilt, width), *notes, *samples])

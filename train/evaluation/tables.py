@@ -1,7 +1,9 @@
 """Rows of figures → lines over seeds → tables in Markdown, and report.md with report.json."""
 
+import itertools
 import json
 import math
+import re
 import statistics
 import textwrap
 from collections import Counter, defaultdict
@@ -63,6 +65,7 @@ class Line:
     temperature: float | None
     figures: dict[str, Figures]
     verdicts: tuple[str, ...] = ()  # one per seed
+    samples: tuple[str, ...] = ()  # sentences of the first seed
 
     def cell(self, key: str, decimals: int) -> str:
         """Return a figure or the verdicts as text; empty if there is none."""
@@ -87,7 +90,8 @@ def over_seeds(rows: Iterable[tuple[str, Row]]) -> list[Line]:
         keys = [key for key, value in members[0].items() if key != "temperature" and isinstance(value, (int, float))
                 and all(key in row for row in members)]
         lines.append(Line(label, temperature, {key: Figures(tuple(float(row[key]) for row in members)) for key in keys},
-                          tuple(row["verdict"] for row in members if "verdict" in row)))
+                          tuple(row["verdict"] for row in members if "verdict" in row),
+                          tuple(members[0].get("samples", ()))))
     return lines
 
 
@@ -131,6 +135,25 @@ def rows_section(rows: Sequence[tuple[str, Row]], rebuilt: Sequence[tuple[str, R
     return f"{head}\n\n{table(lines, 'quick', width)}" if lines else head
 
 
+def samples_section(lines: Sequence[Line]) -> str:
+    """Return the samples of all sources side by side: one table per temperature; real text is in each of them."""
+    shown = [line for line in lines if line.samples]
+    parts = ["## Samples", "The first sentences of each source, in their order."]
+    for temperature in sorted({line.temperature for line in shown if line.temperature is not None}):
+        columns = [line for line in shown if line.temperature in (None, temperature)]
+        rows = itertools.zip_longest(*(map(_as_cell, line.samples) for line in columns), fillvalue="")
+        grid = [["", *(line.label for line in columns)], ["---"] * (1 + len(columns)),
+                *([str(number), *row] for number, row in enumerate(rows, start=1))]
+        parts += [f"T = {temperature:g}" if temperature else "Greedy",
+                  "\n".join(f"| {' | '.join(cells)} |" for cells in grid)]
+    return "\n\n".join(parts)
+
+
+def _as_cell(sentence: str) -> str:
+    """Return a sentence as the text of one cell of a Markdown table."""
+    return re.sub(r"([\\`*_<|])", r"\\\1", " ".join(sentence.split()))
+
+
 def reconstruction_section(rebuilt: Sequence[tuple[str, Row]], width: int | None = None) -> str:
     """Return the tables of held-out sentences: nll, reconstruction, use of the vector. width: short form of this width."""
     lines = over_seeds(rebuilt)
@@ -165,6 +188,7 @@ def num_seeds(lines: Sequence[Line]) -> str:
 def to_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """Return the lines as JSON data: the values of every seed, mean and deviation."""
     return [{"source": line.label, "temperature": line.temperature, **({"verdicts": line.verdicts} if line.verdicts else {}),
+             **({"samples": line.samples} if line.samples else {}),
              "figures": {key: figures.to_json() for key, figures in line.figures.items()}} for line in lines]
 
 

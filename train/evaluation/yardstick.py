@@ -8,7 +8,9 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,16 +20,39 @@ from outlines.inference.neighbours import nearest_rows
 from outlines.metrics.bleu import References, bleu_scores, self_bleu_scores
 from outlines.metrics.mauve import MIN_ROWS, mauve
 from outlines.metrics.outlines import frechet_distance, knn_precision_recall, two_sample_accuracy
-from outlines.metrics.text import Words, copied_rate, distinct_n, length_distance, nearest_overlap, unique_rate, words
+from outlines.metrics.text import (
+    Words,
+    copied_rate,
+    distinct_n,
+    diversity,
+    length_distance,
+    memorised_ngrams,
+    nearest_overlap,
+    unique_rate,
+    words,
+)
 from train.config import RunConfig
 from train.data import Dataset
 from train.evaluation.judges import Judges
 from train.evaluation.sampling import Row, Sentences, training_outlines
 
+
+class FeatureEncoder(Protocol):
+    """What MAUVE needs of an encoder."""
+
+    name: str
+    fingerprint: str
+
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        """Return features [N, D]."""
+        ...
+
+
 Split = list[list[str]]  # the words of sentences, lower case
 
 NEIGHBOURS = 5
 LEAST_TWO_SAMPLE = 20
+NUM_SHOWN = 20  # samples of each source in a report
 MOST_HELD = 1_000_000  # largest number of training sentences whose words stay in memory, about 120 bytes each
 
 
@@ -35,11 +60,13 @@ class Yardstick:
     """The held-out text of a corpus and its judges.
 
     num_samples: of the full form, for forward and reverse NLL; None: the quick form. encoder: re-encodes the generated text.
+    features: encodes text for MAUVE; None: the encoder.
     """
 
     def __init__(self, config: RunConfig, data: Dataset, judges: Judges, num_samples: int | None = None,
-                 encoder: SentenceEncoder | None = None):
+                 encoder: SentenceEncoder | None = None, features: FeatureEncoder | None = None):
         self.data, self.judges, self.full, self.encoder = data, judges, num_samples is not None, encoder
+        self.features = features or encoder
         self.num_samples = num_samples or config.training.num_evaluation
         # Most figures depend on the number of sentences, so real text and (other) references have the same number.
         size = min(self.num_samples, data.num_rows("test"), data.num_rows("valid"))
@@ -78,6 +105,13 @@ class Yardstick:
         return torch.from_numpy(self.encoder.encode(self.references))
 
     @cached_property
+    def features_of_references(self) -> Tensor:
+        """Features [N, D] of the references for MAUVE."""
+        assert self.features
+        same = self.features is self.encoder
+        return self.encoded_references if same else torch.from_numpy(self.features.encode(self.references))
+
+    @cached_property
     def real_outlines(self) -> Tensor:
         """Raw outlines [N, D] of the references by the encoder of the runs."""
         return torch.from_numpy(self.data.stores["test"].rows(self.rows))
@@ -92,9 +126,11 @@ class Yardstick:
     def measure(self, sentences: Sentences, learnt: Sequence[str] | None = None) -> Row:
         """Return all figures of one source's sentences. learnt: text to train the reverse judges on; None: `sentences`."""
         text = sentences.text
-        row: Row = {"num_samples": len(text)}
+        row: Row = {"num_samples": len(text), "samples": list(text[:NUM_SHOWN])}
         for name, judge in self.judges.forward.items():
             row |= judge(text).figures(name)
+        if self.judges.pretrained is not None:
+            row |= self.judges.pretrained.score(text).figures("pretrained")
         compared = text[:len(self.references)]
         row["num_compared"] = len(compared)
         split = [words(sentence) for sentence in compared]
@@ -107,17 +143,20 @@ class Yardstick:
             row |= self._outline_figures[key]
         if self.full:
             row |= self.reverse(text if learnt is None else learnt)
+            encoded = None
             if self.encoder is not None:
                 encoded = torch.from_numpy(self.encoder.encode(list(compared)))
                 row |= outline_figures("text", self.encoded_references, encoded, full=True, device=self.data.device)
-                row |= mauve_figures(self.encoded_references, encoded)
+            if self.features is not None:
+                row |= self.mauve(compared, encoded if self.features is self.encoder else None)
         return row
 
-    def mauve(self, text: Sequence[str]) -> Row:
-        """Return MAUVE of a source's sentences, encoded again."""
-        assert self.encoder
-        encoded = torch.from_numpy(self.encoder.encode(list(text[:len(self.references)])))
-        return mauve_figures(self.encoded_references, encoded)
+    def mauve(self, text: Sequence[str], encoded: Tensor | None = None) -> Row:
+        """Return MAUVE of a source's sentences. encoded: their features, if they are known."""
+        assert self.features
+        if encoded is None:
+            encoded = torch.from_numpy(self.features.encode(list(text[:len(self.references)])))
+        return mauve_figures(self.features_of_references, encoded)
 
     def outline_figures(self, sentences: Sentences, full: bool) -> Row:
         """Return figures of the outlines that sentences were decoded from."""
@@ -140,7 +179,7 @@ class Yardstick:
         return row
 
 
-def diversity(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
+def variety(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
     """Return empty, unique and copied rates and, if there are words to compare, distinct-2 and self-BLEU."""
     row: Row = {"empty": split.count([]) / len(split), "unique": unique_rate(split),
                 "copied": copied_rate(split, yardstick.training())}
@@ -172,9 +211,16 @@ def likeness(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
             **{f"bleu_{n}": score for n, score in bleu_scores(split, yardstick.counted_references).items()}}
 
 
+def repetition(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
+    """Return repetition within the samples and 4-grams from the training text; nothing if no sample has four words."""
+    if not any(len(sentence) >= 4 for sentence in split):
+        return {}
+    return {"diversity": diversity(split), "memorised_4grams": memorised_ngrams(split, yardstick.training(), 4)}
+
+
 Metric = Callable[[Yardstick, Sequence[str], Split], Row]  # yardstick, sentences, their words → figures
-METRICS: tuple[Metric, ...] = (diversity, non_words, in_grammar)
-FULL_METRICS: tuple[Metric, ...] = (likeness,)
+METRICS: tuple[Metric, ...] = (variety, non_words, in_grammar)
+FULL_METRICS: tuple[Metric, ...] = (likeness, repetition)
 
 
 def outline_figures(name: str, real: Tensor, fake: Tensor, full: bool,

@@ -148,6 +148,8 @@ def test_the_report_puts_the_runs_own_figures_side_by_side(comparison: Path) -> 
         [verdict] = rebuilt[label]["verdicts"]
         assert re.search(rf"\| {label} +\| {re.escape(verdict)} +\|", text)
         assert f"{label}: The vector is {verdict}. " in text
+    samples = text.split("## Samples")[1]
+    assert all(f" | {member} |" in samples for member in ["real text", *MEMBERS])
     assert "verdicts" not in rebuilt["lm"] and "lm: The vector" not in text
     assert (comparison / "collapse.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 

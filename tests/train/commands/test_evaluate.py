@@ -20,7 +20,9 @@ import torch
 from outlines.corpus import grammar
 from outlines.corpus.reading import split_of
 from tests.conftest import Command, environment
+from tests.tiny_causal_lm import tiny_causal_lm
 from train.__main__ import main
+from train.evaluation.pretrained import PretrainedLM
 from train.runtime.run_directory import locked
 
 COMMAND = ("--temperatures", "0,1", "--num-samples", "80", "--reverse-steps", "3")
@@ -93,7 +95,9 @@ def evaluated(tiny_run: Path, lm_run: Path, recurrent_encoder: Path, run_module:
     done = run_module("train", *command)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"`{shlex.join(['python', '-m', 'train', *command])}`")
-    assert (root / "evaluation" / "report.md").read_text() in done.stdout + "\n"
+    figures, samples = (root / "evaluation" / "report.md").read_text().split("\n\n## Samples\n\n")
+    assert figures in done.stdout and "Samples" not in done.stdout
+    assert samples.count("|  | real text | outlines: real outlines | outlines | lm |") == 2
     return Evaluated(runs, command, json.loads((root / "evaluation" / "report.json").read_text()), done.stderr)
 
 
@@ -104,9 +108,9 @@ def test_the_report_contains_all_sources(evaluated: Evaluated) -> None:
     for row in evaluated.report["rows"]:
         figures = row["figures"]
         assert {"forward_nll_per_token", "forward_ngram_nll_per_token", "reverse_nll_per_token",
-                "reverse_ngram_nll_per_token", "bleu_4", "self_bleu_4", "copied", "near_copies", "length_distance",
-                "text_mauve", "text_recall", "text_frechet", "text_two_sample_low", "num_samples", "num_reverse",
-                "num_compared"} <= set(figures)
+                "reverse_ngram_nll_per_token", "bleu_4", "self_bleu_4", "copied", "near_copies", "memorised_4grams",
+                "diversity", "length_distance", "text_mauve", "text_recall", "text_frechet", "text_two_sample_low",
+                "num_samples", "num_reverse", "num_compared"} <= set(figures)
         assert ("outline_recall" in figures) == (row["source"] != "lm")
         assert all(value["deviation"] is None and len(value["values"]) == 1 for value in figures.values())
     figures = {(row["source"], row["temperature"]): row["figures"] for row in evaluated.report["rows"]}
@@ -117,6 +121,7 @@ def test_the_report_contains_all_sources(evaluated: Evaluated) -> None:
     for key in ("outline_recall", "outline_frechet"):
         assert figures["outlines", 0.0][key] == figures["outlines", 1.0][key]
     assert figures["lm", 0.0]["unique"]["mean"] == pytest.approx(1 / figures["lm", 0.0]["num_compared"]["mean"])
+    assert all(len(row["samples"]) == 20 for row in evaluated.report["rows"])
     assert set(evaluated.report["gaps"]) == set(evaluated.report["gaps_ngram"]) == set(OUTLINE_SOURCES)
     assert [row["source"] for row in evaluated.report["reconstruction"]] == ["outlines", "lm"]
     assert evaluated.report["settings"]["against"] == "lm"
@@ -137,6 +142,25 @@ def test_a_file_of_sentences_is_one_more_row(evaluated: Evaluated, tiny_corpus: 
     assert rows == evaluated.report["rows"], "the kept rows"
     assert main([*command, str(tmp_path / "few.txt")]) == 2
     assert "few.txt: only 1 sentences. Use a file with at least 20." in capsys.readouterr().err
+
+
+def test_a_pretrained_judge_and_features_for_mauve(evaluated: Evaluated, tiny_corpus: Path, tmp_path: Path) -> None:
+    lm = f"hf:{tiny_causal_lm('gpt2', tiny_corpus, tmp_path / 'gpt2')}"
+    text = [line for line in tiny_corpus.read_text().splitlines()[:40]]
+    (tmp_path / "text.txt").write_text("".join(f"{sentence}\n" for sentence in text))
+    assert main(["evaluate", *evaluated.runs, *COMMAND, "--temperatures", "1", "--encoder", "none", "--judge", lm,
+                 "--mauve-features", lm, "--sources", "lm", "--out", str(tmp_path / "report"),
+                 "--texts", str(tmp_path / "text.txt"), "--quiet"]) == 0
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert [row["source"] for row in report["rows"]] == ["real text", "lm", str(tmp_path / "text.txt")]
+    for row in report["rows"]:
+        assert {"pretrained_nll_per_word", "pretrained_nll_per_token", "text_mauve"} <= row["figures"].keys()
+        assert "text_recall" not in row["figures"]
+    expected = PretrainedLM(lm).score(text).figures("pretrained")
+    assert {key: report["rows"][-1]["figures"][key]["mean"] for key in expected} == pytest.approx(expected)
+    shown = (tmp_path / "report" / "report.md").read_text()
+    assert f"The pretrained judge is {lm}." in shown and f"The features for MAUVE are from {lm}" in shown
+    assert "| NLL/word, pretrained |" in shown and "| text: MAUVE |" in shown
 
 
 def test_the_same_numbers_in_markdown_json_and_tensorboard(evaluated: Evaluated) -> None:
@@ -252,6 +276,9 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     (["--num-samples", "many"], "invalid int value"),
     (["--encoder", "recurrent:nowhere"], "nowhere"),
     (["--encoder", "nothing"], "Unknown encoder 'nothing'"),
+    (["--mauve-features", "nothing"], "Unknown encoder 'nothing'"),
+    (["--judge", "gpt2"], "Unknown language model 'gpt2'. Use smollm2, or hf:NAME_OR_DIRECTORY"),
+    (["--judge", "hf:/nowhere"], "/nowhere: no such directory"),
 ])
 def test_bad_options_are_refused_in_one_line(arguments: list[str], message: str, lm_run: Path,
                                              capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """The training command: the report that it prints at the end."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ def test_the_closing_report_fits_on_a_screen(tiny_run: Path, capsys: pytest.Capt
     figures, samples = shown.split("ten samples at T = 0.5:\n")
     assert max(map(len, figures.splitlines())) <= 120
     assert len(shown.splitlines()) <= 50 and len(samples.split("\n\n")[0].splitlines()) == 10
+    assert "Samples" not in shown
     assert "The generator " in figures and "outlines: The vector is " in figures
 
 
@@ -23,6 +25,11 @@ def test_the_full_report_has_what_the_screen_has_not(tiny_run: Path) -> None:
     for part in ("| unique |", "distinct-2: number of different bigrams", "Critic memorisation: ", "NLL gap (new vector)",
                  " dimensions, each swapped on its own in "):
         assert part in text
+    report = json.loads((tiny_run / "report.json").read_text())
+    default, one = text.split("T = 0.5\n")[1].split("T = 1\n")
+    assert [len(row["samples"]) for row in report["rows"]] == [20] * len(report["rows"])
+    assert "| real text | real outlines | generator | mixture | gaussian | lm |" in default
+    assert "| real text | real outlines | generator | lm |" in one
 
 
 def test_an_option_of_another_family_in_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

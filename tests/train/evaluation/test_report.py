@@ -16,6 +16,7 @@ from train.evaluation.tables import (
     num_seeds,
     over_seeds,
     reconstruction_section,
+    samples_section,
     table,
     to_json,
 )
@@ -72,6 +73,24 @@ def test_a_table_by_hand() -> None:
         "| real text |        |             |",
         "| lm        | greedy | 0.50 ± 0.00 |",
         "", "Copied: also elsewhere."]
+
+
+def test_samples_of_all_sources_side_by_side() -> None:
+    rows = [("real text", {"samples": ["A | b.", "c"]}), ("lm", {"temperature": 0.0, "samples": ["x\ny", "*z*", "w"]}),
+            ("lm", {"temperature": 1.0, "samples": ["u"]}), ("lm", {"temperature": 1.0, "samples": ["of another seed"]}),
+            ("vae", {"temperature": 1.0, "unique": 1.0})]
+    assert samples_section(over_seeds(rows)).splitlines()[4:] == [
+        "Greedy", "",
+        "|  | real text | lm |",
+        "| --- | --- | --- |",
+        r"| 1 | A \| b. | x y |",
+        r"| 2 | c | \*z\* |",
+        "| 3 |  | w |",
+        "", "T = 1", "",
+        "|  | real text | lm |",
+        "| --- | --- | --- |",
+        r"| 1 | A \| b. | u |",
+        "| 2 | c |  |"]
 
 
 def test_every_figure_has_one_column() -> None:

@@ -135,6 +135,20 @@ def half(yardstick: Yardstick) -> Row:
     return yardstick.measure(Sentences(sentences_about(SCENE_TYPES[::2], NUM, seed=902)))
 
 
+@pytest.fixture(scope="module")
+def shuffled(yardstick: Yardstick) -> Row:
+    """The sentences of `real` with the words of each in a random order."""
+    rng, text = random.Random(2), [sentence.split() for sentence in grammar.sentences(NUM, seed=901)]
+    return yardstick.measure(Sentences([" ".join(rng.sample(sentence, len(sentence))) for sentence in text]))
+
+
+def misspelt(sentence: str, rng: random.Random) -> str:
+    """Return a sentence in which two neighbouring letters of its longest word have changed places."""
+    word = max(sentence.split(), key=len)
+    at = rng.randrange(len(word) - 1)
+    return sentence.replace(word, word[:at] + word[at + 1] + word[at] + word[at + 2:])
+
+
 def test_real_text_comes_out_at_the_floor(yardstick: Yardstick, real: Row) -> None:
     assert real["text_two_sample_low"] <= 0.5 <= real["text_two_sample_high"]
     assert min(real["text_precision"], real["text_recall"], real["text_mauve"]) > 0.8
@@ -148,6 +162,9 @@ def test_real_text_comes_out_at_the_floor(yardstick: Yardstick, real: Row) -> No
     for key in ("forward_nll_per_token", "forward_ngram_nll_per_token"):
         assert real[key] == pytest.approx(held_out[key], abs=0.06)
     assert held_out["reverse_nll_per_token"] == floor["reverse_nll_per_token"]
+    for key in ("non_words", "diversity", "memorised_4grams", "self_bleu_4", "bleu_4"):
+        assert real[key] == pytest.approx(held_out[key], abs=0.03), key
+    assert real["copied"] == real["near_copies"] == 0 and real["unique"] == 1
     assert real["in_language"] == 1.0 if yardstick.data.embedded else "in_language" not in real
 
 
@@ -183,6 +200,8 @@ def test_repeats_are_seen_by_copied_rate_reverse_nll_and_recall(real: Row, repea
     assert repeats["copied"] == repeats["near_copies"] == 1.0 and real["copied"] == real["near_copies"] == 0.0
     assert repeats["unique"] == pytest.approx(100 / NUM) and real["unique"] == 1.0
     assert repeats["self_bleu_4"] > 0.99 > 0.5 > real["self_bleu_4"]
+    assert repeats["diversity"] < 0.1 * real["diversity"]
+    assert repeats["memorised_4grams"] == 1 > real["memorised_4grams"] + 0.3
     assert repeats["reverse_nll_per_token"] > real["reverse_nll_per_token"] + 0.3
     assert repeats["reverse_ngram_nll_per_token"] > real["reverse_ngram_nll_per_token"] + 0.7
     assert repeats["text_recall"] < real["text_recall"] - 0.2
@@ -238,6 +257,24 @@ def test_unigrams_are_seen_by_forward_nll(yardstick: Yardstick, quick: Yardstick
     assert row["forward_ppl_per_word"] > 10 * real["forward_ppl_per_word"]
     # Diversity is all it has.
     assert row["distinct_2"] > real["distinct_2"] and row["unique"] == 1.0
+
+
+def test_shuffled_words_are_seen_by_the_judges_and_by_bleu(real: Row, shuffled: Row) -> None:
+    for key in ("forward_nll_per_token", "forward_ngram_nll_per_token"):
+        assert shuffled[key] > real[key] + 1
+    assert shuffled["bleu_4"] < real["bleu_4"] - 0.2 and shuffled["memorised_4grams"] < real["memorised_4grams"] - 0.2
+    # The words are the same, and there are more different pairs of them.
+    assert shuffled["non_words"] == real["non_words"] and shuffled["diversity"] > real["diversity"]
+    assert shuffled["text_mauve"] > 0.8, "a bag of words does not see the order"
+
+
+def test_misspelt_words_are_seen_by_non_words(quick: Yardstick, real: Row) -> None:
+    rng, text = random.Random(3), list(grammar.sentences(NUM, seed=901))
+    changed = [misspelt(sentence, rng) if number % 4 == 0 else sentence for number, sentence in enumerate(text)]
+    row = quick.measure(Sentences(changed))
+    # A few changed words are words: two equal letters.
+    assert real["non_words"] + 0.2 < row["non_words"] <= real["non_words"] + 0.25
+    assert row["copied"] == 0 and row["unique"] == 1
 
 
 def test_dropped_scenes_are_seen_by_recall_and_reverse_nll(real: Row, half: Row) -> None:
