@@ -1,6 +1,6 @@
 """Hostile files: pickles, fuzzed tokenizers, configurations that name code or other paths, and malformed text.
 
-Each count of the table in docs/reliability.md is here, a share of it on every commit and the whole behind `-m full`.
+They have the counts of docs/reliability.md: a part of the cases in a normal `pytest`, all cases with `-m full`.
 """
 
 import dataclasses
