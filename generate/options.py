@@ -61,14 +61,15 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "num/walk": Option("number of steps on the walk, both ends included", int, 21, 2, 10_000, max_served=101),
         "num/nearest": Option("number of neighbours per sentence", int, 5, 1, 10_000, max_served=50),
         "temperature": Option("sampling temperature; lower: likelier and less varied sentences", float, 0.5, max_served=10),
-        "top_p": Option("nucleus sampling: the smallest set of tokens with this total probability", float, 1.0, high=1),
+        "top_p": Option("nucleus sampling: sample only from the smallest set of tokens with this total probability", float,
+                        1.0, high=1),
         "seed": Option("random seed", int, 1, max_served=2**53),
-        "source": Option("source of the outlines: generator, or a fitted baseline: mixture or gaussian (conditional "
-                         "runs: linear) (default: generator)", metavar="NAME"),
+        "source": Option("source of the outlines: generator, or a fitted baseline (mixture, gaussian; conditional runs: "
+                         "linear) (default: generator)", metavar="NAME"),
         "walk": Option("linear: line between the outlines; spherical: arc between them; noise: arc between the "
                        "generator's inputs for these outlines; gradient: gradient ascent on p(B | outline)",
                        default="spherical", choices=("linear", "spherical", "noise", "gradient", "all")),
-        "radius": Option("distance to the sentence's outline (unrelated outlines: 1.4)", float, 0.4, high=1000),
+        "radius": Option("distance from the sentence's outline (between unrelated outlines: 1.4)", float, 0.4, high=1000),
         "like": Option("use the outline of this sentence (default: sampled outlines)", metavar="SENTENCE"),
         "file": Option("read the sentences from this file, one per line", Path),
         "unique": Option("skip duplicate sentences", bool),
@@ -174,8 +175,8 @@ def _parser(verb: str) -> Parser:
         parser.description = ("Use a trained run. Without a verb: sample new sentences.\n\n"
                               f"  {prog} runs/001-outlines-default --num 5 --temperature 0.5\n\n"
                               f"verbs (each has its own --help):\n{listed}\n\nThe options below are for sampling.")
-        parser.epilog = "The same run, seed, options and device produce the same sentences; --num only changes how many."
-    # Only sampling can leave it out, because other verbs have further arguments.
+        parser.epilog = "The same run, seed, options and device produce the same sentences. --num only changes their number."
+    # Only sampling has a default run, because other verbs have further arguments.
     default = " (default: english)" if verb == SAMPLE else ""
     parser.add_argument("run", metavar="RUN", type=run_path, nargs="?" if default else None, default=SHIPPED[ENGLISH],
                         help="a run's directory, such as runs/001-outlines-default, or english: the model that ships with "

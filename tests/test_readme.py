@@ -83,6 +83,7 @@ def test_every_training_command_parses(command: str, monkeypatch: pytest.MonkeyP
     # The documented files do not exist here.
     monkeypatch.setattr(train, "fit_splits", lambda corpus, *_: corpus)
     monkeypatch.setattr(OutlineDecoderOptions, "check_source", lambda *_: None)
+    monkeypatch.setattr(train, "with_source", lambda config, _: config)
     words = shlex.split(command.replace("$K", "2000"))
     if "--help" in words:
         with pytest.raises(SystemExit, match="0"):

@@ -75,15 +75,15 @@ class DecoderOptions:
     decoder_learning_rate: float = option(3e-3, "peak learning rate of AdamW for the decoder", low=0)
     decoder_validate_every: int = option(500, "decoder steps between two validations", low=1)
     num_validation: int = option(2000, "maximum number of validation sentences", low=10, flag=False)
-    init_from: str = option("", "start from the decoder of this finished run, or of english, the model that ships with the "
-                                "package, and train it further, with its tokenizer and encoder")
+    init_from: str = option("", "start decoder training from the decoder of this finished run, or of english (the model "
+                                "that ships with the package); use its tokenizer and encoder")
 
     def encoder_name(self) -> str | None:
         """Return the name of the frozen encoder, or None for a family without outlines."""
         return None
 
     def check_source(self, family: str) -> None:
-        """Raise OutlinesError if the run copies from another run that is missing or has other options."""
+        """Raise OutlinesError if this run copies a decoder from a run that is missing or has other options."""
 
     def decides_decoder(self) -> set[str]:
         """Return the options that must be equal in a run and in its --decoder-from."""

@@ -41,7 +41,7 @@ NUM_TIMED = 1024  # outlines in the batch whose time is measured
 CONTROLS = (REAL_OUTLINES, "mixture", "gaussian")
 GRID = ("objective=r3,wgan-gp", "start=noise,gaussian,mixture")
 DESCRIPTION = """\
-Train new generators for the decoder of a finished run, each with other options, and compare them in one table.
+Train several generators with different options for the decoder of a finished run, and compare them in one table.
 
   python -m train ablate runs/001-outlines-small --vary start=noise,gaussian,mixture gan-steps=500 --rejection 1,4
 """
@@ -50,7 +50,8 @@ Train new generators for the decoder of a finished run, each with other options,
 def parser() -> Parser:
     parser = Parser("python -m train ablate", DESCRIPTION)
     add = parser.add_argument
-    add("run", metavar="RUN", type=Path, help="finished run of outlines; its decoder and its other options are used")
+    add("run", metavar="RUN", type=Path, help="finished run of the family outlines; its decoder and its other options are "
+                                              "used")
     add("--vary", nargs="+", metavar="NAME=VALUE,…", default=list(GRID), help="options and their values; the table has "
         f"one row for each combination (default: {' '.join(GRID)})")
     add("--rejection", default="1", metavar="LIST", help="comma-separated average numbers of draws per accepted "

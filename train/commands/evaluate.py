@@ -66,7 +66,7 @@ def parser() -> Parser:
     add("--temperatures", default="0,0.5,0.7,0.85,1,1.2", metavar="LIST",
         help="comma-separated temperatures, 0 for greedy (default: 0,0.5,0.7,0.85,1,1.2)")
     add("--texts", nargs="+", default=[], metavar="FILE",
-        help="files of sentences, such as another system's samples: one more row each")
+        help="files of sentences, such as another system's samples; each file adds a row")
     add("--num-samples", type=int, default=10000, metavar="INT",
         help="samples for forward and reverse NLL; other figures use at most the size of the test split (default: 10000)")
     add("--sources", default="", metavar="LIST", help="comma-separated sources to measure, such as 'real outlines,lm' "
@@ -78,10 +78,10 @@ def parser() -> Parser:
         "comma-separated strengths; 1 is no guidance (default: none)")
     add("--reverse-steps", type=int, default=800, metavar="INT",
         help="optimiser steps of each language model that is trained on samples, for reverse NLL (default: 800)")
-    add("--encoder", default="minilm", metavar="NAME", help="frozen encoder that encodes the generated text for the columns "
+    add("--encoder", default="minilm", metavar="NAME", help="frozen encoder of the generated text, for the columns "
         "'text: ...': minilm, st:NAME_OR_DIRECTORY, recurrent:DIRECTORY, or none (default: minilm)")
-    add("--mauve-features", metavar="NAME", help="encoder of the features for MAUVE: a name for --encoder, smollm2, or "
-        "hf:NAME_OR_DIRECTORY (default: the one of --encoder)")
+    add("--mauve-features", metavar="NAME", help="encoder for MAUVE: any value of --encoder, smollm2, or "
+        "hf:NAME_OR_DIRECTORY (default: the value of --encoder)")
     add("--judge", metavar="NAME", help="pretrained language model that also scores the samples: smollm2, or "
         "hf:NAME_OR_DIRECTORY, such as hf:openai-community/gpt2-large (default: none)")
     add("--out", metavar="DIR", help="directory of the report (default: RUN/evaluation; for several runs: "

@@ -50,10 +50,10 @@ class OutlineDecoderOptions(DecoderOptions):
     encoder: str = option("minilm", "frozen sentence encoder: minilm, multilingual-minilm, st:MODEL or recurrent:DIRECTORY")
     encoder_prompt: str = option("", "prompt before each sentence, such as 'query: '; few encoders need one")
     encoder_dim: int = option(0, "keep only the first INT dimensions of each outline; 0: keep all", low=0, high=2**20)
-    outline_noise: float = option(0.0, "noise added to outlines when the decoder is trained: its standard deviation, as a "
-                                       "fraction of the outlines' standard deviation", low=0)
-    outline_dropout: float = option(0.1, "probability of replacing an outline by zero when the decoder is trained; above 0 "
-                                         "the decoder also learns p(x), which guidance needs", low=0, high=0.99)
+    outline_noise: float = option(0.0, "standard deviation of the noise added to outlines in decoder training, as a "
+                                       "fraction of the outlines' own standard deviation", low=0)
+    outline_dropout: float = option(0.1, "probability of replacing an outline by zero in decoder training; above 0 the "
+                                         "decoder also learns p(x), which guidance needs", low=0, high=0.99)
     decoder_from: str = option("", "copy the decoder of this finished run instead of training one; corpus, encoder and "
                                    "decoder options must be the same")
 
