@@ -42,6 +42,7 @@ EMBEDDED_SEED = 20181203  # seed of the embedded corpus, the same for every run
 class Batch:
     """This rank's rows of a global batch."""
 
+    rows: np.ndarray  # row numbers [B] in the training split
     read_tokens: Callable[[], TokenBatch]
     outlines: Tensor | None  # [B, D] in scaled units
     num_rows: int  # sentences of the *global* batch, by which a loss must be divided
@@ -134,7 +135,7 @@ class Dataset:
         tokens = self.corpus.tokens["train"]
         own = ranks.own(rows)
         outlines = self.outlines("train", own) if self.stores else None
-        return Batch(lambda: collate(tokens.rows(own), self.tokenizer.special).to(self.device), outlines, len(rows),
+        return Batch(own, lambda: collate(tokens.rows(own), self.tokenizer.special).to(self.device), outlines, len(rows),
                      int(tokens.lengths[rows].sum()) + len(rows), ranks)
 
 

@@ -20,7 +20,7 @@ from outlines.networks.gan import Generator, GeneratorConfig, MixtureNoise
 from outlines.networks.generator import GENERATORS, OutlineGenerator
 from outlines.networks.mixture import Mixture, nearest_centre
 
-TOLERANCE, MOST_ITERATIONS = 1e-5, 100  # of the inverse of a step: largest error in scaled units, and number of iterations
+TOLERANCE, MOST_ITERATIONS = 1e-4, 200  # of the inverse of a step: largest error in scaled units, and number of iterations
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,13 @@ class FlowGenerator(OutlineGenerator):
     def draw(self, num: int, rng: torch.Generator) -> MixtureNoise:
         return self.start.draw(num, rng)
 
-    def pair(self, outlines: Tensor, normal: Tensor) -> Tensor:
-        """Return a draw [B, D] around each outline's own centre: where its path begins. normal: noise [B, D]."""
-        centres = self.start.centres
-        return self.start.around(centres[nearest_centre(outlines, centres)], normal)
+    def nearest(self, outlines: Tensor) -> Tensor:
+        """Return the index [B] of the centre that is nearest to each outline [B, D]: its own centre."""
+        return nearest_centre(outlines, self.start.centres)
+
+    def pair(self, own: Tensor, normal: Tensor) -> Tensor:
+        """Return where the paths of outlines with these own centres [B] begin: [B, D]. normal: noise [B, D]."""
+        return self.start.around(self.start.centres[own], normal)
 
     def forward(self, noise: MixtureNoise) -> Tensor:
         return self._moved(self.start(noise))
@@ -143,14 +146,18 @@ class FlowGenerator(OutlineGenerator):
     def heun_step_back(self, points: Tensor, begin: float, end: float) -> Tensor:
         """Return the points [B, D] at time `begin` from those at `end`: the inverse of `heun_step`.
 
-        Heun's method backwards in time is only close to it. Fixed-point iteration removes the rest of the error.
+        Heun's method backwards in time is only close to it. Fixed-point iteration removes the rest of the error. Long steps
+        would make it oscillate, so it is damped where the error grows.
         """
         found = self.heun_step(points, end, begin)
+        damping, previous = points.new_full((len(points), 1), 0.5), points.new_full((len(points), 1), math.inf)
         for _ in range(MOST_ITERATIONS):
             error = points - self.heun_step(found, begin, end)
-            found = found + error
-            if float(error.abs().max()) < TOLERANCE:
+            size = error.abs().amax(dim=1, keepdim=True)
+            if float(size.max()) < TOLERANCE:
                 break
+            damping, previous = torch.where(size > previous, damping / 2, damping), size
+            found = found + damping * error
         return found
 
 

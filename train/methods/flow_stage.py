@@ -30,7 +30,27 @@ class FlowOptions:
     flow_hidden_dim: int = option(384, "width of the flow's residual blocks", low=1, flag=False)
     flow_blocks: int = option(2, "residual blocks of the flow", low=1, flag=False)
     flow_sampling_steps: int = option(2, "Heun steps from the mixture to an outline", low=1, flag=False)
+    flow_weight: float = option(0.0, "flow-gan: weight of the flow's loss beside the critic's", low=0, flag=False)
     flow_validate_every: int = option(500, "updates of the flow between two validations", low=1, flag=False)
+
+
+class FlowLoss:
+    """The flow-matching loss of a batch. It remembers the own centre of each training outline."""
+
+    def __init__(self, game: Game):
+        self.game = game
+        self.own = torch.full((game.data.num_rows("train"),), -1)  # on the CPU: to look at it does not synchronise a GPU
+
+    def __call__(self, generator: Any, batch: Batch) -> Tensor:
+        assert batch.outlines is not None
+        rows = torch.from_numpy(batch.rows)
+        if (self.own[rows] < 0).any():
+            self.own[rows] = generator.nearest(batch.outlines).cpu()
+        normal, times = torch.randn(batch.num_rows, batch.outlines.shape[1]), torch.randn(batch.num_rows).sigmoid()
+        begin = generator.pair(self.own[rows].to(batch.outlines.device), batch.own(normal).to(batch.outlines))
+        with self.game.autocast():
+            losses = flow_matching_loss(generator.velocity, begin, batch.outlines, batch.own(times).to(begin))
+        return losses.sum() / batch.num_rows
 
 
 class FlowStage(FitStage):
@@ -40,7 +60,7 @@ class FlowStage(FitStage):
 
     def __init__(self, options: Any, game: Game):
         super().__init__(options, game)
-        self.options = options
+        self.options, self.loss = options, FlowLoss(game)
         self.trained = copy.deepcopy(game.generator)
         self.modules = {"flow": self.trained, "ema": game.generator}
         self.num_steps, self.batch_size = options.flow_steps, options.flow_batch_size
@@ -52,11 +72,7 @@ class FlowStage(FitStage):
         self.trained.load_state_dict(self.game.generator.state_dict())
 
     def step(self, step: int, batch: Batch, update: Update) -> dict[str, Tensor]:
-        assert batch.outlines is not None
-        normal, times = torch.randn(batch.num_rows, batch.outlines.shape[1]), torch.randn(batch.num_rows).sigmoid()
-        begin = self.trained.pair(batch.outlines, batch.own(normal).to(batch.outlines))
-        losses = flow_matching_loss(self.trained.velocity, begin, batch.outlines, batch.own(times).to(batch.outlines))
-        loss = losses.sum() / batch.num_rows
+        loss = self.loss(self.trained, batch)
         norm = update("flow loss", self.optimizers["flow"], loss)
         # Early averages would remember the untrained flow.
         update_ema(self.game.generator, self.trained, min(self.options.ema_decay, (step + 1) / (step + 10)))
@@ -74,6 +90,11 @@ class FlowGanStage(GanStage):
 
     def __init__(self, options: Any, game: Game):
         super().__init__(options, game)
+        self.flow_loss = FlowLoss(game)
         # At the critic's rate, the critic moves the flow away from the outlines before it can tell them apart.
         rate = GENERATOR_RATE * options.gan_learning_rate
         self.optimizers["generator"] = adamw([self.generator.velocity], rate, (0.0, options.gan_beta2), 0.0)
+
+    def further_terms(self, batch: Batch) -> dict[str, Tensor]:
+        weight = self.options.flow_weight
+        return {"train/flow_loss": weight * self.flow_loss(self.generator, batch)} if weight else {}

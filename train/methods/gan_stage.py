@@ -46,10 +46,14 @@ class GanOptions:
 class Game(ABC):
     """The networks of a GanStage: generates outlines, scores them, and returns the real outlines of each step."""
 
-    def __init__(self, options: Any, data: Dataset, model: Any, seed: int):
+    def __init__(self, options: Any, data: Dataset, model: Any, seed: int, bfloat16: bool = False):
         """model: `model.generator` is the saved one: a moving average of the generator that the stage trains."""
-        self.options, self.data, self.model, self.seed = options, data, model, seed
+        self.options, self.data, self.model, self.seed, self.bfloat16 = options, data, model, seed, bfloat16
         self.generator, self.critic = model.generator, model.critic
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of forward passes: matrix products in bfloat16 if the run uses it."""
+        return torch.autocast(self.data.device.type, torch.bfloat16, enabled=self.bfloat16)
 
     @abstractmethod
     def begin(self, progress: Progress) -> None:
@@ -145,26 +149,28 @@ class GanStage(FitStage):
         """Update the critic; generated outlines are constants."""
         assert batch.outlines is not None
         real, options = batch.outlines, self.options
-        with torch.no_grad():
-            fake = self.fake(batch)
         # The penalty is computed at the first rows of the global batch, so that it does not depend on the number of ranks.
         num_penalised = math.ceil(options.penalty_share * batch.num_rows)
         own = len(batch.own(range(num_penalised)))
-        penalised, others = (self.game.scorer(batch, rows) for rows in (slice(own), slice(own, None)))
-        if options.objective == "r3":
-            real_scores, real_gradients = losses.score_gradients(penalised, real[:own])
-            fake_scores, fake_gradients = losses.score_gradients(penalised, fake[:own])
-            if own < len(real):
-                real_scores = torch.cat([real_scores, others(real[own:])])
-                fake_scores = torch.cat([fake_scores, others(fake[own:])])
-            adversarial = losses.relativistic_loss(real_scores, fake_scores)
-            penalties = losses.zero_centred_penalty(real_gradients) + losses.zero_centred_penalty(fake_gradients)
-        else:
-            critic = self.game.scorer(batch)
-            real_scores, fake_scores = critic(real), critic(fake)
-            adversarial = losses.wasserstein_loss(real_scores, fake_scores)
-            share = batch.own(torch.rand(batch.num_rows, 1)).to(real.device)
-            penalties = losses.one_centred_penalty(losses.score_gradients(penalised, torch.lerp(fake, real, share)[:own])[1])
+        with self.game.autocast():
+            with torch.no_grad():
+                fake = self.fake(batch)
+            penalised, others = (self.game.scorer(batch, rows) for rows in (slice(own), slice(own, None)))
+            if options.objective == "r3":
+                real_scores, real_gradients = losses.score_gradients(penalised, real[:own])
+                fake_scores, fake_gradients = losses.score_gradients(penalised, fake[:own])
+                if own < len(real):
+                    real_scores = torch.cat([real_scores, others(real[own:])])
+                    fake_scores = torch.cat([fake_scores, others(fake[own:])])
+                adversarial = losses.relativistic_loss(real_scores, fake_scores)
+                penalties = losses.zero_centred_penalty(real_gradients) + losses.zero_centred_penalty(fake_gradients)
+            else:
+                critic = self.game.scorer(batch)
+                real_scores, fake_scores = critic(real), critic(fake)
+                adversarial = losses.wasserstein_loss(real_scores, fake_scores)
+                share = batch.own(torch.rand(batch.num_rows, 1)).to(real.device)
+                between = torch.lerp(fake, real, share)[:own]
+                penalties = losses.one_centred_penalty(losses.score_gradients(penalised, between)[1])
         return update_critic(update, self.optimizers["critic"], options.penalty_weight, batch.num_rows, adversarial,
                              penalties.sum() / num_penalised, real_scores, fake_scores)
 
@@ -172,12 +178,17 @@ class GanStage(FitStage):
         """Update the generator; gradients pass through the critic, which does not change."""
         assert batch.outlines is not None
         with frozen(self.critic):
-            critic = self.game.scorer(batch)
-            fake_scores = critic(self.fake(batch))
-            if self.options.objective == "r3":
-                adversarial = losses.relativistic_loss(fake_scores, critic(batch.outlines))
-            else:
-                adversarial = losses.wasserstein_loss(fake_scores)
-            loss = adversarial.sum() / batch.num_rows
-            norm = update("generator loss", self.optimizers["generator"], loss)
-        return {"train/generator_loss": loss.detach(), "norm/generator": norm}
+            with self.game.autocast():
+                critic = self.game.scorer(batch)
+                fake_scores = critic(self.fake(batch))
+                if self.options.objective == "r3":
+                    adversarial = losses.relativistic_loss(fake_scores, critic(batch.outlines))
+                else:
+                    adversarial = losses.wasserstein_loss(fake_scores)
+            terms = {"train/generator_loss": adversarial.sum() / batch.num_rows, **self.further_terms(batch)}
+            norm = update("generator loss", self.optimizers["generator"], torch.stack(list(terms.values())).sum())
+        return {**{key: value.detach() for key, value in terms.items()}, "norm/generator": norm}
+
+    def further_terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what is added to the generator's adversarial loss, by log key."""
+        return {}

@@ -94,7 +94,7 @@ class OutlineOptions(GanOptions, FlowOptions, OutlineDecoderOptions):
     def without_effect(self) -> dict[str, str]:
         unused: Any = {"gan": FlowOptions, "flow": GanOptions}.get(self.generator)
         names = {field.name for field in dataclasses.fields(unused)} - {"ema_decay"} if unused else set()
-        names |= {"num_offsets"} if self.generator in ("flow", "flow-gan") else set()
+        names |= {"flow": {"num_offsets", "flow_weight"}, "flow-gan": {"num_offsets"}}.get(self.generator, set())
         return super().without_effect() | dict.fromkeys(names, f"with generator {self.generator}")
 
 
@@ -248,7 +248,7 @@ class OutlinesMethod(Method):
             outline_decoder_config(options, data), shape, mixture, critic if issubclass(stages[-1], GanStage) else None,
             data.normalized, store.encoder)
         data.set_scaling(model)
-        game = OutlineGame(options, data, model, seed)
+        game = OutlineGame(options, data, model, seed, bfloat16)
         decoder = OutlineDecoderStage(options, data, model, bfloat16, seed, game.copy_baselines)
         self.assemble(decoder, *(stage(options, game) for stage in stages), mixture=model.mixture, gaussian=model.gaussian,
                       scaling=model.scaling)

@@ -22,16 +22,20 @@ flow_hidden_dim = 16
 """
 
 
-@pytest.mark.parametrize("generator", ["flow", "flow-gan"])
-def test_a_flow_is_trained_sampled_and_resumed(generator: str, tiny_arguments: list[str], tmp_path: Path) -> None:
-    (tmp_path / "options.toml").write_text(OPTIONS)
-    arguments = [*tiny_arguments, "--runs", str(tmp_path), "--generator", generator, "--config",
+@pytest.mark.parametrize(("generator", "precision"), [("flow", "bfloat16"), ("flow-gan", "float32")])
+def test_a_flow_is_trained_sampled_and_resumed(generator: str, precision: str, tiny_arguments: list[str],
+                                               tmp_path: Path) -> None:
+    (tmp_path / "options.toml").write_text(OPTIONS + ("flow_weight = 0.5\n" if generator == "flow-gan" else ""))
+    arguments = [*tiny_arguments, "--precision", precision, "--runs", str(tmp_path), "--generator", generator, "--config",
                  str(tmp_path / "options.toml"), "--decoder-steps",
                  "10", "--evaluator-steps", "5"]
     assert train([*arguments, "--out", str(tmp_path / "run")]) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert {"generator", "mixture", "gaussian"} <= {row["source"] for row in report["rows"]}
     assert ("memorised" in report["generator"]) and report["generator"]["verdict"]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines if "train/flow_loss" in line} == (
+        {"flow"} if generator == "flow" else {"flow", "gan"})
     run = load(tmp_path / "run")
     assert len(run.sample(3)) == 3
     model = run.model
