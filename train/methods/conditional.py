@@ -60,8 +60,9 @@ class PairGame(Game):
         """Return random pairs. The rows of `batch` are not used: a row may be only a condition, or alone in its group."""
         targets = self.data.pairs("train").targets
         chosen = batch.own(torch.rand(2, batch.num_rows, dtype=torch.float64).T).numpy()
-        conditions, outlines = self._pairs(targets[(chosen[:, 0] * len(targets)).astype(np.int64)], chosen[:, 1])
-        return PairBatch(batch.read_tokens, outlines, batch.num_rows, batch.num_targets, batch.ranks, conditions)
+        rows = targets[(chosen[:, 0] * len(targets)).astype(np.int64)]
+        conditions, outlines = self._pairs(rows, chosen[:, 1])
+        return PairBatch(rows, batch.read_tokens, outlines, batch.num_rows, batch.num_targets, batch.ranks, conditions)
 
     def fake(self, generator: Any, batch: Any, rng: torch.Generator) -> Tensor:
         return self.model.normalise(generator(batch.own(generator.draw(batch.num_rows, rng)), batch.conditions))

@@ -90,11 +90,12 @@ class FlowGanStage(GanStage):
 
     def __init__(self, options: Any, game: Game):
         super().__init__(options, game)
-        self.flow_loss = FlowLoss(game)
+        self.flow_loss, self.flow_weight = FlowLoss(game), options.flow_weight
         # At the critic's rate, the critic moves the flow away from the outlines before it can tell them apart.
         rate = GENERATOR_RATE * options.gan_learning_rate
         self.optimizers["generator"] = adamw([self.generator.velocity], rate, (0.0, options.gan_beta2), 0.0)
 
     def further_terms(self, batch: Batch) -> dict[str, Tensor]:
-        weight = self.options.flow_weight
-        return {"train/flow_loss": weight * self.flow_loss(self.generator, batch)} if weight else {}
+        if not self.flow_weight:
+            return {}
+        return {"train/flow_loss": self.flow_weight * self.flow_loss(self.generator, batch)}
