@@ -204,7 +204,7 @@ def check_causal_lm(directory: Path) -> None:
         if file.name not in ("tokenizer.json", "vocab.json"):
             _check_configuration(file, {"activation_function"})  # here a word that transformers looks up in a table
     if not (directory / "config.json").is_file():
-        raise OutlinesError(f"{directory}: no config.json, so this is no language model. Check the path.")
+        raise OutlinesError(f"{directory}: no config.json, so this is not a language model. Check the path.")
     classes = read_json(directory / "config.json", DOWNLOAD_AGAIN).get("architectures")
     if not isinstance(classes, list) or not any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in classes):
         raise OutlinesError(f"{directory}: not a causal language model (config.json has architectures {classes}). "
@@ -242,7 +242,7 @@ def _check_configuration(file: Path, known: Collection[str] = ()) -> None:
     weights = data.get("weight_map", {})
     if not isinstance(weights, dict) or not all(
             isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", name) for name in weights.values()):
-        raise OutlinesError(f"{file}: refused, because its weights are not only safetensors files in its own folder. "
+        raise OutlinesError(f"{file}: refused, because some weights are not safetensors files in the model's own folder. "
                             "Use another model.")
 
 

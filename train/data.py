@@ -224,7 +224,7 @@ def fit_splits(config: CorpusConfig, reporter: Reporter) -> CorpusConfig:
         given = [f"--{split}" for split in short if getattr(config, split, "")]
         if "train" in short or given or max(fractions.values()) >= MOST_HELD_OUT:
             found = ", ".join(f"{split} {counts[split]}" for split in short)
-            advice = f"Add some to {given[0]}" if given else f"Use at least {10 * least} different ones"
+            advice = f"Add {unit} to {given[0]}" if given else f"Use at least {10 * least} different {unit}"
             raise CorpusError(f"Too few {unit} ({found}); each split needs {least}. {advice}.")
         raised = {name: min(MOST_HELD_OUT, 1.5 * max(value, least / counts.total())) for name, value in fractions.items()}
         reporter.line("small corpus: " + ", ".join(f"{name} raised to {value:.2f}" for name, value in raised.items()))

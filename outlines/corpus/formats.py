@@ -83,7 +83,7 @@ def read_fields(path: Path, columns: Sequence[str]) -> Iterator[Fields]:
             yield number, line if isinstance(line, Bad) else [line] * len(columns)
         if 2 * odd > number:
             raise CorpusError(f"{path}: {odd:,} of {number:,} lines look like JSON or a table. Rename the file to .jsonl, "
-                              "or to .csv or .tsv if its first line names the columns, or replace the tabs by spaces.")
+                              ".csv or .tsv (the first line of a table names the columns), or replace tabs by spaces.")
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ class Sentences:
         return self._text[self._offsets[index]:self._offsets[index + 1] - 1].tobytes().decode()
 
     def __iter__(self) -> Iterator[str]:
-        # Read instead of mapped, because mapped pages would count as memory of this process.
+        # Read the file instead of mapping it, because mapped pages would count as memory of this process.
         with open(self._path, "rb") as file:
             yield from (line[:-1].decode() for line in file)
 
@@ -161,9 +161,9 @@ def _in_train(directory: Path) -> dict[str, int]:
 
 
 def cache_of(run: Path, description: dict[str, Any]) -> Path:
-    """Return the cache directory that run.json names. If it is gone, return the one that OUTLINES_CACHE names.
+    """Return the cache directory of a run: the first of these that exists; if none exists, the directory in run.json.
 
-    If this is not set or gone, too: the first directory named `DIR-cache` beside a parent directory DIR of the run.
+    The directory in run.json, the one in OUTLINES_CACHE, `DIR-cache` beside each parent directory DIR of the run.
     """
     stored = str(description.get("cache", ""))
     beside = [parent.with_name(f"{parent.name}-cache") for parent in run.resolve().parents if parent.name]
@@ -172,12 +172,12 @@ def cache_of(run: Path, description: dict[str, Any]) -> Path:
 
 
 def moved(path: str, run: Path) -> str:
-    """Return the current place of a path in run.json, which may have moved together with the run. Raises OutlinesError."""
+    """Return where a path in run.json is now; it may have moved together with the run. Raises OutlinesError."""
     ends = [Path(*Path(path).parts[start:]) for start in range(1, len(Path(path).parts))]
     for place in (Path(path), *(parent / end for end in ends for parent in run.resolve().parents)):
         if place.exists():
             return str(place)
-    raise OutlinesError(f"{run}: it needs {path}, which is gone. Put it back, or beside the run.")
+    raise OutlinesError(f"{path}: missing, but the run {run} needs it. Put it back, or next to the run.")
 
 
 def find_prepared(cache: Path, fingerprint: str) -> Path | None:
@@ -197,10 +197,10 @@ def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source:
     """
     if directory.exists() and not (directory / "tokenizer.model").is_file() and (
             not directory.is_dir() or any(directory.iterdir())):
-        raise CorpusError(f"{directory}: exists, but is no prepared corpus. Choose another directory.")
+        raise CorpusError(f"{directory}: exists, but is not a prepared corpus. Choose another directory.")
     try:
         with atomic_directory(directory) as staging:
-            # The encoder and every comparison see the text that the decoder can write.
+            # Store text as the decoder can write it, because the encoder and every comparison read the stored text.
             normalized = (lambda text: tokenizer.lines(tokenizer.encode([text]))[0]) if tokenizer else normalizer(lowercase)
             counts = write_sentences(staging, ((split, normalized(text)) for split, text in pairs))
             folded = lowercase if tokenizer is None else None

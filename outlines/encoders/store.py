@@ -23,7 +23,7 @@ from outlines.hardening import read_json
 META = "meta.json"
 SHARD_ROWS = 16_384
 CHUNK_SENTENCES = 2_048  # per call of the encoder: enough to sort by length, few enough to report progress
-NUM_CHECKED = 21  # rows of each split that are encoded again: 64 of a corpus
+NUM_CHECKED = 21  # rows of each split that are encoded again and compared with the stored ones
 MAX_DRIFT = 0.045  # relative distance of two outlines of equal norm with a cosine of 0.999
 MAX_MAPPED_SHARDS = 512  # each map holds a file descriptor; a process usually has 1,024
 DTYPE = np.dtype("<f2")
@@ -102,7 +102,7 @@ class OutlineStore:
         self.mean, self.scale = np.array(mean, dtype=np.float64), float(meta["scale"])
         self.dim, self._num_rows, self._shard_rows = (int(count) for count in counts)
         self.encoder_fingerprint = str(meta["encoder_fingerprint"])
-        self.encoder = {"name": str(meta["encoder"]), "fingerprint": self.encoder_fingerprint}  # as models store it
+        self.encoder = {"name": str(meta["encoder"]), "fingerprint": self.encoder_fingerprint}  # the form in models
         self._shard = lru_cache(MAX_MAPPED_SHARDS)(self._map)
         for shard, expected in enumerate(shards):
             file = _shard_file(directory, shard)
@@ -124,12 +124,12 @@ class OutlineStore:
         return outlines
 
     def check_current(self, sentences: Sentences, encoder: SentenceEncoder) -> None:
-        """Raise OutlinesError if the encoder now computes other outlines of some sentences than the stored ones."""
+        """Raise OutlinesError if the encoder's outlines of some sentences now differ from the stored ones."""
         rows = np.unique(np.linspace(0, len(self) - 1, NUM_CHECKED).astype(np.int64))
         stored = self.rows(rows)
         distances = np.linalg.norm(encoder.encode([sentences[row] for row in rows]) - stored, axis=1)
         if not (distances <= MAX_DRIFT * np.maximum(np.linalg.norm(stored, axis=1), 1e-3)).all():
-            raise OutlinesError(f"{self.directory}: {encoder.name} now computes other outlines than the stored ones. "
+            raise OutlinesError(f"{self.directory}: {encoder.name} now computes different outlines. "
                                 "Install the library versions of run.json again, or delete this directory to encode again.")
 
     def _shape(self, shard: int) -> tuple[int, int]:
@@ -160,7 +160,7 @@ def _shard_file(directory: Path, shard: int) -> Path:
 def _check_key(directory: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     differing = [what for name, what in KEY.items() if found.get(name) != wanted[name]]
     if differing:
-        raise OutlinesError(f"{directory}: holds outlines of another {' and '.join(differing)}. "
+        raise OutlinesError(f"{directory}: contains outlines of another {' and '.join(differing)}. "
                             "Encode into another directory, or delete this one.")
 
 

@@ -80,6 +80,7 @@ def reconstruction_bleu(hypotheses: Sequence[str], references: Sequence[str]) ->
     import sacrebleu  # Here, because `python -m generate` does not need it to start.
 
     if len(hypotheses) != len(references):
-        raise OutlinesError(f"reconstruction BLEU: {len(hypotheses)} hypotheses, but {len(references)} references")
+        raise OutlinesError(f"reconstruction BLEU: {len(hypotheses)} hypotheses, but {len(references)} references. Pass one "
+                            "reference for each hypothesis.")
     made, wanted = (list(map(separated, sentences)) for sentences in (hypotheses, references))
     return float(sacrebleu.corpus_bleu(made, [wanted], force=True, use_effective_order=True).score)

@@ -165,7 +165,7 @@ def drift(evaluations: Sequence[Posterior]) -> Drift:
 def other_rows(num_rows: int, num_swaps: int, rng: torch.Generator) -> Tensor:
     """Return `num_swaps` other rows for each row, [num_swaps, N]; each line is a permutation without fixed points."""
     if not 1 <= num_swaps < num_rows:
-        raise OutlinesError(f"collapse: {num_swaps} swaps need more sentences than {num_rows}. Use a larger test split.")
+        raise OutlinesError(f"{num_rows} sentences are too few for {num_swaps} swaps of vectors. Use a larger test split.")
     # A random circle, not the file's order, because neighbouring captions describe the same picture.
     circle = torch.randperm(num_rows, generator=rng)
     place = circle.argsort()

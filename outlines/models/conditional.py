@@ -43,7 +43,7 @@ class ConditionalModel(OutlineDecoding):
         if label is None or label not in self.labels:
             if not self.labels:
                 raise OutlinesError(f"Label {label!r} has no effect: this run was trained without labels. Leave it out.")
-            problem = f"Unknown label {label!r}." if label else "A condition without a label."
+            problem = f"Unknown label {label!r}." if label else "A condition has no label."
             raise OutlinesError(f"{problem} Use one of {', '.join(self.labels)}.")
         return self.labels.index(label)
 

@@ -175,9 +175,9 @@ def test_an_interrupted_preparation_changes_nothing(tmp_path: Path) -> None:
 
 def test_other_files_are_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(CorpusError, match="no prepared corpus"):
+    with pytest.raises(CorpusError, match="not a prepared corpus"):
         prepare_corpus(PAIRS, tmp_path, source="s")
-    with pytest.raises(CorpusError, match="no prepared corpus"):
+    with pytest.raises(CorpusError, match="not a prepared corpus"):
         prepare_corpus(PAIRS, tmp_path / "thesis.tex", source="s")
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 

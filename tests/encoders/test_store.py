@@ -223,5 +223,5 @@ def test_outlines_of_another_version_of_the_library_are_noticed(tmp_path: Path, 
     store, same = OutlineStore(tmp_path), HashEncoder()
     store.check_current(SENTENCES, same)
     assert len(same.seen) == 21 and {same.seen[0], same.seen[-1]} == {SENTENCES[0], SENTENCES[-1]}
-    with pytest.raises(OutlinesError, match=r"hash now computes other outlines than the stored ones\. .* delete this"):
+    with pytest.raises(OutlinesError, match=r"hash now computes different outlines\. .* delete this"):
         store.check_current(SENTENCES, Changed())

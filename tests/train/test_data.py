@@ -48,8 +48,8 @@ def test_too_few_sentences_are_refused_before_anything_is_prepared(tmp_path: Pat
     same = written(tmp_path / "same.txt", ["A dog runs."] * 300)
     for config, message in ((CorpusConfig((one,)), r"Too few sentences \(.*\); each split needs 6. Use at least 60"),
                             (CorpusConfig((same,)), "Too few sentences"),
-                            (CorpusConfig((some,), test=(one,)), r"\(test 1\); each split needs 6. Add some to --test"),
-                            (CorpusConfig((some,), valid=(one,)), r"\(valid 1\).*Add some to --valid"),
+                            (CorpusConfig((some,), test=(one,)), r"\(test 1\); each split needs 6. Add sentences to --test"),
+                            (CorpusConfig((some,), valid=(one,)), r"\(valid 1\).*Add sentences to --valid"),
                             (CorpusConfig((some,), valid=(one,), test=(one,)), r"\(valid 1, test 1\)"),
                             (CorpusConfig((some,), group_lines=100), "Too few groups of two or more sentences")):
         with pytest.raises(CorpusError, match=message):

@@ -314,11 +314,11 @@ def test_an_encoder_that_moved_with_its_run_is_found(tiny_run: Path, recurrent_e
     write_json(run / "run.json", described)
     pipeline = load(run, "cpu")
     vars(pipeline.model)["encoder"]["name"] = f"recurrent:{old / 'encoder'}"
-    gone = f"error: {run}: it needs {old / 'encoder'}, which is gone. Put it back, or beside the run.\n"
+    gone = f"error: {old / 'encoder'}: missing, but the run {run} needs it. Put it back, or next to the run.\n"
     for arguments in (["--resume", str(run)], ["evaluate", str(run), "--encoder", "none"]):
         assert main([*arguments, "--quiet"]) == 2
         assert capsys.readouterr().err == gone
-    with pytest.raises(OutlinesError, match="which is gone"):
+    with pytest.raises(OutlinesError, match="missing, but the run"):
         pipeline.encode(["A dog runs."])
     shutil.copytree(recurrent_encoder, home / old.name / "encoder")
     assert main(["--resume", str(run), "--quiet"]) == 0

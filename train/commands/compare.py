@@ -64,7 +64,7 @@ def members_of(names: str, preset: str) -> dict[str, tuple[str, str]]:
     present = {source for family, _ in runs.values() for source in models[family].sources[1:]}
     if missing := sorted(controls & set(wanted) - present):
         owners = ", ".join(sorted(name for name in generators if missing[0] in models[name].sources))
-        raise OutlinesError(f"--families {names!r}: {missing[0]} is a control of {owners}. Add that family.")
+        raise OutlinesError(f"--families {names!r}: {missing[0]} is a fitted baseline of {owners}. Add this family.")
     return runs
 
 

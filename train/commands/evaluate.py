@@ -179,7 +179,7 @@ def _check(runs: Sequence[Run], leader: Run, options: argparse.Namespace) -> set
             raise OutlinesError(f"{run.directory}: {run.model.family!r} models only reconstruct sentences, so there are no "
                                 "samples to evaluate. Leave this run out.")
         if run.data.corpus.fingerprint != leader.data.corpus.fingerprint:
-            raise OutlinesError(f"{run.directory} has another corpus or tokenizer than {leader.directory}. "
+            raise OutlinesError(f"{run.directory} and {leader.directory} have different corpora or tokenizers. "
                                 "Evaluate only runs on the same corpus together.")
     if options.guidance and not any(run.model.decoder.config.vector_dropout for run in runs):
         raise OutlinesError("--guidance has no effect: no run was trained with --outline-dropout above 0. Leave it out.")

@@ -166,7 +166,7 @@ def _check_comparable(runs: dict[str, tuple[str, RunConfig]], flags: dict[str, A
     first, *others = runs
     for name in others:
         if runs[name][1].corpus != runs[first][1].corpus:
-            raise OutlinesError(f"{name}: its preset has another corpus or tokenizer than {first}. "
+            raise OutlinesError(f"The presets of {name} and {first} use different corpora or tokenizers. "
                                 "Compare runs on the same corpus.")
     known = {field for _, config in runs.values() for field in known_fields(type(config.model))}
     for flag in flags:

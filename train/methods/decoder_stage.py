@@ -30,7 +30,7 @@ def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int, **se
     config_class = DECODERS[options.decoder].config_class
     known = {field.name for field in dataclasses.fields(config_class)}
     for name in settings.keys() - known:
-        raise OutlinesError(f"Decoder {options.decoder!r} has no setting {name!r}. Choose another --decoder.")
+        raise OutlinesError(f"Decoder {options.decoder!r} has no option {name!r}. Choose another --decoder.")
     shape = {name: value for name, value in vars(options).items() if name in known and (name, value) != ("num_layers", 0)}
     return config_class(data.tokenizer.vocab_size, vector_dim, **{**vars(data.tokenizer.special), **shape, **settings})
 

@@ -32,7 +32,7 @@ def new_run_directory(root: Path, description: str) -> Path:
 def locked(directory: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Lock the directory for this process, and delete the leftovers of interrupted writes in it.
 
-    waiting: called with a message before waiting for another process; if None, a lock held elsewhere is an error.
+    waiting: called with a message before waiting for another process; None: do not wait, raise OutlinesError.
     """
     with open(directory / "lock", "a+") as file:
         try:
@@ -41,7 +41,7 @@ def locked(directory: Path, waiting: Callable[[str], None] | None = None) -> Ite
             file.seek(0)
             holder = f"{directory}: process {file.read().strip()} is training here"
             if waiting is None:
-                raise OutlinesError(f"{holder}. Wait for it, or choose another directory.") from error
+                raise OutlinesError(f"{holder}. Wait until it ends, or choose another directory.") from error
             waiting(f"{holder}: waiting for it")
             _lock(file, wait=True)
         file.truncate(0)
@@ -53,8 +53,8 @@ def locked(directory: Path, waiting: Callable[[str], None] | None = None) -> Ite
 
 
 def _lock(file: IO[str], wait: bool) -> None:
-    """Lock an open file; raises BlockingIOError if another process has it and this one does not wait."""
-    with contextlib.suppress(ImportError):  # Windows has no fcntl: there, nothing is locked
+    """Lock an open file. Without `wait`, raises BlockingIOError if another process has locked it."""
+    with contextlib.suppress(ImportError):  # Windows has no fcntl, so nothing is locked
         import fcntl
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
@@ -77,8 +77,8 @@ def read_run(directory: Path) -> dict[str, Any]:
         raise no_run(directory)
     data = read_json(directory / "run.json")
     if data.get("format") != FORMAT:
-        raise OutlinesError(f"{directory / 'run.json'}: has format {str(data.get('format'))[:40]}, this version reads "
-                            f"{FORMAT}. Train the run again.")
+        raise OutlinesError(f"{directory / 'run.json'}: its format is {str(data.get('format'))[:40]}, but this version "
+                            f"reads format {FORMAT}. Train the run again.")
     return data
 
 
@@ -126,7 +126,10 @@ def checkpoints(directory: Path) -> list[Path]:
 
 
 def newest_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]] | None:
-    """Return tensors and meta of the newest valid checkpoint and the errors of newer ones; raises if all are damaged."""
+    """Return tensors and meta of the newest valid checkpoint and the errors of newer ones; None if there are no checkpoints.
+
+    Raises OutlinesError if all are damaged.
+    """
     found = checkpoints(directory)
     damaged: list[str] = []
     for path in reversed(found):
@@ -140,7 +143,7 @@ def newest_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any], 
     if found != (now := checkpoints(directory)) and now:  # a trainer replaced them in the meantime
         return newest_checkpoint(directory)
     if damaged:
-        raise OutlinesError(f"{damaged[0]} No other checkpoint of this run is valid, so otherwise train it again.")
+        raise OutlinesError(f"{damaged[0]} No other checkpoint of this run is valid. If you have no copy, train it again.")
     return None
 
 

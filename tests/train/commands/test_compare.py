@@ -283,10 +283,10 @@ def test_families_to_compare_are_named() -> None:
 
 
 @pytest.mark.parametrize(("families", "arguments", "message"), [
-    ("lm,mixture", [], "mixture is a control of outlines. Add that family."),
+    ("lm,mixture", [], "mixture is a fitted baseline of outlines. Add this family."),
     ("lm,area", [], "Did you mean 'arae'"), ("encoder,lm", [], "unknown name"),
     ("lm,lm", [], "contains the same name twice"),
-    ("lm,arae-snli", [], "arae-snli: its preset has another corpus or tokenizer than lm"),
+    ("lm,arae-snli", [], "arae-snli and lm use different corpora or tokenizers"),
     ("lm,vae", ["--gan-steps", "3"], "--gan-steps has no effect on lm, vae"),
     ("lm,vae", ["--remedy", "vae-bow"], "--remedy has no effect with --families")])
 def test_families_that_cannot_be_compared_are_named(families: str, arguments: list[str], message: str) -> None:

@@ -319,7 +319,7 @@ def test_runs_that_cannot_be_evaluated_are_refused_in_one_line(lm_run: Path, tin
     corpus.write_text("\n".join(grammar.sentences(600, seed=6)) + "\n")
     other = moved(lm_run, tmp_path / "other", corpus, keep_hashes=False)
     errors = refused(["evaluate", str(lm_run), str(other), "--quiet"], capsys)
-    assert "has another corpus or tokenizer" in errors and "Evaluate only runs on the same corpus together." in errors
+    assert "have different corpora or tokenizers" in errors and "Evaluate only runs on the same corpus together." in errors
     changed = moved(lm_run, tmp_path / "changed", corpus, keep_hashes=True)
     assert "the corpus has changed since this run began" in refused(["evaluate", str(changed), "--quiet"], capsys)
     shutil.copytree(lm_run, tmp_path / "twin")

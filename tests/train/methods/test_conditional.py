@@ -367,7 +367,7 @@ def test_labels_reach_generator_and_critic(labelled: tuple[RunConfig, Dataset]) 
     noise = torch.zeros(6, 16)
     assert not torch.allclose(model.given(conditions, noise), model.given(conditions[:, [*range(16), 17, 16]], noise))
     assert model.number_of(model.labels[1]) == 1
-    for label, message in (("third", "Use one of first, second"), (None, "without a label.*Use one of first, second")):
+    for label, message in (("third", "Use one of first, second"), (None, "has no label.*Use one of first, second")):
         with pytest.raises(OutlinesError, match=message):
             model.number_of(label)
 
