@@ -1,7 +1,8 @@
 """The training loop, shared by all methods. It keeps the weights of the validation with the lowest criterion.
 
-A step depends only on the weights and on (seed, stage, step). A checkpoint is therefore weights, optimiser states and a
-position, and a resumed run on the same CPU with the same number of threads equals an uninterrupted one bit for bit.
+A step depends only on the weights, the optimiser states and (seed, stage, step). Therefore a checkpoint contains weights,
+optimiser states and a position. On the same CPU with the same number of threads, a resumed run equals an uninterrupted run
+bit for bit.
 """
 
 import math
@@ -29,7 +30,7 @@ from train.runtime.run_directory import checkpoint_path, newest_checkpoint, prun
 from train.runtime.signals import Stopped, StopSignals
 
 SHOWN_AFTER, NUM_SHOWN = 60, 2  # after a minute, each validation prints two samples
-TIMED_STEPS = 20  # first steps, from which the length of the run is estimated
+TIMED_STEPS = 20  # the duration of these first steps gives an estimate for the run
 PASSES = 8  # approximate number of times that a step passes a row through generator or critic
 COUNTERS = ("step", "begun", "examples", "stale", "bad_steps", "bad_in_a_row")
 """attributes of the loop that a checkpoint holds under their own names"""
@@ -76,7 +77,7 @@ class Loop:
                     self.best_criterion, self.best, self.stale = math.inf, {}, 0
                     self._check_signals()
                     self._seed_step()
-                    # A signal may interrupt `begin` at once: it can last minutes, and it leaves nothing half done.
+                    # A signal may interrupt `begin` at once, because `begin` can last minutes and writes no files.
                     self.signals.deferred = False
                     with self.reporter.timed(stage.name), self.reporter.bar(f"begin {stage.name}", "iterations") as progress:
                         stage.begin(progress)
@@ -152,7 +153,7 @@ class Loop:
             load_modules(stage.modules, self.best, "best")
 
     def _skip(self, stage: Stage, error: NotFinite) -> None:
-        """Count a failed step; raise NotFinite after too many in a row."""
+        """Count a failed step; raise NotFinite after too many consecutive ones."""
         self.bad_steps += 1
         self.bad_in_a_row += 1
         where, limit = f"stage {stage.name}, step {self.step}", self.config.max_bad_steps

@@ -58,8 +58,8 @@ class Validation:
     """The results of a validation.
 
     figures: by log key. criterion: the stage keeps the weights with the lowest criterion. levels: figures of fixed
-    baselines, which the progress line does not repeat. histograms, pictures: for TensorBoard, by key. vectors: [N, D] to
-    decode as samples, instead of the model's own.
+    baselines, which the progress line does not print. histograms, pictures: for TensorBoard, by key. vectors: [N, D], to
+    decode into samples in place of vectors from the model.
     """
 
     figures: Mapping[str, float]
@@ -84,15 +84,15 @@ class Stage(ABC):
     patience = 0  # validations without improvement after which the stage ends early; 0: never
     validates_start = False  # whether the weights before the first step can be the best ones
     several_updates = False
-    """whether a step makes several updates, so that a failed step must be undone from a copy of the weights"""
+    """whether a step makes several updates, so that undoing a failed step needs a copy of the weights"""
 
     def begin(self, progress: Progress) -> None:
-        """Prepare the stage before its first step; writes no files, because a signal may interrupt it at any point."""
+        """Prepare the stage before its first step. Must not write files, because a signal may interrupt it at any point."""
         return
 
     @abstractmethod
     def step(self, step: int, batch: Batch, update: Update) -> dict[str, Tensor]:
-        """Make the updates of a step and return scalars by log key, this rank's shares of the global means."""
+        """Make the updates of a step. Return scalars by log key: this rank's share of each global mean."""
 
     @abstractmethod
     def validate(self) -> Validation:
@@ -142,7 +142,7 @@ class Method(ABC):
     family: ClassVar[str]
     config_class: ClassVar[type[DecoderOptions]]
     presets: ClassVar[dict[str, dict[str, Any]]]
-    own_title: ClassVar[str] = ""  # of the table of `own_rows`, whose columns tables.toml lists under the family's name
+    own_title: ClassVar[str] = ""  # title of the table of `own_rows`; tables.toml lists its columns under the family's name
     layout: ClassVar[dict[str, Any]] = {}  # TensorBoard's custom scalars, from `charts`
 
     model: TextModel

@@ -60,7 +60,7 @@ def run_config(directory: Path) -> RunConfig:
 
 
 def device_of(directory: Path, given: str | None) -> str:
-    """Return the device for an existing run: `given`, or the run's own. If its own is not available: warn, return auto."""
+    """Return the device for an existing run: `given`, or the run's own. If this is not available, warn and return auto."""
     stored = run_config(directory).training.device
     try:
         choose_device(given or stored)

@@ -1,7 +1,7 @@
 """The embedded corpus: a probabilistic grammar of everyday scenes with exact log-probabilities and entropy.
 
-Source of the entropy of derivations: Grenander, Syntax-Controlled Probabilities (1967). It equals the entropy of sentences
-if every sentence has only one derivation. A test proves this for the scenes.
+The entropy of derivations equals the entropy of sentences if every sentence has only one derivation. A test shows that this
+holds for the scenes. Source: Grenander, Syntax-Controlled Probabilities (1967).
 """
 
 import functools

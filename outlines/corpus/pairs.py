@@ -19,7 +19,7 @@ class Pairs:
     """
 
     def __init__(self, groups: np.ndarray, labels: np.ndarray, headed: bool):
-        """groups: [N], group number of each row. headed: only a group's first row is a condition; else all rows are."""
+        """groups: [N], group number of each row. headed: only the first row of a group is a condition, not every row."""
         starts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
         sizes = np.diff(np.append(starts, len(groups)))
         self.first, self._size = np.repeat(starts, sizes), np.repeat(sizes, sizes)

@@ -126,7 +126,7 @@ def _subjects(cast: Cast) -> dict[str, list[str]]:
 
 
 def _clause_rules(cast: Cast, scene: str, name: str, who: str, looks: str) -> dict[str, str]:
-    """Return the rules NEW (a new subject), SUBJECT (any), ING, DO and ED (actions), and HERE (ING without its place)."""
+    """Return the rules of a clause, named as in scenes.toml; HERE is ING without its place."""
     frames, nouns, adjectives = cast.frames.split("|"), _subjects(cast)[who], cast.adjectives.split()
     now = "all" if who == "all" else "one"
     do, ing, ed = ([_expand(frame, scene, who, form) for frame in frames] for form in (now, "ing", "past"))
@@ -149,7 +149,7 @@ def _clause_rules(cast: Cast, scene: str, name: str, who: str, looks: str) -> di
 
 
 def _cast_rules(cast: Cast, scene: str, name: str, looks: str, kind: str, heads: tuple[str, ...]) -> dict[str, str]:
-    """Return the rules `heads`, which are templates of this kind with subjects of the cast, and all rules below them."""
+    """Return the rules `heads` for subjects of the cast, with all rules that they need. kind: their section in scenes.toml."""
     rules: dict[str, str] = {}
     for who in _subjects(cast):
         sub = f"{name}.{who}"
@@ -158,6 +158,6 @@ def _cast_rules(cast: Cast, scene: str, name: str, looks: str, kind: str, heads:
         here = f" | AT.{scene} , SUBJECT.{sub} {be} HERE.{sub} ." if f"HERE.{sub}" in rules else ""
         rules |= {f"{rule}.{sub}": text.format(sub=sub, scene=scene, be=be, was=was, here=here)
                   for rule, text in LEXICON[kind].items()}
-    # Kinds of subject are weighted by their number of nouns; half are plural.
+    # Each kind of subject is weighted by its number of nouns, so half of the subjects are plural.
     return rules | {f"{rule}.{name}": _any(f"{len(nouns)}: {rule}.{name}.{who}" for who, nouns in _subjects(cast).items())
                     for rule in heads}

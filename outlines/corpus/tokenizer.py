@@ -43,14 +43,14 @@ NUM_SPECIALS = 4 + 256  # the special tokens, and one piece per byte
 MIN_VOCAB_SIZE, MAX_DEFAULT = 500, 12_000
 COVERED, MIN_COUNT = 0.99, 3
 PIECES_PER_WORD = 1.5
-"""Pieces that BPE needs per word that should be one piece: it merges them from shorter ones. Measured on Multi30k."""
+"""Pieces in the vocabulary per word that is one piece, because BPE merges it from shorter pieces. Measured on Multi30k."""
 SPM_TRAIN = ("spm_train --input=FILE --model_prefix=NAME --vocab_size=8000 --model_type=bpe --byte_fallback=true "
              + " ".join(f"--{name}={id}" for name, id in asdict(SPECIAL).items()))
 NORMALIZATION = {False: "nmt_nfkc", True: "nmt_nfkc_cf"}  # whether to convert to lower case → SentencePiece's rule
 
 
 def normalizer(lowercase: bool) -> Callable[[str], str]:
-    """Return a function that normalises a sentence like a tokenizer from `train_tokenizer` does."""
+    """Return a function that normalises a sentence in the same way as a tokenizer from `train_tokenizer`."""
     rule = sentencepiece.SentencePieceNormalizer(rule_name=NORMALIZATION[lowercase])
     return lambda sentence: " ".join(rule.normalize(sentence).replace("▁", " ").split())
 
@@ -58,8 +58,8 @@ def normalizer(lowercase: bool) -> Callable[[str], str]:
 def vocabulary_size(sentences: Iterable[str], lowercase: bool = False) -> tuple[int, int]:
     """Return the default vocabulary size and the smallest possible one.
 
-    With the default, about COVERED of the words of the text are one piece each. Words that occur less than MIN_COUNT times
-    do not count.
+    With the default, a share of about COVERED of the words of the text are one piece each. Words that occur less than
+    MIN_COUNT times do not count.
     """
     normalizer = sentencepiece.SentencePieceNormalizer(rule_name=NORMALIZATION[lowercase])
     counts, characters = Counter[str](), set[str]()

@@ -16,7 +16,7 @@ def complete(sampler: Sampler, tokenizer: Tokenizer, vector: Tensor | None, unif
     """Return one sentence per row that starts with `beginning`. Other arguments: see `sample`.
 
     The tokens of an unfinished word are rarely the first tokens of the finished word. So the last tokens of `beginning` are
-    replaced by one token that starts with their text. It is drawn in proportion to the probability of all tokens so far.
+    replaced by one token that starts with their text, drawn in proportion to the probability of all tokens so far.
     """
     (tokens,) = tokenizer.encode([beginning])
     check(sampler.decoder, vector, config, len(tokens))

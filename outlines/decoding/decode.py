@@ -16,7 +16,7 @@ CPU_ROWS = 1024  # rows that the plain sampler writes at once on a CPU, which bo
 
 
 class Sampler:
-    """Writes sentences with the parameters that the decoder has when the Sampler is built. Build it once to sample often."""
+    """Writes sentences with a decoder. Build a new Sampler when the decoder's parameters have changed."""
 
     def __init__(self, decoder: Decoder, bfloat16: bool = False):
         """bfloat16: use bfloat16 matrix products to draw tokens; greedy decoding and beam search always use float32."""

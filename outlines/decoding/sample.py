@@ -57,7 +57,7 @@ def pad(logits: Tensor) -> Tensor:
 def draw(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
     """Return one token per row [B] of padded logits [B, V], which it overwrites; uniforms: [B] in [0, 1).
 
-    Filters in this order: temperature, top-k, nucleus (Holtzman et al. 2020). All ties at the edge are kept.
+    Filters in this order: temperature, top-k, nucleus (Holtzman et al. 2020). Tokens that tie with the last one are kept.
     """
     return _invert(logits, weigh(logits, config), uniforms) if config.temperature else logits.argmax(dim=1)
 
@@ -70,11 +70,11 @@ def weigh(logits: Tensor, config: SamplingConfig) -> Tensor:
         logits.masked_fill_(logits < logits.topk(config.top_k, dim=1).values[:, -1:], -torch.inf)
     probabilities = torch.softmax(logits, dim=1, out=logits)
     if config.top_p < 1:
-        # The likeliest tokens nearly always suffice, and sorting all of them is much slower.
+        # The LIKELIEST tokens nearly always contain the nucleus, and sorting all tokens is much slower.
         ordered = probabilities.topk(min(LIKELIEST, probabilities.shape[1]), dim=1).values
         if bool((ordered.sum(dim=1) < config.top_p).any()):
             ordered = probabilities.sort(dim=1, descending=True).values
-        # Remove a token if the likelier ones already reach top_p; the first one always stays.
+        # Remove a token if the likelier tokens already reach top_p. The likeliest token always stays.
         outside = ordered.cumsum(dim=1) - ordered >= config.top_p
         least = ordered.masked_fill(outside, torch.inf).amin(dim=1, keepdim=True)
         probabilities.masked_fill_(probabilities < least, 0)

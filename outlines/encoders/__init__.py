@@ -18,7 +18,7 @@ from outlines.encoders.recurrent import FrozenRecurrentEncoder
 from outlines.encoders.sentence_transformer import load_sentence_transformer
 from outlines.errors import OutlinesError
 
-MOST_UNREAD = 0.01  # of the text, before a warning
+MOST_UNREAD = 0.01  # share of the letters; above it, a warning is printed
 
 
 class SentenceEncoder(Protocol):
@@ -42,7 +42,7 @@ class SentenceEncoder(Protocol):
 
 
 def unread_notes(encoder: SentenceEncoder, sentences: list[str], outlines: np.ndarray) -> list[str]:
-    """Return one sentence for each kind of text that an encoder does not read. outlines: [N, D], of the N sentences."""
+    """Return one sentence for each kind of text that an encoder cannot read or distinguish. outlines: [N, D]."""
     unknown, cut = encoder.unread(sentences)
     different = list({sentence.casefold(): row for row, sentence in enumerate(sentences)}.values())
     units = outlines[different] / np.maximum(np.linalg.norm(outlines[different], axis=1, keepdims=True), 1e-12)
@@ -56,12 +56,15 @@ def unread_notes(encoder: SentenceEncoder, sentences: list[str], outlines: np.nd
 
 
 def encoder_name(name: str, prompt: str = "", dim: int = 0) -> str:
-    """Return the name of an encoder with a prompt before each sentence ("": the model's) and `dim` dimensions (0: all)."""
+    """Return the name of an encoder that adds `prompt` to each sentence ("": the model's own) and keeps `dim` dimensions."""
     return f"{name}?dim={dim}&prompt={quote(prompt, errors='replace')}" if prompt or dim else name
 
 
 def load_encoder(name: str, device: str = "cpu", run: Path | None = None) -> SentenceEncoder:
-    """Return the encoder with this name. run: its moved directory is searched near this run. Raises OutlinesError."""
+    """Return the encoder with this name. run: search near it for an encoder's directory that has moved with it.
+
+    Raises OutlinesError.
+    """
     base, dim, prompt = re.findall(r"(?s)\A(.*?)(?:\?dim=(\d{1,9})&prompt=([^?&]*))?\Z", name)[0]
     kind, _, argument = base.partition(":")
     if run and Path(argument).is_absolute():

@@ -61,11 +61,11 @@ class SentenceTransformerEncoder:
         return np.ascontiguousarray(outlines, dtype=np.float32)
 
     def unread(self, sentences: list[str]) -> tuple[float, float]:
-        if not getattr(self._tokenizer, "is_fast", False):  # for example that of static embeddings
+        if not getattr(self._tokenizer, "is_fast", False):  # for example, the tokenizer of static embeddings
             return 0.0, 0.0
         vocab, limit = self._tokenizer.get_vocab(), self._model.max_seq_length or 10**9
         foreign = {number for piece, number in vocab.items() if any(char > "\u024f" and char.isalpha() for char in piece)}
-        # The few non-Latin letters in an English vocabulary are not sufficient for words.
+        # An English vocabulary has few non-Latin letters, and not whole words of them, so they count as unknown.
         unknown = {self._tokenizer.unk_token_id, *(foreign if len(foreign) < len(vocab) / 10 else ())}
         texts = [(self._options["prompt"] or "") + sentence for sentence in sentences]
         rows = self._tokenizer(texts, verbose=False).encodings

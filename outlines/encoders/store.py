@@ -35,7 +35,7 @@ ENCODE_AGAIN = "Delete it if it exists and run the encoding again."
 def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Path, *, corpus_fingerprint: str,
                   shard_rows: int = SHARD_ROWS, rank: int = 0, world: int = 1,
                   progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-    """Encode the missing or damaged shards of a rank (every `world`-th). progress: called with (sentences done, total)."""
+    """Encode a rank's missing or damaged shards (every `world`-th shard). progress: called with (sentences done, total)."""
     label = {"rows": len(sentences), "shard_rows": shard_rows, "dim": encoder.dim, "encoder": encoder.name,
              "encoder_fingerprint": encoder.fingerprint, "corpus_fingerprint": corpus_fingerprint}
     for file in sorted(directory.glob("shard-*.json")):

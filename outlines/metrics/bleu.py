@@ -24,7 +24,10 @@ class References:
                         self.largest_two[ngram] = (max(first, count), min(first, count))
 
     def matches(self, hypothesis: Words, n: int, is_member: bool = False) -> int:
-        """Count the matching n-grams, each up to its largest count in one reference. is_member: in one *other* reference."""
+        """Count the matching n-grams, each up to its largest count in one reference.
+
+        is_member: whether the hypothesis is one of the references. Then it is compared only with the others.
+        """
         total = 0
         for ngram, count in Counter(ngrams(hypothesis, n)).items():
             first, second = self.largest_two.get(ngram, (0, 0))
@@ -40,7 +43,7 @@ class References:
 
 
 def _sentence_bleu(hypothesis: Words, references: References, is_member: bool) -> list[float]:
-    """Return BLEU-1 to BLEU-max_n of one sentence; an order without a match counts 0.1 (NLTK's method1)."""
+    """Return BLEU-1 to BLEU-max_n of one sentence; an order without a match counts as 0.1 matches (NLTK's method1)."""
     orders = range(1, references.max_n + 1)
     matches = [references.matches(hypothesis, n, is_member) for n in orders]
     if matches[0] == 0:
@@ -52,7 +55,7 @@ def _sentence_bleu(hypothesis: Words, references: References, is_member: bool) -
 
 
 def bleu_scores(hypotheses: Sequence[Words], references: References, are_members: bool = False) -> dict[int, float]:
-    """Return BLEU-2 to BLEU-max_n of samples against a test set: {n: score in 0..1}. max_n: of the references.
+    """Return BLEU-2 to BLEU-max_n of samples against a test set: {n: score in 0..1}. max_n: the one of `references`.
 
     Mean sentence BLEU-n with the whole set as references, NLTK's smoothing method1. It grows with the number of references.
     are_members: whether the samples are the references, so that each is compared with all others.

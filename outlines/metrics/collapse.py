@@ -48,9 +48,10 @@ def kl_by_dim(mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 class Steps(NamedTuple):
-    """Posteriors with a latent at every step, given one draw of the earlier latents; [N, T, Z], in units of each prior.
+    """Posteriors of a model with a latent at every step, standardised by the prior of each step: [N, T, Z].
 
-    After the end of a sentence, mu and logvar are 0 and `drawn` is N(0, 1).
+    Each posterior is given one draw of the earlier latents. After the end of a sentence, mu and logvar are 0 and `drawn`
+    is N(0, 1).
     """
 
     mu: Tensor
@@ -64,14 +65,17 @@ class Steps(NamedTuple):
 
 
 def kl_by_position(steps: Steps) -> Tensor:
-    """Return KL(q(z_t|x, earlier z) || p(z_t|earlier tokens and z)), averaged over the sentences that have the step: [T]."""
+    """Return KL(q(z_t|x, earlier z) || p(z_t|earlier tokens and z)) of each step t: [T].
+
+    Each is averaged over the sentences that have this step.
+    """
     kl = kl_to_standard_normal(steps.mu.double(), steps.logvar.double()).sum(dim=2)
     reached = torch.arange(kl.shape[1]) < steps.lengths[:, None]
     return ((kl * reached).sum(dim=0) / reached.sum(dim=0).clamp_min(1))[:int(steps.lengths.max())]
 
 
 def active_positions(steps: Steps) -> int:
-    """Count the positions with an active dimension; a position that fewer than two sentences have does not count."""
+    """Count the positions with an active dimension. Positions that fewer than two sentences have do not count."""
     means = (steps.mu[steps.lengths > position, position] for position in range(int(steps.lengths.max())))
     return sum(len(mu) > 1 and active_units(mu) > 0 for mu in means)
 
@@ -104,7 +108,7 @@ def mutual_information(mu: Tensor, logvar: Tensor, rng: torch.Generator, num_dra
         z = draw_posterior(mu, logvar, rng)
         for rows in torch.arange(len(mu)).split(chunk):
             log_q = offsets + z[rows] @ (mu * precision).T - z[rows].square() @ precision.T / 2
-            # log q(z|x) comes from the same matrix, so rounding cannot lift a term above log N.
+            # log q(z|x) comes from the same matrix, so rounding cannot raise a term above log N.
             own = log_q.gather(1, rows[:, None])[:, 0]
             terms[rows] += (own - log_q.logsumexp(dim=1) + math.log(len(mu))) / num_draws
     nats, error = float(terms.mean()), float(terms.std()) / math.sqrt(len(mu))
@@ -129,8 +133,8 @@ class SignalNoise(NamedTuple):
 def signal_noise(mu: Tensor, logvar: Tensor | None) -> SignalNoise:
     """Return signal, noise, their ratio and ½ log(1 + ratio) nats for each dimension.
 
-    The information equals I(x; z) of one dimension if mu is Gaussian over x and sigma is constant. Otherwise, it can be
-    too high (other mu) or too low (other sigma). Without noise, the resolution of float32 limits it to about 16 nats.
+    The information equals I(x; z) of one dimension if mu is Gaussian over x and sigma is constant. If mu is not Gaussian, it
+    can be too high; if sigma varies, too low. Without noise, the resolution of float32 limits it to about 16 nats.
     """
     mu, logvar = checked(mu, logvar)
     signal = mu.var(dim=0)
@@ -152,7 +156,8 @@ def drift(evaluations: Sequence[Posterior]) -> Drift:
     """Return the root mean square change of mu and sigma of the same sentences from one evaluation to the next.
 
     0 for a frozen encoder, √2 if mu is redrawn every time, no ceiling. A shift or rotation of the whole space also counts,
-    although a decoder can adapt to it; the latent gap shows whether it did. evaluations: at least two, oldest first.
+    although a decoder can adapt to it. The latent gap shows whether the decoder has adapted.
+    evaluations: at least two, oldest first.
     """
     posteriors = [checked(mu, logvar) for mu, logvar in evaluations]
     means = torch.stack([mu for mu, _ in posteriors])
@@ -163,7 +168,7 @@ def drift(evaluations: Sequence[Posterior]) -> Drift:
 
 
 def other_rows(num_rows: int, num_swaps: int, rng: torch.Generator) -> Tensor:
-    """Return `num_swaps` other rows for each row, [num_swaps, N]; each line is a permutation without fixed points."""
+    """Return `num_swaps` other rows for each row, [num_swaps, N]: permutations in which no row keeps its place."""
     if not 1 <= num_swaps < num_rows:
         raise OutlinesError(f"{num_rows} sentences are too few for {num_swaps} swaps of vectors. Use a larger test split.")
     # A random circle, not the file's order, because neighbouring captions describe the same picture.
@@ -174,7 +179,7 @@ def other_rows(num_rows: int, num_swaps: int, rng: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Gap:
-    """Rise of the nll with another vector, nats per token, and its standard error over sentences."""
+    """Rise of the nll if the decoder reads another vector, nats per token, and its standard error over sentences."""
 
     per_token: float
     error: float
@@ -185,14 +190,14 @@ class Gap:
 
 
 def _gap(own: np.ndarray, changed: np.ndarray, num_targets: np.ndarray) -> Gap:
-    """Return the rise from `own` to `changed` nll [N] per token, a ratio of sums, with that ratio's standard error."""
+    """Return the rise from `own` to `changed` nll [N] per token (a ratio of sums) and the standard error of this ratio."""
     per_token = float((changed - own).sum() / num_targets.sum())
     deviations = changed - own - per_token * num_targets
     return Gap(per_token, float(deviations.std(ddof=1) / math.sqrt(len(own)) / num_targets.mean()))
 
 
 def latent_gap(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor, *others: Tensor) -> Gap:
-    """Return the nll of sentences with other vectors minus the nll with their own, per token; the mean over `others`.
+    """Return the nll of sentences with other vectors minus the nll with their own, per token, averaged over `others`.
 
     0: the decoder ignores the vector. There is no ceiling, because a wrong vector can mislead the decoder.
     rows: token ids of N sentences. vectors, others: [N, Z]. decoder: in evaluation mode.
@@ -210,7 +215,7 @@ def latent_gap_by_dim(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Ten
     own, num_targets = nll_of_rows(decoder, rows, vectors)
     gaps: list[Gap] = []
     num_dims = num_dims or vectors.shape[1]
-    for dims in torch.arange(num_dims).split(max(1, 256 // len(rows))):  # few rows: several dimensions share a batch
+    for dims in torch.arange(num_dims).split(max(1, 256 // len(rows))):  # with few rows, several dimensions share a batch
         changed = vectors.repeat(len(dims), 1, 1)
         for dim, part in zip(dims.tolist(), changed, strict=True):
             part[:, dim::num_dims] = others[:, dim::num_dims]

@@ -19,14 +19,15 @@ from outlines.metrics.collapse import Gap, MutualInformation, OutputChange, Post
 from outlines.networks.decoder import Decoder
 
 CONSTANT_SIGMA = 0.1  # standard deviation over x of log sigma below which sigma counts as constant
-MIN_INFORMATION = 0.05  # nats; below it, a dimension counts as empty: sigma is over 3 standard deviations of mu
+MIN_INFORMATION = 0.05  # nats; a dimension with less counts as empty: its sigma exceeds 3 standard deviations of its mu
 MIN_MODEL_INFORMATION = math.log(2)
 """Nats that a used vector must carry about the sentence: the answer to one yes-or-no question."""
 MAX_DRIFT = 1.0
-"""Standard deviations of mu; above it, a sentence's old z predicts its new z worse than the mean over sentences does."""
+"""Standard deviations of mu. If the drift is larger, the mean over sentences predicts a sentence's new z better than its
+old z does."""
 MIN_GAP = 0.01
-"""Nats per token that the nll must rise with another sentence's vector (1 % of perplexity). One dimension must reach an
-equal share, MIN_GAP / Z, so that the rule works for a z of 2 dimensions and for an outline of 384."""
+"""Nats per token by which the nll must rise with another sentence's vector (1 % of perplexity). For one of Z dimensions the
+threshold is MIN_GAP / Z, so that the rule works for a z of 2 dimensions and for an outline of 384."""
 
 NUM_SWAPS = 3  # other vectors tried per sentence
 NUM_OUTPUTS = 100  # vectors decoded greedily
@@ -43,9 +44,9 @@ class Verdict(StrEnum):
 
 
 def judge(signal: float, sigma_variation: float, information: float, drift: float | None, used: bool) -> Verdict:
-    """Return the verdict on one dimension. used: whether the nll depends on it. drift: of mu, or None if not measured.
+    """Return the verdict on one dimension. used: whether the nll depends on it. drift: of mu; None if not measured.
 
-    A decoder that uses z has followed its drift, so `used` is checked before the drift.
+    A decoder that uses z has adapted to its drift, so `used` is checked before the drift.
     """
     if information < MIN_INFORMATION:
         constant = signal < collapse.ACTIVE_VARIANCE and sigma_variation < CONSTANT_SIGMA
@@ -56,7 +57,10 @@ def judge(signal: float, sigma_variation: float, information: float, drift: floa
 
 
 def judge_model(dims: Sequence[Verdict], used: bool) -> Verdict:
-    """Return the verdict on the model: used, or the most frequent one of its informative dimensions (if none: of all)."""
+    """Return the verdict on the model: used, or the most frequent verdict of its dimensions.
+
+    Dimensions without information count only if no dimension has information.
+    """
     informative = [dim for dim in dims if dim in (Verdict.TOO_NOISY_DRIFT, Verdict.IGNORED)]
     return Verdict.USED if used else Counter(informative or dims).most_common(1)[0][0]
 
@@ -134,8 +138,9 @@ def diagnose(decoder: Decoder, rows: Sequence[np.ndarray], mu: Tensor, logvar: T
     The vector is used if it carries information (mutual information of at least MIN_MODEL_INFORMATION; without noise, one
     dimension with MIN_INFORMATION) and the latent gap reaches MIN_GAP.
     decoder: in evaluation mode. rows: token ids of N held-out sentences. mu, logvar: [N, Z]; logvar None: mu is the vector.
-    probes: posteriors of fixed sentences at successive evaluations, oldest first; empty: no drift. prior: vectors [N, Z] for
-    `gap_prior`; None: N(0, I), or nothing without logvar. num_dim_rows: sentences for the gaps of single dimensions.
+    probes: posteriors of fixed sentences at successive evaluations, oldest first; empty: drift is not measured.
+    prior: vectors [N, Z] for `gap_prior`; None: draws of N(0, I), or no `gap_prior` if logvar is None.
+    num_dim_rows: number of sentences for the gaps of single dimensions.
     """
     mu, logvar = collapse.checked(mu, logvar)
     rng = torch.Generator().manual_seed(seed)
@@ -156,8 +161,8 @@ def diagnose_steps(decoder: Decoder, rows: Sequence[np.ndarray], steps: Steps, p
                    max_len: int = SamplingConfig.max_len) -> Diagnosis:
     """Diagnose a decoder whose vector [N, T · Z] is a latent of Z dimensions for each of T steps.
 
-    Latents are standardised by their prior and swapped step by step. The information of a dimension is that of one step
-    times the mean number of steps. The KL, an upper bound, replaces the mutual information. No drift is measured.
+    Latents are standardised by their prior and swapped step by step. The information of a dimension is its information in
+    one step, times the mean number of steps. The KL, an upper bound, replaces the mutual information. Drift is not measured.
     """
     rng, vectors = torch.Generator().manual_seed(0), steps.drawn.flatten(1)
     others = vectors[collapse.other_rows(len(vectors), NUM_SWAPS, rng)]

@@ -7,9 +7,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 MARGIN = 0.02
-"""Difference of F1 that counts: two standard errors of the difference between shares near 0.9, each of 2,000 outlines."""
+"""Smallest difference of F1 that counts: two standard errors, for two shares near 0.9, each measured on 2,000 outlines."""
 MAX_RECALL_LOSS = 0.1  # modes are missing if recall is lower than real outlines' and the mixture's by more than this
-LEFT_OF_START = 0.5  # share of the start's F1 below which the generator counts as diverged
+LEFT_OF_START = 0.5  # a generator counts as diverged if its F1 is below this share of its F1 before training
 MAX_MEMORISED = 0.5  # critic memorisation above which the critic counts as overfitted
 
 
@@ -90,7 +90,7 @@ def judge_generator(generator: Quality, mixture: Quality, gaussian: Quality, rea
         if not all(map(math.isfinite, [memorised, *(value for value in generator if value is not None)])):
             return GanVerdict.DIVERGED, "One of its figures is not finite."
         recall = min(real.recall, mixture.recall)
-        # Without this precision, the remaining modes could be wrong too.
+        # With a lower precision, the generator's other modes can be wrong, too.
         if generator.recall < recall - MAX_RECALL_LOSS and generator.precision >= gaussian.precision + MARGIN:
             return GanVerdict.MODE_DROPPING, (f"Its recall is {generator.recall:.3f}, more than {MAX_RECALL_LOSS} below "
                                               f"{recall:.3f}, the lower recall of mixture and real outlines.")

@@ -45,7 +45,7 @@ def unspaced(sentences: Iterable[str]) -> bool:
 
 
 def separated(sentence: str) -> str:
-    """Return a normalised sentence with spaces around the characters and marks that sacrebleu's tokenizer leaves joined."""
+    """Return a normalised sentence with spaces around the characters and marks that sacrebleu's tokenizer does not split."""
     return _SEPARATE.sub(r" \g<0> ", normalized(sentence))
 
 
@@ -63,7 +63,7 @@ def distinct_n(samples: Sequence[Words], n: int) -> float:
 def diversity(samples: Sequence[Words]) -> float:
     """Return the product of 1 - rep-n for n = 2 to 4, 0..1, where rep-n is the share of n-grams that are repetitions.
 
-    All samples together are one text, so it falls as samples are added: compare equal numbers.
+    All samples together are one text, so the diversity falls as samples are added: compare equal numbers.
     Source: Su et al., A Contrastive Framework for Neural Text Generation (2022); over samples, as Lovelace et al. (2023).
     """
     return math.prod(distinct_n(samples, n) for n in (2, 3, 4))
@@ -99,9 +99,9 @@ class NearestOverlap(NamedTuple):
 
 
 def nearest_overlap(samples: Sequence[Words], training: Iterable[Words], n: int = 4) -> NearestOverlap:
-    """Return, for each sample, the largest share of its distinct n-grams that one training sentence contains.
+    """Return statistics of each sample's overlap: the largest share of its distinct n-grams in one training sentence.
 
-    A sentence of fewer than n words counts as one n-gram. It grows with the number of training sentences.
+    A sentence of fewer than n words counts as one n-gram. The overlap grows with the number of training sentences.
     Source: McCoy et al., How Much Do Language Models Copy From Their Training Data? (2023), here per training sentence.
     """
     sample_ngrams = [set(ngrams(sample, n)) or {tuple(sample)} for sample in samples]

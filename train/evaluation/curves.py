@@ -58,7 +58,7 @@ def render_gaps(found: Mapping[str, Figures | None], against: str, judge: str = 
 
 def picture(lines: Sequence[Line]) -> Figure:
     """Plot forward against reverse NLL over temperature; the lower left is better."""
-    # Without greedy decoding, because the single greedy sentence of a language model would stretch the axes.
+    # Greedy decoding is left out, because the single greedy sentence of a language model would stretch the axes.
     lines = [line for line in lines if line.temperature != 0]
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()

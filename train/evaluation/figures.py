@@ -20,7 +20,7 @@ from train.data import Dataset
 
 DRAW_SEED = 13
 SOURCES = ("generator", "mixture", "gaussian", "real outlines")  # the sources that the verdict on a generator compares
-VALIDATION_DRAWS = 2  # of a sentence's latents; two make the importance-weighted nll a tighter bound than the ELBO
+VALIDATION_DRAWS = 2  # draws of a sentence's latents; with two, the importance-weighted nll is a tighter bound than the ELBO
 NUM_SWAPPED = 500  # validation sentences scored with a swapped vector; the gap's error is about 0.01 nats per token
 MAX_DIM_ROWS = 256
 NUM_DECODED, DECODED_LEN = 256, 64  # number and maximal length of the sentences decoded in a validation for `decoded_nll`
@@ -99,7 +99,7 @@ def decoded_nll(model: TextModel, vectors: Tensor) -> float:
 
 
 def memorised(model: TextModel, data: Dataset, split: str, num: int) -> float:
-    """Return the critic's `memorised_share` on at most `num` training, held-out and generated outlines; 0 without critic."""
+    """Return the critic memorisation (`memorised_share`) on at most `num` outlines of each kind; 0 without a critic."""
     training, real = (held_out(data, name, num)[1] for name in ("train", split))
     if training is None or real is None or not model.has_critic:
         return 0.0
@@ -111,7 +111,10 @@ def memorised(model: TextModel, data: Dataset, split: str, num: int) -> float:
 @torch.no_grad()
 def diagnose_gan(model: TextModel, data: Dataset, num: int, start: str,
                  rows: Sequence[dict[str, Any]]) -> GanDiagnosis | None:
-    """Judge a generator on the test split by rows of all SOURCES; None if one is missing. num: outlines for the critic."""
+    """Return the verdict on a generator from the test split's rows of all SOURCES; None if a source is missing.
+
+    num: number of outlines for the critic memorisation. start: option of the run.
+    """
     if not {row["source"] for row in rows if "outline_recall" in row}.issuperset(SOURCES):
         return None
 

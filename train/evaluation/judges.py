@@ -1,6 +1,6 @@
 """Judges: language models that score text. train/commands/judges.py trains them, except the pretrained one.
 
-A forward judge has learned real text and scores samples. A reverse judge learns samples and scores real text.
+A forward judge is trained on real text and scores samples. A reverse judge is trained on samples and scores real text.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ class Nll(NamedTuple):
 
 
 Judge = Callable[[Sequence[str]], Nll]  # sentences → their score
-ReverseJudge = Callable[[Sequence[str], Sequence[str]], Nll]  # samples to learn, real sentences → the score of the latter
+ReverseJudge = Callable[[Sequence[str], Sequence[str]], Nll]  # samples to train on, real sentences → score of the latter
 Scoring = Callable[[Sequence[np.ndarray]], tuple[np.ndarray, np.ndarray]]  # token ids → nll [N] in nats, targets [N]
 
 

@@ -1,6 +1,6 @@
-"""A pretrained causal language model: a judge from outside, and features for MAUVE.
+"""A pretrained causal language model: a judge that was trained on other text, and features for MAUVE.
 
-The other judges have learned the same corpus as the models that they score. This one has learned other text.
+The other judges are trained on the same corpus as the models that they score.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from outlines.metrics.text import words
 NUM_JUDGED = 1000  # sentences that are scored: the first ones
 BATCH_SIZE = 32
 MAX_LEN = 100  # tokens; longer sentences are not scored
-BETWEEN_TEXTS = "<|endoftext|>"  # before every text that GPT-2, SmolLM2 and Qwen have learned; not always their BOS
+BETWEEN_TEXTS = "<|endoftext|>"  # before every training text of GPT-2, SmolLM2 and Qwen; not always their BOS
 
 
 class PretrainedNll(NamedTuple):
@@ -61,7 +61,7 @@ class PretrainedLM:
     def score(self, sentences: Sequence[str]) -> PretrainedNll:
         """Return the NLL of the first NUM_JUDGED sentences, each on its own, after the token that begins a text.
 
-        The end is not predicted, because the texts that such a model has learned go on after one sentence.
+        The end of a sentence is not predicted, because training texts of such a model are longer than one sentence.
         """
         pairs = zip(sentences[:NUM_JUDGED], self._tokens(sentences[:NUM_JUDGED]), strict=True)
         judged = [(sentence, [self._begin, *row]) for sentence, row in pairs if len(row) <= MAX_LEN]
@@ -93,6 +93,6 @@ class PretrainedLM:
         for chosen in in_like_length([np.array(row) for row in ids], BATCH_SIZE):
             lengths = torch.tensor([len(ids[row]) for row in chosen])
             mask = torch.arange(int(lengths.max())) < lengths[:, None]
-            padded = torch.zeros(mask.shape, dtype=torch.long)  # the id of padding does not matter: it comes last
+            padded = torch.zeros(mask.shape, dtype=torch.long)  # padding comes last, so its id has no effect
             padded[mask] = torch.tensor([token for row in chosen for token in ids[row]])
             yield chosen, padded.to(self._device), mask.to(self._device)

@@ -60,14 +60,14 @@ def _rows(yardstick: Yardstick, model: TextModel, lm: TextModel | None, reporter
     for number, (source, temperature) in enumerate(cases, start=1):
         owner = owners[source]
         reporter.step(f"evaluate {source} at T = {temperature:g}", number, len(cases))
-        # Only held-out real outlines; one per sentence of real text.
+        # Real outlines must be held out. There is one for each sentence of real text.
         num = len(yardstick.others) if source == REAL_OUTLINES else yardstick.num_samples
         sentences = sampling.draw(owner, data, sampling.Variant(source), temperature, num)
         yield {"source": source, "temperature": temperature, **yardstick.measure(sentences)}
 
 
 def _log(directory: Path, config: RunConfig, figures: dict[str, Any], model: TextModel, data: Dataset) -> None:
-    """Log the report to TensorBoard: figures (of the run's own source, at step 100 · T), options and vectors."""
+    """Log the report to TensorBoard: figures at step 100 · T (of baselines only the forward NLL), options and vectors."""
     log = RunLog(directory, offset=(directory / "metrics.jsonl").stat().st_size, examples=10**9)
     rebuilt = {key: value for key, value in _finite(figures["reconstruction"]).items() if key.startswith("test/")}
     log.scalars(rebuilt, "report", 0, 0)

@@ -50,7 +50,10 @@ def num_learnt(data: Dataset) -> int:
 
 
 def training_outlines(data: Dataset) -> tuple[Tensor, Tensor]:
-    """Return two disjoint samples of raw training outlines, [M, D]: the real class, and a fake class for real text."""
+    """Return two disjoint samples of raw training outlines, [M, D], for the two-sample classifier.
+
+    The first is its real class. The second is its fake class if real outlines or real text are measured.
+    """
     rows = data.sample_rows("train", 2 * num_learnt(data), seed=2)
     ours, others = (torch.from_numpy(data.stores["train"].rows(rows[start::2])) for start in (0, 1))
     return ours, others
@@ -63,12 +66,12 @@ def sources_of(model: TextModel, data: Dataset) -> tuple[str, ...]:
 
 def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, num: int,
          further: bool = False) -> Sentences:
-    """Draw `num` sentences of a source, or all it has; further: also `num_learnt` outlines that are not decoded."""
+    """Draw `num` sentences of a source, or all that it has. further: also return `num_learnt` outlines, not decoded."""
     sampling = SamplingConfig(temperature=temperature, max_len=data.corpus.meta["max_len"], guidance=variant.guidance)
     more: Tensor | None = None
     if variant.source == REAL_OUTLINES:
         more = training_outlines(data)[1] if further else None
-        # Not from test rows: a reverse judge would then learn the references.
+        # Not from the test split, because a reverse judge would then learn the references.
         both = [data.outlines(split, data.sample_rows(split, num, seed=1)) for split in ("valid", "train")]
         vectors = [torch.cat(both)[:num]]
         ids = model.decode(vectors[0], SAMPLING_SEED, sampling)

@@ -1,7 +1,8 @@
-"""The yardstick of a corpus: the figures of any source's sentences, compared with the test split.
+"""All figures of a source's sentences, measured against the test split of the corpus.
 
-The quick form ends every training; the full form is `python -m train evaluate`. A new metric is one function in METRICS or
-FULL_METRICS and one line in tables.toml; a new judge is one line in train/commands/judges.py and one in tables.toml.
+Every training ends with the quick form; `python -m train evaluate` computes the full form. A new metric is one function in
+METRICS or FULL_METRICS and one line in tables.toml. A new judge is one line in train/commands/judges.py and one in
+tables.toml.
 """
 
 import hashlib
@@ -38,7 +39,7 @@ from train.evaluation.sampling import Row, Sentences, training_outlines
 
 
 class FeatureEncoder(Protocol):
-    """What MAUVE needs of an encoder."""
+    """The part of an encoder that MAUVE needs."""
 
     name: str
     fingerprint: str
@@ -68,7 +69,7 @@ class Yardstick:
         self.data, self.judges, self.full, self.encoder = data, judges, num_samples is not None, encoder
         self.features = features or encoder
         self.num_samples = num_samples or config.training.num_evaluation
-        # Most figures depend on the number of sentences, so real text and (other) references have the same number.
+        # Most figures depend on the number of sentences, so real text and references have the same number.
         size = min(self.num_samples, data.num_rows("test"), data.num_rows("valid"))
         self.rows = data.sample_rows("test", size, seed=1)
         self.references = data.text("test", self.rows)
@@ -87,7 +88,7 @@ class Yardstick:
 
     @cached_property
     def known_words(self) -> set[str]:
-        """The words of training and test split. Real text is from the validation split, so it has unknown words, too."""
+        """The words of training and test split. Real text is from the validation split, so it can have unknown words."""
         tested = (word for sentence in self.data.corpus.sentences["test"] for word in words(sentence))
         return set(tested).union(*self.training())
 
@@ -173,7 +174,7 @@ class Yardstick:
         """Return the reverse figures of samples. Skips samples that cannot be a line of a text file: empty, or with NUL."""
         text = [sentence for sentence in text if sentence.strip() and "\0" not in sentence]
         row: Row = {"num_reverse": len(text)}
-        if text:  # A model with little training can end every sentence at once.
+        if text:  # After little training, a model can write only empty sentences.
             for name, judge in self.judges.reverse.items():
                 row |= judge(text, self.references).figures(name)
         return row
@@ -225,7 +226,7 @@ FULL_METRICS: tuple[Metric, ...] = (likeness, repetition)
 
 def outline_figures(name: str, real: Tensor, fake: Tensor, full: bool,
                     learn_from: tuple[Tensor, Tensor] | None = None, device: torch.device | str = "cpu") -> Row:
-    """Return figures of raw outlines, equally many real and fake; empty for too few rows or if the real ones are equal.
+    """Return figures of equal numbers of real and fake raw outlines; none for too few rows or if all real ones are equal.
 
     full: add Fréchet distance and two-sample test. learn_from: other raw outlines, real and fake, for the two-sample
     classifier, which runs on `device`; None: it learns from half of the rows.
@@ -251,7 +252,7 @@ def outline_figures(name: str, real: Tensor, fake: Tensor, full: bool,
 
 
 def mauve_figures(real: Tensor, fake: Tensor) -> Row:
-    """Return MAUVE and MAUVE* of raw outlines of text, equally many real and fake; empty for too few rows."""
+    """Return MAUVE and MAUVE* of equal numbers of real and fake raw features of text; none for too few rows."""
     size = min(len(real), len(fake))
     if size < MIN_ROWS:
         return {}

@@ -1,6 +1,6 @@
 """Training beside other busy processes: how threads wait for each other, and a warning when steps become slow.
 
-`python -m benchmarks.busy_machine` measures both ways of waiting.
+`python -m benchmarks.busy_machine` measures the ways of waiting.
 """
 
 import os
@@ -9,13 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-SLOW = 3.0  # times as slow as the fastest steps so far
+SLOW = 3.0  # warn if steps take this many times the duration of the fastest steps so far
 LEAST_LOAD = 0.5  # mean number of running processes over the last minute
 SET_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
 
 
 def num_running(stat: str = "/proc/stat") -> int:
-    """Return how many other processes compute now: the median of five readings in 0.1 s; 0 if unknown."""
+    """Return how many other processes use the processor now: the median of five readings in 0.1 s; 0 if unknown."""
     counts = []
     for _ in range(5):
         found = re.search(r"procs_running (\d+)", Path(stat).read_text()) if Path(stat).exists() else None
@@ -25,10 +25,11 @@ def num_running(stat: str = "/proc/stat") -> int:
 
 
 def share_processor() -> None:
-    """Let the threads of torch sleep while they wait for each other if other processes compute now and did before.
+    """If other processes use the processor, let torch's threads sleep while they wait for each other.
 
-    Call it before torch is imported. Normally, a waiting thread spins: it checks in a loop. On an idle processor this is
-    faster. Beside a busy process, it takes a core from the thread that it waits for. Does not change variables set by users.
+    Normally, a waiting thread spins: it checks in a loop. On an idle processor this is faster. Beside a busy process, a
+    spinning thread uses the core that the other threads need. Changes no variable that the user has set. Call it before
+    torch is imported.
     """
     if "torch" in sys.modules or any(name in os.environ for name in SET_BY_USER):
         return
@@ -43,7 +44,7 @@ class SlowSteps:
         self.fastest, self.told = 0.0, False
 
     def __call__(self, done: int, seconds: float) -> str | None:
-        """Return a warning the first time that steps are slow. done: steps or tokens. Ignores less than a second."""
+        """Return a warning the first time that steps are slow. done: steps or tokens. Times below 1 s do not count."""
         speed = done / max(seconds, 1e-9)
         self.fastest = max(self.fastest, speed)
         if self.told or seconds < 1 or speed * SLOW > self.fastest:

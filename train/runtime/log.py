@@ -55,7 +55,10 @@ class RunLog:
     """Writes metrics.jsonl and TensorBoard's events. Without a directory (ranks other than the first) it writes nothing."""
 
     def __init__(self, directory: Path | None, offset: int = 0, examples: int = 0):
-        """offset: bytes of metrics.jsonl that a resumed run keeps. examples: seen so far; TensorBoard hides later events."""
+        """offset: bytes of metrics.jsonl that a resumed run keeps. examples: number of examples seen so far.
+
+        TensorBoard hides events of later examples, which an earlier process wrote.
+        """
         self._directory = directory
         self.writer: Any = _Silent()
         self._file: Any = _Silent()

@@ -25,7 +25,7 @@ class Reporter:
         self.quiet, self.silent = quiet or silent, silent
         self.noted = False  # whether the notes on lost text were printed
         self._bars = sys.stderr.isatty() and not self.quiet
-        self._begun = math.inf, 0.0  # the first step of `step`, and when it began
+        self._begun = math.inf, 0.0  # number and start time of the first step that `step` announced
         self.begin()
 
     def begin(self) -> None:
@@ -62,7 +62,7 @@ class Reporter:
         self.line(f"{text} ({number} of {total}{f', {seconds:,.0f} s left' if number > first else ''})")
 
     def warning(self, text: str) -> None:
-        """Print a line, with --quiet too."""
+        """Print a line, even with --quiet."""
         if not self.silent:
             tqdm.write(text, file=sys.stderr)
 

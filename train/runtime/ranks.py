@@ -21,7 +21,7 @@ from torch import Tensor
 
 from outlines.errors import OutlinesError, one_line
 
-# Versions and hardware decide a run's last bits. They are recorded with a run and compared when it resumes.
+# Results are equal bit for bit only with the same versions and hardware. A run records both; --resume compares them.
 VERSIONS: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
                             "sentencepiece": sentencepiece.__version__}
 
@@ -41,7 +41,7 @@ class Ranks:
     rank: int = 0
     world: int = 1
     local_rank: int = 0
-    device: str = "cpu"  # of messages
+    device: str = "cpu"  # of the messages between processes
 
     @property
     def first(self) -> bool:
@@ -97,7 +97,7 @@ def join(device: str) -> Ranks:
             raise OutlinesError(f"rank {local_rank} of this machine has no GPU. Start at most "
                                 f"{torch.cuda.device_count()} processes here, or use --device cpu.")
         torch.cuda.set_device(local_rank)
-    # The others wait while rank 0 evaluates.
+    # A long timeout, because the other ranks wait while rank 0 evaluates.
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=6))
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, "cuda" if on_gpu else "cpu")
 

@@ -15,7 +15,7 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """A context that handles both signals: the first is only recorded while `deferred`, otherwise Stopped is raised."""
+    """A context that handles both signals. While `deferred`, the first signal is only recorded; otherwise raises Stopped."""
 
     def __init__(self) -> None:
         self.received = 0
