@@ -149,7 +149,7 @@ def _clause_rules(cast: Cast, scene: str, name: str, who: str, looks: str) -> di
 
 
 def _cast_rules(cast: Cast, scene: str, name: str, looks: str, kind: str, heads: tuple[str, ...]) -> dict[str, str]:
-    """Return the rules `heads` for subjects of the cast, with all rules that they need. kind: their section in scenes.toml."""
+    """Return the rules `heads` for subjects of the cast, and the rules that they need. kind: section of scenes.toml."""
     rules: dict[str, str] = {}
     for who in _subjects(cast):
         sub = f"{name}.{who}"
