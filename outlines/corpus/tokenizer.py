@@ -1,4 +1,4 @@
-"""Sentences to token ids and back: SentencePiece BPE with byte fallback, so that no token is ever unknown.
+"""Sentences to token ids and back: SentencePiece with byte fallback, so that no token is ever unknown. Trains BPE models.
 
 Decoding returns every sentence after NFKC normalisation, without control characters and with single spaces.
 Source: Kudo and Richardson, SentencePiece (2018); BPE: Sennrich et al. (2016).

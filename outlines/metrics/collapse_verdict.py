@@ -27,7 +27,7 @@ MAX_DRIFT = 1.0
 old z does."""
 MIN_GAP = 0.01
 """Nats per token by which the nll must rise with another sentence's vector (1 % of perplexity). For one of Z dimensions the
-threshold is MIN_GAP / Z, so that the rule works for a z of 2 dimensions and for an outline of 384."""
+threshold is MIN_GAP / Z: the same rule for a z of 2 dimensions and an outline of 384."""
 
 NUM_SWAPS = 3  # other vectors tried per sentence
 NUM_OUTPUTS = 100  # vectors decoded greedily

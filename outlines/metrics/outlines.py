@@ -114,9 +114,9 @@ def two_sample_accuracy(real: Outlines, fake: Outlines, learn_from: tuple[Outlin
                         seed: int = 0, device: torch.device | str = "cpu") -> TwoSampleResult:
     """Return the accuracy of a classifier of real and fake outlines: 0.5 = cannot tell them apart, 1 = always correct.
 
-    An MLP is trained on the first half of the rows and scored on the second (num_test about N), or trained on all of
-    `learn_from` and scored on all of `real` and `fake` (num_test = 2 N). Pass rows in the file's order: with captions of one
-    picture in both halves, even real against real is above 0.5. With more rows, smaller differences are detected.
+    Without `learn_from`, an MLP is trained on the first half of the rows and scored on the second half (num_test about N).
+    With `learn_from`, it is trained on these sets and scored on all rows (num_test = 2 N). Pass rows in the file's order:
+    with captions of one picture in both halves, even real against real is above 0.5. More rows reveal smaller differences.
     real, fake: [N, D], N >= 20; learn_from: two sets [M, D].
     Source: Lopez-Paz and Oquab, Revisiting Classifier Two-Sample Tests (2017).
     """
