@@ -1,7 +1,7 @@
 """Speed of training beside a busy process, by how threads wait for each other: `python -m benchmarks.busy_machine`.
 
 Threads of OpenMP spin at the end of each parallel region. If another process uses a core, the spinning threads wait for the
-one without a core. Each row is a new process that trains a decoder like `benchmarks.decoder_speed`'s for SECONDS.
+thread that has no core. Each row is a new process that trains the decoder of `benchmarks.decoder_speed` for SECONDS.
 """
 
 import os

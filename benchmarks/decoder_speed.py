@@ -1,8 +1,8 @@
 """Tokens/s of decoder training, by precision and by training softmax: `python -m benchmarks.decoder_speed`.
 
-Batches of 128 sentences with 15 tokens each, over 4,000 pieces, like Multi30k's on average. Other rows have 12,000 pieces,
-drawn by Zipf's law: with the whole softmax, and with the pieces of the batch and 1,000 others. A step is forward,
-backward, clipping and AdamW. On a CPU without bfloat16, only float32 is measured.
+A batch has 128 sentences of 15 tokens, as in Multi30k on average, and the vocabulary has 4,000 pieces. Other rows have
+12,000 pieces, drawn by Zipf's law, with the full and the sampled softmax (the pieces of the batch and 1,000 others). A step
+is forward, backward, clipping and AdamW. On a CPU without bfloat16, only float32 is measured.
 """
 
 import dataclasses

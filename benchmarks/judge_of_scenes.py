@@ -1,7 +1,7 @@
 """Make the tokenizer and the language model of the embedded corpus that ship in outlines/pretrained/scenes.
 
   python -m benchmarks.judge_of_scenes tokenizer FILE       train the tokenizer
-  python -m benchmarks.judge_of_scenes ship RUN             put a run's language model and its tokenizer into the package
+  python -m benchmarks.judge_of_scenes ship RUN             copy a run's language model and its tokenizer into the package
 
 The README of this folder has the command that trains the run. Weights are stored in float16.
 """

@@ -1,8 +1,8 @@
 """Peak memory of reading and encoding 30,000 and 300,000 sentences: `python -m benchmarks.memory`.
 
 Each case runs in its own process. A stand-in with MiniLM's width replaces the encoder, so that only the reading and the
-store are measured. The kernel counts pages of memory-mapped files as resident while it has room; anonymous memory excludes
-them.
+store are measured. Resident memory includes pages of memory-mapped files, which the kernel keeps while it has room.
+Anonymous memory excludes these pages.
 """
 
 import resource
@@ -22,7 +22,7 @@ SIZES = (30_000, 300_000)
 
 
 class StandInEncoder:
-    """Makes outlines at no cost."""
+    """An encoder that needs almost no time."""
 
     name, dim, fingerprint, normalized = "stand-in", 384, "stand-in", True
 

@@ -1,4 +1,4 @@
-"""Timing: the arms of a comparison run in turns, and the best round of each counts, because other processes only slow."""
+"""Timing: the cases of a comparison run in turn, and the shortest time of each counts: other processes only add time."""
 
 import time
 from collections.abc import Callable, Hashable

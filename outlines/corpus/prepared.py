@@ -163,7 +163,7 @@ def _in_train(directory: Path) -> dict[str, int]:
 def cache_of(run: Path, description: dict[str, Any]) -> Path:
     """Return the cache directory of a run: the first of these that exists; if none exists, the directory in run.json.
 
-    The directory in run.json, the one in OUTLINES_CACHE, `DIR-cache` beside each parent directory DIR of the run.
+    The directory in run.json, the directory in OUTLINES_CACHE, `DIR-cache` next to each parent directory DIR of the run.
     """
     stored = str(description.get("cache", ""))
     beside = [parent.with_name(f"{parent.name}-cache") for parent in run.resolve().parents if parent.name]

@@ -55,7 +55,7 @@ def _sentence_bleu(hypothesis: Words, references: References, is_member: bool) -
 
 
 def bleu_scores(hypotheses: Sequence[Words], references: References, are_members: bool = False) -> dict[int, float]:
-    """Return BLEU-2 to BLEU-max_n of samples against a test set: {n: score in 0..1}. max_n: the one of `references`.
+    """Return BLEU-2 to BLEU-max_n of samples against a test set: {n: score in 0..1}. max_n: of `references`.
 
     Mean sentence BLEU-n with the whole set as references, NLTK's smoothing method1. It grows with the number of references.
     are_members: whether the samples are the references, so that each is compared with all others.

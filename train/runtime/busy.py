@@ -1,4 +1,4 @@
-"""Training beside other busy processes: how threads wait for each other, and a warning when steps become slow.
+"""Training while other processes are busy: how threads wait for each other, and a warning when steps become slow.
 
 `python -m benchmarks.busy_machine` measures the ways of waiting.
 """
