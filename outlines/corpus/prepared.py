@@ -149,7 +149,8 @@ class PreparedCorpus:
         if losses["cut"]:
             notes.append(f"{losses['cut']:,} of {sum(sizes.values()):,} sentences are cut to --max-len {max_len}.")
         return notes + [f"{num:,} of {sizes[split]:,} {split} sentences are also in the training split, so the figures are "
-                        "too good. Remove them from the training files." for split, num in losses["in_train"].items() if num]
+                        "too good. Remove these sentences from the training files."
+                        for split, num in losses["in_train"].items() if num]
 
 
 def _in_train(directory: Path) -> dict[str, int]:
