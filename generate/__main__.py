@@ -47,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if "max_len" in options:
                 options.max_len = options.max_len or pipeline.max_len
             # No bar between the sentences themselves.
-            quiet = options.verb != SAMPLE or not sys.stderr.isatty() or (file is sys.stdout and sys.stdout.isatty())
-            total = None if options.verb != SAMPLE or options.condition else options.num
+            few = options.verb not in (SAMPLE, "reconstruct", "vary")
+            quiet = few or not sys.stderr.isatty() or (file is sys.stdout and sys.stdout.isatty())
+            total = None if getattr(options, "condition", None) else getattr(options, "num", None)
             lines = getattr(verbs, options.verb)(pipeline, options)
             as_json = getattr(options, "format", "txt") == "jsonl"
             header = "" if as_json else VERBS[options.verb].header

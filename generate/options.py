@@ -94,6 +94,11 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "precision": Option("precision of matrix products when sampling; auto: bfloat16 if it is faster; greedy decoding, "
                             "beam search and scores use float32", str, "auto", choices=("auto", "float32", "bfloat16")),
     },
+    "correction (only for models with a frozen encoder)": {
+        "drafts": Option("write N sentences per outline, encode them again, and keep the one nearest to the outline", int, 1,
+                         1, 1024),
+        "rounds": Option("repeat N times, with the outline moved by half of the remaining error", int, 0, 0, 100),
+    },
     "choice of outlines": {
         "condition": Option('for conditional runs: file of conditions, one sentence per line (-: standard input), or .jsonl '
                             'with the fields "condition" and "label" (default: conditions of the training split). '
@@ -112,6 +117,7 @@ ARGUMENTS = {"sentences": ("[SENTENCE ...]", "sentences (default: the lines of -
 DECODING = "beam max_len format out device"
 SAMPLING = f"num temperature top_p seed with_score greedy top_k guidance precision {DECODING}"
 SOURCE = "source noise_scale rejection"
+CORRECTION = "drafts rounds"
 
 
 class Verb(NamedTuple):
@@ -125,19 +131,21 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    SAMPLE: Verb("Sample new sentences.", "", f"{SAMPLING} {SOURCE} unique condition batch_size"),
-    "reconstruct": Verb("Encode each sentence and decode it again.", "sentences", f"file {DECODING}",
+    SAMPLE: Verb("Sample new sentences.", "", f"{SAMPLING} {SOURCE} drafts unique condition batch_size"),
+    "reconstruct": Verb("Encode each sentence and decode it again.", "sentences", f"file {CORRECTION} {DECODING}",
                         "Columns: BLEU (0 to 100), NLL of the sentence given its own outline (nats), reconstruction.\n"
                         'As JSON: {"text", "reconstruction", "bleu", "nll"}.', "BLEU\tNLL\treconstruction"),
-    "interpolate": Verb("Interpolate between two sentences.", "a b", f"walk num/walk smoothness lm {DECODING}",
+    "interpolate": Verb("Interpolate between two sentences.", "a b", f"walk num/walk smoothness lm {CORRECTION} {DECODING}",
                         "Columns: walk, steps, NLL of A and of B given the step's outline (nats), sentence.\n"
                         "Consecutive steps with the same sentence are printed as one line, with the NLLs of the first\n"
                         "and the last step.\nAs JSON: "
                         '{"walk", "step", "nll_a": [one per step], "nll_b": [one per step], "text"}.',
                         "walk\tsteps\tNLL of A\tNLL of B\tsentence"),
-    "vary": Verb("Write variations of a sentence: decode outlines near its outline.", "sentence", f"radius {SAMPLING}"),
-    "analogy": Verb("Complete an analogy (A is to B as C is to ...): decode C + B - A.", "a b c", DECODING),
-    "mean": Verb("Decode the mean of the outlines of a file's sentences.", "lines", DECODING),
+    "vary": Verb("Write variations of a sentence: decode outlines near its outline.", "sentence",
+                 f"radius {CORRECTION} {SAMPLING}"),
+    "analogy": Verb("Complete an analogy (A is to B as C is to ...): decode C + B - A.", "a b c",
+                    f"{CORRECTION} {DECODING}"),
+    "mean": Verb("Decode the mean of the outlines of a file's sentences.", "lines", f"{CORRECTION} {DECODING}"),
     "nearest": Verb("Find the training sentences with the nearest outlines.", "sentences",
                     "file num/nearest format out device",
                     "Output: each sentence, then its neighbours. Columns: cosine of the outlines, number of the training\n"
@@ -216,6 +224,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
                 raise OutlinesError(f"{shown} has no effect with --{name}. Remove one of them.")
     if "lm" in given and "smoothness" not in given:
         raise OutlinesError("--lm has no effect without --smoothness. Add --smoothness or remove --lm.")
+    if "rounds" in given and "drafts" not in given:
+        raise OutlinesError("--rounds has no effect without --drafts. Add --drafts or remove --rounds.")
     if "condition" in given and options.num is None:
         options.num = 1
     for name in VERBS[verb].options.split():

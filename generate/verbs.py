@@ -43,7 +43,7 @@ def sample(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
     num = None if options.unique else options.num
     drawn = pipeline.sentences(num, options.seed, sampling_of(options), options.source, scored=options.with_score,
                                batch_size=options.batch_size, rejection=options.rejection,
-                               workers=sampling_workers(pipeline.device))
+                               workers=1 if options.drafts > 1 else sampling_workers(pipeline.device))
     return _lines(islice(unique(drawn), options.num) if options.unique else drawn)
 
 
@@ -198,10 +198,10 @@ def _usable(lines: Iterable[tuple[str, str]], parse: Callable[[str], Item]) -> I
 
 
 def _chunks(pipeline: Pipeline, options: argparse.Namespace, limited: bool = True) -> Iterator[list[str]]:
-    """Yield the input sentences, 256 at a time."""
+    """Yield the input sentences, 256 at a time, or 256 drafts at a time."""
     named = ((f"sentence {number}", text) for number, text in enumerate(options.sentences, start=1))
     stream = _usable(named if options.sentences else _read(options.file), lambda text: pipeline.checked(text, limited))
-    while chunk := list(islice(stream, 256)):
+    while chunk := list(islice(stream, max(1, 256 // getattr(options, "drafts", 1)))):
         yield chunk
 
 

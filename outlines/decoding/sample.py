@@ -32,11 +32,13 @@ class SamplingConfig:
     # w in logits(no vector) + w · (logits(vector) - logits(no vector)): 1 is no guidance, 0 ignores the vector.
     # Source: Ho and Salimans, Classifier-Free Diffusion Guidance (2022), with w - 1 for their w.
     guidance: float = 1.0
+    drafts: int = 1  # sentences written per vector; the one whose outline is nearest is kept (inference/correction.py)
+    rounds: int = 0  # times that the vector is moved by the remaining error, to write new drafts
 
     def __post_init__(self) -> None:
         # Outside these bounds, float32 overflows or the memory is not sufficient.
         bounds = {"temperature": (1e-3, 1e3), "top_k": (0, math.inf), "top_p": (1e-6, 1), "max_len": (1, 10_000),
-                  "beam": (0, 256), "noise_scale": (0, 1e3), "guidance": (0, 1e3)}
+                  "beam": (0, 256), "noise_scale": (0, 1e3), "guidance": (0, 1e3), "drafts": (1, 1024), "rounds": (0, 100)}
         for name, (least, most) in bounds.items():
             value = getattr(self, name)
             if not least <= value <= most and (name, value) != ("temperature", 0):

@@ -1,6 +1,7 @@
 """Use of a finished run: noise → outline → tokens → text, and text → outline. docs/generate.md has examples."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ from outlines.encoders import MOST_UNREAD, SentenceEncoder, load_encoder
 from outlines.errors import OutlinesError, TokenizerError, no_run, quoted
 from outlines.hardening import read_json
 from outlines.inference import interpolation
+from outlines.inference.correction import correct
 from outlines.inference.interpolation import Smoothness, Walk
 from outlines.inference.inversion import can_invert
 from outlines.inference.neighbours import Neighbour, TrainingSet, nearest_rows, training_set
@@ -183,10 +185,10 @@ class Pipeline:
         scores = None if vectors is None else self.model.critic_scores(vectors)
         return list(map(Sentence, texts, nll, [None] * len(ids) if scores is None else scores.tolist()))
 
-    def decode(self, vectors: Tensor, sampling: SamplingConfig | None = None, seed: int = 1) -> list[str]:
-        """Return one sentence per vector [N, D]; greedy by default."""
-        sampling = sampling or self.greedy
-        return self.tokenizer.lines(self._counted(self.model.decode(vectors, seed, sampling, self.sampler), sampling))
+    def decode(self, vectors: Tensor, sampling: SamplingConfig | None = None, seed: int = 1, **choice: float) -> list[str]:
+        """Return one sentence per vector [N, D]; greedy by default. choice: fields of SamplingConfig, such as drafts."""
+        sampling = replace(sampling or self.greedy, **choice)  # type: ignore[arg-type]
+        return self.tokenizer.lines(self._counted(self.model.decode(vectors, seed, sampling, self.write), sampling))
 
     def _counted(self, ids: list[list[int]], sampling: SamplingConfig) -> list[list[int]]:
         self.num_cut += sum(len(row) >= sampling.max_len for row in ids)
@@ -194,7 +196,21 @@ class Pipeline:
 
     def write(self, vectors: Tensor | None, uniforms: Tensor, sampling: SamplingConfig, prefix: str = "") -> list[list[int]]:
         """Return token ids of one sentence per row of uniforms [N, max_len]; each starts with `prefix`."""
-        return complete(self.sampler, self.tokenizer, vectors, uniforms, sampling, prefix)
+        write = partial(complete, self.sampler, self.tokenizer, beginning=prefix)
+        if sampling.drafts == 1 and not sampling.rounds:
+            return write(vectors, uniforms, sampling)
+        if vectors is None or self.encoder is None:
+            raise OutlinesError(f"{self.model.family!r} models have no frozen encoder, so drafts cannot be compared with an "
+                                "outline. Remove --drafts.")
+        return correct(self.model, write, self._outlines_of, vectors, uniforms, sampling)
+
+    def _outlines_of(self, ids: list[list[int]]) -> Tensor:
+        """Return the outlines [N, D] of sentences of the decoder, in the encoder's units; encodes equal sentences once."""
+        assert self.encoder is not None
+        texts = self.tokenizer.lines(ids)
+        places = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        encoded = torch.from_numpy(self.encoder.encode(list(places)))
+        return encoded[[places[text] for text in texts]].to(self.device)
 
     def sample(self, num: int = 10, seed: int = 1, source: str | None = None, **choice: float) -> list[str]:
         """Return `num` new sentences. choice: fields of SamplingConfig; the default temperature is 0.5."""
@@ -230,9 +246,11 @@ class Pipeline:
 
         source: a name, or a function as `around` returns. prefix: the beginning of every sentence. batch_size: sentences
         decoded together (None: suits the device). rejection: average number of vectors drawn per accepted one. workers:
-        threads that each decode a batch; with more than one, set torch's own threads to one.
+        threads that each decode a batch; with more than one, set torch's own threads to one, and use no drafts.
         """
         draw = source if callable(source) else self.source(source, sampling, rejection)
+        if sampling.drafts > 1:
+            batch_size = batch_size or max(1, BATCH // sampling.drafts)
         batches = self.model.generate(num, seed, sampling, draw, batch_size, workers, partial(self.write, prefix=prefix))
         return (sentence for ids, vectors in batches
                 for sentence in self.written(self._counted(ids, sampling), vectors, scored))
@@ -254,7 +272,7 @@ class Pipeline:
             rows = model.condition(outlines, labels)[[places[condition] for condition in chunk]]
             noise, uniforms = model.draw_rows(model.generator.draw, start, start + len(chunk), seed, sampling.max_len)
             vectors = model.given(rows, noise * sampling.noise_scale, source)
-            ids = self._counted(self.sampler(vectors, uniforms, sampling), sampling)
+            ids = self._counted(self.write(vectors, uniforms, sampling), sampling)
             yield from zip(chunk, self.written(ids, vectors, scored), strict=True)
             start += len(chunk)
 

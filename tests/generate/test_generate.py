@@ -546,9 +546,10 @@ def test_from_python(tiny_run: Path, pipeline: Pipeline, capsys: pytest.CaptureF
     example, = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
     assert "runs/001-outlines-small" in example
     exec(example.replace("runs/001-outlines-small", str(tiny_run)), {})
-    samples, rebuilt, walked = (ast.literal_eval(line) for line in capsys.readouterr().out.splitlines())
+    samples, rebuilt, corrected, walked = (ast.literal_eval(line) for line in capsys.readouterr().out.splitlines())
     assert samples == pipeline.sample(3, temperature=0.5)
     assert rebuilt == pipeline.decode(pipeline.encode(["A dog runs.", "Two men play chess."]))
+    assert corrected == pipeline.decode(pipeline.encode(["A dog runs.", "Two men play chess."]), drafts=16, rounds=1)
     assert walked == pipeline.interpolate("A dog runs.", "Two men play chess.", "gradient").sentences
 
 
