@@ -107,7 +107,7 @@ class Loop:
         num_summed = num_targets = 0
         if stage.validates_start and self.step == 0:
             self._validate(stage)
-        since, slow = time.monotonic(), SlowSteps()
+        since, cpu_since, slow = time.monotonic(), time.process_time(), SlowSteps()
         with self.reporter.bar(f"train {stage.name}", "steps") as progress:
             while self.step < stage.num_steps and not (stage.patience and self.stale >= stage.patience):
                 self._check_signals()
@@ -140,13 +140,13 @@ class Loop:
                     self._estimate(time.monotonic() - since)
                 if sums and (self.step % self.config.log_every == 0 or self.step == stage.num_steps):
                     seconds = time.monotonic() - since
-                    self._log_terms(stage, sums, num_summed, num_targets, seconds)
+                    self._log_terms(stage, sums, num_summed, num_targets, seconds, time.process_time() - cpu_since)
                     if warning := slow(num_targets if stage.like_length else num_summed, seconds):
                         self.reporter.warning(warning)
-                    sums, num_summed, num_targets, since = {}, 0, 0, time.monotonic()
+                    sums, num_summed, num_targets, since, cpu_since = {}, 0, 0, time.monotonic(), time.process_time()
                 if self.step % stage.validate_every == 0 or self.step == stage.num_steps:
                     self._validate(stage)
-                    since = time.monotonic()
+                    since, cpu_since = time.monotonic(), time.process_time()
                 if self.step % self.config.checkpoint_every == 0:
                     self._save()
         if self.best:  # It is empty if no validation returned a number.
@@ -165,7 +165,8 @@ class Loop:
     def _seed_step(self) -> None:
         torch.manual_seed(block_seed(block_seed(self.config.seed, self.stage_index), self.step))
 
-    def _log_terms(self, stage: Stage, sums: dict[str, Tensor], num_summed: int, num_targets: int, seconds: float) -> None:
+    def _log_terms(self, stage: Stage, sums: dict[str, Tensor], num_summed: int, num_targets: int, seconds: float,
+                   cpu_seconds: float) -> None:
         """Log means since the last line. Every term is summed over ranks, as the losses are."""
         stacked = torch.stack([value.float().to(self.data.device) for value in sums.values()]) / num_summed
         self.ranks.sum_([stacked])
@@ -178,7 +179,7 @@ class Loop:
         if self.bad_steps:
             values["train/bad_steps"] = self.bad_steps
         speed, done = ("tokens", num_targets) if stage.like_length else ("steps", num_summed)
-        values[f"speed/{speed}_per_sec"] = done / max(seconds, 1e-9)
+        values |= {f"speed/{speed}_per_sec": done / max(seconds, 1e-9), "speed/cpu_sec_per_step": cpu_seconds / num_summed}
         self.log.scalars(values, stage.name, self.step, self.examples)
 
     def _validate(self, stage: Stage) -> None:

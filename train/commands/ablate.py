@@ -26,7 +26,8 @@ from train.commands.parsing import Parser, add_session, numbers
 from train.config import RunConfig, coerce, known_fields, unknown_name
 from train.data import Dataset
 from train.evaluation.figures import diagnose_gan
-from train.evaluation.sampling import REAL_OUTLINES, Row, Variant, draw
+from train.evaluation.judges import Judges
+from train.evaluation.sampling import REAL_OUTLINES, Row, Variant, draw, draw_outlines
 from train.evaluation.tables import TABLES, Column, over_seeds, table, write_report
 from train.evaluation.yardstick import Yardstick
 from train.method import NotFinite, find_method
@@ -56,6 +57,8 @@ def parser() -> Parser:
         f"one row for each combination (default: {' '.join(GRID)})")
     add("--rejection", default="1", metavar="LIST", help="comma-separated average numbers of draws per accepted "
         "outline, one row each; 1: no rejection (default: 1)")
+    add("--outlines-only", action="store_true", help="measure only the outlines: decode no sentences, train no judge, give "
+        "no verdict")
     add("--out", type=Path, metavar="DIR", help="directory of runs and table (default: RUN-ablation)")
     add_session(parser)
     return parser
@@ -73,15 +76,18 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     check_out(out)
     session = Session.of_run(run, options.quiet, signals, options.device)
     model, data = finished_run(run, session)
-    encoder = load_encoder(str(base.model.encoder_name()), data.device.type, run)
-    yardstick = Yardstick(base, data, quick_judges(base, data, session), encoder=encoder)
     fitted = {base.training.seed: run}  # runs whose baselines the next rows of the same seed copy instead of fitting them
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         file, identity = out / "rows.json", sha256_file(run / "model" / MANIFEST)
-        kept: dict[str, Any] = read_json(file) if file.exists() else {"model": identity, "rows": {}}
+        begun = {"model": identity, "outlines_only": options.outlines_only}
+        kept: dict[str, Any] = read_json(file) if file.exists() else {**begun, "rows": {}}
         if kept["model"] != identity:
             raise OutlinesError(f"{out} contains the ablation of another run. Choose another --out.")
+        if kept.get("outlines_only", False) != options.outlines_only:
+            raise OutlinesError(f"{out} contains rows {'without' if options.outlines_only else 'with'} --outlines-only. "
+                                "Choose another --out.")
+        yardstick = _yardstick(run, base, data, session, options.outlines_only)
         rows: dict[str, Row] = kept["rows"]
         for source in CONTROLS:
             if source not in rows:
@@ -96,7 +102,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
             key = f"{label}, seed {config.training.seed}"
             if key not in rows:
                 session.reporter.line(f"train and evaluate {key}")
-                command = _command(run, settings, rejection, options.out)
+                command = _command(run, settings, rejection, options.outlines_only, options.out)
                 source = str(fitted.get(config.training.seed, run).absolute())
                 config = dataclasses.replace(config, model=dataclasses.replace(config.model, decoder_from=source))
                 try:
@@ -113,11 +119,19 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     commands = "\n".join(row["command"] for row in rows.values() if "command" in row)
     lines = over_seeds((row["label"], row) for row in rows.values())
     columns = [*TABLES["ablation"], Column("verdict", "verdict", 0)]
-    text = (f"Test split, {len(yardstick.references)} outlines of each source. NLL in nats per token, by a language model "
-            f"trained on real text. See docs/outline-gan.md.\n\n{table(lines, columns)}\n\n"
+    judged = "" if options.outlines_only else "NLL in nats per token, by a language model trained on real text. "
+    text = (f"Test split, {len(yardstick.references)} outlines of each source. {judged}See docs/outline-gan.md.\n\n"
+            f"{table(lines, columns)}\n\n"
             f"One command per row:\n\n```bash\n{commands}\n```")
     write_report(out, text, {"rows": rows})
     print(f"{text}\n\nwritten to {out}: report.md, report.json\nnext:\n  tensorboard --logdir {quoted(out)}")
+
+
+def _yardstick(run: Path, base: RunConfig, data: Dataset, session: Session, outlines_only: bool) -> Yardstick:
+    if outlines_only:
+        return Yardstick(base, data, Judges())
+    encoder = load_encoder(str(base.model.encoder_name()), data.device.type, run)
+    return Yardstick(base, data, quick_judges(base, data, session), encoder=encoder)
 
 
 def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[dict[str, Any], RunConfig]]:
@@ -154,25 +168,28 @@ def _value(kind: Any, text: str) -> Any:
         return text
 
 
-def _command(run: Path, settings: Mapping[str, Any], rejection: float, out: Path | None) -> str:
+def _command(run: Path, settings: Mapping[str, Any], rejection: float, outlines_only: bool, out: Path | None) -> str:
     """Return the command that makes one row."""
     vary = [f"{name.replace('_', '-')}={value}" for name, value in settings.items()]
     words = ["python", "-m", "train", "ablate", str(run), *(["--vary", *vary] if vary else [])]
     return shlex.join([*words, *(["--rejection", f"{rejection:g}"] if rejection != 1 else []),
-                       *(["--out", str(out)] if out else [])])
+                       *(["--outlines-only"] if outlines_only else []), *(["--out", str(out)] if out else [])])
 
 
 def measured(model: TextModel, data: Dataset, yardstick: Yardstick, source: str, rejection: float = 1.0) -> Row:
-    """Return the figures of one source's outlines and the forward NLL of the sentences decoded from them."""
+    """Return the figures of one source's outlines and, with judges, of the sentences decoded from them."""
     nll: Row = {}
+    speed: Row = {} if source == REAL_OUTLINES else {"microseconds": _sampling_time(model, source)}
+    if not yardstick.judges.forward:
+        outlines = draw_outlines(model, data, Variant(source, rejection=rejection), yardstick.num_samples)
+        return {"source": source, **yardstick.outline_figures(outlines, full=True), **speed}
     num = len(yardstick.others) if source == REAL_OUTLINES else yardstick.num_samples
     for temperature in TEMPERATURES:
         sentences = draw(model, data, Variant(source, rejection=rejection), temperature, num, further=True)
         nll[f"forward_nll_{temperature:g}"] = yardstick.judges.forward["forward"](sentences.text).per_token
     mauve = yardstick.mauve(sentences.text)  # at the last temperature
     return {"source": source, **nll, **mauve, **yardstick.outline_figures(sentences, full=True),
-            **({} if source == REAL_OUTLINES else {"microseconds": _sampling_time(model, source)}),
-            "forward_nll_per_token": sum(nll.values()) / len(nll)}
+            **speed, "forward_nll_per_token": sum(nll.values()) / len(nll)}
 
 
 def _sampling_time(model: TextModel, source: str) -> float:
@@ -197,6 +214,8 @@ def _row(directory: Path, config: RunConfig, rejection: float, yardstick: Yardst
         model, data = train_run(directory, session)
     assert isinstance(config.model, OutlineOptions)
     row = measured(model, data, yardstick, model.sources[0], rejection)
+    if not yardstick.judges.forward:
+        return {**row, **_time(directory)}
     compared = [*(rows[source] for source in CONTROLS), row]
     found = diagnose_gan(model, data, config.model.num_validation, config.model.start, compared)
     if found is None:
@@ -205,11 +224,13 @@ def _row(directory: Path, config: RunConfig, rejection: float, yardstick: Yardst
 
 
 def _time(directory: Path) -> Row:
-    """Return the number of generator steps and their seconds, without validations, summed over the stages."""
+    """Return the number of generator steps, their seconds and CPU seconds, without validations, summed over the stages."""
     last: dict[str, int] = {}  # step of the last line of each stage
-    seconds = 0.0
+    seconds = cpu_seconds = 0.0
     for line in read_lines(directory / "metrics.jsonl"):
         if "speed/steps_per_sec" in line:
-            seconds += (line["step"] - last.get(line["stage"], 0)) / line["speed/steps_per_sec"]
+            num = line["step"] - last.get(line["stage"], 0)
+            seconds += num / line["speed/steps_per_sec"]
+            cpu_seconds += num * line.get("speed/cpu_sec_per_step", 0)
             last[line["stage"]] = line["step"]
-    return {"steps": sum(last.values()), "seconds": seconds}
+    return {"steps": sum(last.values()), "seconds": seconds, "cpu_seconds": cpu_seconds}

@@ -92,6 +92,20 @@ def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, 
     return Sentences(text, data.scaling.unscale(torch.cat(vectors)).cpu(), more)
 
 
+def draw_outlines(model: TextModel, data: Dataset, variant: Variant, num: int) -> Sentences:
+    """Draw `num` outlines of a source, or all it has, without sentences, and `num_learnt` more for the classifier."""
+    if variant.source == REAL_OUTLINES:
+        raw = torch.from_numpy(data.stores["valid"].rows(data.sample_rows("valid", num, seed=1)))
+        return Sentences([], raw, training_outlines(data)[1])
+    vectors_of = model.source(variant.source, variant.noise_scale)
+    if variant.rejection != 1:
+        vectors_of = rejecting(model, vectors_of, variant.rejection)
+    drawn = [vectors_of(size, torch.Generator().manual_seed(SAMPLING_SEED + part))
+             for part, size in enumerate((num, num_learnt(data)))]
+    outlines, further = (data.scaling.unscale(part).cpu() for part in drawn if part is not None)
+    return Sentences([], outlines, further)
+
+
 def reconstruction(model: TextModel, data: Dataset, num: int, num_draws: int) -> Row:
     """Return the nll of held-out sentences and how well they are reconstructed. num_draws: draws of a latent for the nll."""
     tokens, outlines, text = held_out(data, "test", num, seed=1)

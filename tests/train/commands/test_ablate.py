@@ -87,7 +87,7 @@ def test_the_command_of_a_row_reproduces_it(ablation: Path, tmp_path: Path) -> N
     assert main([*command[3:], "--quiet"]) == 0
     again = json.loads((tmp_path / "again" / "rows.json").read_text())["rows"]
     assert set(again) == {"real outlines", "mixture", "gaussian", key}
-    apart = {"command", "seconds", "microseconds"}
+    apart = {"command", "seconds", "cpu_seconds", "microseconds"}
     assert {name: value for name, value in again[key].items() if name not in apart} == {
         name: value for name, value in row.items() if name not in apart}
 
@@ -103,8 +103,25 @@ def test_rows_of_one_seed_share_their_fitted_baselines(ablation: Path, tiny_run:
 def test_the_seconds_of_a_row_are_summed_over_its_stages(tmp_path: Path) -> None:
     lines = [("flow", 50, 10), ("flow", 100, 20), ("gan", 50, 5), ("gan", 60, 10)]
     (tmp_path / "metrics.jsonl").write_text("".join(
-        json.dumps({"stage": stage, "step": step, "speed/steps_per_sec": speed}) + "\n" for stage, step, speed in lines))
-    assert _time(tmp_path) == {"steps": 160, "seconds": 5 + 2.5 + 10 + 1}
+        json.dumps({"stage": stage, "step": step, "speed/steps_per_sec": speed, "speed/cpu_sec_per_step": 0.5}) + "\n"
+        for stage, step, speed in lines))
+    assert _time(tmp_path) == {"steps": 160, "seconds": 5 + 2.5 + 10 + 1, "cpu_seconds": 80}
+
+
+def test_only_the_outlines_can_be_measured(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("draw", "quick_judges", "load_encoder"):
+        monkeypatch.setattr(f"train.commands.ablate.{name}", lambda *_, **__: pytest.fail("a sentence was measured"))
+    out = ["--outlines-only", "--out", str(tmp_path / "out"), "--quiet"]
+    assert main(["ablate", str(tiny_run), "--vary", "gan-steps=4", *out]) == 0
+    printed = capsys.readouterr().out
+    columns = next(line for line in printed.splitlines() if line.startswith("| source"))
+    assert "nearest training outline" in columns and "NLL" not in columns and "verdict" not in columns
+    rows = json.loads((tmp_path / "out" / "rows.json").read_text())["rows"]
+    assert len(rows) == 4 and all(row["outline_precision"] >= 0 for row in rows.values())
+    assert "--outlines-only" in rows["gan-steps 4, seed 1"]["command"]
+    assert main(["ablate", str(tiny_run), "--vary", "gan-steps=4", "--out", str(tmp_path / "out"), "--quiet"]) == 2
+    assert "contains rows with --outlines-only" in capsys.readouterr().err
 
 
 def test_measured_rows_are_not_measured_again(ablation: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch,
