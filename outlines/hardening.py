@@ -112,11 +112,11 @@ def _largest(data: Any) -> float:
     return data if isinstance(data, (int, float)) else 0
 
 
-# SentencePiece models
+# Tokenizers: SentencePiece models, and JSON files with the tokenizer of a language model (corpus/lm_tokenizer.py)
 
 MAX_TOKENIZER_BYTES = 1 << 26  # a model with 32,000 pieces has 1 MB
 TRIAL_SEC = 60
-# The program of the child process that tries a model.
+# The programs of the child process that tries a model.
 TRIAL = """
 import sys
 import sentencepiece
@@ -126,6 +126,14 @@ for text in (" ".join(characters), "".join(characters), "a" * 1000, "A dog runs.
     processor.normalize(text)
     processor.decode(processor.encode(text))
 processor.decode([[piece] for piece in range(processor.get_piece_size())])
+"""
+LM_TRIAL = """
+import json
+import sys
+from tokenizers import Tokenizer
+tokenizer = Tokenizer.from_str(json.dumps(json.loads(sys.stdin.buffer.read())["tokenizer"]))
+for text in ("A dog runs.", "a" * 1000, "".join(map(chr, range(32, 0xD800)))):
+    tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids)
 """
 
 
@@ -144,17 +152,18 @@ def read_tokenizer(path: Path) -> bytes:
 
 
 def try_tokenizer(model: bytes) -> None:
-    """Use a SentencePiece model in a child process, because a damaged one can crash or hang. Raises TokenizerError."""
+    """Use a tokenizer in a child process, because a damaged one can crash or hang. Raises TokenizerError."""
+    program, kind = (LM_TRIAL, "tokenizer of a language model") if model[:1] == b"{" else (TRIAL, "SentencePiece model")
     try:
         # -P: nothing in the working directory can replace a package.
-        status = subprocess.run([sys.executable, "-P", "-c", TRIAL], input=model, stdout=subprocess.DEVNULL,
+        status = subprocess.run([sys.executable, "-P", "-c", program], input=model, stdout=subprocess.DEVNULL,
                                 stderr=subprocess.DEVNULL, timeout=TRIAL_SEC, check=False).returncode
     except subprocess.TimeoutExpired as error:
-        raise TokenizerError(f"not a SentencePiece model: it did not finish in {TRIAL_SEC} s. Use another file.") from error
+        raise TokenizerError(f"not a {kind}: it did not finish in {TRIAL_SEC} s. Use another file.") from error
     if status < 0:
-        raise TokenizerError(f"not a SentencePiece model: SentencePiece crashed with signal {-status}. Use another file.")
+        raise TokenizerError(f"not a {kind}: its library crashed with signal {-status}. Use another file.")
     if status:
-        raise TokenizerError("not a SentencePiece model, or a damaged one. Use another file.")
+        raise TokenizerError(f"not a {kind}, or a damaged one. Use another file.")
 
 
 # Pretrained models: sentence-transformers models and causal language models

@@ -22,7 +22,7 @@ def tiny_causal_lm(kind: str, corpus: Path, directory: Path) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=VOCAB_SIZE, special_tokens=special, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    text = [*corpus.read_text().splitlines(), "Unicorns juggle quickly. " * 20]  # also pieces that the corpus does not use
+    text = [*corpus.read_text().splitlines(), "Unicorns juggle quickly. " * 200]  # also pieces that the corpus does not use
     tokenizer.train_from_iterator(text, trainer)
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=special[0],
                                          eos_token=special[-1]).save_pretrained(directory)

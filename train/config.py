@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from outlines.causal_lm import is_causal_lm
 from outlines.corpus.formats import TABLES
 from outlines.corpus.reading import CorpusFiles
 from outlines.devices import DEVICES, PRECISIONS
 from outlines.errors import OutlinesError
-from outlines.networks.decoder import DECODERS
+from outlines.networks.decoder import Decoder, decoder_class
+from outlines.networks.pretrained import TUNINGS
 from outlines.options import Registry, option, unknown_name
 from outlines.pretrained import SHIPPED
 
@@ -25,7 +27,8 @@ class CorpusConfig(CorpusFiles):
 
     group: ClassVar[str] = "corpus"
     num_sentences: int = option(20000, "number of sentences of the embedded corpus, all splits together", low=100)
-    tokenizer: str = option("", "SentencePiece model file (default: train a model on the training split)")
+    tokenizer: str = option("", "SentencePiece model file, or a pretrained language model, for its tokenizer: smollm2 or "
+                            "hf:NAME_OR_DIRECTORY (default: train a SentencePiece model on the training split)")
     vocab_size: int = option(0, "number of SentencePiece pieces; 0: choose it from the words of the corpus", low=0)
     lowercase: bool = option(False, "convert the text to lower case")
     max_len: int = option(64, "maximum tokens of a sentence; longer sentences are cut", low=1)
@@ -61,7 +64,12 @@ class DecoderOptions:
     group: ClassVar[str] = "decoder"  # title of the class's own options in the help
     learns_pairs: ClassVar[bool] = False
     """whether the family learns from pairs of sentences, so that the corpus must define them"""
-    decoder: str = option("gru", "kind of decoder", choices=DECODERS)
+    reads_words: ClassVar[bool] = False
+    """whether a network other than the decoder uses embed_dim"""
+    decoder: str = option("gru", "kind of decoder: gru, transformer, or a pretrained language model: smollm2 or "
+                          "hf:NAME_OR_DIRECTORY")
+    lm_tuning: str = option("lora", "weights of a pretrained language model to train: low-rank adapters (lora), all (full), "
+                            "or none (frozen)", TUNINGS)
     embed_dim: int = option(256, "width of the token embeddings, which the output layer uses too", low=1)
     hidden_dim: int = option(512, "width of the GRU state, or of the transformer's feed-forward layers", low=1)
     num_layers: int = option(0, "layers of the decoder; 0: 1 for gru, 4 for transformer", low=0, flag=False)
@@ -91,10 +99,20 @@ class DecoderOptions:
 
     def without_effect(self) -> dict[str, str]:
         """Return the options without effect, given the values of the others, with the reasons. Setting one is an error."""
-        known = {field.name for field in dataclasses.fields(DECODERS[self.decoder].config_class)}
-        kinds_own = "hidden_dim", "num_layers", "dropout", "num_sampled"
-        unused = {name: f"decoder {self.decoder!r} does not use it" for name in kinds_own if name not in known}
+        kind = _decoder_class(self.decoder)
+        known = {field.name for field in dataclasses.fields(kind.config_class)}
+        known |= {"embed_dim"} if self.reads_words else set()
+        kinds_own = "hidden_dim", "num_layers", "dropout", "num_sampled", "lm_tuning", "embed_dim"
+        names = [name for name in kinds_own if name not in known] + ["word_start"] * kind.pretrained
+        unused = dict.fromkeys(names, f"decoder {self.decoder!r} does not use it")
         return unused | ({"word_start": "with --init-from"} if self.init_from else {})
+
+
+def _decoder_class(name: str) -> type[Decoder]:
+    try:
+        return decoder_class(name)
+    except OutlinesError as error:
+        raise OutlinesError(f"--decoder {name}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -202,6 +220,10 @@ def resolve(family: str, model_config: Any, presets: dict[str, dict[str, Any]], 
     given = {name for _, layer in layers[len(names):] for name in layer}
     if model_config.learns_pairs and not (values.get("group_lines") or values.get("condition_column")):
         values["condition_column"] = "condition"
+    kind = _decoder_class(str(values.get("decoder", fields["decoder"].default)))
+    values |= {name: value for name, value in kind.defaults.items() if name not in given}
+    if kind.pretrained:
+        values |= {"tokenizer": values["decoder"], "vocab_size": 0, "lowercase": False}
     parts = {key: section(**{field.name: values[field.name] for field in dataclasses.fields(section)
                              if field.name in values})
              for key, section in sections(model_config).items()}
@@ -215,13 +237,17 @@ def absolute(config: RunConfig) -> RunConfig:
     def full(path: str) -> str:
         return str(Path(path).absolute()) if path else path
 
+    def named(name: str) -> str:
+        kind, colon, path = name.partition(":")
+        is_path = kind == "recurrent" or (kind in ("st", "hf") and Path(path).is_dir())
+        return kind + colon + (full(path) if is_path else path)
+
     corpus: dict[str, Any] = {name: tuple(map(full, getattr(config.corpus, name))) for name in ("corpus", "valid", "test")}
     model: dict[str, Any] = {name: path if path in SHIPPED else full(path) for name, path in vars(config.model).items()
                              if name in ("decoder_from", "init_from")}
-    kind, _, path = str(getattr(config.model, "encoder", "")).partition(":")
-    if kind == "recurrent" or (kind == "st" and Path(path).is_dir()):
-        model["encoder"] = f"{kind}:{full(path)}"
-    corpus["tokenizer"] = full(config.corpus.tokenizer)
+    model |= {name: named(value) for name, value in vars(config.model).items() if name in ("encoder", "decoder")}
+    tokenizer = config.corpus.tokenizer
+    corpus["tokenizer"] = named(tokenizer) if is_causal_lm(tokenizer) else full(tokenizer)
     return dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, **corpus),
                                model=dataclasses.replace(config.model, **model))
 
@@ -264,6 +290,9 @@ def check(config: RunConfig, given: set[str]) -> None:
     if corpus.tokenizer:
         without_effect += ["vocab_size", "lowercase"]
     reasons = dict.fromkeys(without_effect, f"{'with' if corpus.corpus else 'without'} --corpus")
+    if _decoder_class(config.model.decoder).pretrained:
+        reasons |= dict.fromkeys(("tokenizer", "vocab_size", "lowercase"),
+                                 f"decoder {config.model.decoder!r} has its own tokenizer")
     if not config.model.learns_pairs:
         reasons |= dict.fromkeys(PAIRING, f"'{config.family}' does not learn from pairs")
     for name, reason in {**reasons, **config.model.without_effect()}.items():

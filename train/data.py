@@ -15,14 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from outlines.causal_lm import find_causal_lm, is_causal_lm
 from outlines.checkpoint import verify
 from outlines.corpus import grammar
 from outlines.corpus.batching import BatchOrder, TokenBatch, collate
 from outlines.corpus.formats import CorpusError, require_file
+from outlines.corpus.lm_tokenizer import LMTokenizer, load_tokenizer
 from outlines.corpus.pairs import Pairing, Pairs, load_pairing
 from outlines.corpus.prepared import PreparedCorpus, find_prepared, prepare_corpus
 from outlines.corpus.reading import SPLITS, Member, ReadingReport, fingerprint, read_corpus, split_of
-from outlines.corpus.tokenizer import SentencePieceTokenizer
+from outlines.corpus.tokenizer import Tokenizer
 from outlines.encoders import SentenceEncoder, load_encoder, unread_notes
 from outlines.encoders.store import OutlineStore, encode_shards, finish_store
 from outlines.models.base import TextModel
@@ -148,7 +150,7 @@ def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device:
     """
     known = read_run(run).get("hashes", {}).get("corpus") if run else None
     loaded = load_encoder(encoder, device.type, run if known else None) if encoder else None  # first: it may be missing
-    paths = [*config.corpus, *config.valid, *config.test, config.tokenizer]
+    paths = [*config.corpus, *config.valid, *config.test, "" if is_causal_lm(config.tokenizer) else config.tokenizer]
     found = find_prepared(cache, known) if known and not all(Path(path).exists() for path in paths) else None
     config = config if found else fit_splits(config, reporter)
     directory = ranks.agree(str(found or _prepare(config, cache, reporter)) if ranks.first else "")
@@ -204,7 +206,7 @@ def _members(config: CorpusConfig, report: ReadingReport, sources: Sequence[str]
 def fit_splits(config: CorpusConfig, reporter: Reporter) -> CorpusConfig:
     """Return the configuration with held-out fractions raised until every split has enough rows. Raises CorpusError."""
     config.check()
-    if config.tokenizer:
+    if config.tokenizer and not is_causal_lm(config.tokenizer):
         require_file(Path(config.tokenizer))
     pairs = config.are_pairs
     least, unit = (LEAST_GROUPS, "groups of two or more sentences") if pairs else (LEAST_ROWS, "sentences")
@@ -232,20 +234,24 @@ def fit_splits(config: CorpusConfig, reporter: Reporter) -> CorpusConfig:
 
 
 def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
-    given = None
-    if config.tokenizer:
-        given = SentencePieceTokenizer.load(Path(config.tokenizer))
+    given: Tokenizer | None = None
+    lm = find_causal_lm(config.tokenizer) if is_causal_lm(config.tokenizer) else None
+    if lm:
+        pass  # Its tokenizer is loaded only if the corpus must be prepared.
+    elif config.tokenizer:
+        given = load_tokenizer(Path(config.tokenizer))
     elif not (config.corpus or config.vocab_size or config.lowercase):
-        given = SentencePieceTokenizer.load(SCENES_MODEL / "tokenizer.model", verify(SCENES_MODEL)["tokenizer.model"])
+        given = load_tokenizer(SCENES_MODEL / "tokenizer.model", verify(SCENES_MODEL)["tokenizer.model"])
     source = fingerprint(config) if config.corpus else f"{embedded_source()} x {config.num_sentences}"
     key = _key({"source": source, "vocab_size": config.vocab_size, "lowercase": config.lowercase,
-                "max_len": config.max_len, "tokenizer": given.fingerprint if given else "",
+                "max_len": config.max_len, "tokenizer": found.fingerprint if (found := lm or given) else "",
                 "fractions": [config.valid_fraction, config.test_fraction], "version": 4})
     directory = cache / f"corpus-{key}"
     cache.mkdir(parents=True, exist_ok=True)
     with contextlib.nullcontext() if directory.exists() else locked(cache, reporter.line):
         if directory.exists():  # Another run may have made it in the meantime.
             return directory
+        given = LMTokenizer.of_language_model(lm) if lm else given
         report = ReadingReport()
         pairs = ((member.split, member.sentence) for member in _members(config, report))
         with reporter.bar("tokenise", "sentences") as progress:

@@ -108,7 +108,8 @@ class Snapshot:
 
     def __init__(self, method: "Method", stage: Stage):
         self._optimizers = list(stage.optimizers.values())
-        weights = [parameter for module in stage.modules.values() for parameter in module.parameters()]
+        weights = [parameter for module in stage.modules.values() for parameter in module.parameters()
+                   if parameter.requires_grad]
         weights += [parameter for optimizer in self._optimizers for group in optimizer.param_groups
                     for parameter in group["params"]]
         buffers = [buffer for module in method.modules.values() for buffer in module.buffers()]
@@ -181,13 +182,14 @@ class Method(ABC):
 @contextlib.contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
     """Let modules pass gradients on without storing any, so that an optimiser does not change them."""
-    for module in modules:
-        module.requires_grad_(False)
+    trained = [weights for module in modules for weights in module.parameters() if weights.requires_grad]
+    for weights in trained:
+        weights.requires_grad_(False)
     try:
         yield
     finally:
-        for module in modules:
-            module.requires_grad_(True)
+        for weights in trained:
+            weights.requires_grad_(True)
 
 
 def draw_seed() -> int:

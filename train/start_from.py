@@ -9,7 +9,7 @@ from outlines.pretrained import run_path
 from train.config import RunConfig, flag_of
 from train.runtime.run_directory import read_run
 
-SHAPE = {"decoder", "embed_dim", "hidden_dim", "num_layers"}
+SHAPE = {"decoder", "lm_tuning", "embed_dim", "hidden_dim", "num_layers"}
 READS_OUTLINES = {"encoder", "encoder_prompt", "encoder_dim"}
 TOKENS = {"tokenizer", "vocab_size", "lowercase", "max_len"}
 

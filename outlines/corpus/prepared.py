@@ -19,8 +19,9 @@ import numpy as np
 
 from outlines.checkpoint import MANIFEST, atomic_directory, sha256_file, verify
 from outlines.corpus.formats import CorpusError
+from outlines.corpus.lm_tokenizer import load_tokenizer
 from outlines.corpus.reading import SPLITS, ReadingReport
-from outlines.corpus.tokenizer import SentencePieceTokenizer, Tokenizer, normalizer, train_tokenizer
+from outlines.corpus.tokenizer import Tokenizer, normalizer, train_tokenizer
 from outlines.errors import CheckpointError, OutlinesError, one_line
 from outlines.hardening import PREPARE_AGAIN, map_numbers, map_offsets, read_json
 
@@ -123,7 +124,7 @@ class PreparedCorpus:
         self.directory, self.meta = directory, read_json(directory / "meta.json")
         if not isinstance(self.meta.get("source"), str) or type(self.meta.get("max_len")) is not int:
             raise CheckpointError(f"{directory / 'meta.json'}: not the description of a prepared corpus. {PREPARE_AGAIN}")
-        self.tokenizer: Tokenizer = SentencePieceTokenizer.load(directory / "tokenizer.model", sums["tokenizer.model"])
+        self.tokenizer: Tokenizer = load_tokenizer(directory / "tokenizer.model", sums["tokenizer.model"])
         self.sentences = {split: Sentences(directory, split) for split in SPLITS}
         self.tokens = {split: Tokens(directory, split) for split in SPLITS}
         for split in SPLITS:
@@ -149,8 +150,7 @@ class PreparedCorpus:
         if losses["cut"]:
             notes.append(f"{losses['cut']:,} of {sum(sizes.values()):,} sentences are cut to --max-len {max_len}.")
         return notes + [f"{num:,} of {sizes[split]:,} {split} sentences are also in the training split, so the figures are "
-                        "too good. Remove these sentences from the training files."
-                        for split, num in losses["in_train"].items() if num]
+                        "too good. Remove them from the training files." for split, num in losses["in_train"].items() if num]
 
 
 def _in_train(directory: Path) -> dict[str, int]:
@@ -209,6 +209,7 @@ def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source:
                 tokenizer = train_tokenizer(Sentences(staging, "train"), staging / "tokenizer.model", vocab_size=vocab_size,
                                             lowercase=lowercase)
             else:
+                tokenizer = tokenizer.fitted(Sentences(staging, "train"))
                 tokenizer.save(staging / "tokenizer.model")
             before, splits = 0, dict[str, Any]()
             for split in SPLITS:

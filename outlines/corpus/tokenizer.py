@@ -113,47 +113,28 @@ def _recording(sentences: Iterable[str], failures: list[BaseException]) -> Itera
 
 
 class Tokenizer(Protocol):
-    """The interface of a tokenizer. SentencePieceTokenizer implements and documents it."""
+    """The interface of a tokenizer. SentencePieceTokenizer implements and documents it; lm_tokenizer.py has another one."""
 
     special: SpecialIds
     vocab_size: int
     fingerprint: str
-    pieces: list[str]  # the text of each token; empty for single bytes and special tokens
 
+    @property
+    def pieces(self) -> list[str]: ...  # the text of each token; empty for single bytes and special tokens
+    def fitted(self, sentences: Iterable[str]) -> "Tokenizer": ...
     def encode(self, sentences: Sequence[str]) -> list[list[int]]: ...
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
     def lines(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
     def save(self, path: Path) -> None: ...
-    @classmethod
-    def load(cls, path: Path, sha256: str | None = None) -> Self: ...
 
 
-class SentencePieceTokenizer:
-    """A trained SentencePiece model. A sentence never contains unk."""
-
-    special = SPECIAL
+class StoredTokenizer:
+    """What the tokenizers have in common: everything that decides the ids is in one file."""
 
     def __init__(self, model: bytes) -> None:
-        """model: bytes of a model file. Raises TokenizerError."""
-        if not model:  # SentencePiece accepts empty data without an error
-            raise TokenizerError("not a SentencePiece model: empty.")
-        try:
-            processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-            special = {name: getattr(processor, name)() for name in asdict(SPECIAL)}
-            ids = list(range(processor.get_piece_size()))
-            num_bytes, pieces = sum(processor.is_byte(ids)), processor.id_to_piece(ids)  # raises if a piece is not UTF-8
-        except (RuntimeError, ValueError) as error:
-            raise TokenizerError("not a SentencePiece model, or a damaged one.") from error
-        if special != asdict(SPECIAL) or num_bytes != 256:
-            raise TokenizerError(f"a SentencePiece model with other special tokens, or without bytes: {special}, "
-                                 f"{num_bytes} byte pieces. Train one with: {SPM_TRAIN}")
-        self._model, self._processor = model, processor
-        self.vocab_size = len(ids)  # includes the special tokens
-        self.fingerprint = hashlib.sha256(model).hexdigest()  # of everything that decides the ids
-        others = {id for id in ids if processor.is_byte(id) or processor.is_control(id) or processor.is_unknown(id)}
-        self.pieces = ["" if id in others else piece.replace("▁", " ") for id, piece in enumerate(pieces)]
-        # None for pieces that need SentencePiece to decode.
-        self._plain: list[Any] = [piece if re.fullmatch(r" ?\S+", piece) else None for piece in self.pieces]
+        """model: bytes of a file. Raises TokenizerError."""
+        self._model = model
+        self.fingerprint = hashlib.sha256(model).hexdigest()
 
     @classmethod
     def load(cls, path: Path, sha256: str | None = None) -> Self:
@@ -170,6 +151,37 @@ class SentencePieceTokenizer:
 
     def save(self, path: Path) -> None:
         atomic_write(path, self._model)
+
+
+class SentencePieceTokenizer(StoredTokenizer):
+    """A trained SentencePiece model. A sentence never contains unk."""
+
+    special = SPECIAL
+
+    def __init__(self, model: bytes) -> None:
+        super().__init__(model)
+        if not model:  # SentencePiece accepts empty data without an error
+            raise TokenizerError("not a SentencePiece model: empty.")
+        try:
+            processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            special = {name: getattr(processor, name)() for name in asdict(SPECIAL)}
+            ids = list(range(processor.get_piece_size()))
+            num_bytes, pieces = sum(processor.is_byte(ids)), processor.id_to_piece(ids)  # raises if a piece is not UTF-8
+        except (RuntimeError, ValueError) as error:
+            raise TokenizerError("not a SentencePiece model, or a damaged one.") from error
+        if special != asdict(SPECIAL) or num_bytes != 256:
+            raise TokenizerError(f"a SentencePiece model with other special tokens, or without bytes: {special}, "
+                                 f"{num_bytes} byte pieces. Train one with: {SPM_TRAIN}")
+        self._processor = processor
+        self.vocab_size = len(ids)  # includes the special tokens
+        others = {id for id in ids if processor.is_byte(id) or processor.is_control(id) or processor.is_unknown(id)}
+        self.pieces = ["" if id in others else piece.replace("▁", " ") for id, piece in enumerate(pieces)]
+        # None for pieces that need SentencePiece to decode.
+        self._plain: list[Any] = [piece if re.fullmatch(r" ?\S+", piece) else None for piece in self.pieces]
+
+    def fitted(self, sentences: Iterable[str]) -> Self:
+        """Return the tokenizer for a training split: this one, because it was trained before."""
+        return self
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
         """Return the ids of each sentence, without bos and eos. Raises TokenizerError for invalid text."""
@@ -195,6 +207,13 @@ class SentencePieceTokenizer:
                 found.append("")
                 others.append(number)
         for number, text in zip(others, self.decode([ids[number] for number in others]), strict=True):
-            # Byte pieces can encode line breaks and control characters, which could damage a terminal.
-            found[number] = re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", " ".join(text.split()))
+            found[number] = one_line_text(text)
         return found
+
+
+def one_line_text(text: str) -> str:
+    """Return a text with single spaces and without control characters, which byte pieces can encode.
+
+    They could damage a terminal.
+    """
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", " ".join(text.split()))

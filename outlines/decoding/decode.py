@@ -32,7 +32,8 @@ class Sampler:
             return self._fast.sample(vector, uniforms, config, prefix)
         prefix = of_rows(prefix, len(uniforms), uniforms.device)
         suited = CPU_ROWS if uniforms.device.type == "cpu" else len(uniforms)
-        rows_at_once = max(1, BEAM_ROWS // config.beam) if config.beam else suited
+        limit = self.decoder.rows_at_once
+        rows_at_once = max(1, (limit or BEAM_ROWS) // config.beam) if config.beam else limit or suited
         vectors: Iterable[Tensor | None] = itertools.repeat(None) if vector is None else vector.split(rows_at_once)
         parts = zip(vectors, uniforms.split(rows_at_once), prefix.split(rows_at_once), strict=False)
         return [row for part, numbers, begun in parts for row in (

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from outlines.checkpoint import MANIFEST, atomic_write, read_state, sha256_file, write_state
 from outlines.corpus.batching import collate, in_like_length
-from outlines.corpus.tokenizer import SentencePieceTokenizer, SpecialIds
+from outlines.corpus.lm_tokenizer import load_tokenizer
+from outlines.corpus.tokenizer import SpecialIds
 from outlines.errors import OutlinesError
 from outlines.hardening import build_module
 
@@ -109,7 +110,7 @@ class FrozenRecurrentEncoder:
         if meta.get("kind") != KIND:
             raise OutlinesError(f"{directory}: contains {str(meta.get('kind'))[:40]!r}, not a {KIND}. "
                                 "Train one with `python -m train encoder`.")
-        self._tokenizer = SentencePieceTokenizer.load(directory / "tokenizer.model", str(meta.get("tokenizer_sha256")))
+        self._tokenizer = load_tokenizer(directory / "tokenizer.model", str(meta.get("tokenizer_sha256")))
         config: dict[str, Any] = meta.get("config", {})
         self._module = build_module(lambda: RecurrentEncoder(RecurrentEncoderConfig(**config)), config, tensors, directory)
         self._module.to(device).eval().requires_grad_(False)

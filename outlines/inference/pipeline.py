@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from outlines.checkpoint import verify
-from outlines.corpus.tokenizer import SentencePieceTokenizer, Tokenizer
+from outlines.corpus.lm_tokenizer import load_tokenizer
+from outlines.corpus.tokenizer import Tokenizer
 from outlines.decoding.completion import complete
 from outlines.decoding.decode import Sampler
 from outlines.decoding.sample import SamplingConfig
@@ -99,7 +100,7 @@ class Pipeline:
         try:
             if run in SHIPPED.values():
                 verify(run, ("run.json", "tokenizer.model"))
-            tokenizer = SentencePieceTokenizer.load(run / "tokenizer.model", str(expected))
+            tokenizer = load_tokenizer(run / "tokenizer.model", str(expected))
         except TokenizerError as error:
             raise OutlinesError(f"{error} `python -m train --resume {quoted(run)}` writes it again.") from error
         model = load_model(run / "model")

@@ -33,7 +33,7 @@ MEANINGS = {GanVerdict.BETTER_THAN_MIXTURE: "is better than the mixture",
 
 
 class Quality(NamedTuple):
-    """Figures of one source's outlines: k-NN precision and recall, and the NLL of the decoded sentences, nats per token."""
+    """Figures of one source's outlines: k-NN precision and recall, nats per token of the decoded sentences if known."""
 
     precision: float
     recall: float
@@ -93,10 +93,10 @@ def judge_generator(generator: Quality, mixture: Quality, gaussian: Quality, rea
         # With a lower precision, the generator's other modes can be wrong, too.
         if generator.recall < recall - MAX_RECALL_LOSS and generator.precision >= gaussian.precision + MARGIN:
             return GanVerdict.MODE_DROPPING, (f"Its recall is {generator.recall:.3f}, more than {MAX_RECALL_LOSS} below "
-                                              f"{recall:.3f}, the lower of the recalls of mixture and real outlines.")
+                                              f"{recall:.3f}, the lower recall of mixture and real outlines.")
         if start is not None and generator.f1 < LEFT_OF_START * start.f1:
             return GanVerdict.DIVERGED, (f"Its F1 of precision and recall is {generator.f1:.3f}, less than {LEFT_OF_START} "
-                                         f"times its F1 before training, {start.f1:.3f}.")
+                                         f"of the start's {start.f1:.3f}.")
         better, reason = generator.compare(mixture, "mixture")
         if better:
             return GanVerdict.BETTER_THAN_MIXTURE, reason

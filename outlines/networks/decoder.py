@@ -1,7 +1,8 @@
 """The conditional decoder p(x | vector): the interface of every decoder, and the registry of its kinds.
 
 The vector is an outline, a learned code, a VAE's z, or None: the language model is a decoder with `vector_dim` 0.
-A new kind is one file that adds a `Decoder` to `DECODERS`, and its import in networks/__init__.py.
+A new kind is one file that adds a `Decoder` to `DECODERS`, and its import in networks/__init__.py. A kind that ends in a
+colon is named with an argument, as in hf:NAME.
 Shapes: B batch, T tokens, D vector width, V vocabulary.
 """
 
@@ -12,7 +13,7 @@ from typing import Any, ClassVar, Protocol, Self
 from torch import Tensor, nn
 
 from outlines.corpus.batching import TokenBatch
-from outlines.corpus.tokenizer import SpecialIds
+from outlines.corpus.tokenizer import SpecialIds, Tokenizer
 from outlines.options import Registry
 
 
@@ -43,10 +44,18 @@ class Decoder(nn.Module, ABC):
 
     config_class: ClassVar[type[DecoderConfig]]
     config: DecoderConfig
+    pretrained: ClassVar[bool] = False  # whether it starts from a language model, with that one's tokenizer
+    defaults: ClassVar[dict[str, Any]] = {}  # values of training options that suit this kind, if they are not set
+    rows_at_once: ClassVar[int | None] = None  # sentences that are written at once; None: depends on the device only
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
+
+    @classmethod
+    def settings(cls, name: str, tokenizer: Tokenizer) -> dict[str, Any]:
+        """Return the fields of a configuration that depend on the option --decoder and on the tokenizer."""
+        return {}
 
     def words(self) -> tuple[Tensor, Tensor] | None:
         """Return the embeddings [V, E] and output bias [V] that can start from counts; None if the kind has none."""
@@ -66,6 +75,13 @@ class Decoder(nn.Module, ABC):
 
 
 DECODERS = Registry("decoder")
+
+
+def decoder_class(name: str) -> type[Decoder]:
+    """Return the class of decoders with this name, such as gru or hf:NAME. Raises OutlinesError."""
+    kind, colon, _ = name.partition(":")
+    found: type[Decoder] = DECODERS[kind + colon]
+    return found
 
 
 def build_decoder(config: DecoderConfig) -> Decoder:

@@ -43,10 +43,9 @@ def test_recall_is_compared_with_the_lower_one_of_real_outlines_and_mixture() ->
      "its sentences have an NLL of 3.700 nats per token, the mixture's 3.600."),
     (Quality(0.10, 0.90, 3.8), GAUSSIAN, 0.0, "Its F1 of precision and recall is 0.180, the Gaussian's 0.180; "
      "better means at least 0.02 higher."),
-    (Quality(0.95, 0.60, 3.2), MIXTURE, 0.0, "Its recall is 0.600, more than 0.1 below 0.930, the lower of the recalls of "
+    (Quality(0.95, 0.60, 3.2), MIXTURE, 0.0, "Its recall is 0.600, more than 0.1 below 0.930, the lower recall of "
      "mixture and real outlines."),
-    (Quality(0.05, 0.20, 4.5), MIXTURE, 0.0, "Its F1 of precision and recall is 0.080, less than 0.5 times its F1 before "
-     "training, 0.873."),
+    (Quality(0.05, 0.20, 4.5), MIXTURE, 0.0, "Its F1 of precision and recall is 0.080, less than 0.5 of the start's 0.873."),
     (Quality(0.81, 0.96, 3.5), MIXTURE, 0.8, "Its critic memorisation is 80%, above the threshold of 50%.")])
 def test_words_name_the_figure_that_decided(generator: Quality, start: Quality, memorised: float, reason: str) -> None:
     found = judge_generator(generator, MIXTURE, GAUSSIAN, REAL, start, memorised)

@@ -17,8 +17,9 @@ from outlines.metrics.ngram import NgramModel
 from outlines.models.base import TextModel
 from outlines.models.lm import LanguageModel
 from outlines.models.registry import load_model
+from outlines.networks.decoder import decoder_class
 from outlines.pretrained import SCENES_MODEL
-from train.config import CorpusConfig, RunConfig, TrainingConfig
+from train.config import CorpusConfig, DecoderOptions, RunConfig, TrainingConfig
 from train.data import Dataset
 from train.evaluation.judges import Judge, Judges, Nll, judge, tokens_of
 from train.evaluation.pretrained import PretrainedLM
@@ -62,6 +63,7 @@ def scorer(config: RunConfig, data: Dataset, session: Session) -> TextModel:
     if (shipped := judge_of_scenes(data)) is not None:
         return shipped
     # Runs of all seeds share one scorer. It must not have a run's seed: it would prefer the samples of that run.
+    config = _from_scratch(config)
     seed = SCORER_SEED + (config.training.seed == SCORER_SEED)
     return _language_model(config, data, session, seed, config.training.evaluator_steps,
                            "language model that scores samples")
@@ -101,6 +103,15 @@ def _configuration(config: RunConfig, corpus: CorpusConfig, seed: int, changes: 
     return RunConfig(LanguageModel.family, corpus, training, model)
 
 
+def _from_scratch(config: RunConfig) -> RunConfig:
+    """Return a run's configuration; if its decoder is a pretrained language model, with a GRU, because judges are small."""
+    if not decoder_class(config.model.decoder).pretrained:
+        return config
+    changed = ("decoder", "decoder_learning_rate", "decoder_batch_size")
+    defaults = {field.name: field.default for field in dataclasses.fields(DecoderOptions) if field.name in changed}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **defaults))  # type: ignore[arg-type]
+
+
 def _trained(directory: Path, run: RunConfig, data: Dataset, session: Session, name: str,
              hashes: dict[str, str]) -> TextModel:
     """Train the run in this directory, or load its model. hashes: of its corpus, if known."""
@@ -125,6 +136,7 @@ def reverse_nll(samples: Sequence[str], held_out: Sequence[str], config: RunConf
     score.
     Source: Zhao et al., Adversarially Regularized Autoencoders (2018), reverse perplexity.
     """
+    config = _from_scratch(config)
     options = {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 8),
                "decoder_batch_size": REVERSE_BATCH_SIZE, "init_from": ""}
     key = _key(_configuration(config, config.corpus, REVERSE_SEED, options), data.corpus.fingerprint, list(samples),

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from outlines.causal_lm import find_causal_lm
+from outlines.causal_lm import begin_token, find_causal_lm
 from outlines.corpus.batching import in_like_length
 from outlines.metrics.text import words
 
 NUM_JUDGED = 1000  # sentences that are scored: the first ones
 BATCH_SIZE = 32
 MAX_LEN = 100  # tokens; longer sentences are not scored
-BETWEEN_TEXTS = "<|endoftext|>"  # before every training text of GPT-2, SmolLM2 and Qwen; not always their BOS
 
 
 class PretrainedNll(NamedTuple):
@@ -53,9 +52,7 @@ class PretrainedLM:
 
     @cached_property
     def _begin(self) -> int:
-        """The token before every sentence: BETWEEN_TEXTS if the model has it, otherwise BOS or EOS."""
-        known = self._tokenizer.get_vocab().get(BETWEEN_TEXTS), self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
-        return next(token for token in known if token is not None)
+        return begin_token(self._tokenizer)
 
     @torch.no_grad()
     def score(self, sentences: Sequence[str]) -> PretrainedNll:

@@ -40,6 +40,7 @@ class ARAEOptions(DecoderOptions):
     """Options of decoder, encoder, generator and critic."""
 
     group: ClassVar[str] = "ARAE"
+    reads_words: ClassVar[bool] = True
     code_dim: int = option(384, "width of the learned code", low=1)
     encoder_hidden_dim: int = option(256, "width of each direction of the encoder's GRU", low=1)
     autoencoder_optimizer: str = option("adamw", "optimiser of encoder and decoder", ("adamw", "sgd"))

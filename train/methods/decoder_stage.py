@@ -12,7 +12,7 @@ from outlines.errors import OutlinesError
 from outlines.metrics.collapse import signal_noise
 from outlines.models.base import TextModel
 from outlines.models.registry import load_model
-from outlines.networks.decoder import DECODERS, DecoderConfig
+from outlines.networks.decoder import DecoderConfig, decoder_class
 from outlines.networks.embedding_init import MAX_COUNTED_ROWS, start_words
 from outlines.pretrained import run_path
 from train.config import DecoderOptions
@@ -27,12 +27,14 @@ PATIENCE = 3  # validations without improvement after which the training of a co
 
 def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int, **settings: Any) -> DecoderConfig:
     """Return the decoder's configuration: the fields that its kind shares with the options, and the family's `settings`."""
-    config_class = DECODERS[options.decoder].config_class
+    kind = decoder_class(options.decoder)
+    config_class = kind.config_class
     known = {field.name for field in dataclasses.fields(config_class)}
     for name in settings.keys() - known:
         raise OutlinesError(f"Decoder {options.decoder!r} has no option {name!r}. Choose another --decoder.")
     shape = {name: value for name, value in vars(options).items() if name in known and (name, value) != ("num_layers", 0)}
-    return config_class(data.tokenizer.vocab_size, vector_dim, **{**vars(data.tokenizer.special), **shape, **settings})
+    given = kind.settings(options.decoder, data.tokenizer) | settings
+    return config_class(data.tokenizer.vocab_size, vector_dim, **{**vars(data.tokenizer.special), **shape, **given})
 
 
 class DecoderStage(Stage):
@@ -54,7 +56,7 @@ class DecoderStage(Stage):
     def begin(self, progress: Progress) -> None:
         if self.options.init_from:
             self.copy_weights(load_model(run_path(self.options.init_from) / "model"))
-        elif self.options.word_start == "counts":
+        elif self.options.word_start == "counts" and not self.model.decoder.pretrained:
             rows = self.data.corpus.tokens["train"].rows(self.data.sample_rows("train", MAX_COUNTED_ROWS))
             start_words(self.model.decoder, rows, self.seed)
 

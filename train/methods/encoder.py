@@ -24,6 +24,7 @@ class EncoderOptions(DecoderOptions):
     """Options of the encoder and of the decoder that trains it."""
 
     group: ClassVar[str] = "encoder"
+    reads_words: ClassVar[bool] = True
     encoder_hidden_dim: int = option(384, "width of each direction of the encoder's GRU", low=1)
     outline_dim: int = option(384, "width of the outlines", low=1)
     drop: float = option(0.1, "probability of dropping an input token, 0 to 1", low=0, high=0.9)

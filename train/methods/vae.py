@@ -16,7 +16,7 @@ from outlines.metrics.collapse import Posterior, active_units, drift, mutual_inf
 from outlines.models.base import block_seed
 from outlines.models.vae import VAE, drop_words
 from outlines.networks import losses
-from outlines.networks.decoder import DECODERS
+from outlines.networks.decoder import decoder_class
 from outlines.options import option
 from train.config import DecoderOptions, RunConfig
 from train.data import Batch, Dataset
@@ -35,6 +35,7 @@ class VAEOptions(DecoderOptions):
     """Options of decoder and encoder, and of the remedies; by default none is enabled."""
 
     group: ClassVar[str] = "VAE"
+    reads_words: ClassVar[bool] = True
     latent_dim: int = option(32, "width of the latent z", low=1)
     encoder_hidden_dim: int = option(256, "width of each direction of the encoder's GRU", low=1)
     kl_weight: float = option(1.0, "KL weight after annealing; 1: the loss is the negative ELBO", low=0)
@@ -66,9 +67,12 @@ class VAEOptions(DecoderOptions):
                  "free_bits_groups": ("--free-bits", self.free_bits > 0),
                  "aggressive_checks": ("--aggressive-steps", self.aggressive_steps > 0)}
         reasons = {name: f"without {flag}" for name, (flag, present) in needs.items() if not present}
-        if "vector_into" not in DECODERS[self.decoder].config_class.__dataclass_fields__:
+        if "vector_into" not in decoder_class(self.decoder).config_class.__dataclass_fields__:
             reasons["z_into"] = f"decoder {self.decoder!r} does not use it"
-        return super().without_effect() | reasons
+        reasons = super().without_effect() | reasons
+        if self.bow_weight:
+            reasons.pop("hidden_dim", None)
+        return reasons
 
     def kl_weight_at(self, step: int) -> float:
         if self.kl_anneal == "linear":

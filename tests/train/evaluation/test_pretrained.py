@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from outlines import causal_lm
 from outlines.errors import OutlinesError
 from outlines.metrics.text import words
 from tests.tiny_causal_lm import tiny_causal_lm
@@ -56,7 +57,7 @@ def test_only_the_first_sentences_that_are_not_too_long_count(lm: PretrainedLM, 
 
 def test_the_token_between_texts_begins_a_sentence(lm: PretrainedLM, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lm._begin == lm._tokenizer.bos_token_id
-    monkeypatch.setattr(pretrained, "BETWEEN_TEXTS", lm._tokenizer.convert_ids_to_tokens(7))
+    monkeypatch.setattr(causal_lm, "BETWEEN_TEXTS", lm._tokenizer.convert_ids_to_tokens(7))
     monkeypatch.delitem(vars(lm), "_begin")
     assert lm._begin == 7
     monkeypatch.delitem(vars(lm), "_begin")

@@ -1,0 +1,178 @@
+"""The tokenizer of a pretrained language model, restricted to the pieces that a corpus uses; and `load_tokenizer`.
+
+A decoder then needs output rows for some thousand pieces instead of 50,000 or more. The training split keeps the language
+model's own tokens. In other text, a piece that the training split does not use is split into the longest pieces that are
+kept. The pieces of single bytes are always kept, so every text still has tokens.
+"""
+
+import contextlib
+import importlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from outlines.causal_lm import CausalLM, begin_token
+from outlines.corpus.tokenizer import SPECIAL, SentencePieceTokenizer, StoredTokenizer, Tokenizer, normalizer, one_line_text
+from outlines.errors import TokenizerError, one_line
+
+NUM_SPECIAL = len(vars(SPECIAL))
+CHUNK = 4096  # sentences that are encoded together
+TRIAL = "A dog, 12 cats: é 漢 🐶!"  # must survive as single bytes
+NOT_AN_LM = "not the tokenizer of a language model"
+
+
+def to_ranges(ids: Iterable[int]) -> str:
+    """Return numbers as text, with a range for each run of consecutive numbers: 2,5-7."""
+    runs: list[list[int]] = []
+    for number in ids:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def from_ranges(text: str, most: int) -> list[int]:
+    """Return the numbers of `to_ranges`. Raises ValueError for another text, and for more than `most` numbers."""
+    found: list[int] = []
+    for run in text.split(",") if text else ():
+        if not (parts := re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", run)):
+            raise ValueError(f"{run[:40]!r} is not a range of numbers")
+        first, last = int(parts[1]), int(parts[2] or parts[1])
+        if len(found) + last - first >= most:
+            raise ValueError(f"more than {most} numbers")
+        found += range(first, last + 1)
+    return found
+
+
+class LMTokenizer(StoredTokenizer):
+    """A language model's tokenizer, with this project's special tokens first and then the kept pieces.
+
+    rows: the language model's id of each token; unk and pad share the row of eos, and are never written.
+    """
+
+    special = SPECIAL
+
+    def __init__(self, model: bytes) -> None:
+        """model: bytes of a file that `of_language_model` or `fitted` made. Raises TokenizerError."""
+        super().__init__(model)
+        try:
+            self._data = json.loads(model)
+            library = importlib.import_module("tokenizers")
+            self._tokenizer: Any = library.Tokenizer.from_str(json.dumps(self._data["tokenizer"]))
+            vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+            bos, eos = int(self._data["bos"]), int(self._data["eos"])
+            kept = from_ranges(self._data["pieces"], len(vocabulary))
+            text_of = {number: piece for piece, number in vocabulary.items()}
+            self._kept = {text_of[number]: NUM_SPECIAL + place for place, number in enumerate(kept)}
+        except ImportError as error:
+            raise TokenizerError(f"{NOT_AN_LM} without its library ({one_line(error)}). Run pip install "
+                                 "'.[pretrained]'.") from error
+        except Exception as error:  # the library raises plain Exceptions
+            raise TokenizerError(f"{NOT_AN_LM}, or damaged ({one_line(error)}). Use another file.") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True  # control words in a text are text
+        special = {SPECIAL.bos_id: bos}
+        self.rows = [special.get(number, eos) for number in range(NUM_SPECIAL)] + kept
+        self.vocab_size = len(self.rows)
+        self._local = {number: NUM_SPECIAL + place for place, number in enumerate(kept)}
+        self._text_of = text_of
+        self._normalized = normalizer(lowercase=False)
+
+    @classmethod
+    def of_language_model(cls, lm: CausalLM) -> "LMTokenizer":
+        """Return the whole tokenizer of a language model; `fitted` restricts it. Raises OutlinesError."""
+        found = lm.tokenizer()
+        if found.eos_token_id is None:
+            raise TokenizerError(f"{lm.name}: its tokenizer has no end token. Use another language model.")
+        pieces = to_ranges(sorted(found.get_vocab().values()))
+        data = {"bos": begin_token(found), "eos": found.eos_token_id, "pieces": pieces, "whole": True,
+                "tokenizer": json.loads(found.backend_tokenizer.to_str())}
+        whole = cls(json.dumps(data).encode())
+        smallest = whole._restricted(set())
+        (written,) = smallest.decode(smallest.encode([TRIAL]))
+        if written != TRIAL:
+            raise TokenizerError(f"{lm.name}: its tokenizer cannot write every text from single bytes ({TRIAL!r} becomes "
+                                 f"{written!r}). Use another language model.")
+        return whole
+
+    def fitted(self, sentences: Iterable[str]) -> "LMTokenizer":
+        """Return the tokenizer with only the pieces of these sentences and the single bytes; itself if it is restricted."""
+        if not self._data.get("whole"):
+            return self
+        used, stream = set[int](), iter(sentences)
+        while chunk := list(islice(stream, CHUNK)):
+            used.update(number for row in self._encoded(chunk) for number in row)
+        return self._restricted(used)
+
+    def _restricted(self, used: set[int]) -> "LMTokenizer":
+        kept = used | set(self._single_bytes())
+        return LMTokenizer(json.dumps({**self._data, "pieces": to_ranges(sorted(kept)), "whole": False}).encode())
+
+    def _single_bytes(self) -> Iterator[int]:
+        """Yield the ids of the pieces from which every text can be written."""
+        vocabulary = self._tokenizer.get_vocab()
+        # Byte-level BPE writes each byte as a character of this alphabet. Other BPE has pieces like <0xE2>, and ▁ as space.
+        alphabet = importlib.import_module("tokenizers").pre_tokenizers.ByteLevel.alphabet()
+        for piece in ("▁", *(f"<0x{byte:02X}>" for byte in range(256))) if "<0x00>" in vocabulary else alphabet:
+            if piece in vocabulary:  # some models have no pieces for bytes that UTF-8 does not use
+                yield vocabulary[piece]
+
+    def _encoded(self, sentences: Sequence[str]) -> list[list[int]]:
+        """Return the language model's own ids. Raises TokenizerError for invalid text."""
+        try:
+            normalized = [self._normalized(sentence) for sentence in sentences]
+        except (RuntimeError, TypeError, UnicodeEncodeError) as error:
+            raise TokenizerError("The text has half a character, or bytes that are not UTF-8. Remove them.") from error
+        return [row.ids for row in self._tokenizer.encode_batch(normalized, add_special_tokens=False)]
+
+    def encode(self, sentences: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each sentence, without bos and eos. Raises TokenizerError for invalid text."""
+        local = self._local
+        return [[token for number in row for token in ((local[number],) if number in local else self._split(number))]
+                for row in self._encoded(sentences)]
+
+    def _split(self, number: int) -> list[int]:
+        """Return the tokens of a piece that is not kept: the longest kept pieces, from left to right, or bytes."""
+        rest, tokens = self._text_of[number], list[int]()
+        while rest:
+            length = next((length for length in range(len(rest), 0, -1) if rest[:length] in self._kept), 0)
+            parts = [rest[:length]] if length else [f"<0x{byte:02X}>" for byte in rest[0].encode()]
+            tokens += [self._kept[part] for part in parts if part in self._kept]
+            rest = rest[length or 1:]
+        return tokens
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Return the sentence of each row of ids, without bos, eos and pad."""
+        rows = [[self.rows[token] for token in row if token >= NUM_SPECIAL] for row in ids]
+        return self._tokenizer.decode_batch(rows, skip_special_tokens=False)
+
+    def lines(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Return the sentence of each row of ids, without line breaks and control characters."""
+        return list(map(one_line_text, self.decode(ids)))
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """The text of each token; empty for single bytes that are no character, and for special tokens."""
+        anchor = self._tokenizer.token_to_id("a")
+        (before,), after = (self._tokenizer.decode_batch(rows, skip_special_tokens=False)
+                            for rows in ([[anchor]], [[anchor, number] for number in self.rows[NUM_SPECIAL:]]))
+        # After another piece, because some decoders remove the first space of a text.
+        texts = [text[len(before):] for text in after]
+        return [""] * NUM_SPECIAL + ["" if "\ufffd" in text else text for text in texts]
+
+
+
+def load_tokenizer(path: Path, sha256: str | None = None) -> Tokenizer:
+    """Return the tokenizer in a file, of either kind. sha256: see `StoredTokenizer.load`. Raises TokenizerError."""
+    is_lm = False
+    with contextlib.suppress(OSError):  # SentencePieceTokenizer reports what is wrong with the file
+        if path.is_file():
+            with open(path, "rb") as file:
+                is_lm = file.read(1) == b"{"
+    return LMTokenizer.load(path, sha256) if is_lm else SentencePieceTokenizer.load(path, sha256)
