@@ -69,7 +69,7 @@ class DecoderOptions:
     decoder: str = option("gru", "kind of decoder: gru, transformer, or a pretrained language model: smollm2 or "
                           "hf:NAME_OR_DIRECTORY")
     lm_tuning: str = option("lora", "weights of a pretrained language model to train: low-rank adapters (lora), all (full), "
-                            "or none (frozen)", TUNINGS)
+                            "or none (frozen)", TUNINGS, flag=False)
     embed_dim: int = option(256, "width of the token embeddings, which the output layer uses too", low=1)
     hidden_dim: int = option(512, "width of the GRU state, or of the transformer's feed-forward layers", low=1)
     num_layers: int = option(0, "layers of the decoder; 0: 1 for gru, 4 for transformer", low=0, flag=False)

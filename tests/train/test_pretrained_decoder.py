@@ -158,7 +158,9 @@ def test_options_without_effect_are_errors(words: list[str]) -> None:
 
 
 def test_other_errors_of_names_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "options.toml").write_text('lm_tuning = "frozen"\n')
+    assert planned("lm", "--decoder", "smollm2", "--config", tmp_path / "options.toml").model.lm_tuning == "frozen"
     with pytest.raises(OutlinesError, match=r"--lm-tuning has no effect here \(decoder 'gru' does not use it\)"):
-        planned("lm", "--lm-tuning", "frozen")
+        planned("lm", "--config", tmp_path / "options.toml")
     with pytest.raises(OutlinesError, match=r"--decoder hf: unknown decoder 'hf'\. Did you mean 'hf:'"):
         planned("lm", "--decoder", "hf")
