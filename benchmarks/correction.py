@@ -1,13 +1,15 @@
 """Reconstruction of held-out sentences by number of drafts and rounds: BLEU, cosine of the outlines, seconds.
 
-    python -m benchmarks.correction RUN SENTENCES.txt [--num 500]
+    python -m benchmarks.correction RUN SENTENCES.txt [--num 500] [--drafts 1 4 16 64] [--rounds 0 1 2] [--temperature 0.5]
 
 SENTENCES.txt: held-out sentences, one per line, of which some are drawn with seed 0. Too long ones are left out.
+--temperature: of the drafts, except the greedy one.
 """
 
 import argparse
 import itertools
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,8 @@ import torch
 from tqdm import tqdm
 
 import outlines
+from outlines.inference import correction
 from outlines.metrics.bleu import reconstruction_bleu
-
-DRAFTS, ROUNDS = (1, 4, 16, 64), (0, 1, 2)
 
 
 class Timed:
@@ -38,7 +39,8 @@ class Timed:
             self.seconds += time.perf_counter() - begun
 
 
-def main(run: str, sentences: str, num: int) -> None:
+def main(run: str, sentences: str, num: int, drafts: Sequence[int], rounds: Sequence[int], temperature: float) -> None:
+    correction.TEMPERATURE = temperature
     pipeline = outlines.load(run, "cpu")
     lines = Path(sentences).read_text().splitlines()
     drawn = [lines[row] for row in np.random.default_rng(0).permutation(len(lines))[:num]]
@@ -49,14 +51,14 @@ def main(run: str, sentences: str, num: int) -> None:
     print(f"{len(text)} sentences; {torch.get_num_threads()} threads; seconds for all sentences\n")
     print("| drafts | rounds | BLEU | exact | cosine | seconds | of these encoding |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    for drafts, rounds in tqdm(list(itertools.product(DRAFTS, ROUNDS)), leave=False):
+    for num_drafts, num_rounds in tqdm(list(itertools.product(drafts, rounds)), leave=False):
         begun, encoder.seconds = time.perf_counter(), 0.0
-        rebuilt = pipeline.decode(wanted, drafts=drafts, rounds=rounds)
+        rebuilt = pipeline.decode(wanted, drafts=num_drafts, rounds=num_rounds)
         seconds, encoding = time.perf_counter() - begun, encoder.seconds
         cosines = torch.cosine_similarity(torch.from_numpy(encoder.encode(rebuilt)), pipeline.model.to_encoder(wanted))
         exact = np.mean([made == given for made, given in zip(rebuilt, text, strict=True)])
         figures = f"{reconstruction_bleu(rebuilt, text):.2f} | {exact:.3f} | {float(cosines.mean()):.3f}"
-        print(f"| {drafts} | {rounds} | {figures} | {seconds:.0f} | {encoding:.0f} |", flush=True)
+        print(f"| {num_drafts} | {num_rounds} | {figures} | {seconds:.0f} | {encoding:.0f} |", flush=True)
 
 
 if __name__ == "__main__":
@@ -64,4 +66,7 @@ if __name__ == "__main__":
     parser.add_argument("run")
     parser.add_argument("sentences")
     parser.add_argument("--num", type=int, default=500)
+    parser.add_argument("--drafts", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--rounds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--temperature", type=float, default=correction.TEMPERATURE)
     main(**vars(parser.parse_args()))

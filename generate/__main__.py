@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verbs.sampling_of(options)  # reports wrong values before the run is loaded
         lower = "".join(f" or lower --{name.replace('_', '-')}" for name in ("batch_size", "num", "beam") if name in options)
         with memory_advice(f"Use --device cpu{lower}."), output(getattr(options, "out", None)) as file:
-            pipeline = outlines.load(options.run, options.device, getattr(options, "precision", "auto"))
+            pipeline = outlines.load(options.run, options.device, getattr(options, "precision", "float32"))
             if "max_len" in options:
                 options.max_len = options.max_len or pipeline.max_len
             # No bar between the sentences themselves.

@@ -223,6 +223,15 @@ def test_a_run_without_vectors_refuses_rejection(written: Written, other_runs: C
     written("sample", "--rejection", 4, run=other_runs("lm"), error="--rejection is not available")
 
 
+@pytest.mark.parametrize("family", ["lm", "vae", "zforcing"])
+def test_a_run_without_a_frozen_encoder_refuses_drafts(family: str, written: Written,
+                                                       other_runs: Callable[[str], Path]) -> None:
+    message = f"'{family}' models have no frozen encoder, so drafts cannot be compared with an outline. Remove --drafts."
+    written("sample", "--drafts", 2, run=other_runs(family), error=message)
+    if family == "vae":
+        written("reconstruct", A, "--drafts", 1, "--rounds", 1, run=other_runs(family), error=message)
+
+
 def test_column_names_go_to_standard_error(written: Written, tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     header = "walk\tsteps\tNLL of A\tNLL of B\tsentence\n"
     for format in ("txt", "jsonl"):

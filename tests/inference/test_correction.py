@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import outlines
 from generate.__main__ import main
 from generate.options import parse
 from outlines.decoding.sample import SamplingConfig
@@ -107,22 +108,23 @@ def test_drafts_of_a_run(pipeline: Pipeline) -> None:
     assert corrected == pipeline.decode(vectors, drafts=3)
 
 
-def test_drafts_on_the_command_line(tiny_run: Path, pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+def test_drafts_on_the_command_line(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def written(verb: str, *arguments: object) -> list[str]:
         assert main([verb, str(tiny_run), *map(str, arguments), "--device", "cpu"]) == 0
         return capsys.readouterr().out.splitlines()
 
+    run = outlines.load(tiny_run, "cpu", "float32")  # verbs without --precision use float32
     few = ("--max-len", 12)
     choice: dict[str, Any] = {"drafts": 4, "rounds": 1, "max_len": 12}
-    corrected = pipeline.decode(pipeline.encode(SENTENCES), **choice)
+    corrected = run.decode(run.encode(SENTENCES), **choice)
     rebuilt = [line.split("\t")[-1] for line in written("reconstruct", *SENTENCES, "--drafts", 4, "--rounds", 1, *few)]
     assert rebuilt == corrected
     assert written("reconstruct", *SENTENCES, "--drafts", 1, *few) == written("reconstruct", *SENTENCES, *few)
     a, b, c, _ = SENTENCES
-    assert written("analogy", a, b, c, "--drafts", 4, "--rounds", 1, *few) == pipeline.decode(
-        pipeline.analogy(a, b, c)[None], **choice)
+    assert written("analogy", a, b, c, "--drafts", 4, "--rounds", 1, *few) == run.decode(
+        run.analogy(a, b, c)[None], **choice)
     walk = written("interpolate", a, b, "--num", 3, "--drafts", 4, "--format", "jsonl", *few)
-    assert json.loads(walk[0])["text"] == pipeline.decode(pipeline.encode([a]), drafts=4, max_len=12)[0]
+    assert json.loads(walk[0])["text"] == run.decode(run.encode([a]), drafts=4, max_len=12)[0]
     assert len(written("vary", a, "--num", 3, "--drafts", 2, "--rounds", 1, *few)) == 3
     drawn = written("sample", "--num", 30, "--seed", 3, "--drafts", 3, *few)
     assert written("sample", "--num", 5, "--seed", 3, "--drafts", 3, *few) == drawn[:5]
@@ -139,6 +141,7 @@ def test_kept_samples_are_nearer_to_their_outlines(pipeline: Pipeline) -> None:
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["reconstruct", "RUN", "A dog.", "--rounds", "1"], "--rounds has no effect without --drafts. Add --drafts"),
+    (["reconstruct", "RUN", "A dog.", "--drafts", "N"], "--drafts: must be a whole number from 1 to 1024"),
     (["reconstruct", "RUN", "A dog.", "--drafts", "0"], "--drafts: must be a whole number from 1 to 1024"),
     (["RUN", "--drafts", "2", "--rounds", "1"], "--rounds has no effect here. It is an option of reconstruct"),
     (["complete", "RUN", "A dog", "--drafts", "2"], "--drafts has no effect here. It is an option of sample, reconstruct"),
