@@ -7,7 +7,8 @@ From text to text, in this order:
     networks/    the modules and losses: the decoder (outline → token probabilities), the generator (noise → outlines)
     decoding/    outline → tokens (sampling, beam search), tokens → NLL
     models/      one file per family: the networks that are trained and sampled together; registry loads and saves them
-    inference/   use of a finished run: pipeline (`outlines.load(RUN)`), interpolation, inversion, rejection, neighbours
+    inference/   use of a finished run: pipeline (`outlines.load(RUN)`), interpolation, inversion, rejection, neighbours,
+                 correction
     metrics/     quality and diversity of text and outlines, posterior collapse, verdicts
 
 Other modules: checkpoint (atomic, verified files), hardening (checks of hostile files), devices, options, errors.
