@@ -63,6 +63,7 @@ class PretrainedDecoder(Decoder):
     defaults: ClassVar[dict[str, Any]] = {"decoder_learning_rate": 1e-3, "decoder_batch_size": 32}
     rows_at_once = 256
     never: Tensor
+    scale: Tensor  # standard deviation of the embeddings
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
@@ -80,13 +81,13 @@ class PretrainedDecoder(Decoder):
         never = torch.zeros(config.vocab_size).index_fill(0, torch.tensor(config.never_written), -torch.inf)
         self.register_buffer("never", never, persistent=False)
         if config.vector_dim:
-            last = nn.Linear(width, config.prefix_len * width)
-            self.prefix = nn.Sequential(nn.Linear(config.vector_dim, width), nn.Tanh(), last)
+            self.prefix = nn.Sequential(nn.Linear(config.vector_dim, width), nn.Tanh(),
+                                        nn.Linear(width, config.prefix_len * width))
             self.every_step = nn.Linear(config.vector_dim, width, bias=False)
-            # At the start, the prefix is as large as embeddings are, and the embeddings are the language model's own.
-            with torch.no_grad():
-                last.weight.mul_(2 * self.lm.get_input_embeddings().weight.std())
             nn.init.zeros_(self.every_step.weight)
+            # The embeddings of language models are small (SmolLM2: 0.14). Without this factor, one step of AdamW changes the
+            # inputs by more than their size.
+            self.register_buffer("scale", self.lm.get_input_embeddings().weight.detach().std(), persistent=False)
         trained = {name for name, weights in self.named_parameters() if weights.requires_grad}
         self.base = self.state_dict().keys() - trained  # not stored with a run
         self.register_state_dict_post_hook(_remove_base)
@@ -102,7 +103,7 @@ class PretrainedDecoder(Decoder):
         cache = PretrainedCache(importlib.import_module("transformers").DynamicCache())
         if vector is not None:
             self.lm(inputs_embeds=self._prefix(vector), past_key_values=cache.past, use_cache=True)
-            cache.terms = self.every_step(vector)
+            cache.terms = self._terms(vector)
         return cache
 
     def step(self, tokens: Tensor, cache: PretrainedCache) -> Tensor:
@@ -116,13 +117,16 @@ class PretrainedDecoder(Decoder):
 
     def read(self, inputs: Tensor, vector: Tensor | None) -> Tensor:
         """Return the logits [B, T, V] after each of the inputs [B, T], bos first."""
-        embeddings = self._embed(inputs, None if vector is None else self.every_step(vector))
+        embeddings = self._embed(inputs, None if vector is None else self._terms(vector))
         if vector is not None:
             embeddings = torch.cat([self._prefix(vector).to(embeddings), embeddings], dim=1)
         return self._logits(self.lm(inputs_embeds=embeddings, use_cache=False))[:, -inputs.shape[1]:]
 
     def _prefix(self, vector: Tensor) -> Tensor:
-        return self.prefix(vector).unflatten(1, (self.config.prefix_len, -1))
+        return (self.scale * self.prefix(vector)).unflatten(1, (self.config.prefix_len, -1))
+
+    def _terms(self, vector: Tensor) -> Tensor:
+        return self.scale * self.every_step(vector)
 
     def _embed(self, tokens: Tensor, terms: Tensor | None) -> Tensor:
         embeddings = self.lm.get_input_embeddings()(tokens)

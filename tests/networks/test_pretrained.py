@@ -83,8 +83,8 @@ def test_the_vector_enters_as_prefix_and_at_every_step(decoder: PretrainedDecode
     vector, inputs = vectors(decoder, 1), batch_of(tokenizer, SENTENCES[1:2]).inputs
     if vector is None:
         pytest.skip("no vector")
-    embedded = decoder.lm.get_input_embeddings().weight[inputs] + vector @ decoder.every_step.weight.T
-    whole = torch.cat([decoder.prefix(vector).view(1, 3, -1), embedded], dim=1)
+    embedded = decoder.lm.get_input_embeddings().weight[inputs] + decoder.scale * vector @ decoder.every_step.weight.T
+    whole = torch.cat([decoder.scale * decoder.prefix(vector).view(1, 3, -1), embedded], dim=1)
     expected = decoder.lm(inputs_embeds=whole).logits[:, 3:] + decoder.output_bias
     logits, allowed = decoder.read(inputs, vector), [2, *range(4, tokenizer.vocab_size)]
     assert torch.allclose(logits[..., allowed], expected[..., allowed], atol=1e-5)
@@ -127,6 +127,20 @@ def test_padding_does_not_change_the_nll_and_the_vector_has_gradients(decoder: P
     if vector is not None:
         together.sum().backward()
         assert vector.grad is not None and vector.grad.abs().min() > 0
+
+
+def test_one_update_changes_the_inputs_by_less_than_their_size(name: str, tokenizer: LMTokenizer) -> None:
+    """The embeddings of a language model can be much smaller than 1, and AdamW moves every weight by the learning rate."""
+    torch.manual_seed(0)
+    decoder, vector = PretrainedDecoder(config_of(name, tokenizer, 384)).eval(), torch.randn(3, 384)
+    with torch.no_grad():
+        before, size = decoder._prefix(vector), decoder.lm.get_input_embeddings().weight.std()
+    optimizer = torch.optim.AdamW([weights for weights in decoder.parameters() if weights.requires_grad], 1e-3)
+    decoder.nll(batch_of(tokenizer), vector).sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        assert 0 < decoder._terms(vector).abs().max() < size
+        assert 0 < (decoder._prefix(vector) - before).abs().max() < size
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)
