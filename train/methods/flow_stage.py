@@ -75,7 +75,8 @@ class FlowStage(FitStage):
         loss = self.loss(self.trained, batch)
         norm = update("flow loss", self.optimizers["flow"], loss)
         # Early averages would remember the untrained flow.
-        update_ema(self.game.generator, self.trained, min(self.options.ema_decay, (step + 1) / (step + 10)))
+        decay = min(self.options.ema_decay, (step + 1) / (step + 10))
+        update_ema(self.game.generator.velocity, self.trained.velocity, decay)
         return {"train/flow_loss": loss.detach(), "norm/flow": norm}
 
     def finish(self, directory: Path) -> None:
