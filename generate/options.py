@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from outlines.errors import OutlinesError
 from outlines.options import unknown_name
-from outlines.pretrained import ENGLISH, SHIPPED, run_path
 
 SAMPLE = "sample"
 
@@ -179,16 +178,12 @@ def _parser(verb: str) -> Parser:
                     description=f"{summary}\n{output}".strip())
     if verb == SAMPLE:
         listed = "\n".join(f"  {_usage(name):31} {row.summary}" for name, row in VERBS.items())
-        parser.usage = f"{prog} [VERB] [RUN] [options]"
+        parser.usage = f"{prog} [VERB] RUN [options]"
         parser.description = ("Use a trained run. Without a verb: sample new sentences.\n\n"
                               f"  {prog} runs/001-outlines-default --num 5 --temperature 0.5\n\n"
                               f"verbs (each has its own --help):\n{listed}\n\nThe options below are for sampling.")
         parser.epilog = "The same run, seed, options and device produce the same sentences. --num only changes their number."
-    # Only sampling has a default run, because other verbs have further arguments.
-    default = " (default: english)" if verb == SAMPLE else ""
-    parser.add_argument("run", metavar="RUN", type=run_path, nargs="?" if default else None, default=SHIPPED[ENGLISH],
-                        help="a run's directory, such as runs/001-outlines-default, or english: the model that ships with "
-                             f"the package{default}")
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/001-outlines-default")
     for name in arguments.split():
         metavar, help = ARGUMENTS[name]
         several = metavar.startswith("[")

@@ -24,15 +24,13 @@ if TYPE_CHECKING:
     from outlines.inference.pipeline import Pipeline
 
 
-def load(run: str | Path = "english", device: str = "auto", precision: str = "auto") -> "Pipeline":
+def load(run: str | Path, device: str = "auto", precision: str = "auto") -> "Pipeline":
     """Return a finished run, to sample, encode, decode and interpolate; raises OutlinesError.
 
-    run: its directory, or the name of a model that ships with the package.
     device: cpu, cuda, mps or auto. precision: of matrix products when sampling; float32, bfloat16, or auto: the faster one.
     """
     # Imported here, because every import of the package runs this file, and the import of torch needs a second.
     from outlines.devices import choose_device
     from outlines.inference.pipeline import Pipeline
-    from outlines.pretrained import run_path
 
-    return Pipeline.load(run_path(run), choose_device(device), precision)
+    return Pipeline.load(Path(run), choose_device(device), precision)

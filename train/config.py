@@ -18,7 +18,6 @@ from outlines.errors import OutlinesError
 from outlines.networks.decoder import Decoder, decoder_class
 from outlines.networks.pretrained import TUNINGS
 from outlines.options import Registry, option, unknown_name
-from outlines.pretrained import SHIPPED
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ class DecoderOptions:
     decoder_learning_rate: float = option(3e-3, "peak learning rate of AdamW for the decoder", low=0)
     decoder_validate_every: int = option(500, "decoder steps between two validations", low=1)
     num_validation: int = option(2000, "maximum number of validation sentences", low=10, flag=False)
-    init_from: str = option("", "start decoder training from the decoder of this finished run, or of english (the model "
-                                "that ships with the package); use its tokenizer and encoder")
+    init_from: str = option("", "start decoder training from the decoder of this finished run; use its tokenizer and "
+                                "encoder")
 
     def encoder_name(self) -> str | None:
         """Return the name of the frozen encoder, or None for a family without outlines."""
@@ -243,7 +242,7 @@ def absolute(config: RunConfig) -> RunConfig:
         return kind + colon + (full(path) if is_path else path)
 
     corpus: dict[str, Any] = {name: tuple(map(full, getattr(config.corpus, name))) for name in ("corpus", "valid", "test")}
-    model: dict[str, Any] = {name: path if path in SHIPPED else full(path) for name, path in vars(config.model).items()
+    model: dict[str, Any] = {name: full(path) for name, path in vars(config.model).items()
                              if name in ("decoder_from", "init_from")}
     model |= {name: named(value) for name, value in vars(config.model).items() if name in ("encoder", "decoder")}
     tokenizer = config.corpus.tokenizer

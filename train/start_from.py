@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from outlines.errors import OutlinesError
-from outlines.pretrained import run_path
 from train.config import RunConfig, flag_of
 from train.runtime.run_directory import read_run
 
@@ -33,7 +32,7 @@ def with_source(config: RunConfig, given: set[str]) -> RunConfig:
     """
     if not (source := source_of(config)):
         return config
-    run, model = run_path(source), config.model
+    run, model = Path(source), config.model
     description = read_run(run)
     if model.init_from and getattr(model, "decoder_from", ""):
         raise OutlinesError("--decoder-from has no effect with --init-from. Leave one of them out.")
@@ -62,14 +61,14 @@ def pretrained_source(config: RunConfig, corpus: str) -> str:
     """Return the run with a decoder that is not trained for this run alone, or "". corpus: hash of this run's corpus."""
     if config.model.init_from or not (source := source_of(config)):
         return config.model.init_from
-    return source if read_run(run_path(source)).get("hashes", {}).get("corpus") != corpus else ""
+    return source if read_run(Path(source)).get("hashes", {}).get("corpus") != corpus else ""
 
 
 def pretraining_notes(config: RunConfig, corpus: str) -> list[str]:
     """Return a sentence for the report that says where the decoder was pretrained, if it was. corpus: see above."""
     if not (source := pretrained_source(config, corpus)):
         return []
-    files = ", ".join(Path(path).name for path in read_run(run_path(source))["corpus"]["corpus"]) or "the embedded corpus"
+    files = ", ".join(Path(path).name for path in read_run(Path(source))["corpus"]["corpus"]) or "the embedded corpus"
     further = " and then trained on this corpus" if config.model.init_from else ""
     return [f"The decoder was pretrained in {source} on {files}{further}. The LM baseline starts from the same weights, "
             "without outlines, and is trained on this corpus."]

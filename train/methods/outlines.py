@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +24,6 @@ from outlines.networks.gan import Generator
 from outlines.networks.generator import GENERATORS
 from outlines.networks.mixture import fit_mixture, moment_map
 from outlines.options import option
-from outlines.pretrained import run_path
 from train.config import DecoderOptions, RunConfig
 from train.data import MAX_FITTED_ROWS, Batch, Dataset
 from train.evaluation.figures import NUM_DECODED, decoded_nll, held_out
@@ -63,7 +63,7 @@ class OutlineDecoderOptions(DecoderOptions):
     def check_source(self, family: str) -> None:
         if not self.decoder_from:
             return
-        run = run_path(self.decoder_from)
+        run = Path(self.decoder_from)
         description = read_run(run)
         if description.get("family") != family:
             raise OutlinesError(f"--decoder-from {run}: this is a run of '{description.get('family')}'. "
@@ -114,7 +114,7 @@ class OutlineDecoderStage(DecoderStage):
     def begin(self, progress: Progress) -> None:
         super().begin(progress)
         if self.options.decoder_from:
-            run = run_path(self.options.decoder_from)
+            run = Path(self.options.decoder_from)
             description, own = read_run(run), self.data.hashes()
             hashes = description.get("hashes", {})
             for name in ("tokenizer", "encoder"):
