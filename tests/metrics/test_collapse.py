@@ -189,7 +189,7 @@ def test_other_rows_are_others_and_not_neighbours_only() -> None:
     assert len(set(map(tuple, others.T.tolist()))) == 200 and bool((others[0] != others[1]).all())
     assert ((others[0] - torch.arange(200)).abs() == 1).float().mean() < 0.1
     assert other_rows(2, 1, rng()).tolist() == [[1, 0]]
-    with pytest.raises(OutlinesError, match="more sentences"):
+    with pytest.raises(OutlinesError, match="too few for 3 swaps"):
         other_rows(3, 3, rng())
 
 
