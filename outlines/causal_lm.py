@@ -109,6 +109,12 @@ def is_causal_lm(name: str) -> bool:
 
 def find_causal_lm(name: str) -> CausalLM:
     """Return the model with this name: from a package, a directory, the hub's cache or the hub. Raises OutlinesError."""
+    given = name.removeprefix("hf:")
+    if not is_causal_lm(name) or not given:
+        raise OutlinesError(f"Unknown language model {name!r}. Use {SMOLLM2}, or hf:NAME_OR_DIRECTORY.")
+    directory = Path(given).expanduser()
+    if not directory.is_dir() and (given.startswith(("/", ".", "~")) or given.count("/") > 1):
+        raise OutlinesError(f"{given}: no such directory. Check the path after hf:.")
     try:
         for library in ("transformers", "peft", "gguf"):
             importlib.import_module(library)
@@ -117,13 +123,7 @@ def find_causal_lm(name: str) -> CausalLM:
                             "'.[pretrained]'.") from error
     if name == SMOLLM2:
         return _packaged_smollm2()
-    given = name.removeprefix("hf:")
-    if not is_causal_lm(name) or not given:
-        raise OutlinesError(f"Unknown language model {name!r}. Use {SMOLLM2}, or hf:NAME_OR_DIRECTORY.")
-    directory = Path(given).expanduser()
     if not directory.is_dir():
-        if given.startswith(("/", ".", "~")) or given.count("/") > 1:
-            raise OutlinesError(f"{given}: no such directory. Check the path after hf:.")
         directory = from_hub(given, f"Check the name, go online once, or use {SMOLLM2}.")
     check_causal_lm(directory)
     return CausalLM(name, directory)

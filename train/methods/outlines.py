@@ -112,17 +112,17 @@ class OutlineDecoderStage(DecoderStage):
             self.num_steps = 0
 
     def begin(self, progress: Progress) -> None:
-        super().begin(progress)
-        if self.options.decoder_from:
-            run = Path(self.options.decoder_from)
-            description, own = read_run(run), self.data.hashes()
-            hashes = description.get("hashes", {})
-            for name in ("tokenizer", "encoder"):
-                if hashes.get(name) != own[name]:
-                    raise OutlinesError(f"--decoder-from {run}: it has another {name}. Use the same {name} in both runs.")
-            self.copy_weights(found := load_model(run / "model"))
-            if hashes.get("corpus") == own["corpus"]:
-                self.copied(found, description["training"]["seed"])
+        if not self.options.decoder_from:
+            return super().begin(progress)
+        run = Path(self.options.decoder_from)
+        description, own = read_run(run), self.data.hashes()
+        hashes = description.get("hashes", {})
+        for name in ("tokenizer", "encoder"):
+            if hashes.get(name) != own[name]:
+                raise OutlinesError(f"--decoder-from {run}: it has another {name}. Use the same {name} in both runs.")
+        self.copy_weights(found := load_model(run / "model"))
+        if hashes.get("corpus") == own["corpus"]:
+            self.copied(found, description["training"]["seed"])
 
     def copy_weights(self, found: Any) -> None:
         """Copy the weights of another run's decoder, and the scaling of the outlines that it learned to read."""

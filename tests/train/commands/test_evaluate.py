@@ -282,9 +282,6 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 ])
 def test_bad_options_are_refused_in_one_line(arguments: list[str], message: str, lm_run: Path,
                                              capsys: pytest.CaptureFixture[str]) -> None:
-    if "--judge" in arguments:
-        for library in ("transformers", "peft", "gguf"):
-            pytest.importorskip(library)
     assert message in refused(["evaluate", str(lm_run), "--quiet", *arguments], capsys)
 
 

@@ -74,8 +74,6 @@ def test_features_are_the_last_states_of_the_sentences(lm: PretrainedLM) -> None
 
 
 def test_an_unknown_name_is_one_line() -> None:
-    for library in ("transformers", "peft", "gguf"):
-        pytest.importorskip(library)
     with pytest.raises(OutlinesError, match="no such directory"):
         PretrainedLM("hf:/nowhere")
     with pytest.raises(OutlinesError, match="Unknown language model 'gpt2'"):
