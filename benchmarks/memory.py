@@ -1,6 +1,6 @@
 """Peak memory of reading and encoding 30,000 and 300,000 sentences: `python -m benchmarks.memory`.
 
-Each case runs in its own process. A stand-in with MiniLM's width replaces the encoder, so that only the reading and the
+Each case runs in its own process. A dummy with MiniLM's width replaces the encoder, so that only the reading and the
 store are measured. Resident memory includes pages of memory-mapped files, which the kernel keeps while it has room.
 Anonymous memory excludes these pages.
 """

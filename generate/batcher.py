@@ -21,7 +21,7 @@ GATHER_SEC = 0.01  # How long a request waits for others to share its batch
 
 
 class Busy(OutlinesError):
-    """The server has too much to do."""
+    """The server is overloaded."""
 
 
 @contextlib.contextmanager

@@ -57,16 +57,17 @@ class Option(NamedTuple):
 OPTIONS: dict[str, dict[str, Option]] = {
     "options": {
         "num": Option("number of sentences", int, 10, 1, 10**12, max_served=100),
-        "num/walk": Option("number of steps on the walk, both ends included", int, 21, 2, 10_000, max_served=101),
+        "num/walk": Option("number of steps, both ends included; gradient: the first step is 1 / (N - 1) of the distance",
+                           int, 21, 2, 10_000, max_served=101),
         "num/nearest": Option("number of neighbours per sentence", int, 5, 1, 10_000, max_served=50),
         "temperature": Option("sampling temperature; lower: likelier and less varied sentences", float, 0.5, max_served=10),
         "top_p": Option("nucleus sampling: sample only from the smallest set of tokens with this total probability", float,
                         1.0, high=1),
         "seed": Option("random seed", int, 1, max_served=2**53),
-        "source": Option("source of the outlines: generator, or a fitted baseline (mixture, gaussian; conditional runs: "
-                         "linear) (default: generator)", metavar="NAME"),
-        "walk": Option("linear: line between the outlines; spherical: arc between them; noise: arc between the "
-                       "generator's inputs for these outlines; gradient: gradient ascent on p(B | outline)",
+        "source": Option("source of the vectors, depending on the family: generator, mixture, gaussian, linear or prior "
+                         "(default: the model's own)", metavar="NAME"),
+        "walk": Option("linear: line between the outlines; spherical: arc between them; noise: arc between their inputs "
+                       "to the generator; gradient: gradient ascent on p(B | outline)",
                        default="spherical", choices=("linear", "spherical", "noise", "gradient", "all")),
         "radius": Option("distance from the sentence's outline (between unrelated outlines: 1.4)", float, 0.4, high=1000),
         "like": Option("use the outline of this sentence (default: sampled outlines)", metavar="SENTENCE"),
@@ -74,8 +75,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "unique": Option("skip duplicate sentences", bool),
         "with_score": Option("also print the NLL of each sentence given its outline (nats) and, with a critic, the "
                              "outline's score", bool),
-        "smoothness": Option("also print distances between consecutive sentences, and the NLL of the sentences between "
-                             "A and B", bool),
+        "smoothness": Option("also print the mean and the largest distance between consecutive sentences, and the NLL of "
+                             "the sentences between A and B", bool),
         "lm": Option("language model (family lm) for the NLL of --smoothness (default: the decoder)", Path, metavar="RUN"),
         "host": Option("address to listen on; 0.0.0.0: all machines can connect", str, "127.0.0.1", metavar="ADDRESS"),
         "port": Option("port to listen on; 0 chooses a free one", int, 8000, high=65535),
@@ -96,17 +97,18 @@ OPTIONS: dict[str, dict[str, Option]] = {
     "correction (only for models with a frozen encoder)": {
         "drafts": Option("write N sentences per outline, encode them again, and keep the one nearest to the outline", int, 1,
                          1, 1024),
-        "rounds": Option("repeat N times, with the outline moved by half of the remaining error", int, 0, 0, 100),
+        "rounds": Option("repeat --drafts N times, each time with half of the remaining error added to the outline", int,
+                         0, 0, 100),
     },
     "choice of outlines": {
-        "condition": Option('for conditional runs: file of conditions, one sentence per line (-: standard input), or .jsonl '
-                            'with the fields "condition" and "label" (default: conditions of the training split). '
-                            'With --condition, --num counts sentences per condition (default: 1)', Path),
+        "condition": Option('for conditional runs: file with one condition per line (-: standard input), or .jsonl with the '
+                            'fields "condition" and "label" (default: conditions of the training split). With --condition, '
+                            '--num is the number of sentences per condition (default: 1)', Path),
         "noise_scale": Option("factor on the noise; below 1: more typical, less varied outlines", float, 1.0, max_served=10),
         "rejection": Option("rejection sampling with the critic: average draws per accepted outline", float, 1.0, 1, 100),
     },
-    "speed": {"batch_size": Option("sentences per batch; on a CPU the text does not depend on it (default: automatic)", int,
-                                   low=1, high=65_536)},
+    "speed": {"batch_size": Option("sentences per batch; on a CPU, it does not change the sentences (default: automatic)",
+                                   int, low=1, high=65_536)},
 }
 BY_NAME = {name: option for group in OPTIONS.values() for name, option in group.items()}
 ARGUMENTS = {"sentences": ("[SENTENCE ...]", "sentences (default: the lines of --file or of standard input)"),
@@ -136,21 +138,21 @@ VERBS = {
                         'As JSON: {"text", "reconstruction", "bleu", "nll"}.', "BLEU\tNLL\treconstruction"),
     "interpolate": Verb("Interpolate between two sentences.", "a b", f"walk num/walk smoothness lm {CORRECTION} {DECODING}",
                         "Columns: walk, steps, NLL of A and of B given the step's outline (nats), sentence.\n"
-                        "Consecutive steps with the same sentence are printed as one line, with the NLLs of the first\n"
-                        "and the last of them.\nAs JSON: "
+                        "Consecutive steps with the same sentence share a line with their first and last NLLs.\n"
+                        "As JSON: "
                         '{"walk", "step", "nll_a": [one per step], "nll_b": [one per step], "text"}.',
                         "walk\tsteps\tNLL of A\tNLL of B\tsentence"),
     "vary": Verb("Write variations of a sentence: decode outlines near its outline.", "sentence",
                  f"radius {CORRECTION} {SAMPLING}"),
     "analogy": Verb("Complete an analogy (A is to B as C is to ...): decode C + B - A.", "a b c",
                     f"{CORRECTION} {DECODING}"),
-    "mean": Verb("Decode the mean of the outlines of a file's sentences.", "lines", f"{CORRECTION} {DECODING}"),
+    "mean": Verb("Decode the mean outline of the sentences in a file.", "lines", f"{CORRECTION} {DECODING}"),
     "nearest": Verb("Find the training sentences with the nearest outlines.", "sentences",
                     "file num/nearest format out device",
                     "Output: each sentence, then its neighbours. Columns: cosine of the outlines, number of the training\n"
                     'sentence (from 0), training sentence. As JSON: {"text", "neighbours": [{"row", "cosine", "text"}]}.',
                     "cosine\trow\tsentence"),
-    "complete": Verb("Write sentences that start with a given text.", "beginning", f"like {SAMPLING} {SOURCE}"),
+    "complete": Verb("Complete a prefix: write sentences that start with it.", "beginning", f"like {SAMPLING} {SOURCE}"),
     "serve": Verb("Start a web page and a JSON interface.", "", "host port precision device", ""),
 }
 CONFLICTS = {"greedy": "temperature top_k top_p precision beam", "beam": "temperature top_k top_p precision",

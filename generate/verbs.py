@@ -54,8 +54,8 @@ def unique(sentences: Iterable[Sentence]) -> Iterator[Sentence]:
         digest = hashlib.blake2b(sentence.text.encode(), digest_size=16).digest()
         repeats = repeats + 1 if digest in seen else 0
         if repeats == MAX_REPEATS:
-            raise OutlinesError(f"--unique found {len(seen)} different sentences, then {MAX_REPEATS:,} duplicates in a row. "
-                                "Lower --num or raise --temperature.")
+            raise OutlinesError(f"--unique found {len(seen)} different sentences, then {MAX_REPEATS:,} consecutive "
+                                "duplicates. Lower --num or raise --temperature.")
         if not repeats:
             seen.add(digest)
             yield sentence

@@ -66,7 +66,7 @@ def map_numbers(path: Path, kinds: tuple[str, ...]) -> np.ndarray:
 
 
 def map_offsets(path: Path, num_values: int) -> np.ndarray:
-    """Return the offsets of N rows in an array of `num_values` values: int64 [N + 1]. Raises CheckpointError."""
+    """Return the offsets of N rows in an array of `num_values` values: int64 [N + 1]. Raises CheckpointError if invalid."""
     offsets = map_numbers(path, ("<i8",))
     if not len(offsets) or offsets[0] != 0 or offsets[-1] != num_values or (np.diff(offsets) < 0).any():
         raise CheckpointError(f"{path}: its offsets do not match the {num_values:,} stored values. {PREPARE_AGAIN}")
@@ -208,7 +208,7 @@ def check_sentence_transformer(directory: Path) -> list[Path]:
 
 
 def check_causal_lm(directory: Path) -> None:
-    """Raise OutlinesError if a directory holds code, pickled or missing weights, or something else than a causal LM."""
+    """Raise OutlinesError if a directory holds code, pickled or missing weights, or no causal LM."""
     for file in sorted(directory.glob("*.json")):
         if file.name not in ("tokenizer.json", "vocab.json"):
             _check_configuration(file, {"activation_function"})  # here a word that transformers looks up in a table

@@ -22,15 +22,16 @@ from outlines.options import Registry, option, unknown_name
 
 @dataclass(frozen=True)
 class CorpusConfig(CorpusFiles):
-    """The sentences, and how they become tokens."""
+    """Options of the corpus and of its tokenizer."""
 
     group: ClassVar[str] = "corpus"
     num_sentences: int = option(20000, "number of sentences of the embedded corpus, all splits together", low=100)
-    tokenizer: str = option("", "SentencePiece model file, or a pretrained language model, for its tokenizer: smollm2 or "
-                            "hf:NAME_OR_DIRECTORY (default: train a SentencePiece model on the training split)")
-    vocab_size: int = option(0, "number of SentencePiece pieces; 0: choose it from the words of the corpus", low=0)
+    tokenizer: str = option("", "SentencePiece model file, or a pretrained language model whose tokenizer to use: smollm2 "
+                            "or hf:NAME_OR_DIRECTORY (default: train a SentencePiece model on the training split)")
+    vocab_size: int = option(0, "vocabulary size of the SentencePiece model; 0: computed from the corpus's word counts",
+                             low=0)
     lowercase: bool = option(False, "convert the text to lower case")
-    max_len: int = option(64, "maximum tokens of a sentence; longer sentences are cut", low=1)
+    max_len: int = option(64, "maximum length of a sentence in tokens; longer sentences are cut", low=1)
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class TrainingConfig:
     log_every: int = option(50, "optimiser steps between two log lines", low=1, flag=False)
     checkpoint_every: int = option(500, "optimiser steps between two checkpoints", low=1, flag=False)
     evaluator_steps: int = option(1200, "optimiser steps of the judge, the language model that scores samples", low=1)
-    num_evaluation: int = option(2000, "maximum number of test sentences, and of samples of each model or baseline, "
-                                "in the report", low=20)
+    num_evaluation: int = option(2000, "maximum number of test sentences in the report, and of samples from each "
+                                "model or baseline", low=20)
     keep_checkpoints: int = option(3, "checkpoints to keep; each contains the best weights on validation", low=1, flag=False)
 
 
@@ -69,7 +70,7 @@ class DecoderOptions:
                           "hf:NAME_OR_DIRECTORY")
     lm_tuning: str = option("lora", "weights of a pretrained language model to train: low-rank adapters (lora), all (full), "
                             "or none (frozen)", TUNINGS, flag=False)
-    embed_dim: int = option(256, "width of the token embeddings, which the output layer uses too", low=1)
+    embed_dim: int = option(256, "width of the token embeddings, tied with the output layer", low=1)
     hidden_dim: int = option(512, "width of the GRU state, or of the transformer's feed-forward layers", low=1)
     num_layers: int = option(0, "layers of the decoder; 0: 1 for gru, 4 for transformer", low=0, flag=False)
     num_sampled: int = option(0, "number of words in the training softmax, in addition to those of the batch; 0: all",
@@ -82,8 +83,7 @@ class DecoderOptions:
     decoder_learning_rate: float = option(3e-3, "peak learning rate of AdamW for the decoder", low=0)
     decoder_validate_every: int = option(500, "decoder steps between two validations", low=1)
     num_validation: int = option(2000, "maximum number of validation sentences", low=10, flag=False)
-    init_from: str = option("", "start decoder training from the decoder of this finished run; use its tokenizer and "
-                                "encoder")
+    init_from: str = option("", "initialise the decoder from this finished run; use its tokenizer, encoder and decoder size")
 
     def encoder_name(self) -> str | None:
         """Return the name of the frozen encoder, or None for a family without outlines."""
@@ -193,7 +193,8 @@ def read_toml(path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise OutlinesError(f"{path}: not a readable TOML file ({getattr(error, 'strerror', error)}). Check it.") from error
+        raise OutlinesError(f"{path}: not a readable TOML file ({getattr(error, 'strerror', error)}). Check the "
+                            "path and the syntax.") from error
 
 
 def presets_of(family: str) -> Registry:
@@ -285,7 +286,7 @@ def check(config: RunConfig, given: set[str]) -> None:
     else:
         without_effect += ["valid", "test", "text_column", "strict", "max_chars", "max_rejected"]
         if config.model.learns_pairs:
-            raise OutlinesError(f"'{config.family}' learns from pairs, and the embedded corpus has none. Use --corpus.")
+            raise OutlinesError(f"'{config.family}' models learn from pairs. The embedded corpus has none. Use --corpus.")
     if corpus.tokenizer:
         without_effect += ["vocab_size", "lowercase"]
     reasons = dict.fromkeys(without_effect, f"{'with' if corpus.corpus else 'without'} --corpus")

@@ -104,7 +104,7 @@ class Dataset:
         self.use_scaling(model.to(self.device))
 
     def use_scaling(self, model: TextModel) -> None:
-        """Use the scaling of a model: its decoder may come from a run on another corpus, and reads outlines scaled there."""
+        """Use the scaling of a model. A decoder copied from a run on another corpus needs the scaling of that corpus."""
         if isinstance(model, OutlineDecoding):
             self.scaling = model.scaling
 

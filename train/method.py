@@ -181,7 +181,7 @@ class Method(ABC):
 
 @contextlib.contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Let modules pass gradients on without storing any, so that an optimiser does not change them."""
+    """Exclude modules from training inside the block. Gradients pass through them, but are not stored."""
     trained = [weights for module in modules for weights in module.parameters() if weights.requires_grad]
     for weights in trained:
         weights.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Runs that start from the decoder of a finished run, with --decoder-from or --init-from: what they copy of it."""
+"""Runs that start from the decoder of a finished run, with --decoder-from or --init-from."""
 
 import dataclasses
 from pathlib import Path
@@ -26,7 +26,7 @@ def same_corpus(config: RunConfig, description: dict[str, Any]) -> bool:
 
 
 def with_source(config: RunConfig, given: set[str]) -> RunConfig:
-    """Return the configuration with the options that it must share with the run that it starts from, if there is one.
+    """Return the configuration, with some options copied from the run that it starts from, if there is one.
 
     given: names of the options that a file or flags set. Raises OutlinesError if one of them has another value there.
     """
@@ -58,14 +58,14 @@ def with_source(config: RunConfig, given: set[str]) -> RunConfig:
 
 
 def pretrained_source(config: RunConfig, corpus: str) -> str:
-    """Return the run with a decoder that is not trained for this run alone, or "". corpus: hash of this run's corpus."""
+    """Return the run that pretrained the decoder (--init-from, or on another corpus), or "". corpus: this run's hash."""
     if config.model.init_from or not (source := source_of(config)):
         return config.model.init_from
     return source if read_run(Path(source)).get("hashes", {}).get("corpus") != corpus else ""
 
 
 def pretraining_notes(config: RunConfig, corpus: str) -> list[str]:
-    """Return a sentence for the report that says where the decoder was pretrained, if it was. corpus: see above."""
+    """Return a note for the report if the decoder was pretrained, otherwise an empty list. corpus: see above."""
     if not (source := pretrained_source(config, corpus)):
         return []
     files = ", ".join(Path(path).name for path in read_run(Path(source))["corpus"]["corpus"]) or "the embedded corpus"

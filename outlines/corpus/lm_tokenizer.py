@@ -70,8 +70,8 @@ class LMTokenizer(StoredTokenizer):
             text_of = {number: piece for piece, number in vocabulary.items()}
             self._kept = {text_of[number]: NUM_SPECIAL + place for place, number in enumerate(kept)}
         except ImportError as error:
-            raise TokenizerError(f"{NOT_AN_LM} without its library ({one_line(error)}). Run pip install "
-                                 "'.[pretrained]'.") from error
+            raise TokenizerError(f"the tokenizer of a language model needs the package tokenizers ({one_line(error)}). "
+                                 "Run pip install '.[pretrained]'.") from error
         except Exception as error:  # the library raises plain Exceptions
             raise TokenizerError(f"{NOT_AN_LM}, or damaged ({one_line(error)}). Use another file.") from error
         self._tokenizer.no_padding()
@@ -128,7 +128,7 @@ class LMTokenizer(StoredTokenizer):
         try:
             normalized = [self._normalized(sentence) for sentence in sentences]
         except (RuntimeError, TypeError, UnicodeEncodeError) as error:
-            raise TokenizerError("The text has half a character, or bytes that are not UTF-8. Remove them.") from error
+            raise TokenizerError("The text has a lone surrogate, or bytes that are not UTF-8. Remove them.") from error
         return [row.ids for row in self._tokenizer.encode_batch(normalized, add_special_tokens=False)]
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:

@@ -178,7 +178,7 @@ def moved(path: str, run: Path) -> str:
     for place in (Path(path), *(parent / end for end in ends for parent in run.resolve().parents)):
         if place.exists():
             return str(place)
-    raise OutlinesError(f"{path}: missing, but the run {run} needs it. Put it back, or next to the run.")
+    raise OutlinesError(f"{path}: missing, but the run {run} needs it. Restore it, or copy it next to the run.")
 
 
 def find_prepared(cache: Path, fingerprint: str) -> Path | None:

@@ -92,7 +92,7 @@ class ReadingReport:
         lost = self.rejected.total() - self.rejected["empty"]
         if lost > most * (lost + self.accepted.total()):
             path = self.examples[0].rsplit(":", 2)[0]
-            advice = iconv("LATIN1", Path(path)) + OTHERWISE if "not UTF-8" in self.rejected else "Correct them"
+            advice = iconv("LATIN1", Path(path)) + OTHERWISE if "not UTF-8" in self.rejected else "Correct these lines"
             raise CorpusError(f"{path}: {self.counts()}, more than {most:.0%}. {advice}, or raise --max-rejected.")
 
 

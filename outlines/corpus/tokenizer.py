@@ -129,7 +129,7 @@ class Tokenizer(Protocol):
 
 
 class StoredTokenizer:
-    """What the tokenizers have in common: everything that decides the ids is in one file."""
+    """Base class of tokenizers that are stored in one file, which determines all ids."""
 
     def __init__(self, model: bytes) -> None:
         """model: bytes of a file. Raises TokenizerError."""
@@ -188,7 +188,7 @@ class SentencePieceTokenizer(StoredTokenizer):
         try:
             return self._processor.encode(list(sentences), out_type=int)
         except (TypeError, UnicodeEncodeError) as error:  # a lone surrogate, from arguments that are not UTF-8
-            raise TokenizerError("The text has half a character, or bytes that are not UTF-8. Remove them.") from error
+            raise TokenizerError("The text has a lone surrogate, or bytes that are not UTF-8. Remove them.") from error
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Return the sentence of each row of ids, without bos, eos and pad."""

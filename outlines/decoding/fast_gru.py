@@ -112,7 +112,7 @@ class FastReader:
             # case: values that are carried from step to step must not be rounded.
             self._carried = list(torch.stack([cache.state.float() for cache in caches], dim=1))
             self._carried += [torch.stack(terms)] if terms else []
-            # Memory that every step needs is allocated once. Allocating it at every step took a tenth of the time.
+            # Memory that every step needs is allocated once. Allocating it at every step cost 10 % of the time.
             self._words = fast.words.new_empty(num * len(vectors), fast.words.shape[1])
             for tokens in before:
                 self._advance(tokens)
@@ -183,7 +183,7 @@ class FastReader:
         self.tokens = self.tokens[:num]
 
     def enter(self, first: int, places: Tensor) -> None:
-        """Put the waiting rows from number `first` on into these places [N]."""
+        """Move the waiting rows, starting with number `first`, to these places [N]."""
         for values, every in zip(self._carried, self._all, strict=True):
             values[:, places] = every[:, first:first + len(places)]
 

@@ -1,9 +1,9 @@
 """Correction with the frozen encoder: write several drafts, encode them again, keep the one nearest to the wanted outline.
 
-A round moves the outline that the decoder reads by half of the error that remains, and writes new drafts.
+Each further round adds half of the remaining error to the outline that the decoder reads, and writes new drafts.
 
 Source: Morris et al., Text Embeddings Reveal (Almost) As Much As Text (2023). They train a model that corrects a draft; here
-the decoder stays as it is.
+nothing is trained.
 """
 
 from collections.abc import Callable

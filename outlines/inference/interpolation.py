@@ -69,7 +69,7 @@ def gradient(decoder: Decoder, start: Tensor, row: np.ndarray, own_nll: float, s
     A step that does not raise the likelihood is undone and halved. The walk has `reached` the sentence when its NLL is at
     most `own_nll`, nats. It is `stuck` when a step of step / 1000 does not help. Otherwise it ends after `max_steps`.
     Source: Subramanian et al. (2018).
-    row: the sentence's token ids. normalise: gives vectors [B, D] the norm of the decoder's vectors.
+    row: the sentence's token ids. normalise: scales vectors [B, D] to the norm of the decoder's vectors.
     """
     batch = collate([row], decoder.config).to(start.device)
     vectors, length = [start], step

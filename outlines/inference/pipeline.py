@@ -215,7 +215,7 @@ class Pipeline:
         return [sentence.text for sentence in self.sentences(num, seed, sampling, source)]
 
     def source(self, name: str | None, sampling: SamplingConfig, rejection: float = 1.0) -> Draw:
-        """Return the function that draws vectors from a source; None is the family's own. rejection: see `sentences`."""
+        """Return the function that draws vectors from a source. name None: the family's own. rejection: see `sentences`."""
         draw = self.model.source(name, sampling.noise_scale)
         if rejection == 1:
             return draw

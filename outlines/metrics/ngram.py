@@ -1,4 +1,4 @@
-"""An n-gram language model with modified Kneser-Ney smoothing: a judge with another architecture than the judged models.
+"""An n-gram language model with modified Kneser-Ney smoothing: a judge whose architecture differs from the judged models.
 
 It reads only the previous order - 1 tokens. Its nll falls as the training text grows: compare equal numbers of sentences.
 Source: Chen and Goodman, An Empirical Study of Smoothing Techniques for Language Modeling (1998), interpolated.

@@ -56,7 +56,7 @@ class PrecisionRecall(NamedTuple):
 def energy_score(draws: Tensor, observed: Tensor) -> Tensor:
     """Return the energy score of draws from p(x | condition) for the observed outlines: [N], in the outlines' units.
 
-    mean |draw - observed| - mean |draw - another draw| / 2. Lower is better, and unbiased for any number M >= 2 of draws.
+    mean |draw - observed| - mean |draw - another draw| / 2. Lower is better. Unbiased for M >= 2 draws.
     draws: [N, M, D]; observed: [N, D].
     Source: Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation (2007), section 4.3.
     """

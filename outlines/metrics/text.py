@@ -39,7 +39,7 @@ def words(sentence: str) -> list[str]:
 
 
 def unspaced(sentences: Iterable[str]) -> bool:
-    """Return whether most words are characters of a script without spaces."""
+    """Return whether most words are single characters, as in Chinese and other scripts without spaces."""
     found = [bool(re.match(_CHARACTER, word)) for sentence in sentences for word in words(sentence)]
     return 2 * sum(found) > len(found)
 

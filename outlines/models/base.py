@@ -26,7 +26,7 @@ BATCH, GPU_BATCH = 4096, 65_536  # sentences per call of the sampler; in its las
 
 
 class CannotReject(OutlinesError):
-    """The model has no critic, or its critic cannot tell real from generated vectors."""
+    """The model has no critic, or its critic cannot distinguish real from generated vectors."""
 
 
 class TextModel(nn.Module):
@@ -121,7 +121,7 @@ class TextModel(nn.Module):
         return name
 
     def source(self, name: str | None = None, noise_scale: float = 1.0) -> Draw:
-        """Return the function that draws vectors from a source; None is the family's own. Raises OutlinesError."""
+        """Return the function that draws vectors from a source; None: the family's own source. Raises OutlinesError."""
         return partial(self.vectors, source=self.check_source(name), noise_scale=noise_scale)
 
     def generate(self, num: int | None, seed: int, sampling: SamplingConfig, source: str | Draw | None = None,

@@ -13,7 +13,7 @@ from outlines.networks.decoder import DecoderConfig
 
 
 class ConditionalModel(OutlineDecoding):
-    """Decoder, generator, critic, the linear-Gaussian baseline, and stored conditions, used if none is given."""
+    """Decoder, generator, critic, the linear-Gaussian baseline, and stored conditions: the default for sampling."""
 
     family = "conditional"
     sources = ("generator", "linear")

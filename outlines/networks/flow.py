@@ -99,11 +99,11 @@ class FlowGenerator(OutlineGenerator):
         return self.start.draw(num, rng)
 
     def nearest(self, outlines: Tensor) -> Tensor:
-        """Return the index [B] of the centre that is nearest to each outline [B, D]: its own centre."""
+        """Return the index [B] of the centre that is nearest to each outline [B, D]."""
         return nearest_centre(outlines, self.start.centres)
 
     def pair(self, own: Tensor, normal: Tensor) -> Tensor:
-        """Return where the paths of outlines with these own centres [B] begin: [B, D]. normal: noise [B, D]."""
+        """Return the start [B, D] of each outline's path. own: index [B] of its nearest centre. normal: noise [B, D]."""
         return self.start.around(self.start.centres[own], normal)
 
     def forward(self, noise: MixtureNoise) -> Tensor:
@@ -116,7 +116,7 @@ class FlowGenerator(OutlineGenerator):
     def inverse(self, outlines: Tensor) -> tuple[Tensor, Tensor]:
         """Return the noise of outlines [N, D]: normal values [N, D] and the likeliest centres [N, D].
 
-        It follows the sampler's steps backwards, so the noise gives these outlines again, up to rounding.
+        It inverts the sampler's steps, so `forward` maps the noise back to these outlines, up to rounding.
         """
         points = torch.linalg.solve(self.matrix, (outlines - self.shift).T).T
         for begin, end in reversed(self._steps()):

@@ -45,7 +45,7 @@ class MixtureNoise:
 
 
 def mlp(input_dim: int, hidden_dim: int, num_layers: int, output_dim: int, zero: bool = False) -> nn.Sequential:
-    """Return a perceptron [B, input_dim] → [B, output_dim] that never mixes examples. zero: its output is 0 at the start."""
+    """Return a perceptron [B, input_dim] → [B, output_dim] that never mixes examples. zero: it outputs 0 before training."""
     layers: list[nn.Module] = []
     for index in range(num_layers):
         layers += [nn.Linear(hidden_dim if index else input_dim, hidden_dim), nn.LeakyReLU(0.2)]

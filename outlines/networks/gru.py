@@ -19,7 +19,7 @@ class GRUConfig(TiedConfig):
 
 @dataclass
 class GRUCache:
-    """state: [layers, B, H]. terms: added at every step to the embeddings and to the readout, [B, E] each."""
+    """State of a GRU decoder, [layers, B, H]. terms: the vector's part of the embeddings and of the readout, [B, E] each."""
 
     state: Tensor
     terms: tuple[Tensor, Tensor] | None = None

@@ -1,4 +1,4 @@
-"""What the decoders have in common that tie their output layer to their embedding: the loss, the logits, one step."""
+"""Base class of decoders whose output layer is tied to the embedding: loss, logits, one step."""
 
 from abc import abstractmethod
 from dataclasses import dataclass

@@ -528,7 +528,7 @@ def test_a_cache_that_is_gone_is_named(tiny_run: Path, written: Written, tmp_pat
 
 def test_a_file_that_is_not_text_is_named_by_its_line(written: Written, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_bytes(b"\n\xff\xfe\n")
-    written("mean", tmp_path / "in.txt", error="line 2: The text has half a character, or bytes that are not UTF-8")
+    written("mean", tmp_path / "in.txt", error="line 2: The text has a lone surrogate, or bytes that are not UTF-8")
     (tmp_path / "empty.txt").write_text("\n\n")
     written("mean", tmp_path / "empty.txt", error="at least one sentence")
 

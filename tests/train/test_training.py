@@ -314,7 +314,7 @@ def test_an_encoder_that_moved_with_its_run_is_found(tiny_run: Path, recurrent_e
     write_json(run / "run.json", described)
     pipeline = load(run, "cpu")
     vars(pipeline.model)["encoder"]["name"] = f"recurrent:{old / 'encoder'}"
-    gone = f"error: {old / 'encoder'}: missing, but the run {run} needs it. Put it back, or next to the run.\n"
+    gone = f"error: {old / 'encoder'}: missing, but the run {run} needs it. Restore it, or copy it next to the run.\n"
     for arguments in (["--resume", str(run)], ["evaluate", str(run), "--encoder", "none"]):
         assert main([*arguments, "--quiet"]) == 2
         assert capsys.readouterr().err == gone

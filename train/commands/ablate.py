@@ -51,13 +51,12 @@ Train several generators with different options for the decoder of a finished ru
 def parser() -> Parser:
     parser = Parser("python -m train ablate", DESCRIPTION)
     add = parser.add_argument
-    add("run", metavar="RUN", type=Path, help="finished run of the family outlines; its decoder and its other options are "
-                                              "used")
+    add("run", metavar="RUN", type=Path, help="finished run of the family outlines; all rows use its decoder and options")
     add("--vary", nargs="+", metavar="NAME=VALUE,…", default=list(GRID), help="options and their values; the table has "
         f"one row for each combination (default: {' '.join(GRID)})")
     add("--rejection", default="1", metavar="LIST", help="comma-separated average numbers of draws per accepted "
         "outline, one row each; 1: no rejection (default: 1)")
-    add("--outlines-only", action="store_true", help="measure only the outlines: decode no sentences, train no judge, give "
+    add("--outlines-only", action="store_true", help="measure only the outlines: decode no sentences, train no judge, print "
         "no verdict")
     add("--out", type=Path, metavar="DIR", help="directory of runs and table (default: RUN-ablation)")
     add_session(parser)

@@ -35,7 +35,7 @@ Train a text generator and report its results.
 
   python -m train                      neural outlines on the embedded corpus
   python -m train lm --preset small    another family, another preset
-  python -m train flow                 the same as outlines --preset flow: generate outlines by flow matching
+  python -m train flow                 short for outlines --preset flow: generate outlines by flow matching
   python -m train --seeds 1,2,3        several seeds, reported together
   python -m train compare              several families in one report: outlines, lm and two VAEs, or the list in --families
   python -m train --resume RUN         continue after a stop: a run, several seeds or a comparison
@@ -52,15 +52,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     family = variants().get(word, word)
     comparing = family == COMPARE
     method = find_method(LEADER if comparing else family)
-    parser = Parser("python -m train", DESCRIPTION, f"families: {', '.join(families)}\npresets that select their family: "
+    parser = Parser("python -m train", DESCRIPTION, f"families: {', '.join(families)}\npresets that imply a family: "
                     f"{', '.join(sorted(variants()))}\nThe options of a family: `python -m train FAMILY --help`. The "
                     "defaults shown are the values in --preset default.")
     parser.usage = f"python -m train {word if word in arguments else '[FAMILY]'} [options]"
     add = parser.add_argument
     add("family", nargs="?", default="outlines",
-        help="family to train, a preset that selects its family (lists: end of this help), or compare (default: outlines)")
-    add("--preset", nargs="+", metavar="NAME", help=f"presets (sets of options): {', '.join(sorted(method.presets))}; if "
-        "several are given, later ones override earlier ones (default: default)")
+        help="family, preset that implies a family (lists: end of this help), or compare (default: outlines)")
+    add("--preset", nargs="+", metavar="NAME", help=f"presets (sets of options): {', '.join(sorted(method.presets))}; later "
+        "presets override earlier ones (default: default)")
     add("--config", metavar="FILE.toml", help="TOML file of options, such as decoder_steps = 100")
     parser.set_defaults(remedy=None, families=None)
     if comparing:
@@ -70,7 +70,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             "baselines such as mixture; the family of a baseline must be in the list")
     add("--runs", metavar="DIR", help="directory for new runs; the cache is in DIR-cache (default: runs)")
     add("--out", metavar="RUN", help="directory of this run (default: a new numbered directory)")
-    add("--seeds", metavar="LIST", help="comma-separated seeds; train one run per seed and report mean ± standard deviation")
+    add("--seeds", metavar="LIST", help="comma-separated seeds; train a run for each and report mean ± standard deviation")
     add("--resume", metavar="RUN", help="continue this run with its own options; only --device can be changed")
     add("--quiet", action="store_true", help="print no progress on stderr")
     add_options(parser, method, without=["decoder_from"] if comparing else [])  # a comparison trains all its decoders
@@ -182,7 +182,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
-    """Finish the training of a run or a group of runs and print the reports. beside_lm: with rows of the LM baseline."""
+    """Finish the training of a run or a group of runs and print the reports. beside_lm: add the LM baseline."""
     group = read_group(directory)
     if group is None:
         session.reporter.begin()

@@ -41,7 +41,7 @@ def term_figures(split: str, terms: Mapping[str, Tensor], rows: Sequence[np.ndar
 
 
 def swapped_gap(model: TextModel, rows: Sequence[np.ndarray], vectors: Tensor, own_nll: Tensor) -> float:
-    """Return the latent gap per token of the first sentences. own_nll: their nll [N] with these vectors."""
+    """Return the latent gap of the first NUM_SWAPPED sentences, nats per token. own_nll: nll [N] with their own vectors."""
     rows, vectors, own_nll = rows[:NUM_SWAPPED], vectors[:NUM_SWAPPED], own_nll[:NUM_SWAPPED]
     others = other_rows(len(rows), 1, torch.Generator().manual_seed(DRAW_SEED))[0]
     nll, num_targets = nll_of_rows(model.decoder, rows, vectors[others])

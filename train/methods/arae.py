@@ -132,7 +132,7 @@ class ARAEStage(DecoderStage):
         return self.nll_terms(batch, nll) | {"train/noise_radius": batch.share(radius), "norm/decoder": norm}
 
     def autoencoder_loss(self, batch: Batch, radius: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return this rank's share of the loss, and its nll. The decoder reads codes with noise, the critic without."""
+        """Return this rank's part of the loss, and its summed nll. The decoder reads noisy codes, the critic clean ones."""
         codes = self.model.encoder(batch.tokens.inputs, batch.tokens.lengths)
         noised = codes + radius * self._noise(batch.num_rows, self.options.code_dim, batch, rng)
         nll = self.nll(batch, self.model.scaled(noised))

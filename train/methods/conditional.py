@@ -32,13 +32,13 @@ class ConditionalOptions(GanOptions, OutlineDecoderOptions):
 
 @dataclass(frozen=True)
 class PairBatch(Batch):
-    """A batch of pairs. conditions: [B, P], of the real outlines and for the generated ones."""
+    """A batch of pairs. conditions: [B, P], the same for real and generated outlines."""
 
     conditions: Tensor
 
 
 class PairGame(Game):
-    """The game of a conditional generator, whose outlines compete with the outlines of real pairs."""
+    """The networks of conditional adversarial training. The critic compares generated pairs with real pairs."""
 
     def begin(self, progress: Progress) -> None:
         """Fit the linear-Gaussian baseline, set the generator to it, and store conditions in the model for sampling."""

@@ -61,7 +61,7 @@ class DecoderStage(Stage):
             start_words(self.model.decoder, rows, self.seed)
 
     def copy_weights(self, found: TextModel) -> None:
-        """Copy the weights of another run's decoder, except those that read a vector that this decoder does not have."""
+        """Copy the weights of another run's decoder; without those for the vector if this decoder has no vector."""
         own, theirs = self.model.decoder.state_dict(), found.decoder.state_dict()
         self.model.decoder.load_state_dict({name: theirs[name] if name in theirs and theirs[name].shape == own[name].shape
                                             else own[name] for name in own})

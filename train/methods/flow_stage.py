@@ -35,7 +35,7 @@ class FlowOptions:
 
 
 class FlowLoss:
-    """The flow-matching loss of a batch. It remembers the own centre of each training outline."""
+    """The flow-matching loss of a batch. It stores the nearest centre of each training outline."""
 
     def __init__(self, game: Game):
         self.game = game

@@ -141,7 +141,7 @@ class GanStage(FitStage):
 
     def fake(self, batch: Batch) -> Tensor:
         """Return this rank's generated outlines [B, D], with noise seeded by torch's generator."""
-        # On a GPU the noise is drawn there. To draw it on the CPU takes as long as the rest of the step.
+        # On a GPU the noise is drawn there. Drawing it on the CPU would double the time of a step.
         device = self.game.data.device if self.game.data.device.type == "cuda" else "cpu"
         return self.game.fake(self.generator, batch, torch.Generator(device).manual_seed(draw_seed()))
 
@@ -190,5 +190,5 @@ class GanStage(FitStage):
         return {**{key: value.detach() for key, value in terms.items()}, "norm/generator": norm}
 
     def further_terms(self, batch: Batch) -> dict[str, Tensor]:
-        """Return what is added to the generator's adversarial loss, by log key."""
+        """Return further terms of the generator's loss, besides the adversarial loss, by log key."""
         return {}

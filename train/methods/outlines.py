@@ -50,12 +50,12 @@ class OutlineDecoderOptions(DecoderOptions):
     encoder: str = option("minilm", "frozen sentence encoder: minilm, multilingual-minilm, st:MODEL or recurrent:DIRECTORY")
     encoder_prompt: str = option("", "prompt before each sentence, such as 'query: '; few encoders need one")
     encoder_dim: int = option(0, "keep only the first INT dimensions of each outline; 0: keep all", low=0, high=2**20)
-    outline_noise: float = option(0.0, "standard deviation of the noise added to outlines in decoder training, as a "
-                                       "fraction of the outlines' own standard deviation", low=0)
+    outline_noise: float = option(0.0, "standard deviation of the noise on outlines in decoder training, relative to the "
+                                       "outlines' standard deviation", low=0)
     outline_dropout: float = option(0.1, "probability of replacing an outline by zero in decoder training; above 0 the "
                                          "decoder also learns p(x), which guidance needs", low=0, high=0.99)
-    decoder_from: str = option("", "copy the decoder of this finished run instead of training one; corpus, encoder and "
-                                   "decoder options must be the same")
+    decoder_from: str = option("", "copy the decoder of this finished run instead of training one; use its tokenizer, "
+                                   "encoder and decoder options")
 
     def encoder_name(self) -> str:
         return encoder_name(self.encoder, self.encoder_prompt, self.encoder_dim)
@@ -84,10 +84,9 @@ class OutlineOptions(GanOptions, FlowOptions, OutlineDecoderOptions):
 
     generator: str = option("gan", "kind of generator: gan, flow (flow matching), or flow-gan (a flow, then a GAN)",
                             choices=GENERATORS)
-    start: str = option("mixture", "distribution of the generator before training", ("mixture", "gaussian", "noise"))
+    start: str = option("mixture", "initial distribution of the generated outlines", ("mixture", "gaussian", "noise"))
     num_centres: int = option(5000, "number of k-means centres of the mixture, at most one per 20 training outlines", low=2)
-    num_offsets: int = option(0, "number of offsets of the mixture, a second k-means level (docs/outline-gan.md); 0: none",
-                              low=0)
+    num_offsets: int = option(0, "offsets from the centres, found by a second k-means (docs/outline-gan.md); 0: none", low=0)
     free_moments: bool = option(False, "do not match the generated outlines' mean and covariance to the training outlines",
                                 flag=False)
 
@@ -201,7 +200,7 @@ class OutlineGame(Game):
         others["real"] = self._training(len(real))
         levels: dict[str, float] = {}
         for name, vectors in others.items():
-            # Real outlines are decoded from the held-out split, because the decoder has learnt the training sentences.
+            # Real outlines are decoded from the held-out split, because the decoder was trained on the training sentences.
             levels |= self._quality(real, vectors, real if name == "real" else vectors, f"_{name}")
         return levels
 

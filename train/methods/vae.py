@@ -44,15 +44,15 @@ class VAEOptions(DecoderOptions):
     kl_rise: float = option(0.5, "duration of a rise of the KL weight, as a fraction of training (linear) or of a cycle",
                             low=1e-6, high=1)
     kl_cycles: int = option(4, "number of cycles of cyclical annealing", low=1)
-    free_bits: float = option(0.0, "KL without cost, in nats per group of dimensions", low=0)
+    free_bits: float = option(0.0, "KL below this value has no cost; nats per group of dimensions", low=0)
     free_bits_groups: int = option(0, "number of groups of dimensions for --free-bits; 0: each dimension is a group", low=0)
     word_dropout: float = option(0.0, "probability of replacing a decoder input token by the special token unk, 0 to 1",
                                  low=0, high=1)
     z_into: str = option("every_step", "where the decoder reads z: in its first state and at every step, or only in its "
                                        "first state", ("every_step", "first_state"))
     bow_weight: float = option(0.0, "weight of the bag-of-words loss; 0 disables it", low=0)
-    aggressive_steps: int = option(0, "maximum number of encoder updates before each decoder update; when the mutual "
-                                      "information has stopped rising, both are updated together; 0: always together", low=0)
+    aggressive_steps: int = option(0, "maximum number of encoder updates before each decoder update, until the mutual "
+                                      "information stops rising; 0: always update both together", low=0)
     aggressive_checks: int = option(40, "maximum number of times that --aggressive-steps measures the mutual information",
                                     low=1)
 

@@ -30,7 +30,7 @@ def write_hparams(writer: Any, options: dict[str, Any]) -> None:
 
 
 def _last_writer(directory: Path, purge_step: int | None) -> SummaryWriter:
-    """Return a writer whose file name sorts after all existing ones; gives up after 1.5 s."""
+    """Return a writer whose file name sorts after all existing ones; stops trying after 1.5 s."""
     # TensorBoard reads files by name (second, host, process, number): names can collide, or the clock can be set back.
     earlier, end = set(directory.glob(EVENTS)), time.monotonic() + 1.5
     while True:

@@ -45,7 +45,7 @@ class Reporter:
                 self.seconds[work] += time.monotonic() - started
 
     def times(self) -> str:
-        """Return in one line where a run's time went."""
+        """Return one line with the run's total time and the time of each kind of work."""
         parts = ", ".join(f"{work} {seconds:.0f} s" for work, seconds in self.seconds.items() if seconds)
         return f"time: {time.monotonic() - self.started:.0f} s ({parts})"
 

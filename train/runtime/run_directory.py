@@ -32,7 +32,7 @@ def new_run_directory(root: Path, description: str) -> Path:
 def locked(directory: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Lock the directory for this process, and delete the leftovers of interrupted writes in it.
 
-    waiting: called with a message before waiting for another process; None: do not wait, raise OutlinesError.
+    waiting: called with a message before waiting for another process. None: raise OutlinesError instead of waiting.
     """
     with open(directory / "lock", "a+") as file:
         try:
