@@ -1,6 +1,6 @@
 """Checks of files before they are used, because they may be damaged or hostile.
 
-Rules (docs/reliability.md): data cannot name code or files outside its directory, or request memory without values.
+Rules (docs/reliability.md): data cannot name code or files outside its directory, or request more memory than needed.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Inversion of the generator: outline → noise.
 
-Every centre can produce every outline, but often only with improbable noise. `invert` finds the most probable: it minimises
+A centre can produce every outline, but often only with improbable noise. `invert` finds the likeliest noise: it minimises
 
     |normalise(G(noise, k)) - outline|² / tolerance² + |noise|² - 2 log share_k
 

@@ -47,7 +47,7 @@ def compared(preset: str, remedy: Sequence[str] | None, names: str | None) -> di
 
 
 def members_of(names: str, preset: str) -> dict[str, tuple[str, str]]:
-    """Return family and preset of each named run: families, presets of a family, or controls of the named families."""
+    """Return family and preset of each run in `names`: families, presets that imply a family, or fitted baselines."""
     models = families()
     generators = {name for name, model in models.items() if model.sources}
     presets = {name: family for name, family in variants().items() if family in generators}
