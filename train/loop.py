@@ -145,8 +145,9 @@ class Loop:
                         self.reporter.warning(warning)
                     sums, num_summed, num_targets, since, cpu_since = {}, 0, 0, time.monotonic(), time.process_time()
                 if self.step % stage.validate_every == 0 or self.step == stage.num_steps:
+                    begun, cpu_begun = time.monotonic(), time.process_time()
                     self._validate(stage)
-                    since, cpu_since = time.monotonic(), time.process_time()
+                    since, cpu_since = since + time.monotonic() - begun, cpu_since + time.process_time() - cpu_begun
                 if self.step % self.config.checkpoint_every == 0:
                     self._save()
         if self.best:  # It is empty if no validation returned a number.
