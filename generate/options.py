@@ -90,6 +90,9 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "top_k": Option("sample only from the N likeliest tokens; 0: from all", int, 0, max_served=2**20),
         "guidance": Option("influence of the outline on each token; 0: none; 1: normal; below 1: likelier sentences; "
                            "values other than 1 need a run trained with --outline-dropout", float, 1.0, max_served=10),
+        "strength": Option("how much the decoder trusts the outline, 0 to 1; lower: likelier, less faithful sentences; for "
+                           "runs trained with --min-strength below 1 (default: 0.5 for new sentences, 1 for given ones)",
+                           float, high=1),
         "max_len": Option("maximum length of a sentence in tokens (default: as in training)", int, low=1),
         "precision": Option("precision of matrix products when sampling; auto: bfloat16 if it is faster; greedy decoding, "
                             "beam search and scores use float32", str, "auto", choices=("auto", "float32", "bfloat16")),
@@ -115,7 +118,7 @@ ARGUMENTS = {"sentences": ("[SENTENCE ...]", "sentences (default: the lines of -
              "sentence": ("SENTENCE", "the sentence"), "a": ("A", "first sentence"), "b": ("B", "second sentence"),
              "c": ("C", "third sentence"), "beginning": ("BEGINNING", "the first words of every sentence"),
              "lines": ("FILE", "file with one sentence per line; - reads standard input")}
-DECODING = "beam max_len format out device"
+DECODING = "beam strength max_len format out device"
 SAMPLING = f"num temperature top_p seed with_score greedy top_k guidance precision {DECODING}"
 SOURCE = "source noise_scale rejection"
 CORRECTION = "drafts rounds"

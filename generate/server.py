@@ -217,6 +217,7 @@ class Server(ThreadingHTTPServer):
                                    ("temperature", "top_k", "top_p", "noise_scale", "guidance")})
         source, prefix = fields.text("source", ""), fields.text("prefix", "")
         fields.end()
+        config = self.pipeline.model.chosen(config)
         self.pipeline.tokenizer.encode([prefix])  # raises an error for invalid text
         draw = self.pipeline.source(source or None, config)
         vectors, uniforms = self.pipeline.model.draw_rows(draw, 0, num, seed, config.max_len)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from outlines.decoding.sample import RUN, Prefix, SamplingConfig, check, draw, of_rows, until_eos
+from outlines.decoding.sample import RUN, Prefix, SamplingConfig, at_strength, check, draw, of_rows, until_eos
 from outlines.networks.gru import GRUDecoder
 
 SLICE, GPU_SLICE = 256, 16_384  # rows whose logits are computed together: they fit a CPU's cache, and bound a GPU's memory
@@ -99,6 +99,7 @@ class FastReader:
     def __init__(self, fast: FastGRU, vector: Tensor | None, config: SamplingConfig, prefix: Tensor,
                  temperature: float = 1.0):
         check(fast.decoder, vector, config, prefix.shape[1])
+        vector = at_strength(vector, config)
         decoder, num, self._fast, self._guidance = fast.decoder, len(prefix), fast, config.guidance
         *before, self.tokens = functional.pad(prefix, (1, 0), value=decoder.config.bos_id).T
         self._bfloat16 = fast.bfloat16 and config.draws

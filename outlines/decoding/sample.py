@@ -32,16 +32,20 @@ class SamplingConfig:
     # w in logits(no vector) + w · (logits(vector) - logits(no vector)): 1 is no guidance, 0 ignores the vector.
     # Source: Ho and Salimans, Classifier-Free Diffusion Guidance (2022), with w - 1 for their w.
     guidance: float = 1.0
+    # How much the decoder trusts the vector, from 0 to 1. Below 1, sentences are likelier and less faithful to it. None: the
+    # model's choice for new sentences, 1 for the vectors of given sentences.
+    strength: float | None = None
     drafts: int = 1  # sentences written per vector; the one whose outline is nearest is kept (inference/correction.py)
     rounds: int = 0  # times that the vector is moved by the remaining error, to write new drafts
 
     def __post_init__(self) -> None:
         # Outside these bounds, float32 overflows or the memory is not sufficient.
         bounds = {"temperature": (1e-3, 1e3), "top_k": (0, math.inf), "top_p": (1e-6, 1), "max_len": (1, 10_000),
-                  "beam": (0, 256), "noise_scale": (0, 1e3), "guidance": (0, 1e3), "drafts": (1, 1024), "rounds": (0, 100)}
+                  "beam": (0, 256), "noise_scale": (0, 1e3), "guidance": (0, 1e3), "strength": (0, 1), "drafts": (1, 1024),
+                  "rounds": (0, 100)}
         for name, (least, most) in bounds.items():
             value = getattr(self, name)
-            if not least <= value <= most and (name, value) != ("temperature", 0):
+            if value is not None and not least <= value <= most and (name, value) != ("temperature", 0):
                 greedy = "0 (greedy) or " if name == "temperature" else ""
                 raise OutlinesError(f"{name.replace('_', '-')} must be {greedy}from {least:g} to {most:g}, not {value}.")
 
@@ -111,6 +115,7 @@ class Reader:
     def __init__(self, decoder: Decoder, vector: Tensor | None, config: SamplingConfig, prefix: Tensor):
         """vector: [N, D] or None. prefix: [N, T]; its last tokens, `tokens` [N], are read next."""
         check(decoder, vector, config, prefix.shape[1])
+        vector = at_strength(vector, config)
         self._decoder, self._guidance = decoder, config.guidance
         vectors = [vector] if vector is None or config.guidance == 1 else [vector, torch.zeros_like(vector)]
         self._caches = [decoder.start(each, len(prefix)) for each in vectors]
@@ -131,13 +136,21 @@ class Reader:
 
 
 def check(decoder: Decoder, vector: Tensor | None, config: SamplingConfig, prefix_len: int) -> None:
-    """Raise OutlinesError if the prefix is too long, or if the decoder cannot be guided."""
+    """Raise OutlinesError if the prefix is too long, or if the decoder was not trained for the guidance or the strength."""
     if prefix_len >= config.max_len:
         raise OutlinesError(f"The prefix has {prefix_len} tokens, but a sentence has at most {config.max_len}. "
                             "Use a shorter prefix, or raise --max-len.")
     if config.guidance != 1 and (vector is None or not decoder.config.vector_dropout):
         raise OutlinesError("This decoder was not trained to write without its vector, so guidance is not available. "
                             "Train outlines with --outline-dropout above 0.")
+    if config.strength not in (None, 1) and (vector is None or config.strength < decoder.config.min_strength):
+        raise OutlinesError(f"This decoder was not trained with vectors of strength {config.strength:g}. Use a higher "
+                            "--strength, or train outlines with a lower --min-strength.")
+
+
+def at_strength(vector: Tensor | None, config: SamplingConfig) -> Tensor | None:
+    """Return the vector as the decoder reads it."""
+    return vector if vector is None or config.strength in (None, 1) else config.strength * vector
 
 
 @torch.no_grad()

@@ -174,7 +174,7 @@ class Pipeline:
         return self.model.from_encoder((of_c + of_b - of_a)[None])[0]
 
     def written(self, ids: list[list[int]], vectors: Tensor | None, scored: bool = False) -> list[Sentence]:
-        """Return sentences for token ids. scored: also compute their scores under their vectors [B, D]."""
+        """Return sentences for token ids. scored: also compute their scores under their vectors [B, D], at full strength."""
         texts = self.tokenizer.lines(ids)
         if not scored:
             return list(map(Sentence, texts))
@@ -269,7 +269,7 @@ class Pipeline:
             rows = model.condition(outlines, labels)[[places[condition] for condition in chunk]]
             noise, uniforms = model.draw_rows(model.generator.draw, start, start + len(chunk), seed, sampling.max_len)
             vectors = model.given(rows, noise * sampling.noise_scale, source)
-            ids = self._counted(self.write(vectors, uniforms, sampling), sampling)
+            ids = self._counted(self.write(vectors, uniforms, model.chosen(sampling)), sampling)
             yield from zip(chunk, self.written(ids, vectors, scored), strict=True)
             start += len(chunk)
 

@@ -17,6 +17,7 @@ from outlines.decoding.scoring import LatentDraw, bound_terms, nll_of_rows
 from outlines.errors import OutlinesError
 from outlines.networks.decoder import Decoder, DecoderConfig
 
+STRENGTH = 0.5  # of the vectors of new sentences, if the decoder can read weak vectors: docs/results.md, "Outline strength"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Write = Callable[..., list[list[int]]]  # a function with the arguments of `Sampler`
@@ -42,6 +43,15 @@ class TextModel(nn.Module):
         """arguments: those of the subclass, JSON values or configs, which `shape` returns."""
         super().__init__()
         self.arguments = arguments
+
+    @property
+    def strength(self) -> float:
+        """The strength of the vectors of new sentences; see `SamplingConfig`."""
+        return max(STRENGTH, self.decoder.config.min_strength)
+
+    def chosen(self, sampling: SamplingConfig) -> SamplingConfig:
+        """Return the settings for new sentences, with the model's own strength if none is set."""
+        return sampling if sampling.strength is not None else dataclasses.replace(sampling, strength=self.strength)
 
     def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
         """Return mu and logvar, [N, D] each, of the decoder's vectors for sentences; None for a decoder without a vector.
@@ -133,6 +143,7 @@ class TextModel(nn.Module):
         suits the device. workers: threads, each with its own batch. sampler: the decoder's, if it exists already.
         """
         draw = source if callable(source) else self.source(source, sampling.noise_scale)
+        sampling = self.chosen(sampling)
         sampler = sampler or Sampler(self.decoder)
 
         def decoded(span: tuple[int, int]) -> tuple[list[list[int]], Tensor | None]:

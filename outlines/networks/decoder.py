@@ -25,11 +25,22 @@ class DecoderConfig(SpecialIds):
     vector_dim: int  # 0 makes a plain language model
     kind: str = ""
     vector_dropout: float = 0.0  # share of training sentences with a zero vector; above 0 the decoder can be guided
+    min_strength: float = 1.0  # of training vectors; below 1 the decoder can read weak vectors, see `weakened`
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "DecoderConfig":
         """Return the configuration whose `dataclasses.asdict` is `data`; raises OutlinesError for an unknown kind."""
         return DECODERS[data["kind"]].config_class(**data)
+
+
+def weakened(vectors: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
+    """Return vectors [B, D] of unit variance at strengths [B, 1]: 1 is the vector, 0 is zero. noise: normal, [B, D].
+
+    It is strength · (vector + noise of variance 1 / strength - 1): the mean of the vectors that could be behind a noisy one.
+    So a decoder that is trained with it can be told to trust a vector less. Source: noise conditioning augmentation, Ho et
+    al., Cascaded Diffusion Models (2022).
+    """
+    return strength * vectors + (strength * (1 - strength)).sqrt() * noise
 
 
 class Cache(Protocol):

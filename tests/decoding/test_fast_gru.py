@@ -22,7 +22,8 @@ BOS, EOS, PAD, UNK = SPECIAL.bos_id, SPECIAL.eos_id, SPECIAL.pad_id, SPECIAL.unk
 def test_the_fast_sampler_equals_the_plain_one(shape: dict[str, Any], config: SamplingConfig, prefix: list[int],
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    decoder = GRUDecoder(dataclasses.replace(GRUConfig(300, 48, embed_dim=96, hidden_dim=128, vector_dropout=0.1),
+    decoder = GRUDecoder(dataclasses.replace(GRUConfig(300, 48, embed_dim=96, hidden_dim=128, vector_dropout=0.1,
+                                                       min_strength=0.0),
                                              **shape)).eval()
     if config.temperature:
         decoder.output_bias.data[EOS] = 3.0  # so that sentences end at many lengths
@@ -30,9 +31,13 @@ def test_the_fast_sampler_equals_the_plain_one(shape: dict[str, Any], config: Sa
         torch.nn.init.normal_(decoder.embedding.weight, std=0.5)
     vectors, uniforms = torch.randn(200, 48) if decoder.config.vector_dim else None, torch.rand(200, 20)
     monkeypatch.setattr(fast_gru, "PLACES", 64)
-    for guided in (config, dataclasses.replace(config, guidance=1.5)) if decoder.config.vector_dim else (config,):
-        plain = sampling.sample(decoder, vectors, uniforms, guided, prefix)
-        assert FastGRU(decoder).sample(vectors, uniforms, guided, prefix) == plain
+    others = [{"guidance": 1.5}, {"strength": 0.5}] if decoder.config.vector_dim else []
+    for changed in (config, *(dataclasses.replace(config, **other) for other in others)):
+        plain = sampling.sample(decoder, vectors, uniforms, changed, prefix)
+        fast = FastGRU(decoder).sample(vectors, uniforms, changed, prefix)
+        # They round differently. So a uniform number that is at the boundary of two tokens can choose either of them.
+        different = sum(own != other for own, other in zip(fast, plain, strict=True))
+        assert different <= (2 if config.temperature else 0)
         assert not config.temperature or len({len(sentence) for sentence in plain}) > 3
 
 

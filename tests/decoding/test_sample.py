@@ -147,3 +147,26 @@ def test_only_a_decoder_that_has_learnt_without_its_vector_can_be_guided(sample:
             sample(decoder, vector, torch.zeros(1, 3), SamplingConfig(max_len=3, guidance=0.5))
     with pytest.raises(OutlinesError, match="guidance must be from 0 to 1000"):
         SamplingConfig(guidance=-1)
+
+
+def test_a_weaker_vector_is_a_smaller_one(sample: Sample) -> None:
+    torch.manual_seed(0)
+    decoder = GRUDecoder(GRUConfig(vocab_size=30, vector_dim=5, embed_dim=6, hidden_dim=7, min_strength=0.2)).eval()
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter)
+    vectors, uniforms = 2 * torch.randn(16, 5), torch.rand(16, 6)
+    full = sample(decoder, vectors, uniforms, SamplingConfig(max_len=6))
+    weak = sample(decoder, vectors, uniforms, SamplingConfig(max_len=6, strength=0.4))
+    assert weak == sample(decoder, 0.4 * vectors, uniforms, SamplingConfig(max_len=6)) != full
+    assert full == sample(decoder, vectors, uniforms, SamplingConfig(max_len=6, strength=1))
+
+
+def test_a_decoder_only_reads_vectors_of_a_strength_that_it_was_trained_with(sample: Sample) -> None:
+    config = GRUConfig(vocab_size=30, vector_dim=5, embed_dim=6, hidden_dim=7, min_strength=0.5)
+    assert sample(GRUDecoder(config), torch.zeros(1, 5), torch.zeros(1, 3), SamplingConfig(max_len=3, strength=0.5))
+    for decoder, vector in ((GRUDecoder(config), torch.zeros(1, 5)),
+                            (GRUDecoder(dataclasses.replace(config, vector_dim=0)), None)):
+        with pytest.raises(OutlinesError, match="--min-strength"):
+            sample(decoder, vector, torch.zeros(1, 3), SamplingConfig(max_len=3, strength=0.4))
+    with pytest.raises(OutlinesError, match="strength must be from 0 to 1"):
+        SamplingConfig(strength=1.1)

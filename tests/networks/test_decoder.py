@@ -12,7 +12,7 @@ from outlines.decoding.scoring import nll_of_rows
 from outlines.errors import OutlinesError
 from outlines.models.lm import LanguageModel
 from outlines.models.registry import load_model, save_model
-from outlines.networks.decoder import DECODERS, Decoder, DecoderConfig, build_decoder
+from outlines.networks.decoder import DECODERS, Decoder, DecoderConfig, build_decoder, weakened
 from outlines.networks.embedding_init import start_words
 from outlines.networks.gru import GRUConfig, GRUDecoder
 from outlines.networks.losses import bag_of_words_nll
@@ -180,3 +180,15 @@ def test_an_unknown_kind_is_named_with_the_nearest() -> None:
 def test_a_decoder_without_word_embeddings_cannot_start_from_counts() -> None:
     with pytest.raises(OutlinesError, match=r"no embeddings to initialise from counts\. Use --word-start random"):
         start_words(build_decoder(BagConfig(11, 0)), [torch.tensor([5]).numpy()], 1)
+
+
+def test_a_weakened_vector_is_the_mean_of_the_vectors_behind_it() -> None:
+    torch.manual_seed(0)
+    vectors, noise = torch.randn(2, 200_000, 1)
+    for strength in (0.2, 0.5, 0.9):
+        weak = weakened(vectors, torch.full_like(vectors, strength), noise)
+        # The regression of the vector on the weak one has slope 1: to read the weak vector as it is, is the best guess.
+        assert float((vectors * weak).sum() / weak.square().sum()) == pytest.approx(1, abs=0.02)
+        assert float(weak.var()) == pytest.approx(strength, abs=0.01)
+    assert torch.equal(weakened(vectors, torch.ones_like(vectors), noise), vectors)
+    assert not weakened(vectors, torch.zeros_like(vectors), noise).any()

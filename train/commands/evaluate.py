@@ -76,6 +76,8 @@ def parser() -> Parser:
         "comma-separated average numbers of draws per accepted vector (default: none)")
     add("--guidance", default="", metavar="LIST", help="add rows with guidance, for runs with --outline-dropout: "
         "comma-separated strengths; 1 is no guidance (default: none)")
+    add("--strengths", default="", metavar="LIST", help="add rows with other outline strengths, for runs with "
+        "--min-strength below 1: comma-separated, from 0 to 1 (default: none)")
     add("--reverse-steps", type=int, default=800, metavar="INT",
         help="optimiser steps of each language model that is trained on samples, for reverse NLL (default: 800)")
     add("--encoder", default="minilm", metavar="NAME", help="frozen encoder of the generated text, for the columns "
@@ -107,6 +109,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     noise_scales = numbers("--noise-scales", options.noise_scales, 0, 100)
     rejections = numbers("--rejection", options.rejection, 1, MAX_MEAN_DRAWS) if options.rejection else []
     guidances = numbers("--guidance", options.guidance, 0, 100) if options.guidance else []
+    strengths = numbers("--strengths", options.strengths, 0, 1) if options.strengths else []
     for flag, value, least in (("--num-samples", options.num_samples, 20), ("--reverse-steps", options.reverse_steps, 1)):
         if not least <= value <= MOST:
             raise OutlinesError(f"{flag} must be from {least} to {MOST:,}, not {value}.")
@@ -134,7 +137,8 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     rebuilt: list[tuple[str, Row]] = []
     cases: dict[Path, list[tuple[Variant, float | None]]] = {run.directory: [
         *([(Variant(REAL_TEXT), None)] if run is leader else []),
-        *itertools.product(variants(run, wanted, noise_scales, rejections, guidances), temperatures)] for run in runs}
+        *itertools.product(variants(run, wanted, noise_scales, rejections, guidances, strengths), temperatures)]
+        for run in runs}
     texts = {file: read_text(file, leader.data, options.num_samples) for file in options.texts}
     number, total = itertools.count(1), sum(map(len, cases.values())) + len(texts)
     for run in [leader, *(run for run in runs if run is not leader)]:
@@ -183,6 +187,8 @@ def _check(runs: Sequence[Run], leader: Run, options: argparse.Namespace) -> set
                                 "Evaluate only runs on the same corpus together.")
     if options.guidance and not any(run.model.decoder.config.vector_dropout for run in runs):
         raise OutlinesError("--guidance has no effect: no run was trained with --outline-dropout above 0. Leave it out.")
+    if options.strengths and not any(run.model.decoder.config.min_strength < 1 for run in runs):
+        raise OutlinesError("--strengths has no effect: no run was trained with --min-strength below 1. Leave it out.")
     known = {source for run in runs for source in sources_of(run.model, run.data)}
     wanted = {source.strip() for source in options.sources.split(",") if source.strip()} or known
     if unknown := sorted(wanted - known):
@@ -241,8 +247,9 @@ def label_of(run_label: str, own: str, source: str) -> str:
 
 
 def variants(run: Run, sources: set[str], noise_scales: Sequence[float], rejections: Sequence[float],
-             guidances: Sequence[float]) -> list[Variant]:
-    """Return the variants to measure: sources at every noise scale, the own source with rejection, all with guidance."""
+             guidances: Sequence[float], strengths: Sequence[float]) -> list[Variant]:
+    """Return the variants to measure: sources at every noise scale, the own source with rejection; all of these also with
+    guidance, or at other strengths."""
     decoder = run.model.decoder.config
     found = [Variant(source, noise_scale) for source in sources_of(run.model, run.data) if source in sources
              for noise_scale in (noise_scales if decoder.vector_dim and source != REAL_OUTLINES else [1.0])]
@@ -250,6 +257,10 @@ def variants(run: Run, sources: set[str], noise_scales: Sequence[float], rejecti
         found += [Variant(run.model.sources[0], rejection=rejection) for rejection in rejections if rejection != 1]
     if decoder.vector_dropout:
         found += [variant._replace(guidance=guidance) for guidance in guidances if guidance != 1 for variant in tuple(found)]
+    if decoder.min_strength < 1:
+        usual = [variant for variant in found if variant.guidance == 1]
+        found += [variant._replace(strength=strength) for strength in strengths for variant in usual
+                  if decoder.min_strength <= strength != run.model.strength]
     return found
 
 

@@ -39,10 +39,12 @@ class Variant(NamedTuple):
     noise_scale: float = 1.0  # as in SamplingConfig; real outlines have no noise
     rejection: float = 1.0  # average number of draws per accepted vector (outlines/inference/rejection.py)
     guidance: float = 1.0  # as in SamplingConfig
+    strength: float | None = None  # as in SamplingConfig
 
     def __str__(self) -> str:
-        changed = (("noise x", self.noise_scale), ("rejection", self.rejection), ("guidance", self.guidance))
-        return ", ".join([self.source, *(f"{name} {value:g}" for name, value in changed if value != 1)])
+        changed = (("noise x", self.noise_scale, 1), ("rejection", self.rejection, 1), ("guidance", self.guidance, 1),
+                   ("strength", self.strength, None))
+        return ", ".join([self.source, *(f"{name} {value:g}" for name, value, usual in changed if value != usual)])
 
 
 def num_learnt(data: Dataset) -> int:
@@ -67,14 +69,15 @@ def sources_of(model: TextModel, data: Dataset) -> tuple[str, ...]:
 def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, num: int,
          further: bool = False) -> Sentences:
     """Draw `num` sentences of a source, or all that it has. further: also return `num_learnt` outlines, not decoded."""
-    sampling = SamplingConfig(temperature=temperature, max_len=data.corpus.meta["max_len"], guidance=variant.guidance)
+    sampling = SamplingConfig(temperature=temperature, max_len=data.corpus.meta["max_len"], guidance=variant.guidance,
+                              strength=variant.strength)
     more: Tensor | None = None
     if variant.source == REAL_OUTLINES:
         more = training_outlines(data)[1] if further else None
         # Not from the test split, because a reverse judge would then learn the references.
         both = [data.outlines(split, data.sample_rows(split, num, seed=1)) for split in ("valid", "train")]
         vectors = [torch.cat(both)[:num]]
-        ids = model.decode(vectors[0], SAMPLING_SEED, sampling)
+        ids = model.decode(vectors[0], SAMPLING_SEED, model.chosen(sampling))
     else:
         vectors_of = model.source(variant.source, variant.noise_scale)
         if variant.rejection != 1:

@@ -19,7 +19,7 @@ from outlines.metrics.outlines import knn_precision_recall, shortfall
 from outlines.models.base import TextModel
 from outlines.models.outlines import OutlineDecoding, OutlineModel
 from outlines.models.registry import load_model
-from outlines.networks.decoder import DecoderConfig
+from outlines.networks.decoder import DecoderConfig, weakened
 from outlines.networks.gan import Generator
 from outlines.networks.generator import GENERATORS
 from outlines.networks.mixture import fit_mixture, moment_map
@@ -50,8 +50,8 @@ class OutlineDecoderOptions(DecoderOptions):
     encoder: str = option("minilm", "frozen sentence encoder: minilm, multilingual-minilm, st:MODEL or recurrent:DIRECTORY")
     encoder_prompt: str = option("", "prompt before each sentence, such as 'query: '; few encoders need one")
     encoder_dim: int = option(0, "keep only the first INT dimensions of each outline; 0: keep all", low=0, high=2**20)
-    outline_noise: float = option(0.0, "standard deviation of the noise on outlines in decoder training, relative to the "
-                                       "outlines' standard deviation", low=0)
+    min_strength: float = option(0.0, "decoder training: each outline gets a random strength from this value to 1, the rest "
+                                      "is noise; 1: no noise", low=0, high=1)
     outline_dropout: float = option(0.1, "probability of replacing an outline by zero in decoder training; above 0 the "
                                          "decoder also learns p(x), which guidance needs", low=0, high=0.99)
     decoder_from: str = option("", "copy the decoder of this finished run instead of training one; use its tokenizer, "
@@ -130,13 +130,14 @@ class OutlineDecoderStage(DecoderStage):
             self.model.scaling.load_state_dict(found.scaling.state_dict())
 
     def vector(self, batch: Batch) -> Tensor:
-        """Return this rank's outlines [B, D], with outline dropout and noise."""
+        """Return this rank's outlines [B, D], with outline dropout, at random strengths."""
         assert batch.outlines is not None
         outlines, options = batch.outlines, self.options
+        strength = torch.empty(batch.num_rows, 1, device=outlines.device).uniform_(options.min_strength, 1)
         if options.outline_dropout:
-            kept = torch.empty(batch.num_rows, 1, device=outlines.device).bernoulli_(1 - options.outline_dropout)
-            outlines = outlines * batch.own(kept)
-        return outlines + options.outline_noise * torch.randn_like(outlines) if options.outline_noise else outlines
+            strength = strength * torch.empty_like(strength).bernoulli_(1 - options.outline_dropout)
+        noise = torch.randn(batch.num_rows, outlines.shape[1], device=outlines.device)
+        return weakened(outlines, batch.own(strength), batch.own(noise))
 
     @torch.no_grad()
     def validate(self) -> Validation:
@@ -151,7 +152,8 @@ class OutlineDecoderStage(DecoderStage):
 
 
 def outline_decoder_config(options: Any, data: Dataset) -> DecoderConfig:
-    return decoder_config(options, data, data.stores["train"].dim, vector_dropout=options.outline_dropout)
+    return decoder_config(options, data, data.stores["train"].dim, vector_dropout=options.outline_dropout,
+                          min_strength=options.min_strength)
 
 
 class OutlineGame(Game):

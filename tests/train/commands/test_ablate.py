@@ -35,7 +35,7 @@ def test_decoder_from_gives_the_same_generator(tiny_run: Path, tiny_arguments: l
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--hidden-dim", "32"], "hidden_dim = 24, not 32"), (["--outline-noise", "0.1"], "outline_noise = 0.0, not 0.1"),
+    (["--hidden-dim", "32"], "hidden_dim = 24, not 32"), (["--min-strength", "0.5"], "min_strength = 0.0, not 0.5"),
     (["--max-len", "9"], "max_len = 64, not 9")])
 def test_a_decoder_that_does_not_fit(tiny_run: Path, tiny_arguments: list[str], flags: list[str], message: str,
                                      capsys: pytest.CaptureFixture[str]) -> None:

@@ -199,20 +199,24 @@ def test_a_decoder_that_knows_nothing_is_as_unsure_as_can_be(data: Dataset, tiny
     assert unsure == pytest.approx(math.log(model.decoder.config.vocab_size), rel=1e-5)
 
 
-def test_the_decoder_misses_the_same_outlines_on_every_rank(data: Dataset, tiny_corpus: Path) -> None:
-    method, rows = method_of(data, tiny_corpus, outline_dropout=0.3), data.order(64, False, 1).batch(0)
+def test_every_rank_drops_and_weakens_the_same_outlines(data: Dataset, tiny_corpus: Path) -> None:
+    rows = data.order(64, False, 1).batch(0)
+    real = data.outlines("train", rows)
 
-    def seen(ranks: Ranks) -> torch.Tensor:
+    def seen(ranks: Ranks, **options: float) -> torch.Tensor:
         torch.manual_seed(5)
-        return method.stages[0].vector(data.batch(rows, ranks))
+        return method_of(data, tiny_corpus, **options).stages[0].vector(data.batch(rows, ranks))
 
-    whole = seen(Ranks())
+    whole = seen(Ranks(), outline_dropout=0.3, min_strength=1.0)
     gone = (whole == 0).all(dim=1)
-    assert 8 < int(gone.sum()) < 32 and torch.equal(whole[~gone], data.outlines("train", rows)[~gone])
+    assert 8 < int(gone.sum()) < 32 and torch.equal(whole[~gone], real[~gone])
+    weak = seen(Ranks(), outline_dropout=0.3, min_strength=0.2)
+    assert torch.equal((weak == 0).all(dim=1), gone)
+    strengths = (weak * real).sum(dim=1)[~gone] / real.square().sum(dim=1)[~gone]
+    assert 0.5 < float(strengths.mean()) < 0.7 and float(strengths.std()) > 0.2  # of U(0.2, 1): 0.6 and 0.23
     for rank in (0, 1):
-        assert torch.equal(seen(Ranks(rank, 2)), whole[rank::2])
-    all_of_them = method_of(data, tiny_corpus, outline_dropout=0.0).stages[0].vector(data.batch(rows, Ranks()))
-    assert torch.equal(all_of_them, data.outlines("train", rows))
+        assert torch.equal(seen(Ranks(rank, 2), outline_dropout=0.3, min_strength=0.2), weak[rank::2])
+    assert torch.equal(seen(Ranks(), outline_dropout=0.0, min_strength=1.0), real)
 
 
 @pytest.mark.parametrize("family", ["outlines", "lm", "vae", "arae"])
