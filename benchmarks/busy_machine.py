@@ -1,7 +1,8 @@
 """Speed of training beside a busy process, by how threads wait for each other: `python -m benchmarks.busy_machine`.
 
 Threads of OpenMP spin at the end of each parallel region. If another process uses a core, the spinning threads wait for the
-thread that has no core. Each row is a new process that trains the decoder of `benchmarks.decoder_speed` for SECONDS.
+thread that has no core. Each row is a new process that trains the decoder of `benchmarks.decoder_speed` for SECONDS. The
+last row is the sum of two such processes with half of the threads each: a run and the process beside it.
 """
 
 import os
@@ -36,16 +37,16 @@ def worker() -> None:
     print(num_tokens * num_steps / (time.perf_counter() - started))
 
 
-def measured(setting: dict[str, str], num_busy: int) -> float:
+def measured(setting: dict[str, str], num_busy: int, num_workers: int = 1) -> float:
     busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(num_busy)]
     try:
-        done = subprocess.run([sys.executable, "-m", "benchmarks.busy_machine", "worker"], check=True, capture_output=True,
-                              text=True, env={**os.environ, **setting})
+        workers = [subprocess.Popen([sys.executable, "-m", "benchmarks.busy_machine", "worker"], stdout=subprocess.PIPE,
+                                    text=True, env={**os.environ, **setting}) for _ in range(num_workers)]
+        return sum(float(worker.communicate()[0]) for worker in workers)
     finally:
         for process in busy:
             process.kill()
             process.wait()
-    return float(done.stdout)
 
 
 def main() -> None:
@@ -53,6 +54,9 @@ def main() -> None:
     for name, setting in tqdm(SETTINGS.items(), leave=False):
         idle, busy = (measured(setting, num_busy) for num_busy in (0, 1))
         tqdm.write(f"{name:24} {idle:8,.0f} {busy:8,.0f} ({busy / idle:.2f} x)")
+    if (half := torch.get_num_threads() // 2):
+        both = measured({"OMP_NUM_THREADS": str(half)}, num_busy=0, num_workers=2)
+        print(f"two processes, {half} threads each: {both:,.0f}")
 
 
 if __name__ == "__main__":

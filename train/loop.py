@@ -228,8 +228,8 @@ class Loop:
                  * sum(weights.numel() for module in stage.modules.values() for weights in module.parameters())
                  for stage in self.method.stages]
         first = seconds / TIMED_STEPS * self.method.stages[0].num_steps
-        # The report trains a language model, which costs about as much as the decoder.
-        minutes = first * (sum(costs) / costs[0] + 1) / 60
+        # The report needs a language model, which costs about as much as the decoder.
+        minutes = first * (sum(costs) / costs[0] + (not self.reporter.beside)) / 60
         self.reporter.estimated = True  # The judges and the LM baseline of the report are trained by this loop too.
         self.reporter.line(f"about {max(minutes, 1):.0f} min until training and report are finished")
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from train.runtime.ranks import VERSIONS, Ranks, machine
 from train.runtime.run_directory import FORMAT, GROUP, locked, read_run, write_json
 from train.runtime.signals import StopSignals
 
+LEAST_SENTENCES = 20_000  # that a decoder reads in training, so that a second process is worth its start
+
 
 @dataclasses.dataclass(frozen=True)
 class Session:
@@ -33,6 +36,7 @@ class Session:
     reporter: Reporter
     signals: StopSignals
     device: str = "auto"
+    all_threads: bool = False  # otherwise a large run uses half, and a second process the other half
 
     @classmethod
     def of_run(cls, directory: Path, quiet: bool, signals: StopSignals, device: str | None) -> "Session":
@@ -72,6 +76,29 @@ def device_of(directory: Path, given: str | None) -> str:
     return given or stored
 
 
+def half_of_threads(config: RunConfig, session: Session) -> int:
+    """Return the number of threads that a run trains with, if a second process trains beside it (beside.py); otherwise 0.
+
+    It only depends on the run and the machine, so a resumed run has the same number.
+    """
+    device, model = choose_device(session.device, session.ranks.local_rank), config.model
+    small = getattr(model, "decoder_steps", 0) * getattr(model, "decoder_batch_size", 0) < LEAST_SENTENCES
+    if small or session.all_threads or device.type != "cpu" or session.ranks.world > 1:
+        return 0
+    return torch.get_num_threads() // 2
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Limit torch to this number of threads during the block; 0: no limit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
     """Train or resume the run that run.json describes until it ends; return the model and its data."""
     config, device = run_config(directory), choose_device(session.device, session.ranks.local_rank)
@@ -89,7 +116,8 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
     torch.manual_seed(config.training.seed)
     with memory_advice("Free memory, or start a new run with a smaller model: lower the options whose names end in -dim."):
         method = find_method(config.family)(config, data, config.training.precision == "bfloat16")
-    Loop(method, data, config.training, directory, session.ranks, session.reporter, session.signals).run()
+    with _threads(half_of_threads(config, session)):
+        Loop(method, data, config.training, directory, session.ranks, session.reporter, session.signals).run()
     if session.ranks.first:
         method.finish(directory)
     session.ranks.barrier()

@@ -154,7 +154,7 @@ def reverse_nll(samples: Sequence[str], held_out: Sequence[str], config: RunConf
                 file = work / f"{split}.txt"
                 file.write_text("\n".join(sentences) + "\n", encoding="utf-8")
                 files[split] = (str(file),)
-            inside = dataclasses.replace(session, cache=work / "cache", reporter=Reporter(silent=True))
+            inside = dataclasses.replace(session, cache=work / "cache", reporter=Reporter(silent=True), all_threads=True)
             corpus = CorpusConfig(**files, max_len=data.corpus.meta["max_len"])
             run = _configuration(config, corpus, REVERSE_SEED, options)
             model = _trained(work / "run", run, data, inside, "language model of samples", {})

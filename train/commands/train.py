@@ -1,6 +1,7 @@
 """`python -m train [FAMILY] [options]`: train one run, several seeds, or a comparison, and report the results."""
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 from outlines.corpus.prepared import cache_of
 from outlines.errors import OutlinesError, quoted
 from outlines.models.lm import LanguageModel
+from train.beside import beside
 from train.commands.compare import COMPARE, DEFAULT_REMEDY, LEADER, compared, remedies, report_comparison
 from train.commands.judges import baseline, quick_judges
 from train.commands.parsing import Parser, add_options, unknown_option
@@ -22,7 +24,7 @@ from train.evaluation.quick import closing_report, measure_run, report_seeds
 from train.method import all_methods, find_method, variants
 from train.runtime.progress import Reporter
 from train.runtime.ranks import join
-from train.runtime.run_directory import GROUP, begin_group, new_run_directory, read_group, read_run, runs_of
+from train.runtime.run_directory import GROUP, begin_group, locked, new_run_directory, read_group, read_run, runs_of
 from train.runtime.signals import Stopped, StopSignals
 from train.session import Session, begin_run, command_line, device_of, locked_run, run_config, train_run
 from train.start_from import with_source
@@ -205,7 +207,8 @@ def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
         session.ranks.barrier()
         return
     for member in group.runs:
-        with locked_run(member, session):  # A member can also be resumed or evaluated by itself.
+        # A member can also be trained by the second process, or resumed or evaluated by itself.
+        with locked(member, session.reporter.line) if session.ranks.first else contextlib.nullcontext():
             complete(member, session, beside_lm and group.kind != COMPARE)
     if session.ranks.first:
         report = report_comparison if group.kind == COMPARE else report_seeds
@@ -230,7 +233,8 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
         with locked_run(directory, session):
             if plan.runs:
                 plan.begin(directory, session)
-            complete(directory, session)
+            with beside(directory, session):
+                complete(directory, session)
     except OutlinesError:
         if made and not any(made.rglob("checkpoints")):
             shutil.rmtree(made)  # No training has started in it.

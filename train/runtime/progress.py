@@ -24,6 +24,7 @@ class Reporter:
         """quiet: print only warnings. silent: print nothing."""
         self.quiet, self.silent = quiet or silent, silent
         self.noted = False  # whether the notes on lost text were printed
+        self.beside = False  # whether a second process trains the LM baseline
         self._bars = sys.stderr.isatty() and not self.quiet
         self._begun = math.inf, 0.0  # number and start time of the first step that `step` announced
         self.begin()

@@ -1,0 +1,72 @@
+"""A second process that trains on the other half of the CPU: the LM baseline of a run, or the last runs of a group.
+
+A step of a decoder of the presets' sizes is small, so all threads are hardly faster than half of them. Two processes with
+half of the threads each train nearly twice as much (`python -m benchmarks.busy_machine`).
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from outlines.corpus.prepared import cache_of
+from outlines.devices import choose_device
+from outlines.errors import OutlinesError
+from outlines.models.lm import LanguageModel
+from outlines.models.registry import families
+from train.commands.judges import baseline, quick_judges
+from train.data import open_dataset
+from train.runtime.progress import Reporter
+from train.runtime.ranks import Ranks
+from train.runtime.run_directory import locked, read_run, runs_of
+from train.runtime.signals import Stopped, StopSignals
+from train.session import Session, half_of_threads, run_config, train_run
+
+POLL_SEC = 0.5
+
+
+@contextlib.contextmanager
+def beside(directory: Path, session: Session) -> Iterator[None]:
+    """Run the second process during the block, if the runs are large enough and train on a CPU."""
+    threads = half_of_threads(run_config(runs_of(directory)[0]), session)
+    if not threads:
+        yield
+        return
+    session.reporter.beside = True
+    child = subprocess.Popen([sys.executable, "-m", "train.beside", str(directory)], stdin=subprocess.DEVNULL,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                             env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+    try:
+        yield
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def main(directory: Path) -> None:
+    """Train what the first process needs later. If this fails, the first process does it, and reports the error."""
+    parent, runs = os.getppid(), runs_of(directory)
+    first = runs[0]
+    while not (first / "tokenizer.model").exists():  # The first process prepares the corpus and encodes it.
+        if os.getppid() != parent:
+            return
+        time.sleep(POLL_SEC)
+    with StopSignals() as signals, contextlib.suppress(OutlinesError, Stopped):
+        session = Session(cache_of(first, read_run(first)), Ranks(), Reporter(silent=True), signals, "cpu", all_threads=True)
+        if len(runs) == 1:
+            config = run_config(first)
+            data = open_dataset(config.corpus, None, session.cache, choose_device("cpu"), Ranks(), session.reporter, first)
+            if (family := families()[config.family]).sources:
+                quick_judges(config, data, session)
+                if family is not LanguageModel:
+                    baseline(config, data, session)
+        for run in reversed(runs[1:]):
+            with locked(run):  # An error if the first process trains here: then no run is left.
+                train_run(run, session)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
