@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from outlines.errors import OutlinesError
-from outlines.options import unknown_name
+from outlines.errors import OutlinesError, quoted
+from outlines.options import misplaced, unknown_name
 
 SAMPLE = "sample"
 
@@ -90,9 +90,9 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "top_k": Option("sample only from the N likeliest tokens; 0: from all", int, 0, max_served=2**20),
         "guidance": Option("influence of the outline on each token; 0: none; 1: normal; below 1: likelier sentences; "
                            "values other than 1 need a run trained with --outline-dropout", float, 1.0, max_served=10),
-        "strength": Option("how much the decoder trusts the outline, 0 to 1; lower: likelier, less faithful sentences; for "
-                           "runs trained with --min-strength below 1 (default: 0.5 for new sentences, 1 for given ones)",
-                           float, high=1),
+        "strength": Option("how much the decoder trusts the outline, from the run's --min-strength to 1; lower: likelier, "
+                           "less faithful sentences (default: 1; for sample, vary and complete 0.5, but at least "
+                           "--min-strength)", float, high=1),
         "max_len": Option("maximum length of a sentence in tokens (default: as in training)", int, low=1),
         "precision": Option("precision of matrix products when sampling; auto: bfloat16 if it is faster; greedy decoding, "
                             "beam search and scores use float32", str, "auto", choices=("auto", "float32", "bfloat16")),
@@ -108,7 +108,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
                             'fields "condition" and "label" (default: conditions of the training split). With --condition, '
                             '--num is the number of sentences per condition (default: 1)', Path),
         "noise_scale": Option("factor on the noise; below 1: more typical, less varied outlines", float, 1.0, max_served=10),
-        "rejection": Option("rejection sampling with the critic: average draws per accepted outline", float, 1.0, 1, 100),
+        "rejection": Option("rejection sampling with the critic: average number of outlines drawn per accepted outline; "
+                            "1: accept all", float, 1.0, 1, 100),
     },
     "speed": {"batch_size": Option("sentences per batch; on a CPU, it does not change the sentences (default: automatic)",
                                    int, low=1, high=65_536)},
@@ -152,7 +153,7 @@ VERBS = {
     "mean": Verb("Decode the mean outline of the sentences in a file.", "lines", f"{CORRECTION} {DECODING}"),
     "nearest": Verb("Find the training sentences with the nearest outlines.", "sentences",
                     "file num/nearest format out device",
-                    "Output: each sentence, then its neighbours. Columns: cosine of the outlines, number of the training\n"
+                    "Output: each sentence, then its neighbours. Columns: cosine of the outlines, row of the training\n"
                     'sentence (from 0), training sentence. As JSON: {"text", "neighbours": [{"row", "cosine", "text"}]}.',
                     "cosine\trow\tsentence"),
     "complete": Verb("Complete a prefix: write sentences that start with it.", "beginning", f"like {SAMPLING} {SOURCE}"),
@@ -204,13 +205,15 @@ def _parser(verb: str) -> Parser:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the parsed options of `[VERB] RUN ...`, and `verb`. Raises OutlinesError."""
     verb, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in VERBS else (SAMPLE, arguments)
+    if rest is arguments and arguments[1:] and arguments[1] in VERBS and not arguments[0].startswith("-"):
+        raise OutlinesError(f"The verb comes first: python -m generate {arguments[1]} {quoted(arguments[0])} ...")
     parser = _parser(verb)
     options, surplus = parser.parse_known_args(rest)
     if unknown := [word.partition("=")[0] for word in surplus if word.startswith("--")]:
         name = unknown[0][2:].replace("-", "_")
         if owners := [other for other, row in VERBS.items()
                       if name in (option.partition("/")[0] for option in row.options.split())]:
-            raise OutlinesError(f"{unknown[0]} has no effect here. It is an option of {', '.join(owners)}. Leave it out.")
+            raise misplaced(unknown[0], "verb", "verbs", owners)
         raise unknown_name("option", unknown[0], parser._option_string_actions)
     if surplus and verb == SAMPLE and not options.run.exists():
         raise unknown_name("verb", arguments[0], VERBS)

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, field
 from typing import Any
 
@@ -24,6 +24,13 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> OutlinesError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}?" if near else f"Choose from {', '.join(known)}."
     return OutlinesError(f"unknown {kind} {name!r}. {hint}")
+
+
+def misplaced(name: str, kind: str, kinds: str, owners: Sequence[str]) -> OutlinesError:
+    """Return the error for an option that only `owners` have. kind, kinds: the word for one and for several owners."""
+    *others, last = owners
+    have = f"{kinds} {', '.join(others)} and {last} have" if others else f"{kind} {last} has"
+    return OutlinesError(f"{name} has no effect here. Only the {have} it. Leave it out.")
 
 
 class Registry(dict[str, Any]):

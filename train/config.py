@@ -26,8 +26,8 @@ class CorpusConfig(CorpusFiles):
 
     group: ClassVar[str] = "corpus"
     num_sentences: int = option(20000, "number of sentences of the embedded corpus, all splits together", low=100)
-    tokenizer: str = option("", "SentencePiece model file, or a pretrained language model whose tokenizer to use: smollm2 "
-                            "or hf:NAME_OR_DIRECTORY (default: train a SentencePiece model on the training split)")
+    tokenizer: str = option("", "SentencePiece model file; or smollm2 or hf:NAME_OR_DIRECTORY, for the tokenizer of this "
+                            "language model (default: train a SentencePiece model on the training split)")
     vocab_size: int = option(0, "vocabulary size of the SentencePiece model; 0: computed from the corpus's word counts",
                              low=0)
     lowercase: bool = option(False, "convert the text to lower case")

@@ -481,8 +481,8 @@ def test_progress_is_shown_only_on_a_terminal(written: Written, tmp_path: Path, 
     (["reconstruct", "--file", "/nowhere.txt"], "/nowhere.txt: cannot be read"),
     (["reconstruct", "word " * 100], "tokens, more than this run's limit of 64"),
     (["reconstruct", " "], "contains no words"),
-    (["reconstruct", A, "--num", "3"], "It is an option of sample, interpolate, vary, nearest, complete. Leave it out."),
-    (["reconstruct", A, "--temperature=3"], "--temperature has no effect here. It is an option of sample, vary, complete."),
+    (["reconstruct", A, "--num", "3"], "Only the verbs sample, interpolate, vary, nearest and complete have it. Leave"),
+    (["reconstruct", A, "--temperature=3"], "--temperature has no effect here. Only the verbs sample, vary and complete"),
     (["reconstruct", A, "--(", "3"], "unknown option '--('"),
     (["interpolate", A], "required: B"),
     (["interpolate", A, B, "--num", "1"], "--num: must be a whole number from 2 to 10000"),
@@ -599,6 +599,11 @@ def test_a_verb_is_a_function_and_a_line(verb: str, capsys: pytest.CaptureFixtur
 def test_an_unknown_verb_is_named() -> None:
     with pytest.raises(OutlinesError, match=r"unknown verb 'reconstuct'.*'reconstruct'"):
         parse(["reconstuct", "runs/001", "A dog."])
+
+
+def test_a_verb_after_the_run_is_named() -> None:
+    with pytest.raises(OutlinesError, match=r"The verb comes first: python -m generate reconstruct 'my runs/001' \.\.\."):
+        parse(["my runs/001", "reconstruct", "A dog.", "--file", "in.txt"])
 
 
 @pytest.mark.parametrize(("verb", "arguments", "advice"), [

@@ -143,8 +143,8 @@ def test_kept_samples_are_nearer_to_their_outlines(pipeline: Pipeline) -> None:
     (["reconstruct", "RUN", "A dog.", "--rounds", "1"], "--rounds has no effect without --drafts. Add --drafts"),
     (["reconstruct", "RUN", "A dog.", "--drafts", "N"], "--drafts: must be a whole number from 1 to 1024"),
     (["reconstruct", "RUN", "A dog.", "--drafts", "0"], "--drafts: must be a whole number from 1 to 1024"),
-    (["RUN", "--drafts", "2", "--rounds", "1"], "--rounds has no effect here. It is an option of reconstruct"),
-    (["complete", "RUN", "A dog", "--drafts", "2"], "--drafts has no effect here. It is an option of sample, reconstruct"),
+    (["RUN", "--drafts", "2", "--rounds", "1"], "--rounds has no effect here. Only the verbs reconstruct, interpolate"),
+    (["complete", "RUN", "A dog", "--drafts", "2"], "--drafts has no effect here. Only the verbs sample, reconstruct"),
 ])
 def test_bad_options_are_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(OutlinesError, match=message):

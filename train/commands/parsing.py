@@ -6,7 +6,7 @@ from typing import Any
 
 from outlines.devices import DEVICES
 from outlines.errors import OutlinesError
-from outlines.options import unknown_name
+from outlines.options import misplaced, unknown_name
 from train.config import PAIRING, flag_of, group_of, known_fields
 from train.method import Method, all_methods
 
@@ -53,7 +53,7 @@ def unknown_option(kind: str, name: str, known: Iterable[str]) -> OutlinesError:
     """Return the error for an option, a flag or a name in a file, that the family does not have."""
     field = name.removeprefix("--").replace("-", "_")
     if owners := sorted(family for family, method in all_methods().items() if _has_option(method, field)):
-        return OutlinesError(f"{name} has no effect here. It is an option of {', '.join(owners)}. Leave it out.")
+        return misplaced(name, "family", "families", owners)
     return unknown_name(kind, name, known)
 
 

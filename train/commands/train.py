@@ -60,7 +60,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.usage = f"python -m train {word if word in arguments else '[FAMILY]'} [options]"
     add = parser.add_argument
     add("family", nargs="?", default="outlines",
-        help="family, preset that implies a family (lists: end of this help), or compare (default: outlines)")
+        help="what to train: a family, a preset that implies a family (both are listed at the end of this help), or compare "
+             "for several families (default: outlines)")
     add("--preset", nargs="+", metavar="NAME", help=f"presets (sets of options): {', '.join(sorted(method.presets))}; later "
         "presets override earlier ones (default: default)")
     add("--config", metavar="FILE.toml", help="TOML file of options, such as decoder_steps = 100")
@@ -84,7 +85,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs to train. Without `runs`, existing runs are resumed."""
+    """The runs to train. If `runs` is empty, the existing runs in `directory` are resumed."""
 
     directory: Path | None  # of the run or of the group; None: a new one under `root`
     root: Path

@@ -50,8 +50,8 @@ class OutlineDecoderOptions(DecoderOptions):
     encoder: str = option("minilm", "frozen sentence encoder: minilm, multilingual-minilm, st:MODEL or recurrent:DIRECTORY")
     encoder_prompt: str = option("", "prompt before each sentence, such as 'query: '; few encoders need one")
     encoder_dim: int = option(0, "keep only the first INT dimensions of each outline; 0: keep all", low=0, high=2**20)
-    min_strength: float = option(0.0, "decoder training: each outline gets a random strength from this value to 1, the rest "
-                                      "is noise; 1: no noise", low=0, high=1)
+    min_strength: float = option(0.0, "smallest strength of outlines in decoder training; each outline is mixed with noise, "
+                                      "at a random strength from this value to 1; 1: no noise", low=0, high=1)
     outline_dropout: float = option(0.1, "probability of replacing an outline by zero in decoder training; above 0 the "
                                          "decoder also learns p(x), which guidance needs", low=0, high=0.99)
     decoder_from: str = option("", "copy the decoder of this finished run instead of training one; use its tokenizer, "
@@ -86,7 +86,8 @@ class OutlineOptions(GanOptions, FlowOptions, OutlineDecoderOptions):
                             choices=GENERATORS)
     start: str = option("mixture", "initial distribution of the generated outlines", ("mixture", "gaussian", "noise"))
     num_centres: int = option(5000, "number of k-means centres of the mixture, at most one per 20 training outlines", low=2)
-    num_offsets: int = option(0, "offsets from the centres, found by a second k-means (docs/outline-gan.md); 0: none", low=0)
+    num_offsets: int = option(0, "number of offsets, each of which can be added to any centre; found by k-means on the "
+                              "differences between outlines and centres (docs/outline-gan.md); 0: none", low=0)
     free_moments: bool = option(False, "do not match the generated outlines' mean and covariance to the training outlines",
                                 flag=False)
 

@@ -255,7 +255,7 @@ def test_seeds_of_a_comparison_are_runs_of_runs(tiny_run: Path, tiny_arguments: 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--remedy", "vae-annealled"], "invalid choice: 'vae-annealled'"),
     (["--preset", "vae-annealed"], "unknown preset 'vae-annealed'"),
-    (["--kl-weight", "2"], "--kl-weight has no effect here. It is an option of vae, zforcing. Leave it out."),
+    (["--kl-weight", "2"], "--kl-weight has no effect here. Only the families vae and zforcing have it. Leave it out."),
     (["--resume", "nowhere", "--remedy", "vae-bow"], "--remedy has no effect with --resume"),
     (["--seed", "1", "--seeds", "1,2"], "--seed has no effect with --seeds"),
 ])

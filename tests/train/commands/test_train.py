@@ -36,8 +36,8 @@ def test_an_option_of_another_family_in_a_file_is_named(tmp_path: Path, capsys: 
     file = tmp_path / "options.toml"
     file.write_text("gan_steps = 4\n")
     assert main(["lm", "--config", str(file)]) == 2
-    assert capsys.readouterr().err == ("error: gan_steps has no effect here. It is an option of conditional, outlines. "
-                                       "Leave it out.\n")
+    assert capsys.readouterr().err == ("error: gan_steps has no effect here. Only the families conditional and outlines "
+                                       "have it. Leave it out.\n")
     file.write_text("decoder_step = 4\n")
     assert main(["lm", "--config", str(file)]) == 2
     assert f"unknown option in {file}: 'decoder_step'. Did you mean 'decoder_steps'?" in capsys.readouterr().err
