@@ -1,4 +1,4 @@
-"""The command line: `python -m generate [VERB] RUN [options]`. Without a verb it samples new sentences."""
+"""The command line: `python -m generate [VERB] RUN [options]`. Without a verb, it samples new sentences."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from outlines.terminal import closed_pipe, prepare_stdout
 
 @contextlib.contextmanager
 def output(path: Path | None) -> Iterator[IO[str]]:
-    """Yield standard output, or a file that gets its name only when it is complete."""
+    """Yield standard output, or a temporary file that is renamed to `path` when the block ends without an error."""
     if path is None:
         yield sys.stdout
         return

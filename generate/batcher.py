@@ -26,7 +26,7 @@ class Busy(OutlinesError):
 
 @contextlib.contextmanager
 def turn(lock: Any, wait_sec: float) -> Iterator[None]:
-    """Hold a lock or a place of a semaphore; raises Busy if it is not free within `wait_sec`."""
+    """Acquire a lock or a semaphore for the block. Raises Busy if this takes longer than `wait_sec` seconds."""
     if not lock.acquire(timeout=wait_sec):
         raise Busy("The server is busy. Try again in a moment.")
     try:
@@ -37,7 +37,10 @@ def turn(lock: Any, wait_sec: float) -> Iterator[None]:
 
 @dataclass(eq=False)
 class Job:
-    """Rows to decode: vectors [B, D] or None, uniforms [B, max_len]. ids: the result. Jobs of equal kind share batches."""
+    """Rows to decode: vectors [B, D] or None, and uniforms [B, max_len]. ids: the result, the token ids of each row.
+
+    Jobs with the same `kind` (sampling settings and prefix) can share a batch.
+    """
 
     vectors: Tensor | None
     uniforms: Tensor
@@ -55,7 +58,7 @@ class Batcher:
         self._turn = threading.Lock()
 
     def decode(self, job: Job) -> list[list[int]]:
-        """Return the token ids of each row; may be called from any thread. Raises Busy after ANSWER_SEC."""
+        """Return the token ids of each row. Thread-safe. Raises Busy if decoding has not begun after ANSWER_SEC."""
         ready = time.monotonic() + GATHER_SEC
         self._waiting[job] = None
         try:

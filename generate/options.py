@@ -1,4 +1,4 @@
-"""The verbs and options of `python -m generate`. Without torch, so that a wrong argument is reported at once."""
+"""The verbs and options of `python -m generate`. It does not import torch, so wrong arguments are reported at once."""
 
 import argparse
 import contextlib
@@ -31,19 +31,19 @@ class Option(NamedTuple):
                 and value < math.inf and (self.type is float or value == int(value)))
 
     def bounds(self) -> str:
-        """Return the valid numbers in words."""
+        """Return the bounds in words, such as "a whole number of at least 1"."""
         kind = "a whole number" if self.type is int else "a number"
         return f"{kind} of at least {self.low}" if self.high == math.inf else f"{kind} from {self.low} to {self.high}"
 
     def parse(self, text: str) -> Any:
-        """Convert a number of the command line."""
+        """Return the number in an argument of the command line. Raises ArgumentTypeError if it is not valid."""
         with contextlib.suppress(ValueError):
             if self.is_valid(value := self.type(text)):
                 return value
         raise argparse.ArgumentTypeError(f"must be {self.bounds()}, not {text}")
 
     def add_to(self, parser: argparse._ActionsContainer, name: str) -> None:
-        """Add the option to a parser, with None as its default. `parse` looks for conflicts, then sets defaults."""
+        """Add the option to a parser with the default None: `parse` checks which options were given, then sets defaults."""
         flag, default = f"--{name.replace('_', '-')}", "" if self.default is None else f" (default: {self.default})"
         if self.type is bool:
             parser.add_argument(flag, action="store_true", default=None, help=self.help)
@@ -126,7 +126,10 @@ CORRECTION = "drafts rounds"
 
 
 class Verb(NamedTuple):
-    """A verb, a function in generate/verbs.py: its arguments and options (names in ARGUMENTS and OPTIONS), its output."""
+    """A verb of `python -m generate`: a function in generate/verbs.py.
+
+    arguments, options: names in ARGUMENTS and OPTIONS. output: description of the output for the help.
+    """
 
     summary: str
     arguments: str
@@ -161,7 +164,7 @@ VERBS = {
 }
 CONFLICTS = {"greedy": "temperature top_k top_p precision beam", "beam": "temperature top_k top_p precision",
              "like": SOURCE, "file": "sentences", "condition": "unique rejection"}
-"""Options that have no effect beside another one."""
+"""option → options that have no effect together with it"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -203,7 +206,7 @@ def _parser(verb: str) -> Parser:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the parsed options of `[VERB] RUN ...`, and `verb`. Raises OutlinesError."""
+    """Return the options in the arguments `[VERB] RUN ...`; the attribute `verb` is the verb. Raises OutlinesError."""
     verb, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in VERBS else (SAMPLE, arguments)
     if rest is arguments and arguments[1:] and arguments[1] in VERBS and not arguments[0].startswith("-"):
         raise OutlinesError(f"The verb comes first: python -m generate {arguments[1]} {quoted(arguments[0])} ...")

@@ -1,4 +1,4 @@
-"""The web page of a run and its JSON interface over HTTP. docs/generate.md lists paths and limits."""
+"""A web page and a JSON interface over HTTP for a run. docs/generate.md lists paths and limits."""
 
 import contextlib
 import io
@@ -31,7 +31,7 @@ LOCAL = {"localhost", "127.0.0.1", "::1"}
 
 
 class Fields:
-    """The fields of a request. Each is checked when it is read; raises OutlinesError."""
+    """The fields of a request. A field is checked when it is read. Raises OutlinesError for an invalid field."""
 
     def __init__(self, data: Any):
         if not isinstance(data, dict):
@@ -39,7 +39,7 @@ class Fields:
         self._data = dict(data)
 
     def number(self, name: str) -> Any:
-        """Return a number within the bounds of the option `name`, or the option's default."""
+        """Return the number in a field, or the default of the option `name`. Raises OutlinesError if it is out of bounds."""
         option, key = BY_NAME[name], name.partition("/")[0]
         option = option._replace(high=min(option.high, option.max_served))
         value = self._data.pop(key, option.default)
@@ -60,7 +60,7 @@ class Fields:
         return [Fields({name: value}).text(name) for value in values]
 
     def end(self) -> None:
-        """Raise OutlinesError if there are fields that were not read."""
+        """Raise OutlinesError if the request has a field that was not read."""
         if self._data:
             raise OutlinesError(f"Unknown field {next(iter(self._data))!r}. Remove it.")
 
@@ -161,11 +161,11 @@ class Handler(BaseHTTPRequestHandler):
         self._send(code, {"error": message or self.responses[HTTPStatus(code)][0]})
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not logged."""
+        """Do nothing, so that requests are not logged."""
 
 
 class Server(ThreadingHTTPServer):
-    """The page and the endpoints of one run at an address; port 0 chooses a free one."""
+    """Serves the page and the endpoints of one run. port 0: choose a free port."""
 
     daemon_threads = True
     request_queue_size = 128

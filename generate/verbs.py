@@ -1,4 +1,4 @@
-"""The verbs of `python -m generate`: each is a function, and one line of VERBS in generate/options.py."""
+"""The verbs of `python -m generate`. Each verb is a function here and an entry of VERBS in generate/options.py."""
 
 import argparse
 import dataclasses
@@ -29,7 +29,7 @@ Line = tuple[str, dict[str, Any]]  # as text, and as the object that --format js
 
 
 def sampling_of(options: argparse.Namespace) -> SamplingConfig:
-    """Return the sampling settings; verbs without a temperature decode greedily."""
+    """Return the sampling settings. Verbs without the option --temperature decode greedily."""
     names = {field.name for field in dataclasses.fields(SamplingConfig)}
     chosen = {name: value for name, value in vars(options).items() if name in names and value is not None}
     if "temperature" not in chosen or options.greedy:
@@ -48,7 +48,7 @@ def sample(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
 
 
 def unique(sentences: Iterable[Sentence]) -> Iterator[Sentence]:
-    """Skip duplicates; raises OutlinesError after MAX_REPEATS consecutive ones."""
+    """Yield every distinct sentence once. Raises OutlinesError after MAX_REPEATS consecutive duplicates."""
     seen, repeats = set[bytes](), 0
     for sentence in sentences:
         digest = hashlib.blake2b(sentence.text.encode(), digest_size=16).digest()

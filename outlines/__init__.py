@@ -14,7 +14,7 @@ From text to text, in this order:
 Other modules: checkpoint (atomic, verified files), hardening (checks of hostile files), devices, options, errors.
 
 Shapes: B batch, N rows, T tokens, D outline width, Z latent width, V vocabulary, K centres.
-`train` and `generate` import this package and never each other; it imports neither.
+`train` and `generate` import this package, but not each other. This package imports neither of them.
 """
 
 from pathlib import Path
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def load(run: str | Path, device: str = "auto", precision: str = "auto") -> "Pipeline":
-    """Return a finished run, to sample, encode, decode and interpolate; raises OutlinesError.
+    """Load a finished run. The returned Pipeline can sample, encode, decode and interpolate. Raises OutlinesError.
 
-    device: cpu, cuda, mps or auto. precision: of matrix products when sampling; float32, bfloat16, or auto: the faster one.
+    device: cpu, cuda, mps or auto. precision: float32, bfloat16 or auto (the faster one), for matrix products when sampling.
     """
     # Imported here, because every import of the package runs this file, and the import of torch needs a second.
     from outlines.devices import choose_device

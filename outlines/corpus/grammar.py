@@ -35,7 +35,7 @@ class Grammar:
     rules: name → alternatives, as in `{"S": "3: a dog barks . | two ADJ? dogs bark ."}`. A token with a capital letter is a
         rule's name. Alternatives are equally likely unless they start with a weight ("3:"). `X?` is X or nothing, each with
         probability 1/2; `big/small` is one of the two; `sun_hat` is two words.
-    Rules must not be recursive. Raises OutlinesError for a malformed word and a weight that is not positive.
+    Rules must not be recursive. Raises OutlinesError if a word is malformed or a weight is not positive.
     """
 
     def __init__(self, rules: Mapping[str, str], start: str = "S") -> None:
@@ -55,7 +55,7 @@ class Grammar:
         return _render(words)
 
     def log_prob(self, sentence: str) -> float:
-        """Return the log-probability of a sentence in nats, summed over its derivations; -inf if there are none."""
+        """Return the log-probability of a sentence in nats, over all its derivations; -inf if it has no derivation."""
         words = re.findall(r"[^\s,.]+|[,.]", sentence[:1].lower() + sentence[1:])
         if _render(words) != sentence:
             return -math.inf
@@ -145,7 +145,7 @@ def scenes() -> Grammar:
 
 
 def sentences(num: int, seed: int) -> Iterator[str]:
-    """Return `num` sentences about scenes, the same on every machine for the same seed."""
+    """Yield `num` sentences about scenes. The same seed yields the same sentences on every machine."""
     rng = random.Random(seed)
     return (scenes().sample(rng) for _ in range(num))
 

@@ -26,7 +26,7 @@ NOT_AN_LM = "not the tokenizer of a language model"
 
 
 def to_ranges(ids: Iterable[int]) -> str:
-    """Return numbers as text, with a range for each run of consecutive numbers: 2,5-7."""
+    """Return numbers as text, with ranges for consecutive numbers: [2, 5, 6, 7] becomes 2,5-7."""
     runs: list[list[int]] = []
     for number in ids:
         if runs and number == runs[-1][1] + 1:
@@ -37,7 +37,7 @@ def to_ranges(ids: Iterable[int]) -> str:
 
 
 def from_ranges(text: str, most: int) -> list[int]:
-    """Return the numbers of `to_ranges`. Raises ValueError for another text, and for more than `most` numbers."""
+    """Return the numbers in a text that `to_ranges` wrote. Raises ValueError if it is invalid or has more than `most`."""
     found: list[int] = []
     for run in text.split(",") if text else ():
         if not (parts := re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", run)):
@@ -52,7 +52,7 @@ def from_ranges(text: str, most: int) -> list[int]:
 class LMTokenizer(StoredTokenizer):
     """A language model's tokenizer, with this project's special tokens first and then the kept pieces.
 
-    rows: the language model's id of each token; unk and pad share the row of eos, and are never written.
+    rows: the id of each token in the language model. unk and pad have the id of eos, because they are never written.
     """
 
     special = SPECIAL
@@ -102,7 +102,7 @@ class LMTokenizer(StoredTokenizer):
         return whole
 
     def fitted(self, sentences: Iterable[str]) -> "LMTokenizer":
-        """Return the tokenizer with only the pieces of these sentences and the single bytes; itself if it is restricted."""
+        """Return a tokenizer with only the single bytes and the pieces of these sentences, or itself if it is restricted."""
         if not self._data.get("whole"):
             return self
         used, stream = set[int](), iter(sentences)
@@ -169,7 +169,7 @@ class LMTokenizer(StoredTokenizer):
 
 
 def load_tokenizer(path: Path, sha256: str | None = None) -> Tokenizer:
-    """Return the tokenizer in a file, of either kind. sha256: see `StoredTokenizer.load`. Raises TokenizerError."""
+    """Return the tokenizer of either class in a file. sha256: see `StoredTokenizer.load`. Raises TokenizerError."""
     is_lm = False
     with contextlib.suppress(OSError):  # SentencePieceTokenizer reports what is wrong with the file
         if path.is_file():

@@ -14,12 +14,12 @@ from outlines.corpus.reading import SPLITS, CorpusFiles, ReadingReport, read_cor
 class Pairs:
     """The groups of one split. The rows of a group describe the same item and are contiguous.
 
-    first: [N], for each row the first row of its group. targets: the rows of texts for which there is a condition.
-    labels: [N], the number of each row's label; -1 without a label.
+    first: [N], index of the first row in each row's group. targets: indices of the rows that have a condition.
+    labels: [N], index of each row's label, or -1 if it has none.
     """
 
     def __init__(self, groups: np.ndarray, labels: np.ndarray, headed: bool):
-        """groups: [N], group number of each row. headed: only the first row of a group is a condition, not every row."""
+        """groups: [N], group of each row. headed: only a group's first row is a condition; else every row can be one."""
         starts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
         sizes = np.diff(np.append(starts, len(groups)))
         self.first, self._size = np.repeat(starts, sizes), np.repeat(sizes, sizes)
@@ -28,24 +28,24 @@ class Pairs:
         self.targets = rows[self.first != rows] if headed else rows[self._size > 1]
 
     def conditions(self, rows: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-        """Return a condition row for each target row [B], never the row itself, chosen by uniforms [B] in [0, 1)."""
+        """Return the index of a condition for each target row [B], not the row itself. uniforms [B] in [0, 1) choose it."""
         if self._headed:
             return self.first[rows]
         chosen = self.first[rows] + (uniforms * (self._size[rows] - 1)).astype(np.int64)
         return chosen + (chosen >= rows)
 
     def texts(self, row: int) -> np.ndarray:
-        """Return all text rows in the group of `row`."""
+        """Return the indices of all texts in the group of `row`."""
         return np.arange(self.first[row] + self._headed, self.first[row] + self._size[row])
 
     def alike(self, row: int) -> np.ndarray:
-        """Return all text rows in the group of `row` that have the label of `row`."""
+        """Return the indices of all texts in the group of `row` that have the label of `row`."""
         rows = self.texts(row)
         return rows[self.labels[rows] == self.labels[row]]
 
 
 class Pairing(NamedTuple):
-    """The pairs of every split, and the names of their labels by number."""
+    """The pairs of every split, and the names of all labels, by index."""
 
     splits: dict[str, Pairs]
     labels: tuple[str, ...]

@@ -1,7 +1,7 @@
 """A prepared corpus: a directory that is written atomically, verified when it is opened, and memory-mapped.
 
-Each split has sentences (.txt), their token ids (.ids.npy), and the start of each sentence in both files (.offsets.npy and
-.token_offsets.npy). Row i is sentence i.
+Each split has its sentences (.txt), their token ids (.ids.npy), and the start of each sentence in these two files
+(.offsets.npy and .token_offsets.npy). Row i is sentence i.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ def _write_header(file: BinaryIO, dtype: str, length: int) -> None:
 
 
 def write_sentences(directory: Path, pairs: Iterable[tuple[str, str]]) -> dict[str, int]:
-    """Stream (split, sentence) pairs into `directory` and count them by split. Raises CorpusError."""
+    """Write (split, sentence) pairs to `directory`; return the number of sentences by split. Raises CorpusError."""
     offsets = {split: array("q", [0]) for split in SPLITS}
     with contextlib.ExitStack() as stack:
         texts = {split: stack.enter_context(open(directory / f"{split}.txt", "wb")) for split in SPLITS}
@@ -49,7 +49,7 @@ def write_sentences(directory: Path, pairs: Iterable[tuple[str, str]]) -> dict[s
 
 
 class Sentences:
-    """The sentences of one split: by number from a memory map, or streamed in order."""
+    """The sentences of one split: read by index from a memory map, or iterated in order."""
 
     def __init__(self, directory: Path, split: str) -> None:
         self.split, self._path = split, directory / f"{split}.txt"
@@ -137,11 +137,11 @@ class PreparedCorpus:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the manifest, and so of all files."""
+        """SHA-256 of the manifest, which contains the SHA-256 of every file."""
         return sha256_file(self.directory / MANIFEST)
 
     def notes(self) -> list[str]:
-        """Return one sentence for each kind of lost text."""
+        """Return notes for the report, one sentence each, such as the number of cut sentences."""
         losses, max_len = self.meta["losses"], self.meta["max_len"]
         sizes = {split: len(sentences) for split, sentences in self.sentences.items()}
         notes = [ReadingReport(rejected=Counter(losses["rejected"])).counts()] if losses["rejected"] else []
@@ -162,9 +162,10 @@ def _in_train(directory: Path) -> dict[str, int]:
 
 
 def cache_of(run: Path, description: dict[str, Any]) -> Path:
-    """Return the cache directory of a run: the first of these that exists; if none exists, the directory in run.json.
+    """Return the cache directory of a run: the first directory of this list that exists, or else the one in run.json.
 
-    The directory in run.json, the directory in OUTLINES_CACHE, `DIR-cache` next to each parent directory DIR of the run.
+    1. the directory in run.json; 2. the directory in OUTLINES_CACHE; 3. `DIR-cache` next to DIR, for each parent directory
+    DIR of the run.
     """
     stored = str(description.get("cache", ""))
     beside = [parent.with_name(f"{parent.name}-cache") for parent in run.resolve().parents if parent.name]
@@ -173,7 +174,7 @@ def cache_of(run: Path, description: dict[str, Any]) -> Path:
 
 
 def moved(path: str, run: Path) -> str:
-    """Return where a path in run.json is now; it may have moved together with the run. Raises OutlinesError."""
+    """Return the current location of a path in run.json, which may have moved with the run. Raises OutlinesError."""
     ends = [Path(*Path(path).parts[start:]) for start in range(1, len(Path(path).parts))]
     for place in (Path(path), *(parent / end for end in ends for parent in run.resolve().parents)):
         if place.exists():
@@ -182,7 +183,7 @@ def moved(path: str, run: Path) -> str:
 
 
 def find_prepared(cache: Path, fingerprint: str) -> Path | None:
-    """Return the prepared corpus with this fingerprint, or None."""
+    """Return the directory of the prepared corpus with this fingerprint, or None."""
     return next((manifest.parent for manifest in sorted(cache.glob(f"corpus-*/{MANIFEST}"))
                  if sha256_file(manifest) == fingerprint), None)
 
@@ -193,8 +194,8 @@ def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source:
                    progress: Callable[[int, int], None] = lambda done, total: None) -> PreparedCorpus:
     """Write (split, sentence) pairs, a tokenizer and the tokens to `directory`, and return the prepared corpus.
 
-    source: identifies the pairs, for meta.json. report: counts the lines that were read. tokenizer: None: train one.
-    Replaces an earlier prepared corpus in `directory`. Raises CorpusError for any other file or non-empty directory.
+    source: text for meta.json that identifies the pairs. report: counts of the lines that were read. tokenizer None: train
+    one. Replaces an earlier prepared corpus in `directory`. Raises CorpusError if `directory` has other content.
     """
     if directory.exists() and not (directory / "tokenizer.model").is_file() and (
             not directory.is_dir() or any(directory.iterdir())):

@@ -82,13 +82,13 @@ class ReadingReport:
         return f"rejected lines: {self.rejected.total():,} ({reasons})"
 
     def summary(self) -> str:
-        """Return one line with the sizes of the splits and, if lines were rejected, one line per example."""
+        """Return one line with the sizes of the splits, then one line for each example of a rejected line."""
         sizes = ", ".join(f"{split} {self.accepted[split]:,}" for split in SPLITS)
         more = [f"... and {left:,} more"] if (left := self.rejected.total() - len(self.examples)) > 0 else []
         return "\n  ".join([f"sentences: {sizes}", *(f"rejected {example}" for example in self.examples), *more])
 
     def check(self, most: float) -> None:
-        """Raise CorpusError if more than this share of lines was rejected. Blank lines do not count."""
+        """Raise CorpusError if the share of rejected lines is above `most`. Blank lines do not count."""
         lost = self.rejected.total() - self.rejected["empty"]
         if lost > most * (lost + self.accepted.total()):
             path = self.examples[0].rsplit(":", 2)[0]
@@ -97,7 +97,7 @@ class ReadingReport:
 
 
 class Record(NamedTuple):
-    """One line: the index of its file (from 0), its number (from 1), and the normalised sentence of each column."""
+    """One line: index of its file (from 0), line number (from 1), and the normalised sentence of each column."""
 
     file: int
     number: int
@@ -105,7 +105,7 @@ class Record(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A sentence, its split, the number of its group, and its label (empty if none)."""
+    """A sentence, its split, the index of its group, and its label (empty if it has none)."""
 
     split: str
     sentence: str
@@ -159,9 +159,9 @@ def split_of(sentence: str, valid_fraction: float = 0.02, test_fraction: float =
 
 
 def read_corpus(files: CorpusFiles, report: ReadingReport, sources: Sequence[str] = SPLITS) -> Iterator[Member]:
-    """Yield all sentences of these splits' files, group by group, and count all lines in `report`. Raises CorpusError.
+    """Yield the sentences of the files of `sources`, group by group; count their lines in `report`. Raises CorpusError.
 
-    A group's condition comes before its texts. In the training files, the first sentence of a group selects its split.
+    A group's condition comes before its texts. In training files, the first sentence of a group selects the group's split.
     """
     valid_fraction = 0.0 if files.valid else files.valid_fraction
     test_fraction = 0.0 if files.test else files.test_fraction

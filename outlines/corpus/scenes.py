@@ -39,7 +39,7 @@ _POSSESSIVES = {"he": "his", "she": "her", "they": "their", "it": "its", "all": 
 
 
 def scene_rules(types: Sequence[str]) -> dict[str, str]:
-    """Return the rules of these types of scene, each equally likely. The start rule is "S"."""
+    """Return the grammar rules of these types of scene. All types are equally likely. The start rule is "S"."""
     rules = {"S": _any(f"S.{name}" for name in types), **LEXICON["shared"], **_thing_rules()}
     for name in types:
         scene = SCENES[name]

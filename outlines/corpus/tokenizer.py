@@ -43,7 +43,7 @@ NUM_SPECIALS = 4 + 256  # the special tokens, and one piece per byte
 MIN_VOCAB_SIZE, MAX_DEFAULT = 500, 12_000
 COVERED, MIN_COUNT = 0.99, 3
 PIECES_PER_WORD = 1.5
-"""Pieces in the vocabulary per word that is one piece, because BPE merges it from shorter pieces. Measured on Multi30k."""
+"""Pieces that the vocabulary needs per word that is one piece: BPE keeps the word's shorter pieces, too. From Multi30k."""
 SPM_TRAIN = ("spm_train --input=FILE --model_prefix=NAME --vocab_size=8000 --model_type=bpe --byte_fallback=true "
              + " ".join(f"--{name}={id}" for name, id in asdict(SPECIAL).items()))
 NORMALIZATION = {False: "nmt_nfkc", True: "nmt_nfkc_cf"}  # whether to convert to lower case → SentencePiece's rule
@@ -58,7 +58,7 @@ def normalizer(lowercase: bool) -> Callable[[str], str]:
 def vocabulary_size(sentences: Iterable[str], lowercase: bool = False) -> tuple[int, int]:
     """Return the default vocabulary size and the smallest possible one.
 
-    With the default, a share of about COVERED of the words of the text are one piece each. Words that occur less than
+    With the default size, about 99 % (COVERED) of the words in the text are one piece each. Words that occur less than
     MIN_COUNT times do not count.
     """
     normalizer = sentencepiece.SentencePieceNormalizer(rule_name=NORMALIZATION[lowercase])
@@ -76,9 +76,10 @@ def vocabulary_size(sentences: Iterable[str], lowercase: bool = False) -> tuple[
 
 def train_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int | None = None,
                     lowercase: bool = False, max_sentences: int = 200_000) -> "SentencePieceTokenizer":
-    """Train a tokenizer on at most `max_sentences`, write it to `path`, and return it. Deterministic. Raises TokenizerError.
+    """Train a tokenizer, write it to `path`, and return it. Deterministic. Raises TokenizerError.
 
-    vocab_size: None for the default of `vocabulary_size`. A corpus with few words can have fewer pieces.
+    vocab_size: None for the default of `vocabulary_size`. If the corpus has few words, the vocabulary can be smaller.
+    max_sentences: train on at most this number of sentences.
     """
     suited, smallest = vocabulary_size(sentences, lowercase)
     if smallest == NUM_SPECIALS:
@@ -113,7 +114,7 @@ def _recording(sentences: Iterable[str], failures: list[BaseException]) -> Itera
 
 
 class Tokenizer(Protocol):
-    """The interface of a tokenizer. SentencePieceTokenizer implements and documents it; lm_tokenizer.py has another one."""
+    """The interface of a tokenizer, documented in SentencePieceTokenizer. LMTokenizer is another implementation."""
 
     special: SpecialIds
     vocab_size: int
@@ -138,7 +139,7 @@ class StoredTokenizer:
 
     @classmethod
     def load(cls, path: Path, sha256: str | None = None) -> Self:
-        """Return the tokenizer in a file. sha256: its recorded hash; None: try it in a child process, as it may crash."""
+        """Return the tokenizer in a file. sha256: the recorded hash; None: test it in a child process, as it may crash."""
         try:
             model = read_tokenizer(path)
             if sha256 is None:
@@ -180,7 +181,7 @@ class SentencePieceTokenizer(StoredTokenizer):
         self._plain: list[Any] = [piece if re.fullmatch(r" ?\S+", piece) else None for piece in self.pieces]
 
     def fitted(self, sentences: Iterable[str]) -> Self:
-        """Return the tokenizer for a training split: this one, because it was trained before."""
+        """Return this tokenizer: a SentencePiece model is not restricted to the training split."""
         return self
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
@@ -212,8 +213,8 @@ class SentencePieceTokenizer(StoredTokenizer):
 
 
 def one_line_text(text: str) -> str:
-    """Return a text with single spaces and without control characters, which byte pieces can encode.
+    """Return a text with single spaces, and with U+FFFD in place of control characters.
 
-    They could damage a terminal.
+    Byte pieces can encode control characters, which could disturb a terminal.
     """
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", " ".join(text.split()))
