@@ -24,7 +24,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 def choose_precision(name: str, device: torch.device) -> str:
     """Return float32 or bfloat16, the precision of a decoder's matrix products; `auto` is the faster one on the device.
 
-    On CPUs, bfloat16 is faster with AMX and on AMD's with AVX-512 BF16 (measured with benchmarks/decoder_speed.py).
+    bfloat16 is faster on CPUs with AMX, and on CPUs of AMD with AVX-512 BF16 (measured with benchmarks/decoder_speed.py).
     """
     if name != "auto":
         return name

@@ -24,7 +24,7 @@ class TokenizerError(OutlinesError):
 
 @contextlib.contextmanager
 def memory_advice(advice: str, kind: type[OutlinesError] = OutlinesError) -> Iterator[None]:
-    """Raise an error of this kind, which ends with `advice`, when torch, numpy or Python run out of memory."""
+    """Raise an error of this kind if the block runs out of memory. The error's message ends with `advice`."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
@@ -39,12 +39,12 @@ def one_line(error: BaseException) -> str:
 
 
 def quoted(path: Path | str) -> str:
-    """Return a path quoted for a command line, which cannot mistake it for an option."""
+    """Return a path quoted for a command line, so that it is not read as an option."""
     return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def no_run(directory: Path) -> OutlinesError:
-    """Return the error for a directory without run.json, with the runs below it, if there are any."""
+    """Return the error for a directory without run.json. Its message lists the runs in subdirectories, if there are any."""
     runs = [quoted(file.parent) for pattern in ("*/run.json", "*/*/run.json") for file in sorted(directory.glob(pattern))]
     found = f"It contains {len(runs)} runs: {', '.join(runs[:10])}{' and others' if runs[10:] else ''}. Choose one of them."
     return OutlinesError(f"{directory}: no run here (no run.json). {found if runs else 'Check the path.'}")

@@ -1,6 +1,7 @@
 """Checks of files before they are used, because they may be damaged or hostile.
 
-Rules (docs/reliability.md): data cannot name code or files outside its directory, or request more memory than needed.
+A file must not choose code to run, name files outside its own directory, or request much more memory than its own size
+(docs/reliability.md).
 """
 
 import json
@@ -76,7 +77,8 @@ def map_offsets(path: Path, num_values: int) -> np.ndarray:
 def build_module(build: Callable[[], Module], sizes: Any, tensors: dict[str, Tensor], where: Path) -> Module:
     """Return the module that `build` creates, loaded with `tensors`. Raises CheckpointError if they do not match.
 
-    sizes: the JSON data that `build` reads. A meta device is tried first, so a small file cannot request much memory.
+    sizes: the JSON data that `build` reads. The module is first built on the meta device, which uses no memory, so a small
+    file cannot request much memory.
     """
     try:
         if _largest(sizes) > max((max(tensor.shape, default=1) for tensor in tensors.values()), default=1):
@@ -138,7 +140,7 @@ for text in ("A dog runs.", "a" * 1000, "".join(map(chr, range(32, 0xD800)))):
 
 
 def read_tokenizer(path: Path) -> bytes:
-    """Return the bytes of a tokenizer file. Raises TokenizerError, without the path, if it is not a plain file."""
+    """Return the bytes of a tokenizer file. Raises TokenizerError if it is not a plain file; the caller adds the path."""
     try:
         if path.exists() and not path.is_file():
             raise TokenizerError("not a plain file.")
@@ -152,7 +154,7 @@ def read_tokenizer(path: Path) -> bytes:
 
 
 def try_tokenizer(model: bytes) -> None:
-    """Use a tokenizer in a child process, because a damaged one can crash or hang. Raises TokenizerError."""
+    """Test a tokenizer in a child process, because a damaged one can crash or hang. Raises TokenizerError."""
     program, kind = (LM_TRIAL, "tokenizer of a language model") if model[:1] == b"{" else (TRIAL, "SentencePiece model")
     try:
         # -P: nothing in the working directory can replace a package.
@@ -180,7 +182,7 @@ MODULE_TYPES = {"Dense", "Dropout", "LayerNorm", "Normalize", "Pooling", "Static
 
 
 def check_sentence_transformer(directory: Path) -> list[Path]:
-    """Return a model's folders. Raises OutlinesError for code, pickled or missing weights, and paths outside the model."""
+    """Return a model's folders. Raises OutlinesError if it selects code or outside paths, or has pickled or no weights."""
     folders, listing = {directory}, directory / "modules.json"
     modules = _parse(listing, DOWNLOAD_AGAIN) if listing.exists() else []
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
@@ -208,7 +210,7 @@ def check_sentence_transformer(directory: Path) -> list[Path]:
 
 
 def check_causal_lm(directory: Path) -> None:
-    """Raise OutlinesError if a directory holds code, pickled or missing weights, or no causal LM."""
+    """Raise OutlinesError if a model selects code, has pickled or no weights, or is not a causal language model."""
     for file in sorted(directory.glob("*.json")):
         if file.name not in ("tokenizer.json", "vocab.json"):
             _check_configuration(file, {"activation_function"})  # here a word that transformers looks up in a table

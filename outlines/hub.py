@@ -35,7 +35,7 @@ def from_hub(name: str, remedy: str = "Go online once, or train your own encoder
 
 
 def data_listing(directory: Path, folders: Iterable[Path]) -> str:
-    """Return one line for each data file in these folders of a model: its path and SHA-256."""
+    """Return a text with one line (path and SHA-256) for each data file in these folders of a model."""
     files = sorted({file for folder in folders for pattern in DATA_PATTERNS for file in folder.glob(pattern)})
     return "".join(f"{file.relative_to(directory).as_posix()} {sha256_file(file)}\n" for file in files)
 

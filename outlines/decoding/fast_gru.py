@@ -37,14 +37,14 @@ class FastGRU:
         self.output[-ONES] = functional.pad(bias, (0, padding), value=-torch.inf)
 
     def input_layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Return weight [3H, width] and bias of a layer's input. It includes the state's bias, except the new gate's."""
+        """Return weight [3H, width] and bias [3H] of a layer's input. The bias includes the state's, except the new gate's."""
         (weight, _, bias, of_state), width = self.decoder.gru.all_weights[layer], self.decoder.config.hidden_dim
         return weight, bias + functional.pad(of_state[:2 * width], (0, width))
 
     @torch.no_grad()
     def sample(self, vector: Tensor | None, uniforms: Tensor, config: SamplingConfig,
                prefix: Prefix = ()) -> list[list[int]]:
-        """Return the same sentences as `sample` in sample.py. Arguments as there."""
+        """Return the same sentences as `sample` in sample.py, which documents the arguments."""
         prefix = of_rows(prefix, len(uniforms), uniforms.device)
         num, device, eos = len(uniforms), uniforms.device, self.decoder.config.eos_id
         # Places 0 to `going` hold sentences; the places beyond fill the batch up to a multiple of LEAST_ROWS.
@@ -94,7 +94,7 @@ def _enough(num: int) -> int:
 
 
 class FastReader:
-    """Faster `Reader` (sample.py). With guidance, each row is read G = 2 times, with and without its vector; else G = 1."""
+    """Faster `Reader` (sample.py). With guidance, each row is read G = 2 times: with and without its vector; else G = 1."""
 
     def __init__(self, fast: FastGRU, vector: Tensor | None, config: SamplingConfig, prefix: Tensor,
                  temperature: float = 1.0):
@@ -184,7 +184,7 @@ class FastReader:
         self.tokens = self.tokens[:num]
 
     def enter(self, first: int, places: Tensor) -> None:
-        """Move the waiting rows, starting with number `first`, to these places [N]."""
+        """Copy the next N waiting rows into these places [N]. first: index of the first of these rows."""
         for values, every in zip(self._carried, self._all, strict=True):
             values[:, places] = every[:, first:first + len(places)]
 

@@ -32,8 +32,8 @@ class SamplingConfig:
     # w in logits(no vector) + w · (logits(vector) - logits(no vector)): 1 is no guidance, 0 ignores the vector.
     # Source: Ho and Salimans, Classifier-Free Diffusion Guidance (2022), with w - 1 for their w.
     guidance: float = 1.0
-    # How much the decoder trusts the vector, from 0 to 1. Below 1, sentences are likelier and less faithful to it. None: the
-    # model's choice for new sentences, 1 for the vectors of given sentences.
+    # How much the decoder trusts the vector, from 0 to 1. Below 1, sentences are likelier and less faithful to it. None:
+    # `TextModel.strength` where vectors are drawn (`generate`, `given`), 1 where they are arguments (`decode`).
     strength: float | None = None
     drafts: int = 1  # sentences written per vector; the one whose outline is nearest is kept (inference/correction.py)
     rounds: int = 0  # times that the vector is moved by the remaining error, to write new drafts
@@ -61,15 +61,16 @@ def pad(logits: Tensor) -> Tensor:
 
 
 def draw(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
-    """Return one token per row [B] of padded logits [B, V], which it overwrites; uniforms: [B] in [0, 1).
+    """Return one token per row, [B], of padded logits [B, V]. Overwrites the logits. uniforms: [B] in [0, 1).
 
-    Filters in this order: temperature, top-k, nucleus (Holtzman et al. 2020). Tokens that tie with the last one are kept.
+    Filters in this order: temperature, top-k, nucleus (Holtzman et al. 2020). A token that is as likely as the last kept
+    token is kept, too.
     """
     return _invert(logits, weigh(logits, config), uniforms) if config.temperature else logits.argmax(dim=1)
 
 
 def weigh(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Overwrite padded logits [B, V] with the probabilities to draw from; return the sum of each run, [B, V / RUN]."""
+    """Overwrite padded logits [B, V] with probabilities to draw from; return the sums over RUN tokens each, [B, V / RUN]."""
     if config.temperature != 1:
         logits.div_(config.temperature)
     if 0 < config.top_k < logits.shape[1]:
@@ -113,7 +114,7 @@ class Reader:
     """The state of sentences that a decoder is writing, after their prefix. Applies guidance and excludes special tokens."""
 
     def __init__(self, decoder: Decoder, vector: Tensor | None, config: SamplingConfig, prefix: Tensor):
-        """vector: [N, D] or None. prefix: [N, T]; its last tokens, `tokens` [N], are read next."""
+        """vector: [N, D] or None. prefix: [N, T]. Its last tokens, `tokens` [N], are not read yet: pass them to `logits`."""
         check(decoder, vector, config, prefix.shape[1])
         vector = at_strength(vector, config)
         self._decoder, self._guidance = decoder, config.guidance
@@ -125,7 +126,7 @@ class Reader:
             self.logits(tokens)
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Return new, padded logits after tokens [B]; -inf for tokens that no sentence contains."""
+        """Return the padded logits of the token after tokens [B], a new tensor. Special tokens other than eos have -inf."""
         given, *blind = (self._decoder.step(tokens, cache) for cache in self._caches)
         logits = torch.lerp(blind[0].float(), given.float(), self._guidance) if blind else given.float()
         return pad(logits).index_fill_(1, self._never, -torch.inf)
@@ -149,7 +150,7 @@ def check(decoder: Decoder, vector: Tensor | None, config: SamplingConfig, prefi
 
 
 def at_strength(vector: Tensor | None, config: SamplingConfig) -> Tensor | None:
-    """Return the vector as the decoder reads it."""
+    """Return the vector times `config.strength`, as the decoder reads it."""
     return vector if vector is None or config.strength in (None, 1) else config.strength * vector
 
 

@@ -13,7 +13,7 @@ from outlines.networks.losses import importance_weighted_nll
 
 
 class LatentDraw(NamedTuple):
-    """One draw of the latents of N sentences; nats per sentence [N], on the CPU."""
+    """One draw of the latents of N sentences, and its terms: nats per sentence, [N], on the CPU."""
 
     latent: Any
     nll: Tensor  # -log p(x | z)
@@ -22,7 +22,7 @@ class LatentDraw(NamedTuple):
 
 
 def bound_terms(draws: Iterable[LatentDraw]) -> dict[str, Tensor]:
-    """Return the terms of `TextModel.nll_terms`; nll is the importance-weighted bound, the others are means over draws."""
+    """Return the terms of `TextModel.nll_terms`: as nll the importance-weighted bound; the others are means over draws."""
     nll, kl, log_weights = (torch.stack(part) for part in zip(*(draw[1:] for draw in draws), strict=True))
     reconstruction_nll, mean_kl = nll.mean(dim=0), kl.mean(dim=0)
     return {"nll": importance_weighted_nll(log_weights), "negative_elbo": reconstruction_nll + mean_kl,

@@ -67,7 +67,7 @@ class RecurrentEncoder(nn.Module):
 
     @torch.no_grad()
     def project_rows(self, rows: Sequence[np.ndarray]) -> Tensor:
-        """Return `project_sentences` [N, D] of N rows of token ids, computed in batches of similar length."""
+        """Return the result of `project_sentences` [N, D] for N rows of token ids, in batches of similar length."""
         weight = self.project.weight
         projected = weight.new_empty(len(rows), self.config.outline_dim)
         for chosen in in_like_length(rows, batch_size=64):
@@ -128,7 +128,7 @@ class FrozenRecurrentEncoder:
 
 
 def save_recurrent_encoder(directory: Path, module: RecurrentEncoder, tokenizer_path: Path) -> None:
-    """Write the files of a `FrozenRecurrentEncoder`: the tokenizer, then the weights with its SHA-256."""
+    """Write the files of a `FrozenRecurrentEncoder`: the tokenizer, then the weights and the tokenizer's SHA-256."""
     meta = {"kind": KIND, "config": asdict(module.config), "tokenizer_sha256": sha256_file(tokenizer_path)}
     atomic_write(directory / "tokenizer.model", tokenizer_path.read_bytes())
     write_state(directory / "state", module.state_dict(), meta)

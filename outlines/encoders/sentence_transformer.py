@@ -76,7 +76,7 @@ class SentenceTransformerEncoder:
 
 
 def load_sentence_transformer(name: str, base: str, device: str, prompt: str, dim: int) -> SentenceTransformerEncoder:
-    """Return the model `base`: from a package or directory, from the hub's cache or the hub. Raises OutlinesError."""
+    """Return the model `base` from a package, a directory, the hub's cache or the hub. Raises OutlinesError."""
     try:
         import sentence_transformers as library
     except ImportError as error:

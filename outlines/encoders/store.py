@@ -35,7 +35,10 @@ ENCODE_AGAIN = "Delete it if it exists and run the encoding again."
 def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Path, *, corpus_fingerprint: str,
                   shard_rows: int = SHARD_ROWS, rank: int = 0, world: int = 1,
                   progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-    """Encode a rank's missing or damaged shards (every `world`-th shard). progress: called with (sentences done, total)."""
+    """Encode the missing or damaged shards of a rank, which owns every `world`-th shard.
+
+    progress: called with (sentences done, total).
+    """
     label = {"rows": len(sentences), "shard_rows": shard_rows, "dim": encoder.dim, "encoder": encoder.name,
              "encoder_fingerprint": encoder.fingerprint, "corpus_fingerprint": corpus_fingerprint}
     for file in sorted(directory.glob("shard-*.json")):
@@ -86,7 +89,7 @@ def finish_store(directory: Path) -> "OutlineStore":
 class OutlineStore:
     """The raw outlines of a corpus, [N, D], memory-mapped.
 
-    mean: [D] float64, over all rows. scale: square root of the variance, averaged over dimensions.
+    mean: [D] float64, over all rows. scale: square root of the dimensions' mean variance.
     verify: compare the SHA-256 of every shard. Raises OutlinesError if a file is missing or damaged.
     """
 
@@ -124,7 +127,7 @@ class OutlineStore:
         return outlines
 
     def check_current(self, sentences: Sentences, encoder: SentenceEncoder) -> None:
-        """Raise OutlinesError if the encoder's outlines of some sentences now differ from the stored ones."""
+        """Encode some sentences again. Raise OutlinesError if an outline differs from the stored one."""
         rows = np.unique(np.linspace(0, len(self) - 1, NUM_CHECKED).astype(np.int64))
         stored = self.rows(rows)
         distances = np.linalg.norm(encoder.encode([sentences[row] for row in rows]) - stored, axis=1)
@@ -174,7 +177,7 @@ def _write_sealed(file: Path, content: dict[str, Any]) -> None:
 
 
 def read_sealed(file: Path) -> dict[str, Any]:
-    """Return a label or a store's meta.json. Raises OutlinesError if it is missing, damaged or lacks part of the key."""
+    """Return the data in a label or in a store's meta.json. Raises OutlinesError if it is missing, damaged or incomplete."""
     content = read_json(file, ENCODE_AGAIN)
     if content.pop("seal", None) != _seal(content) or not {*KEY, "encoder"} <= content.keys():
         raise _damaged(file)

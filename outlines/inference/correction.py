@@ -25,9 +25,9 @@ DRAFTS_AT_ONCE = 4096  # drafts that are written and encoded together, which bou
 @torch.no_grad()
 def correct(model: TextModel, write: Write, encode: Callable[[list[list[int]]], Tensor], wanted: Tensor, uniforms: Tensor,
             sampling: SamplingConfig) -> list[list[int]]:
-    """Return for each vector the sentence (token ids), of all drafts, whose outline has the largest cosine with it.
+    """Return for each wanted vector one of its drafts (token ids): the outline of this draft has the largest cosine with it.
 
-    write: as in `Sampler`. encode: token ids of N sentences → their outlines [N, D], in the encoder's units.
+    write: a function like `Sampler`. encode: token ids of N sentences → outlines [N, D], in the encoder's units.
     wanted: vectors [N, D] for the decoder. uniforms: [N, max_len] in [0, 1); drafts of row i depend only on row i.
     """
     at_once = max(1, DRAFTS_AT_ONCE // sampling.drafts)

@@ -56,7 +56,7 @@ def spherical(start: Tensor, end: Tensor, num: int) -> Tensor:
 
 @torch.no_grad()
 def noise(model: OutlineModel, start: Tensor, end: Tensor, num: int) -> Tensor:
-    """Return `num` generated outlines [num, D]: their noise is on an arc from start to end, their centres on a line."""
+    """Return `num` generated outlines [num, D] from start [D] to end [D]: noise on an arc, centres on a line."""
     normal, centre = invert(model, torch.stack([start, end]))
     generator: Any = model.generator
     return model.normalise(generator.around(linear(centre[0], centre[1], num), spherical(normal[0], normal[1], num)))
@@ -66,10 +66,10 @@ def gradient(decoder: Decoder, start: Tensor, row: np.ndarray, own_nll: float, s
              normalise: Callable[[Tensor], Tensor] = lambda vector: vector, max_steps: int = 200) -> tuple[Tensor, str]:
     """Return the vectors [S, D] of gradient ascent on log p(sentence | vector) from start [D], and why it ended.
 
-    A step that does not raise the likelihood is undone and halved. The walk has `reached` the sentence when its NLL is at
-    most `own_nll`, nats. It is `stuck` when a step of step / 1000 does not help. Otherwise it ends after `max_steps`.
+    A step that does not raise the likelihood is undone, and its length is halved. Reasons for the end: `reached`, the
+    sentence's NLL is at most `own_nll` (nats); `stuck`, the length is down to step / 1000; `max_steps`.
     Source: Subramanian et al. (2018).
-    row: the sentence's token ids. normalise: scales vectors [B, D] to the norm of the decoder's vectors.
+    row: token ids of the sentence. step: the first length. normalise: scales vectors [B, D] to the norm of the decoder's.
     """
     batch = collate([row], decoder.config).to(start.device)
     vectors, length = [start], step

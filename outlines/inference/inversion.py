@@ -30,7 +30,10 @@ def can_invert(model: TextModel) -> TypeGuard[OutlineModel]:
 
 @torch.no_grad()
 def invert(model: OutlineModel, outlines: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the noise of outlines [N, D]: normal values [N, D] and centres [N, D] (0 if none). Needs 2 N D² floats."""
+    """Return the noise of outlines [N, D]: normal values [N, D], and centres [N, D] (zeros if the generator has none).
+
+    Needs memory for 2 N D² floats.
+    """
     generator: Any = model.generator
     if isinstance(generator, FlowGenerator):
         return generator.inverse(outlines)
@@ -79,9 +82,9 @@ def _likeliest(generator: Any, outlines: Tensor, inverse: Tensor) -> tuple[Tenso
 
 
 def descend(model: OutlineModel, outlines: Tensor, centre: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimise the cost above (without shares), starting at `normal` [N, D]. Return the noise [N, D] and its cost [N].
+    """Minimise the module's cost without shares, starting at `normal` [N, D]. Return the noise [N, D] and its cost [N].
 
-    Levenberg-Marquardt steps; one that does not reduce the cost is undone and shortened. Plain gradient descent does not
+    Uses Levenberg-Marquardt steps. A step that does not reduce the cost is undone and shortened. Gradient descent does not
     converge, because an outline moves a thousand times as far along some directions of the noise as along others.
     """
     generator: Any = model.generator

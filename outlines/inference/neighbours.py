@@ -47,7 +47,7 @@ def training_set(run: Path, description: dict[str, Any]) -> TrainingSet:
 
 
 def nearest_rows(queries: Tensor, store: OutlineStore, num: int, chunk: int = 8192) -> tuple[Tensor, Tensor]:
-    """Return cosines and rows of the stored outlines nearest to each query [N, D]: [N, min(num, rows)], nearest first."""
+    """Return cosines and row indices, [N, min(num, rows)] each, of the outlines nearest to queries [N, D], nearest first."""
     queries = functional.normalize(queries.float())
     cosines, rows = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
     for start in range(0, len(store), chunk):

@@ -55,7 +55,7 @@ class Condition(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """A sentence and its reconstruction. bleu: 0 to 100. nll: -log p(sentence | vector), nats. num_targets: with eos."""
+    """A sentence and its reconstruction. bleu: 0 to 100. nll: nats, given the sentence's own vector. num_targets: with eos."""
 
     text: str
     rebuilt: str
@@ -125,7 +125,7 @@ class Pipeline:
         return Sampler(self.model.decoder, bfloat16=self.precision == "bfloat16")
 
     def rows(self, sentences: Sequence[str], limited: bool = True) -> list[np.ndarray]:
-        """Return token ids of each sentence. Raises OutlinesError if one is empty or, with `limited`, too long."""
+        """Return the token ids of each sentence. Raises OutlinesError for an empty or, with `limited`, too long sentence."""
         rows = _as_rows(self.tokenizer.encode(sentences))
         for sentence, row in zip(sentences, rows, strict=True):
             shown = repr(sentence[:40] + "…" if len(sentence) > 40 else sentence)
@@ -174,7 +174,7 @@ class Pipeline:
         return self.model.from_encoder((of_c + of_b - of_a)[None])[0]
 
     def written(self, ids: list[list[int]], vectors: Tensor | None, scored: bool = False) -> list[Sentence]:
-        """Return sentences for token ids. scored: also compute their scores under their vectors [B, D], at full strength."""
+        """Return sentences for token ids. scored: also compute their scores, with their vectors [B, D] at strength 1."""
         texts = self.tokenizer.lines(ids)
         if not scored:
             return list(map(Sentence, texts))
@@ -225,7 +225,7 @@ class Pipeline:
         return rejecting(self.model, draw, rejection)
 
     def around(self, vector: Tensor, radius: float) -> Draw:
-        """Return a source of vectors at distance `radius` from one vector [D], in the encoder's units, in all directions."""
+        """Return a function that draws vectors at distance `radius` from `vector` [D], measured in the encoder's units."""
         if not 0 <= radius <= 1e3:
             raise OutlinesError(f"radius must be from 0 to 1000, not {radius}.")
         centre = self.model.to_encoder(vector)
@@ -242,8 +242,8 @@ class Pipeline:
         """Yield `num` new sentences (None: endlessly); sentence i depends only on (seed, i).
 
         source: a name, or a function as `around` returns. prefix: the beginning of every sentence. batch_size: sentences
-        decoded together (None: suits the device). rejection: average number of vectors drawn per accepted one. workers:
-        threads that each decode a batch; with more than one, set torch's own threads to one, and use no drafts.
+        decoded together (None: a suitable number). rejection: average number of vectors drawn per accepted one. workers:
+        threads that each decode a batch; for more than one, set torch's own threads to one before, and use no drafts.
         """
         draw = source if callable(source) else self.source(source, sampling, rejection)
         if sampling.drafts > 1:
@@ -291,7 +291,10 @@ class Pipeline:
 
     def interpolate(self, start: str, end: str, walk: str = "spherical", num: int = 21,
                     sampling: SamplingConfig | None = None) -> Walk:
-        """Interpolate between two sentences. num: vectors, with both ends; a gradient walk's first step is 1 / (num - 1)."""
+        """Return a walk between two sentences. num: number of vectors, both ends included.
+
+        The first step of a gradient walk is 1 / (num - 1) of the distance.
+        """
         if self.walks and walk not in self.walks:
             raise OutlinesError(f"'{self.model.family}' models have no walk {walk!r}. Choose from {', '.join(self.walks)}.")
         if num < 2:

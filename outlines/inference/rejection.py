@@ -1,7 +1,7 @@
 """Rejection sampling of vectors by a critic: the accepted ones are closer to real vectors.
 
-A draw x is accepted with probability min(1, exp(r(x) - t)), where r is the log density ratio of real vectors over the
-source's, up to a constant (Verine et al. 2024). docs/outline-gan.md explains the rule and the estimate of r.
+A draw x is accepted with probability min(1, exp(r(x) - t)), where r(x) is log(density of real vectors / density of the
+source) at x, up to a constant (Verine et al. 2024). docs/outline-gan.md explains the rule and the estimate of r.
 """
 
 import math
@@ -18,7 +18,7 @@ PRIOR_DEVIATION = 10.0  # prior of the slope, nats per standard deviation of the
 
 
 def fit_slope(real_scores: Tensor, fake_scores: Tensor) -> float:
-    """Return the slope of the log density ratio (real over fake), nats per unit of score, by logistic regression."""
+    """Return the slope of the log density ratio (real over fake) in nats per unit of score, from logistic regression."""
     scores = torch.cat([real_scores, fake_scores]).cpu().double()
     deviation = float(scores.std())
     if not deviation > 0:
@@ -35,7 +35,7 @@ def fit_slope(real_scores: Tensor, fake_scores: Tensor) -> float:
 
 
 def threshold(log_ratios: Tensor, mean_draws: float) -> float:
-    """Return the t for which the mean of min(1, exp(r - t)) over log ratios r [N] is 1 / mean_draws; by bisection."""
+    """Return the t, found by bisection, at which the mean of min(1, exp(r - t)) over log ratios r [N] is 1 / mean_draws."""
     ratios = log_ratios.cpu().double()
     low = float(ratios.min())  # accepts every draw
     high = float(ratios.logsumexp(dim=0)) - math.log(len(ratios)) + math.log(mean_draws)  # accepts 1 / mean_draws or fewer
@@ -48,7 +48,10 @@ def threshold(log_ratios: Tensor, mean_draws: float) -> float:
 
 @torch.no_grad()
 def rejecting(model: TextModel, draw: Draw, mean_draws: float) -> Draw:
-    """Return `draw` with rejection: on average, it draws `mean_draws` vectors per accepted one. Raises CannotReject."""
+    """Return a function like `draw`, with rejection: it draws `mean_draws` vectors per returned one, on average.
+
+    Raises CannotReject.
+    """
     if not 1 <= mean_draws <= MAX_MEAN_DRAWS:
         raise OutlinesError(f"The mean number of draws is {mean_draws:g}. It must be from 1 to {MAX_MEAN_DRAWS:g}.")
 
