@@ -55,7 +55,7 @@ class Condition(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """A sentence and its reconstruction. bleu: 0 to 100. nll: nats, given the sentence's own vector. num_targets: with eos."""
+    """A sentence and its reconstruction. bleu: 0 to 100. nll: nats, given the sentence's vector. num_targets: with eos."""
 
     text: str
     rebuilt: str

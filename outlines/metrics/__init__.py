@@ -1,1 +1,1 @@
-"""Metrics of sentences, outlines and the decoder's vector; none needs a training run."""
+"""Metrics of sentences, of outlines and of the decoder's vector. All of them work without a run."""

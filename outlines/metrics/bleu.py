@@ -55,10 +55,11 @@ def _sentence_bleu(hypothesis: Words, references: References, is_member: bool) -
 
 
 def bleu_scores(hypotheses: Sequence[Words], references: References, are_members: bool = False) -> dict[int, float]:
-    """Return BLEU-2 to BLEU-max_n of samples against a test set: {n: score in 0..1}. max_n: of `references`.
+    """Return BLEU-2 to BLEU-max_n of samples against a test set, as {n: score from 0 to 1}. `references` sets max_n.
 
-    Mean sentence BLEU-n with the whole set as references, NLTK's smoothing method1. It grows with the number of references.
-    are_members: whether the samples are the references, so that each is compared with all others.
+    The mean BLEU-n of a sentence, with the whole set as references and NLTK's smoothing method1. It grows with the number of
+    references.
+    are_members: whether the samples are the references. Then each sample is compared with all other samples.
     Source: Texygen, Zhu et al. (2018), with all references instead of the first 500.
     """
     scores = [_sentence_bleu(hypothesis, references, are_members) for hypothesis in hypotheses]
@@ -67,16 +68,17 @@ def bleu_scores(hypotheses: Sequence[Words], references: References, are_members
 
 
 def self_bleu_scores(samples: Sequence[Words], max_n: int = 5) -> dict[int, float]:
-    """Return self-BLEU-2 to self-BLEU-max_n: {n: score in 0..1}; higher = less diverse.
+    """Return self-BLEU-2 to self-BLEU-max_n, as {n: score from 0 to 1}; a higher score means less diversity.
 
-    Mean sentence BLEU-n with all other samples as references, NLTK's smoothing method1. It grows with the number of samples.
+    The mean BLEU-n of a sample, with all other samples as references and NLTK's smoothing method1. It grows with the number
+    of samples.
     Source: Texygen, Zhu et al. (2018), with all samples instead of the first 500.
     """
     return bleu_scores(samples, References(samples, max_n), are_members=True)
 
 
 def reconstruction_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Return sacrebleu's corpus BLEU-4 in 0..100, case folded, of reconstructions against their sentences.
+    """Return sacrebleu's corpus BLEU-4 (0 to 100, ignoring case) of reconstructions against the original sentences.
 
     If no hypothesis has four words, the longest possible n-grams are used (effective order).
     """

@@ -23,7 +23,7 @@ from outlines.networks.losses import kl_to_standard_normal
 
 ACTIVE_VARIANCE = 0.01  # Var_x[mu] above which a dimension is active, in units of the prior's variance (Burda et al. 2016).
 MIN_ERRORS = 3.0
-"""Standard errors that a gap must exceed. With hundreds of dimensions tested, 2 would often be exceeded by chance."""
+"""Number of standard errors that a gap must exceed. Of hundreds of dimensions, many would exceed 2 by chance."""
 
 Posterior = tuple[Tensor, Tensor | None]
 """mu and logvar = log sigma², both [N, Z]; logvar is None for a vector without noise."""
@@ -50,8 +50,8 @@ def kl_by_dim(mu: Tensor, logvar: Tensor) -> Tensor:
 class Steps(NamedTuple):
     """Posteriors of a model with a latent at every step, standardised by the prior of each step: [N, T, Z].
 
-    Each posterior is given one draw of the earlier latents. After the end of a sentence, mu and logvar are 0 and `drawn`
-    is N(0, 1).
+    Each posterior is conditioned on one draw of the earlier latents. At steps after the end of a sentence, mu and logvar are
+    0, and `drawn` is N(0, 1).
     """
 
     mu: Tensor
@@ -67,7 +67,7 @@ class Steps(NamedTuple):
 def kl_by_position(steps: Steps) -> Tensor:
     """Return KL(q(z_t|x, earlier z) || p(z_t|earlier tokens and z)) of each step t: [T].
 
-    Each is averaged over the sentences that have this step.
+    The KL of a step is averaged over the sentences that have this step.
     """
     kl = kl_to_standard_normal(steps.mu.double(), steps.logvar.double()).sum(dim=2)
     reached = torch.arange(kl.shape[1]) < steps.lengths[:, None]
@@ -75,7 +75,7 @@ def kl_by_position(steps: Steps) -> Tensor:
 
 
 def active_positions(steps: Steps) -> int:
-    """Count the positions with an active dimension. Positions that fewer than two sentences have do not count."""
+    """Count the positions with at least one active dimension. A position needs two sentences or more to count."""
     means = (steps.mu[steps.lengths > position, position] for position in range(int(steps.lengths.max())))
     return sum(len(mu) > 1 and active_units(mu) > 0 for mu in means)
 
@@ -133,8 +133,8 @@ class SignalNoise(NamedTuple):
 def signal_noise(mu: Tensor, logvar: Tensor | None) -> SignalNoise:
     """Return signal, noise, their ratio and ½ log(1 + ratio) nats for each dimension.
 
-    The information equals I(x; z) of one dimension if mu is Gaussian over x and sigma is constant. If mu is not Gaussian, it
-    can be too high; if sigma varies, too low. Without noise, the resolution of float32 limits it to about 16 nats.
+    The information equals I(x; z) of one dimension if mu is Gaussian over x and sigma is constant. It can be too high if mu
+    is not Gaussian, and too low if sigma varies. Without noise, float32 limits it to about 16 nats.
     """
     mu, logvar = checked(mu, logvar)
     signal = mu.var(dim=0)
@@ -146,7 +146,7 @@ def signal_noise(mu: Tensor, logvar: Tensor | None) -> SignalNoise:
 
 
 class Drift(NamedTuple):
-    """Movement of fixed sentences' posteriors between evaluations, per dimension [Z], in standard deviations of mu."""
+    """Change of the posteriors of fixed sentences from one evaluation to the next, [Z], in standard deviations of mu."""
 
     mu: Tensor
     sigma: Tensor
@@ -155,8 +155,8 @@ class Drift(NamedTuple):
 def drift(evaluations: Sequence[Posterior]) -> Drift:
     """Return the root mean square change of mu and sigma of the same sentences from one evaluation to the next.
 
-    0 for a frozen encoder, √2 if mu is redrawn every time, no ceiling. A shift or rotation of the whole space also counts,
-    although a decoder can adapt to it. The latent gap shows whether the decoder has adapted.
+    It is 0 for a frozen encoder and √2 if mu is independent of its previous value. It has no upper limit. A shift or a
+    rotation of the whole space also counts, although a decoder can adapt to it. The latent gap shows whether it has adapted.
     evaluations: at least two, oldest first.
     """
     posteriors = [checked(mu, logvar) for mu, logvar in evaluations]
@@ -168,7 +168,7 @@ def drift(evaluations: Sequence[Posterior]) -> Drift:
 
 
 def other_rows(num_rows: int, num_swaps: int, rng: torch.Generator) -> Tensor:
-    """Return `num_swaps` other rows for each row, [num_swaps, N]: permutations in which no row keeps its place."""
+    """Return the indices of `num_swaps` other rows for each row, [num_swaps, N]: permutations that move every row."""
     if not 1 <= num_swaps < num_rows:
         raise OutlinesError(f"{num_rows} sentences are too few for {num_swaps} swaps of vectors. Use a larger test split.")
     # A random circle, not the file's order, because neighbouring captions describe the same picture.
@@ -179,7 +179,7 @@ def other_rows(num_rows: int, num_swaps: int, rng: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Gap:
-    """Rise of the nll if the decoder reads another vector, nats per token, and its standard error over sentences."""
+    """Rise of the nll if the decoder reads another vector, nats per token, and the standard error of this rise."""
 
     per_token: float
     error: float
@@ -208,9 +208,9 @@ def latent_gap(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor, *o
 
 def latent_gap_by_dim(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor, others: Tensor,
                       num_dims: int | None = None) -> list[Gap]:
-    """Return the latent gap of each dimension if only this dimension is swapped. Scores all rows Z + 1 times.
+    """Return for each dimension the latent gap if only this dimension is swapped. Scores all rows Z + 1 times.
 
-    num_dims: Z, for vectors [N, T · Z] with Z dimensions per step; a dimension is then swapped at all steps.
+    num_dims: Z, if the vectors are [N, T · Z] with Z dimensions per step. A dimension is then swapped at all steps.
     """
     own, num_targets = nll_of_rows(decoder, rows, vectors)
     gaps: list[Gap] = []
@@ -225,7 +225,7 @@ def latent_gap_by_dim(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Ten
 
 
 def edit_distance(a: Sequence[int], b: Sequence[int]) -> float:
-    """Return the Levenshtein distance between a and b divided by the longer length, 0..1."""
+    """Return the Levenshtein distance between a and b, divided by the length of the longer one: 0 to 1."""
     previous = list(range(len(b) + 1))
     for row, token in enumerate(a, start=1):
         current = [row]

@@ -1,6 +1,6 @@
 """Verdicts on the vector: used, too weak, too noisy, or ignored by the decoder; for the model and for each dimension.
 
-The instruments are in `metrics/collapse.py`. Shapes as there: N sentences, Z dimensions, T steps.
+The instruments are in `metrics/collapse.py`. Shapes: N sentences, Z dimensions, T steps.
 """
 
 import math
@@ -44,7 +44,7 @@ class Verdict(StrEnum):
 
 
 def judge(signal: float, sigma_variation: float, information: float, drift: float | None, used: bool) -> Verdict:
-    """Return the verdict on one dimension. used: whether the nll depends on it. drift: of mu; None if not measured.
+    """Return the verdict on one dimension. used: whether the nll depends on it. drift: the drift of mu, or None.
 
     A decoder that uses z has adapted to its drift, so `used` is checked before the drift.
     """
@@ -66,7 +66,7 @@ def judge_model(dims: Sequence[Verdict], used: bool) -> Verdict:
 
 
 def decide(gap: Gap, information: float, needed: float, name: str) -> tuple[bool, str]:
-    """Return whether the vector is used, and a sentence that names the figure that decided. information, needed: nats."""
+    """Return whether the vector is used, and a sentence with the figure that decides it. information, needed: nats."""
     if information < needed:
         return False, f"{name} is {information:.3f} nats, below the threshold of {needed:.2f}."
     rise = f"With another sentence's vector, the NLL rises by {gap.per_token:.3f} ± {gap.error:.3f} nats per token, "
@@ -79,7 +79,7 @@ def decide(gap: Gap, information: float, needed: float, name: str) -> tuple[bool
 
 @dataclass(frozen=True)
 class Dimension:
-    """The verdict on one dimension and its figures; None if there is no noise or no probes were given."""
+    """The verdict on one dimension, and its figures. Without noise, kl is None. Without probes, the drifts are None."""
 
     verdict: Verdict
     kl: float | None
@@ -135,8 +135,8 @@ def diagnose(decoder: Decoder, rows: Sequence[np.ndarray], mu: Tensor, logvar: T
              max_len: int = SamplingConfig.max_len) -> Diagnosis:
     """Apply every instrument and return the verdict. Deterministic given the seed.
 
-    The vector is used if it carries information (mutual information of at least MIN_MODEL_INFORMATION; without noise, one
-    dimension with MIN_INFORMATION) and the latent gap reaches MIN_GAP.
+    The vector is used if it carries information and if the latent gap reaches MIN_GAP. It carries information if the mutual
+    information is at least MIN_MODEL_INFORMATION or, without noise, if one dimension has at least MIN_INFORMATION.
     decoder: in evaluation mode. rows: token ids of N held-out sentences. mu, logvar: [N, Z]; logvar None: mu is the vector.
     probes: posteriors of fixed sentences at successive evaluations, oldest first; empty: drift is not measured.
     prior: vectors [N, Z] for `gap_prior`; None: draws of N(0, I), or no `gap_prior` if logvar is None.

@@ -8,7 +8,7 @@ Curve = Sequence[tuple[float, float]]
 
 
 def efficient_points(curve: Curve) -> list[tuple[float, float]]:
-    """Return the points that no other point beats or equals in both nlls, by rising reverse nll."""
+    """Return the points for which no other point has both nlls as low or lower, in order of rising reverse nll."""
     efficient: list[tuple[float, float]] = []
     for reverse, forward in sorted(curve):
         if not efficient or forward < efficient[-1][1]:
@@ -17,7 +17,7 @@ def efficient_points(curve: Curve) -> list[tuple[float, float]]:
 
 
 def interpolated_gap(curve_a: Curve, curve_b: Curve) -> float | None:
-    """Return by how many nats curve a's forward nll is below curve b's at equal reverse nll, or None without overlap.
+    """Return the forward nll of curve b minus that of curve a, in nats, at equal reverse nll; None if they do not overlap.
 
     The efficient points of each curve are interpolated linearly, and the gap is averaged over the common interval.
     Source: the comparison of Caccia et al., Language GANs Falling Short (2020), as one figure.

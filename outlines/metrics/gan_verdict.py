@@ -33,7 +33,7 @@ MEANINGS = {GanVerdict.BETTER_THAN_MIXTURE: "is better than the mixture",
 
 
 class Quality(NamedTuple):
-    """Figures of one source's outlines: k-NN precision and recall, nats per token of the decoded sentences if known."""
+    """Figures of a source: k-NN precision and recall of its outlines; NLL per token of their sentences (None: unknown)."""
 
     precision: float
     recall: float
@@ -45,7 +45,7 @@ class Quality(NamedTuple):
         return 2 * self.precision * self.recall / max(self.precision + self.recall, 1e-9)
 
     def compare(self, other: "Quality", name: str) -> tuple[bool, str]:
-        """Return whether it is better than `other` (F1 by MARGIN, and a lower decoded NLL), and the figure that decided."""
+        """Return whether this source is better than `other` (F1 higher by MARGIN, lower decoded NLL), and the reason."""
         f1 = f"Its F1 of precision and recall is {self.f1:.3f}, the {name}'s {other.f1:.3f}"
         if not self.f1 >= other.f1 + MARGIN:
             return False, f"{f1}; better means at least {MARGIN} higher."
@@ -70,9 +70,10 @@ class GanDiagnosis(NamedTuple):
 
 
 def memorised_share(training: Tensor, held_out: Tensor, generated: Tensor) -> float:
-    """Return the critic memorisation, (training - held out) / (training - generated), from the means of scores [N].
+    """Return the critic memorisation, a ratio of two differences between mean scores.
 
-    0 if training - held out is within three standard errors, or if training - generated is not positive.
+    It is (mean(training) - mean(held_out)) / (mean(training) - mean(generated)), or 0 if the numerator is at most three
+    standard errors or the denominator is not positive. training, held_out, generated: the critic's scores of outlines, [N].
     """
     short = float(training.mean() - held_out.mean())
     error = math.sqrt(float(training.var()) / len(training) + float(held_out.var()) / len(held_out))
@@ -82,9 +83,9 @@ def memorised_share(training: Tensor, held_out: Tensor, generated: Tensor) -> fl
 
 def judge_generator(generator: Quality, mixture: Quality, gaussian: Quality, real: Quality, start: Quality | None,
                     memorised: float) -> GanDiagnosis:
-    """Return the verdict with the figure that decided. The first condition that holds decides, as in docs/outline-gan.md.
+    """Return the verdict and the figure that decides it: the first true condition in the list of docs/outline-gan.md.
 
-    start: the control at which the generator started; None for noise.
+    start: figures of the baseline at which the generator started; None: it started at noise.
     """
     def decide() -> tuple[GanVerdict, str]:
         if not all(map(math.isfinite, [memorised, *(value for value in generator if value is not None)])):

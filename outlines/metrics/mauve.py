@@ -8,7 +8,7 @@ authors' package mauve-text 0.4.0. That package is GPL, so it is no dependency; 
   variance, without whitening.
 - k-means quantises both sets together. There is one cluster per 10 rows of the smaller set, at least 2. Lloyd's algorithm
   starts 5 times at random rows and runs until convergence, at most 500 iterations. The clustering with the smallest error
-  counts.
+  is used.
 - Two histograms over the clusters are compared. MAUVE uses them as they are. MAUVE* adds 1/2 to every count (Krichevsky and
   Trofimov), which corrects some of the bias of small samples.
 - The divergence frontier has 25 mixtures with weights from 1e-6 to 1 - 1e-6, equally spaced. The scaling factor is 5.
@@ -35,7 +35,7 @@ SCALING = 5.0
 
 
 class Mauve(NamedTuple):
-    """Both in 0..1; 1 = the distributions are equal."""
+    """MAUVE and MAUVE*, each from 0 to 1; 1: the distributions are equal."""
 
     mauve: float  # from histograms as counted; the value that papers print
     star: float  # MAUVE*, from smoothed histograms
@@ -54,7 +54,7 @@ def mauve(real: Outlines, fake: Outlines, seed: int = 0) -> Mauve:
 
 
 def quantized(real: Tensor, fake: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the cluster of each row, [N] and [M], of features [N, D] and [M, D] that are clustered together."""
+    """Cluster features [N, D] and [M, D] together; return the cluster of each row, [N] and [M]."""
     rows = _principal(torch.nn.functional.normalize(torch.cat([real, fake]), dim=1)).float()
     num_clusters = max(2, round(min(len(real), len(fake)) / ROWS_PER_CLUSTER))
     found = (k_means(rows, num_clusters, NUM_STARTS * seed + start, max_iterations=MAX_ITERATIONS)

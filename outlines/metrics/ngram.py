@@ -1,6 +1,6 @@
-"""An n-gram language model with modified Kneser-Ney smoothing: a judge whose architecture differs from the judged models.
+"""An n-gram language model with modified Kneser-Ney smoothing: a judge that is not a network, unlike the judged models.
 
-It reads only the previous order - 1 tokens. Its nll falls as the training text grows: compare equal numbers of sentences.
+It reads only the last n - 1 tokens. Its nll falls as the training text grows, so compare equal numbers of sentences.
 Source: Chen and Goodman, An Empirical Study of Smoothing Techniques for Language Modeling (1998), interpolated.
 """
 
@@ -15,10 +15,10 @@ FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
 
 
 def discounts(counts: np.ndarray) -> np.ndarray:
-    """Return the discounts 0 < D(c) <= c for the counts c = 0, 1, 2, 3 or more of one order's grams; D(0) = 0.
+    """Return the discounts D(c) for counts c = 0, 1, 2, and 3 or more. D(0) = 0; the others are above 0 and at most c.
 
-    With n_c the number of grams counted c times and Y = n_1 / (n_1 + 2 n_2): D(c) = c - (c + 1) Y n_{c+1} / n_c, or KenLM's
-    FALLBACK_DISCOUNTS if that is not possible.
+    D(c) = c - (c + 1) Y n_{c+1} / n_c, with n_c the number of grams that occur c times, and Y = n_1 / (n_1 + 2 n_2). If this
+    is not possible: KenLM's FALLBACK_DISCOUNTS. counts: of each gram of one order.
     Source: Chen and Goodman (1998), equation 26.
     """
     n1, n2, n3, n4 = (int((counts == count).sum()) for count in (1, 2, 3, 4))
@@ -93,7 +93,7 @@ class NgramModel:
         self._orders.append(_Grams(keys, counts, num_contexts, vocab_size))
 
     def nll_of_rows(self, rows: Iterable[Row]) -> tuple[np.ndarray, np.ndarray]:
-        """Return nll in nats per sentence [N] and targets per sentence [N], eos included, as decoding/scoring.py does."""
+        """Return the nll [N] in nats and the number of targets [N], eos included, of each sentence."""
         tokens, starts = self._joined(rows)
         nll = -np.log(self._probabilities(tokens))
         nll[starts] = 0  # BOS is not predicted

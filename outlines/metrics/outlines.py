@@ -47,7 +47,7 @@ def frechet_distance(a: Outlines, b: Outlines) -> float:
 
 
 class PrecisionRecall(NamedTuple):
-    """Both in 0..1."""
+    """k-NN precision and recall, each from 0 to 1."""
 
     precision: float  # share of fake rows inside the region of the real rows
     recall: float  # share of real rows inside the region of the fake rows
@@ -56,7 +56,7 @@ class PrecisionRecall(NamedTuple):
 def energy_score(draws: Tensor, observed: Tensor) -> Tensor:
     """Return the energy score of draws from p(x | condition) for the observed outlines: [N], in the outlines' units.
 
-    mean |draw - observed| - mean |draw - another draw| / 2. Lower is better. Unbiased for M >= 2 draws.
+    It is mean(|draw - observed|) - mean(|draw - another draw|) / 2. Lower is better. Unbiased for M >= 2 draws.
     draws: [N, M, D]; observed: [N, D].
     Source: Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation (2007), section 4.3.
     """
@@ -75,7 +75,7 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 def knn_precision_recall(real: Outlines, fake: Outlines, k: int = 5, chunk: int = 1024) -> PrecisionRecall:
     """Return k-NN precision (are the fakes realistic?) and recall (is all of the real set covered?).
 
-    The region of a set is the union of balls around its rows, up to the k-th nearest neighbour. real, fake: [N, D], N > k.
+    The region of a set is a union of balls, around each row up to its k-th nearest neighbour. real, fake: [N, D], N > k.
     Source: Kynkäänniemi et al., Improved Precision and Recall Metric for Assessing Generative Models (2019).
     """
     rows_real, rows_fake = checked("k-NN precision and recall", torch.float64, k + 1, real, fake)
@@ -115,8 +115,8 @@ def two_sample_accuracy(real: Outlines, fake: Outlines, learn_from: tuple[Outlin
     """Return the accuracy of a classifier of real and fake outlines: 0.5 = cannot tell them apart, 1 = always correct.
 
     Without `learn_from`, an MLP is trained on the first half of the rows and scored on the second half (num_test about N).
-    With `learn_from`, it is trained on these sets and scored on all rows (num_test = 2 N). Pass rows in the file's order:
-    with captions of one picture in both halves, even real against real is above 0.5. More rows reveal smaller differences.
+    With `learn_from`, it is trained on these sets and scored on all rows (num_test = 2 N). Pass rows in the file's order: if
+    captions of one picture are in both halves, even two real sets have more than 0.5. More rows reveal smaller differences.
     real, fake: [N, D], N >= 20; learn_from: two sets [M, D].
     Source: Lopez-Paz and Oquab, Revisiting Classifier Two-Sample Tests (2017).
     """
@@ -161,5 +161,5 @@ def _train_classifier(rows: Tensor, num_real: int, num_epochs: int = 100, max_st
 
 
 def shortfall(precision: float, recall: float) -> float:
-    """Return 1 minus the harmonic mean of precision and recall, which is low only if both are high."""
+    """Return 1 - F1, with F1 the harmonic mean of precision and recall. It is low only if both of them are high."""
     return 1 - 2 * precision * recall / max(precision + recall, 1e-9)

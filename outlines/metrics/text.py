@@ -34,7 +34,10 @@ def normalized(sentence: str) -> str:
 
 
 def words(sentence: str) -> list[str]:
-    """Return the normalised words and marks of a sentence (t-shirt and man's are words); characters in unspaced scripts."""
+    """Return the normalised words (such as t-shirt and man's) and punctuation marks of a sentence.
+
+    In scripts without spaces, each character is a word.
+    """
     return _WORD.findall(normalized(sentence))
 
 
@@ -55,7 +58,10 @@ def ngrams(sentence: Words, n: int) -> Iterable[Ngram]:
 
 
 def distinct_n(samples: Sequence[Words], n: int) -> float:
-    """Return distinct n-grams / n-grams, 0..1 (Li et al. 2016). It falls as samples are added: compare equal numbers."""
+    """Return the number of distinct n-grams divided by the number of n-grams: 0 to 1 (Li et al. 2016).
+
+    It falls as samples are added, so compare equal numbers of samples.
+    """
     counts = Counter(ngram for sample in samples for ngram in ngrams(sample, n))
     return len(counts) / max(1, counts.total())
 
@@ -63,7 +69,7 @@ def distinct_n(samples: Sequence[Words], n: int) -> float:
 def diversity(samples: Sequence[Words]) -> float:
     """Return the product of 1 - rep-n for n = 2 to 4, 0..1, where rep-n is the share of n-grams that are repetitions.
 
-    All samples together are one text, so the diversity falls as samples are added: compare equal numbers.
+    All samples together are one text, so the diversity falls as samples are added. Compare equal numbers of samples.
     Source: Su et al., A Contrastive Framework for Neural Text Generation (2022); over samples, as Lovelace et al. (2023).
     """
     return math.prod(distinct_n(samples, n) for n in (2, 3, 4))
@@ -80,7 +86,7 @@ def memorised_ngrams(samples: Sequence[Words], training: Iterable[Words], n: int
 
 
 def unique_rate(samples: Sequence[Words]) -> float:
-    """Return distinct sentences / sentences, 0..1. It falls as samples are added: compare equal numbers."""
+    """Return the share of distinct sentences. It falls as samples are added, so compare equal numbers of samples."""
     return len(set(map(tuple, samples))) / len(samples)
 
 
@@ -99,9 +105,10 @@ class NearestOverlap(NamedTuple):
 
 
 def nearest_overlap(samples: Sequence[Words], training: Iterable[Words], n: int = 4) -> NearestOverlap:
-    """Return statistics of each sample's overlap: the largest share of its distinct n-grams in one training sentence.
+    """Return how much the samples overlap with the training text.
 
-    A sentence of fewer than n words counts as one n-gram. The overlap grows with the number of training sentences.
+    The overlap of a sample is the largest share of its distinct n-grams that one training sentence contains. A sentence of
+    fewer than n words counts as one n-gram. The overlap grows with the number of training sentences.
     Source: McCoy et al., How Much Do Language Models Copy From Their Training Data? (2023), here per training sentence.
     """
     sample_ngrams = [set(ngrams(sample, n)) or {tuple(sample)} for sample in samples]

@@ -1,6 +1,6 @@
 """The recurrent encoder with the decoder that trains it: sentence → code of unit norm → the same sentence.
 
-The family `encoder` uses only its encoder later, frozen (encoders/recurrent.py). ARAE adds a generator of codes.
+Other runs use the encoder of the family `encoder`, frozen (encoders/recurrent.py). ARAE adds a generator of codes.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from outlines.networks.decoder import DecoderConfig, build_decoder
 
 
 class Autoencoder(TextModel):
-    """Encoder and decoder. It reconstructs sentences; it has no source of new vectors."""
+    """An encoder and a decoder. This model reconstructs sentences. It has no source of new vectors."""
 
     family = "encoder"
     sources: ClassVar[tuple[str, ...]] = ()
@@ -28,7 +28,7 @@ class Autoencoder(TextModel):
         self.decoder = build_decoder(decoder)
 
     def codes(self, rows: Sequence[np.ndarray]) -> Tensor:
-        """Return the codes [N, D], of unit norm, of sentences given as token ids, without gradients."""
+        """Return the codes [N, D] of sentences, with unit norm and without gradients. rows: token ids."""
         return functional.normalize(self.encoder.project_rows(rows), dim=1)
 
     def scaled(self, codes: Tensor) -> Tensor:

@@ -40,13 +40,13 @@ class TextModel(nn.Module):
     decoder: Decoder
 
     def __init__(self, **arguments: Any):
-        """arguments: those of the subclass, JSON values or configs, which `shape` returns."""
+        """arguments: the arguments of the subclass (JSON values or configs), which `shape` returns as JSON data."""
         super().__init__()
         self.arguments = arguments
 
     @property
     def strength(self) -> float:
-        """The strength of the vectors of new sentences; see `SamplingConfig`."""
+        """The default strength for new sentences, see `SamplingConfig`."""
         return max(STRENGTH, self.decoder.config.min_strength)
 
     def chosen(self, sampling: SamplingConfig) -> SamplingConfig:
@@ -61,14 +61,14 @@ class TextModel(nn.Module):
         return None
 
     def draws(self, rows: Sequence[np.ndarray], num_draws: int, rng: torch.Generator) -> Iterator[LatentDraw]:
-        """Yield draws from the posterior of sentences, with a CPU generator; none for a family without a latent."""
+        """Yield draws from the posterior of sentences, with a CPU generator; nothing for a family without a latent."""
         return iter(())
 
     def nll_terms(self, rows: Sequence[np.ndarray], outlines: Tensor | None, num_draws: int,
                   rng: torch.Generator) -> dict[str, Tensor]:
         """Return named terms of the likelihood of sentences, nats per sentence, [N] each, on the CPU.
 
-        nll: -log p(x), or a bound, if the family can compute it. reconstruction_nll: -log p(x | the sentence's own vector).
+        nll: -log p(x), or an upper bound; only if it is known. reconstruction_nll: -log p(x | the sentence's own vector).
         Families with a latent add the terms of their bound, from `num_draws` draws with a CPU generator.
         """
         if draws := [draw._replace(latent=None) for draw in self.draws(rows, num_draws, rng)]:
@@ -78,7 +78,7 @@ class TextModel(nn.Module):
         return {"nll" if posterior is None else "reconstruction_nll": torch.from_numpy(nll)}
 
     def frozen_encoder(self) -> dict[str, str] | None:
-        """Return name and fingerprint of the frozen encoder of its outlines; None for families without outlines."""
+        """Return name and fingerprint of the frozen encoder of the outlines; None for families without outlines."""
         return None
 
     def to_encoder(self, vectors: Tensor) -> Tensor:
@@ -96,11 +96,11 @@ class TextModel(nn.Module):
         return None
 
     def critic_scores(self, vectors: Tensor) -> Tensor | None:
-        """Return a critic's scores [N] of vectors [N, D], higher for more real ones; None for families without a critic."""
+        """Return the critic's scores [N] of vectors [N, D]: higher means more real. None for families without a critic."""
         return None
 
     def log_density_ratio(self, vectors: Tensor) -> Tensor:
-        """Return estimates [N] of log p_real - log p_source, nats, up to a constant; raises CannotReject."""
+        """Return estimates [N] of log(p_real / p_source) in nats, up to a constant. Raises CannotReject."""
         raise CannotReject(f"{self.family!r} models have no critic, so rejection sampling is not available. "
                            "Remove the option.")
 
@@ -121,7 +121,7 @@ class TextModel(nn.Module):
         return cls(**arguments)
 
     def check_source(self, source: str | None) -> str:
-        """Return the source, or the family's own for None; raises OutlinesError if the family does not have it."""
+        """Return the name of a source; for None, the family's own. Raises OutlinesError if the family does not have it."""
         if not self.sources:
             raise OutlinesError(f"{self.family!r} models only reconstruct sentences and have no source of new ones. "
                                 "Use another family.")
@@ -140,7 +140,7 @@ class TextModel(nn.Module):
         """Yield batches of new sentences (token ids) with their vectors, `num` sentences in total.
 
         num: None for an endless stream. source: a name, or a function as `source` returns. batch_size: None for a size that
-        suits the device. workers: threads, each with its own batch. sampler: the decoder's, if it exists already.
+        suits the device. workers: threads, each with its own batch. sampler: None for a new `Sampler` of the decoder.
         """
         draw = source if callable(source) else self.source(source, sampling.noise_scale)
         sampling = self.chosen(sampling)

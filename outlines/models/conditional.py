@@ -13,7 +13,7 @@ from outlines.networks.decoder import DecoderConfig
 
 
 class ConditionalModel(OutlineDecoding):
-    """Decoder, generator, critic, the linear-Gaussian baseline, and stored conditions: the default for sampling."""
+    """Decoder, generator, critic, the linear-Gaussian baseline, and stored conditions for sampling without a condition."""
 
     family = "conditional"
     sources = ("generator", "linear")
@@ -22,7 +22,7 @@ class ConditionalModel(OutlineDecoding):
 
     def __init__(self, decoder: DecoderConfig, generator: ConditionalGeneratorConfig, labels: Sequence[str],
                  num_conditions: int, normalized: bool, encoder: dict[str, str]):
-        """labels: of the conditions. num_conditions: number of stored conditions. Other arguments: see OutlineDecoding."""
+        """labels: names of all labels. num_conditions: number of stored conditions. Other arguments: see OutlineDecoding."""
         super().__init__(decoder, normalized, encoder, generator=generator, labels=labels, num_conditions=num_conditions)
         self.labels = tuple(labels)
         self.generator = ConditionalGenerator(generator)
@@ -32,12 +32,12 @@ class ConditionalModel(OutlineDecoding):
         self.conditions = nn.Embedding(num_conditions, generator.condition_dim).requires_grad_(False)
 
     def condition(self, outlines: Tensor, labels: Tensor) -> Tensor:
-        """Return conditions [B, P] for scaled outlines [B, D] and label numbers [B], -1 without a label."""
+        """Return conditions [B, P] for scaled outlines [B, D] and indices of labels [B]; -1: no label."""
         one_hot = labels[:, None] == torch.arange(len(self.labels), device=labels.device)
         return torch.cat([outlines, one_hot.to(outlines)], dim=1)
 
     def number_of(self, label: str | None) -> int:
-        """Return the number of a label, -1 for None; raises OutlinesError if the model was not trained with it."""
+        """Return the index of a label, or -1 for None. Raises OutlinesError if the model was not trained with this label."""
         if label is None and not self.labels:
             return -1
         if label is None or label not in self.labels:

@@ -20,14 +20,14 @@ class OutlineDecoding(TextModel):
     """The base of families that decode a frozen encoder's outlines: a decoder, and the outlines' scaling and norm."""
 
     def __init__(self, decoder: DecoderConfig, normalized: bool, encoder: dict[str, str], **others: Any):
-        """normalized: whether the encoder's outlines have unit norm. encoder: its name and fingerprint."""
+        """normalized: whether the encoder's outlines have unit norm. encoder: name and fingerprint of the encoder."""
         super().__init__(decoder=decoder, normalized=normalized, encoder=encoder, **others)
         self.normalized, self.encoder = normalized, {key: str(value) for key, value in encoder.items()}
         self.decoder = build_decoder(decoder)
         self.scaling = Scaling(torch.zeros(decoder.vector_dim), torch.ones(()))
 
     def normalise(self, scaled: Tensor) -> Tensor:
-        """Return outlines [B, D] in scaled units with the norm of the encoder's outlines."""
+        """Return outlines [B, D], in scaled units, rescaled to the norm of the encoder's outlines."""
         if not self.normalized:
             return scaled
         return self.scaling.scale(functional.normalize(self.scaling.unscale(scaled), dim=1))
@@ -56,7 +56,7 @@ class OutlineModel(OutlineDecoding):
     gaussian: Generator
     critic: Critic | None
     score_slope: Tensor
-    """log density ratio, real over generated, in nats per unit of the critic's score; 0 if scores carry no information"""
+    """slope of log(density of real / generated outlines), nats per unit of the critic's score; 0: scores say nothing"""
 
     def __init__(self, decoder: DecoderConfig, generator: Mapping[str, Any], mixture: GeneratorConfig,
                  critic: Mapping[str, int] | None, normalized: bool, encoder: dict[str, str]):

@@ -1,6 +1,6 @@
 """Z-Forcing: a latent at every step of an autoregressive decoder, trained with an auxiliary cost.
 
-With the input x_t, the target y_t = x_{t+1}, and h_t the state of the forward LSTM:
+x_t is the input, y_t = x_{t+1} the target, and h_t the state of the forward LSTM:
 
     backward LSTM            b_t from y_t and b_{t+1}
     prior                    p(z_t | h_{t-1})
@@ -32,7 +32,10 @@ from outlines.networks.stochastic import Gaussian, StochasticDecoder, Stochastic
 
 
 class Path(NamedTuple):
-    """A batch read with z from the posterior; `_p` marks the prior. [B, T, Z], except the first two."""
+    """States and distributions of a batch that is read with z from the posterior. [B, T, Z], except the first two.
+
+    mu, logvar: of the posterior. mu_p, logvar_p: of the prior.
+    """
 
     hidden: Tensor  # [B, T, embed_dim], the readout's outputs
     before: Tensor  # [B, T, H], h_{t-1}
@@ -75,7 +78,7 @@ class ZForcing(TextModel):
         return states.gather(1, turned[:, :, None].expand_as(states))
 
     def follow(self, batch: TokenBatch, backward: Tensor, noise: Tensor) -> Path:
-        """Read a batch, with z_t = mu_t + sigma_t · noise_t from the posterior. backward: b_t. noise: [B, T, Z]."""
+        """Return the Path of a batch read with z_t = mu_t + sigma_t · noise_t. backward: b_t. noise: [B, T, Z]."""
         behind = self.inference_sees(backward)
         kept: list[tuple[Tensor, ...]] = []
 
