@@ -13,13 +13,14 @@ def option(default: Any = MISSING, help: str = "", choices: Iterable[str] = (), 
            high: float = math.inf, flag: bool = True) -> Any:
     """Return a dataclass field of an option.
 
-    help: one line, with the unit. choices: allowed words, if not all. low, high: bounds. flag: also on the command line.
+    help: one line, with the unit. choices: allowed words; empty: any. low, high: bounds, included. flag: whether the command
+    line has it; otherwise only files and presets can set it.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "flag": flag})
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> OutlinesError:
-    """Return the error for an unknown name, with the nearest known one."""
+    """Return the error for an unknown name. It suggests the nearest known name, or lists all."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}?" if near else f"Choose from {', '.join(known)}."
@@ -34,7 +35,7 @@ def misplaced(name: str, kind: str, kinds: str, owners: Sequence[str]) -> Outlin
 
 
 class Registry(dict[str, Any]):
-    """A dictionary of entries of one kind by name; an unknown name raises OutlinesError."""
+    """A dictionary from names to entries of one kind, such as decoders. An unknown name raises OutlinesError."""
 
     def __init__(self, kind: str, entries: Mapping[str, Any] | None = None):
         super().__init__(entries or {})

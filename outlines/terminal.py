@@ -6,7 +6,7 @@ import sys
 
 
 def prepare_stdout() -> None:
-    """Write UTF-8, in whole lines: after Ctrl-C or a closed pipe, no part of a line has been written."""
+    """Set stdout to UTF-8 and to whole lines, so that Ctrl-C or a closed pipe does not leave a part of a line."""
     if hasattr(sys.stdout, "reconfigure"):  # a notebook's output has no such method
         sys.stdout.reconfigure(line_buffering=True, encoding="utf-8", errors="backslashreplace")
 

@@ -1,8 +1,8 @@
 """The conditional decoder p(x | vector): the interface of every decoder, and the registry of its kinds.
 
 The vector is an outline, a learned code, a VAE's z, or None: the language model is a decoder with `vector_dim` 0.
-A new kind is one file that adds a `Decoder` to `DECODERS`, and its import in networks/__init__.py. A kind that ends in a
-colon is named with an argument, as in hf:NAME.
+A new kind is one file that adds a `Decoder` to `DECODERS`, and its import in networks/__init__.py. If the name of a kind
+ends in a colon, an argument follows, as in hf:NAME.
 Shapes: B batch, T tokens, D vector width, V vocabulary.
 """
 
@@ -34,11 +34,13 @@ class DecoderConfig(SpecialIds):
 
 
 def weakened(vectors: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
-    """Return vectors [B, D] of unit variance at strengths [B, 1]: 1 is the vector, 0 is zero. noise: normal, [B, D].
+    """Return vectors [B, D] of unit variance, weakened to strengths [B, 1] from 0 (zeros) to 1 (unchanged).
 
-    It is strength · (vector + noise of variance 1 / strength - 1): the mean of the vectors that could be behind a noisy one.
-    So a decoder that is trained with it can be told to trust a vector less. Source: noise conditioning augmentation, Ho et
-    al., Cascaded Diffusion Models (2022).
+    noise: normal, [B, D].
+
+    The result is strength · (vector + noise of variance (1 - strength) / strength), the expected vector given its noisy
+    version. A decoder that is trained with such vectors can be told to trust a vector less.
+    Source: noise conditioning augmentation, Ho et al., Cascaded Diffusion Models (2022).
     """
     return strength * vectors + (strength * (1 - strength)).sqrt() * noise
 
@@ -69,12 +71,12 @@ class Decoder(nn.Module, ABC):
         return {}
 
     def words(self) -> tuple[Tensor, Tensor] | None:
-        """Return the embeddings [V, E] and output bias [V] that can start from counts; None if the kind has none."""
+        """Return the embeddings [V, E] and the output bias [V] that `start_words` can set; None if there are none."""
         return None
 
     @abstractmethod
     def nll(self, tokens: TokenBatch, vector: Tensor | None) -> Tensor:
-        """-log p(targets | vector), nats per sentence [B]. vector: [B, D], or None for a language model."""
+        """Return -log p(targets | vector) in nats per sentence, [B]. vector: [B, D], or None for a language model."""
 
     @abstractmethod
     def start(self, vector: Tensor | None, num: int) -> Any:

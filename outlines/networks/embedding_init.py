@@ -34,7 +34,7 @@ def start_words(decoder: Decoder, rows: Sequence[np.ndarray], seed: int) -> None
 def word_vectors(rows: Sequence[np.ndarray], vocab_size: int, width: int, seed: int, special: SpecialIds) -> Tensor:
     """Return vectors [V, width] of tokens, with variance 1 / width; zeros for tokens without informative neighbours.
 
-    rows: token ids of sentences; bos and eos count as neighbours. seed: of a random rotation.
+    rows: token ids of sentences; bos and eos count as neighbours. seed: for a random rotation.
     Source: Levy and Goldberg, Neural Word Embedding as Implicit Matrix Factorization (2014), section 5, without a shift.
     Deviation: each distance and side has its own columns.
     """

@@ -110,13 +110,13 @@ class FlowGenerator(OutlineGenerator):
         return self._moved(self.start(noise))
 
     def around(self, centre: Tensor, normal: Tensor) -> Tensor:
-        """Return outlines [B, D] for normal noise [B, D] and centres given as points [B, D]."""
+        """Return outlines [B, D] for normal noise [B, D] and centres [B, D], which are points, not indices."""
         return self._moved(self.start.around(centre, normal))
 
     def inverse(self, outlines: Tensor) -> tuple[Tensor, Tensor]:
         """Return the noise of outlines [N, D]: normal values [N, D] and the likeliest centres [N, D].
 
-        It inverts the sampler's steps, so `forward` maps the noise back to these outlines, up to rounding.
+        The sampler's steps are inverted, so `around` maps the result back to these outlines, up to rounding.
         """
         points = torch.linalg.solve(self.matrix, (outlines - self.shift).T).T
         for begin, end in reversed(self._steps()):
@@ -137,17 +137,17 @@ class FlowGenerator(OutlineGenerator):
         return points @ self.matrix.T + self.shift
 
     def heun_step(self, points: Tensor, begin: float, end: float) -> Tensor:
-        """Return the points [B, D] at time `end` from those at `begin`."""
+        """Move points [B, D] from time `begin` to time `end` by one Heun step; return them."""
         times = points.new_ones(len(points))
         velocity = self.velocity(points, begin * times)
         ahead = self.velocity(points + (end - begin) * velocity, end * times)
         return points + (end - begin) * (velocity + ahead) / 2
 
     def heun_step_back(self, points: Tensor, begin: float, end: float) -> Tensor:
-        """Return the points [B, D] at time `begin` from those at `end`: the inverse of `heun_step`.
+        """Move points [B, D] from time `end` back to time `begin`; return them. This is the inverse of `heun_step`.
 
-        Heun's method backwards in time is only close to it. Fixed-point iteration removes the rest of the error. Long steps
-        would make it oscillate, so it is damped where the error grows.
+        A Heun step from `end` to `begin` is close to the inverse, but not equal to it. Fixed-point iteration removes the
+        remaining error. With long steps, the iteration would oscillate, so it is damped where the error grows.
         """
         found = self.heun_step(points, end, begin)
         damping, previous = points.new_full((len(points), 1), 0.5), points.new_full((len(points), 1), math.inf)

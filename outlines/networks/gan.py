@@ -1,6 +1,6 @@
 """The adversarially trained generator of outlines, and its critic.
 
-The generator starts as a fitted mixture (networks/mixture.py) and learns a residual. k has probability share[k]:
+The generator starts as a fitted mixture (networks/mixture.py) and learns a residual. Centre k has probability share[k]:
 
     outline = centre[k] + factor · noise + mlp(noise, centre[k])
 """
@@ -31,7 +31,7 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class MixtureNoise:
-    """Input of a Generator: normal values [B, D], and indices of centres [B] and offsets [B] (0 if it has none)."""
+    """Input of a Generator: normal values [B, D], and indices of centres [B] and of offsets [B]; 0 if there are none."""
 
     normal: Tensor
     centre: Tensor
@@ -135,7 +135,7 @@ class Generator(OutlineGenerator):
         return self.around(centre, noise.normal)
 
     def around(self, centre: Tensor, normal: Tensor) -> Tensor:
-        """Return outlines [B, D] for normal noise [B, D] and centres given as points [B, D]."""
+        """Return outlines [B, D] for normal noise [B, D] and centres [B, D], which are points, not indices."""
         if not self.config.num_centres:
             return self.mlp(normal)
         return centre + normal @ self.factor.T + self.mlp(torch.cat([normal, centre], dim=1))

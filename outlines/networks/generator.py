@@ -30,7 +30,7 @@ class OutlineGenerator(nn.Module, ABC):
     def draw(self, num: int, rng: torch.Generator) -> Any:
         """Return noise for `num` outlines on the module's device, drawn on the device of `rng`.
 
-        It is a tensor, or an object that supports `noise[slice]` over outlines and `noise * scale`.
+        The noise is a tensor, or an object that supports `noise[slice]` over outlines and `noise * scale`.
         """
 
     @abstractmethod
@@ -42,11 +42,11 @@ class OutlineGenerator(nn.Module, ABC):
         return
 
     def start_at(self, mixture: Mixture) -> None:
-        """Start training as a mixture, if the kind can."""
+        """Set the generator to a mixture before training, if the kind supports this."""
         return
 
     def compose_affine(self, matrix: Tensor, shift: Tensor) -> None:
-        """Replace every outline x by matrix · x + shift, if the kind can; matrix: [D, D], invertible."""
+        """Replace every generated outline x by matrix · x + shift, if the kind supports this. matrix: [D, D], invertible."""
         return
 
 

@@ -16,7 +16,7 @@ def linear_nll(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, ma
     hidden: [B, T, E]. weight: [V, E]; bias: [V]. targets: [B, T] ids. mask: [B, T], True = a real target.
     torch.nn.functional.linear_cross_entropy with one term per token is slower in float32. Forward and backward of 128 x 14
     tokens, E = 256, one thread of an Intel Xeon with AVX-512: 96 ms against 84 ms (V = 4,000), 326 against 195 (V = 10,000).
-    In bfloat16 it is equally fast: 141 against 143 and 389 against 394. Its chunked mode only returns the sum of all terms.
+    In bfloat16 both are equally fast: 141 against 143 and 389 against 394. torch's chunked mode only returns the total.
     """
     flat = hidden.flatten(0, 1), weight, bias, targets.flatten(), mask.flatten()
     nll: Tensor = _LinearNll.apply(*flat, torch.is_grad_enabled())
@@ -90,7 +90,7 @@ def relativistic_loss(higher: Tensor, lower: Tensor) -> Tensor:
 
 
 def wasserstein_loss(higher: Tensor, lower: Tensor | float = 0.0) -> Tensor:
-    """Return WGAN's loss per score [B]; the generator only has `higher`. Source: Arjovsky et al. 2017."""
+    """Return WGAN's loss per score [B]. The generator's loss has no `lower`. Source: Arjovsky et al. 2017."""
     return lower - higher
 
 
@@ -105,7 +105,7 @@ def score_gradients(critic: Callable[[Tensor], Tensor], points: Tensor) -> tuple
 
 
 def zero_centred_penalty(gradients: Tensor) -> Tensor:
-    """Return R1 (real points) or R2 (fake points), per example [B]. Source: Mescheder et al. 2018."""
+    """Return R1 (for gradients at real points) or R2 (at fake points), per example [B]. Source: Mescheder et al. 2018."""
     return gradients.square().sum(dim=1) / 2
 
 
@@ -149,12 +149,12 @@ def moving_weight(start: float, end: float, per_step: float, step: int) -> float
 
 
 def gaussian_nll(values: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """Return -log N(values; mean, exp(logvar)) per dimension, nats; arguments and result have one shape."""
+    """Return -log N(values; mean, exp(logvar)) per dimension, nats. Arguments and result have the same shape."""
     return (math.log(2 * math.pi) + logvar + (values - mean).square() * (-logvar).exp()) / 2
 
 
 def bag_of_words_nll(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Return -log p(x as a bag | z), nats per sentence [B]: all real targets have one distribution.
+    """Return -log p(x as a bag of words | z), nats per sentence [B]. All targets of a sentence share one distribution.
 
     logits: [B, V]. targets: [B, T] ids. mask: [B, T], True = a real target.
     Source: Zhao et al., Learning Discourse-level Diversity for Neural Dialog Models (2017), section 3.3.
@@ -163,7 +163,7 @@ def bag_of_words_nll(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
 
 
 def importance_weighted_nll(log_weights: Tensor) -> Tensor:
-    """Return -log of the mean importance weight, nats per sentence [N]: an upper bound of the nll; tighter with larger K.
+    """Return -log(mean importance weight), nats per sentence [N]. It is an upper bound of the nll, tighter for larger K.
 
     log_weights: [K, N], log p(x, z_k) - log q(z_k | x) with z_k drawn from q(z | x).
     Source: Burda et al., Importance Weighted Autoencoders (2016), eq. 8.

@@ -17,7 +17,8 @@ K_MEANS_ITERATIONS = 15
 class Mixture:
     """A mixture of Gaussians with one covariance, factor · factorᵀ, in scaled units.
 
-    centres [K, D] with shares [K]; factor [D, D]; offsets [J, D] with shares [J], each for any centre: K × J Gaussians.
+    centres [K, D] with shares [K]; factor [D, D]. Optional offsets [J, D] with shares [J]: each offset can be added to each
+    centre, so there are K × J Gaussians.
     """
 
     centres: Tensor
@@ -32,7 +33,7 @@ def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_offsets: int 
     """Fit centres to outlines [N, D] by Lloyd's k-means, and a factor of the residuals' covariance.
 
     num_offsets: centres of a second k-means on the residuals of the first (multiple stage vector quantisation: Juang and
-    Gray 1982). progress: called with (iterations done, total). Raises OutlinesError if too few outlines have a residual.
+    Gray 1982). progress: called with (iterations done, total). Raises OutlinesError if too few residuals differ from zero.
     """
     done, total = itertools.count(1), K_MEANS_ITERATIONS * (2 if num_offsets else 1)
 
@@ -88,10 +89,10 @@ def nearest_centre(outlines: Tensor, centres: Tensor, chunk: int = 8192) -> Tens
 
 
 def moment_map(outlines: Tensor, like: Tensor, most: float = 2.0) -> tuple[Tensor, Tensor]:
-    """Return the affine map, matrix [D, D] and shift [D], that moves outlines [N, D] to the moments of `like` [M, D].
+    """Return matrix [D, D] and shift [D] of the affine map from outlines [N, D] to the mean and covariance of `like` [M, D].
 
     It is the optimal transport between Gaussians (Olkin and Pukelsheim, The Distance between Two Random Vectors with Given
-    Dispersion Matrices, 1982), but stretches no direction by more than `most`.
+    Dispersion Matrices, 1982), except that no direction is stretched by more than the factor `most`.
     """
     def root(covariance: Tensor, power: float) -> Tensor:
         values, directions = torch.linalg.eigh(covariance)

@@ -4,8 +4,8 @@
     p(token)  = softmax(language model(inputs) + output bias), over the pieces that the corpus uses
 
 The prefix is ClipCap's (Mokady et al. 2021): an MLP from the vector to a few embeddings. The language model is trained by
-low-rank adapters (LoRA, Hu et al. 2022), completely, or not at all. A run stores the trained weights, and only the name and
-the fingerprint of the language model.
+low-rank adapters (LoRA, Hu et al. 2022), completely, or not at all. A run stores only the trained weights, and the name
+and the fingerprint of the language model.
 """
 
 import importlib

@@ -16,7 +16,7 @@ def sampled_nll(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, m
     """Return an estimate of `linear_nll` [B] whose normaliser sums over the batch's targets and `num_sampled` other words.
 
     The other words are drawn uniformly without replacement, and their sum is scaled up, so the normaliser is unbiased.
-    Frequent words are nearly always among the targets, so its variance is small.
+    Frequent words are nearly always among the targets, so the normaliser's variance is small.
     """
     batch_words, positions = targets.unique(return_inverse=True)
     is_other = torch.ones(len(weight), dtype=torch.bool, device=weight.device)

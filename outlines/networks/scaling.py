@@ -7,7 +7,7 @@ from outlines.errors import OutlinesError
 
 
 class Scaling(nn.Module):
-    """An affine map between raw and scaled outlines, which have zero mean. mean: [D]. std: one number for all dimensions."""
+    """An affine map between raw outlines and scaled outlines (zero mean). mean: [D]. std: one number for all dimensions."""
 
     mean: Tensor
     std: Tensor

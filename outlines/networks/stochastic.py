@@ -22,7 +22,7 @@ class StochasticDecoderConfig(TiedConfig):
 
 
 class Gaussian(nn.Module):
-    """mu and logvar, bounded, from an MLP with one hidden layer."""
+    """An MLP with one hidden layer that computes mu and logvar. Both are bounded."""
 
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int):
         super().__init__()
@@ -30,7 +30,7 @@ class Gaussian(nn.Module):
         self.output = nn.Linear(hidden_dim, 2 * output_dim)
 
     def forward(self, inputs: Tensor, beside: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-        """Return mu and logvar [..., output_dim]. inputs: [..., input_dim]. beside: added to the hidden layer."""
+        """Return mu and logvar [..., output_dim]. inputs: [..., input_dim]. beside: added before the activation."""
         parameters = self.output(functional.leaky_relu(self.hidden(inputs) + beside)).float()
         mu, logvar = (BOUND * torch.tanh(parameters / BOUND)).chunk(2, dim=-1)
         return mu, logvar
@@ -51,7 +51,7 @@ class StochasticCache:
 class StochasticDecoder(TiedDecoder):
     """p(x | innovations): z_t = mu_p + sigma_p · innovation_t, with mu_p and sigma_p of the prior, which reads h_{t-1}.
 
-    A sentence longer than the innovations reuses them from the first.
+    If a sentence has more steps than there are innovations, they are used again from the first one on.
     """
 
     config_class = StochasticDecoderConfig
@@ -71,7 +71,7 @@ class StochasticDecoder(TiedDecoder):
         return StochasticCache(self.zeros(num), vector.unflatten(1, (-1, self.config.latent_dim)))
 
     def zeros(self, num: int) -> list[tuple[Tensor, Tensor]]:
-        """Return the first h and c, [B, H] of every layer."""
+        """Return h and c before the first token, zeros [num, H], for every layer."""
         zeros = self.output_bias.new_zeros(num, self.config.hidden_dim)
         return [(zeros, zeros)] * self.config.num_layers
 
@@ -85,9 +85,10 @@ class StochasticDecoder(TiedDecoder):
         return hidden
 
     def unroll(self, tokens: Tensor, states: list[tuple[Tensor, Tensor]], draw: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Return the readout's outputs [B, T, embed_dim] for tokens [B, T]; replaces the states in the list.
+        """Return the readout's outputs [B, T, embed_dim] for tokens [B, T].
 
-        draw: (t, upper h_{t-1} [B, H]) → z_t [B, Z].
+        states: h and c of every layer. The list is updated: afterwards it has the states after the last token.
+        draw: (t, h_{t-1} of the top layer [B, H]) → z_t [B, Z].
         """
         words = self.dropout(self.embed(tokens))
         outputs = []

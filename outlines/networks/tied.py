@@ -28,7 +28,8 @@ class TiedConfig(DecoderConfig):
 class LockedDropout(nn.Module):
     """Dropout of [B, T, width] with one mask per sentence, shared by all steps.
 
-    nn.Dropout draws T times more random numbers, 7 % of a training step on a CPU. Source: Gal and Ghahramani (2016).
+    nn.Dropout draws T times as many random numbers, 7 % of the time of a training step on a CPU. Source: Gal and Ghahramani
+    (2016).
     """
 
     def __init__(self, share: float):

@@ -50,7 +50,7 @@ class Block(nn.Module):
     def forward(self, inputs: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return outputs [B, T, E] and all keys and values [B, heads, S + T, HEAD_DIM].
 
-        keys, values: of S earlier positions. allowed: [T, S + T], whether a position reads another one.
+        keys, values: those of S earlier positions. allowed: [T, S + T], whether a position can read another one.
         """
         split = self.project(self.norm(inputs)).unflatten(2, (3, self.num_heads, -1))
         query, key, value = (part.transpose(1, 2) for part in split.unbind(dim=2))
@@ -63,7 +63,7 @@ class Block(nn.Module):
 
 
 def rotate(states: Tensor, first: int) -> Tensor:
-    """Return states [B, heads, T, width] at positions first, first + 1, …, turned by their positions (RoFormer, eq. 34)."""
+    """Return states [B, heads, T, width], rotated by their positions first, first + 1, … (RoFormer, eq. 34)."""
     length, width = states.shape[2:]
     rates = 10000.0 ** (-torch.arange(0, width, 2, device=states.device) / width)
     angles = (first + torch.arange(length, device=states.device))[:, None] * rates
