@@ -59,7 +59,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class DecoderOptions:
-    """The options that every family has: the decoder and its training. A family adds its own in a subclass."""
+    """The options that every family has: the decoder and its training. A family adds more options in a subclass."""
 
     group: ClassVar[str] = "decoder"  # title of the class's own options in the help
     learns_pairs: ClassVar[bool] = False
@@ -90,14 +90,14 @@ class DecoderOptions:
         return None
 
     def check_source(self, family: str) -> None:
-        """Raise OutlinesError if this run copies a decoder from a run that is missing or has other options."""
+        """Raise OutlinesError if the run of --decoder-from is missing or belongs to another family."""
 
     def decides_decoder(self) -> set[str]:
-        """Return the options that must be equal in a run and in its --decoder-from."""
+        """Return the options that must be equal in this run and in the run of its --decoder-from."""
         return {field.name for field in dataclasses.fields(self)}
 
     def without_effect(self) -> dict[str, str]:
-        """Return the options without effect, given the values of the others, with the reasons. Setting one is an error."""
+        """Return the options that have no effect with these values, and why. To set one of them is an error."""
         kind = _decoder_class(self.decoder)
         known = {field.name for field in dataclasses.fields(kind.config_class)}
         known |= {"embed_dim"} if self.reads_words else set()
@@ -156,7 +156,7 @@ def flag_of(name: str) -> str:
 
 
 def coerce(field: dataclasses.Field[Any], value: Any, where: str) -> Any:
-    """Return a value from a file or a flag in the field's type; raises OutlinesError."""
+    """Convert a value from a file or a flag to the field's type and return it. Raises OutlinesError if it is not valid."""
     kind, choices = field.type, tuple(field.metadata["choices"])
     fits: bool
     if kind is bool:
@@ -206,7 +206,10 @@ def presets_of(family: str) -> Registry:
 
 def resolve(family: str, model_config: Any, presets: dict[str, dict[str, Any]], preset: str,
             config_file: str | None, flags: dict[str, Any]) -> RunConfig:
-    """Return defaults < presets < file < flags; raises OutlinesError. preset: names; without a size, `default` is added."""
+    """Return the configuration from defaults, presets, file and flags; later ones win. Raises OutlinesError.
+
+    preset: names with spaces between them. If none of them is a size, `default` is added.
+    """
     fields = known_fields(model_config)
     names = preset.split()
     names = names if set(names) & set(SIZES) else ["default", *names]

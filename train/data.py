@@ -53,11 +53,11 @@ class Batch:
 
     @cached_property
     def tokens(self) -> TokenBatch:
-        """Return the sentences. They are collated only if a step uses them; the steps of a GAN do not."""
+        """The batch's sentences. They are collated when a step first uses them. Steps of a GAN do not use them."""
         return self.read_tokens()
 
     def own(self, values: Any) -> Any:
-        """Return this rank's rows of `values`, which are drawn for the global batch, so they do not depend on ranks."""
+        """Return this rank's rows of `values`. Values are drawn for the global batch, so they do not depend on ranks."""
         return self.ranks.own(values)
 
     def share(self, constant: float) -> Tensor:
@@ -99,7 +99,7 @@ class Dataset:
         reporter.noted = True
 
     def set_scaling(self, model: OutlineDecoding) -> None:
-        """Copy the scaling into a model, move the model to the device, and use its scaling from now on."""
+        """Copy the dataset's scaling into a model, move the model to the device, and use the model's scaling afterwards."""
         model.scaling.load_state_dict(self.scaling.state_dict())
         self.use_scaling(model.to(self.device))
 
@@ -121,7 +121,7 @@ class Dataset:
         return self.scaling.scale(torch.from_numpy(self.stores[split].rows(rows)).to(self.device))
 
     def sample_rows(self, split: str, num: int, seed: int = 0) -> np.ndarray:
-        """Return at most `num` rows of a split, drawn without replacement and sorted."""
+        """Return the indices of at most `num` rows of a split, drawn without replacement and sorted."""
         total = self.num_rows(split)
         return np.sort(np.random.default_rng(seed).permutation(total)[:num])
 
@@ -143,10 +143,10 @@ class Dataset:
 
 def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device: torch.device, ranks: Ranks,
                  reporter: Reporter, run: Path | None = None) -> Dataset:
-    """Prepare the corpus and encode its splits, or load both from the cache.
+    """Return the dataset. Prepares the corpus and encodes its splits, or loads them from the cache.
 
-    encoder: its name; None: no outlines. run: an existing run. If its corpus files are gone, the hash in its run.json finds
-        the prepared corpus in the cache.
+    encoder: name of the encoder; None: no outlines. run: directory of the run, if it exists. If the corpus files are gone,
+        the hash in run.json identifies the prepared corpus in the cache.
     """
     known = read_run(run).get("hashes", {}).get("corpus") if run else None
     loaded = load_encoder(encoder, device.type, run if known else None) if encoder else None  # first: it may be missing
@@ -204,7 +204,7 @@ def _members(config: CorpusConfig, report: ReadingReport, sources: Sequence[str]
 
 
 def fit_splits(config: CorpusConfig, reporter: Reporter) -> CorpusConfig:
-    """Return the configuration with held-out fractions raised until every split has enough rows. Raises CorpusError."""
+    """Return the configuration. Raises its held-out fractions until every split has enough rows, or raises CorpusError."""
     config.check()
     if config.tokenizer and not is_causal_lm(config.tokenizer):
         require_file(Path(config.tokenizer))

@@ -68,7 +68,7 @@ class Loop:
             self.log.writer.add_custom_scalars(method.layout)
 
     def run(self) -> None:
-        """Train to the end. Raises Stopped after a signal, once the state is saved, and NotFinite."""
+        """Train to the end. After a signal, saves the state, then raises Stopped. Raises NotFinite if training diverges."""
         self.signals.deferred = True
         try:
             while self.stage_index < len(self.method.stages):

@@ -36,7 +36,10 @@ class Update:
         self.ranks, self.clip_norm = ranks, clip_norm
 
     def __call__(self, name: str, optimizer: Optimizer, loss: Tensor) -> Tensor:
-        """Update on this rank's share of a global loss; return the gradient norm. Raises NotFinite before any change."""
+        """Update on this rank's share of a global loss; return the gradient norm.
+
+        Raises NotFinite, before any weight changes, if the loss or the norm is not finite.
+        """
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -99,7 +102,7 @@ class Stage(ABC):
         """Evaluate on the validation split. Deterministic; changes no weight."""
 
     def finish(self, directory: Path) -> None:
-        """Complete the model when all stages have ended, on the first rank only. directory: of the run."""
+        """Complete the model when all stages have ended, on the first rank only. directory: the run's directory."""
         return
 
 
@@ -168,7 +171,7 @@ class Method(ABC):
         return {name: optimizer for stage in self.stages for name, optimizer in stage.optimizers.items()}
 
     def finish(self, directory: Path) -> None:
-        """Let every stage finish, then write `model/`: this directory marks the run as finished."""
+        """Call `finish` of every stage, then write `model/`. This directory marks the run as finished."""
         for stage in self.stages:
             stage.finish(directory)
         save_model(directory / "model", self.model)
@@ -211,7 +214,7 @@ def find_method(family: str) -> type[Method]:
 
 
 def variants() -> dict[str, str]:
-    """Return the family of every preset that is not a size, such as outlines for `flow`. `train flow` trains it."""
+    """Return preset → family for every preset that is not a size: `train flow` trains outlines with the preset flow."""
     methods = all_methods()
     return {name: family for family, method in methods.items() for name in method.presets
             if name not in SIZES and name not in methods}

@@ -64,7 +64,7 @@ def run_config(directory: Path) -> RunConfig:
 
 
 def device_of(directory: Path, given: str | None) -> str:
-    """Return the device for an existing run: `given`, or the run's own. If this is not available, warn and return auto."""
+    """Return the device for a run: `given`, or the run's own. If the run's own is not available, warn and return auto."""
     stored = run_config(directory).training.device
     try:
         choose_device(given or stored)
@@ -79,7 +79,7 @@ def device_of(directory: Path, given: str | None) -> str:
 def half_of_threads(config: RunConfig, session: Session) -> int:
     """Return the number of threads that a run trains with, if a second process trains beside it (beside.py); otherwise 0.
 
-    It only depends on the run and the machine, so a resumed run has the same number.
+    This number only depends on the run and the machine, so it is the same for a resumed run.
     """
     device, model = choose_device(session.device, session.ranks.local_rank), config.model
     small = getattr(model, "decoder_steps", 0) * getattr(model, "decoder_batch_size", 0) < LEAST_SENTENCES
@@ -132,13 +132,13 @@ def finished_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]
 
 
 def check_out(out: Path) -> None:
-    """Raise OutlinesError if a run has its own report in this directory."""
+    """Raise OutlinesError if this path is a file, or a run's directory, which has its own report."""
     if (out / "run.json").exists() or (out / GROUP).exists() or (out.exists() and not out.is_dir()):
         raise OutlinesError(f"--out {out} contains a run or is a file. Choose another directory.")
 
 
 def locked_run(directory: Path, session: Session) -> contextlib.AbstractContextManager[None]:
-    """Return the lock of a run's directory; only the first rank, which writes, needs it."""
+    """Return a context in which the first rank locks a run's directory. Other ranks write nothing, so they need no lock."""
     return locked(directory) if session.ranks.first else contextlib.nullcontext()
 
 

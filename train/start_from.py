@@ -19,7 +19,7 @@ def source_of(config: RunConfig) -> str:
 
 
 def same_corpus(config: RunConfig, description: dict[str, Any]) -> bool:
-    """Return whether the sentences of two runs come from the same files, according to the run.json of one of them."""
+    """Return whether two runs use the same corpus: `config`, and the run whose run.json is `description`."""
     own, theirs = dataclasses.asdict(config.corpus), description["corpus"]
     return all(theirs.get(name) == (list(value) if isinstance(value, tuple) else value)
                for name, value in own.items() if name not in TOKENS)
@@ -28,7 +28,7 @@ def same_corpus(config: RunConfig, description: dict[str, Any]) -> bool:
 def with_source(config: RunConfig, given: set[str]) -> RunConfig:
     """Return the configuration, with some options copied from the run that it starts from, if there is one.
 
-    given: names of the options that a file or flags set. Raises OutlinesError if one of them has another value there.
+    given: names of the options that a file or flags set. Raises OutlinesError if that run has another value of one of them.
     """
     if not (source := source_of(config)):
         return config
@@ -58,14 +58,14 @@ def with_source(config: RunConfig, given: set[str]) -> RunConfig:
 
 
 def pretrained_source(config: RunConfig, corpus: str) -> str:
-    """Return the run that pretrained the decoder (--init-from, or on another corpus), or "". corpus: this run's hash."""
+    """Return the run that pretrained the decoder (--init-from, or on another corpus), or "". corpus: hash of the corpus."""
     if config.model.init_from or not (source := source_of(config)):
         return config.model.init_from
     return source if read_run(Path(source)).get("hashes", {}).get("corpus") != corpus else ""
 
 
 def pretraining_notes(config: RunConfig, corpus: str) -> list[str]:
-    """Return a note for the report if the decoder was pretrained, otherwise an empty list. corpus: see above."""
+    """Return a note for the report if the decoder was pretrained, otherwise an empty list. corpus: hash of the corpus."""
     if not (source := pretrained_source(config, corpus)):
         return []
     files = ", ".join(Path(path).name for path in read_run(Path(source))["corpus"]["corpus"]) or "the embedded corpus"

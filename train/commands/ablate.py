@@ -1,6 +1,6 @@
 """`python -m train ablate RUN`: train generators with other options for one run's decoder and compare them in a table.
 
-Each row is an ordinary run with RUN's decoder. The table has all rows of the directory, so a later command adds to it.
+Each row is an ordinary run with RUN's decoder. The table has all rows of the directory, so a later command adds rows.
 """
 
 import dataclasses
@@ -134,7 +134,10 @@ def _yardstick(run: Path, base: RunConfig, data: Dataset, session: Session, outl
 
 
 def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[dict[str, Any], RunConfig]]:
-    """Yield every combination of settings, with the configuration of a run with `run`'s decoder. Raises OutlinesError."""
+    """Yield each combination of settings, and the configuration of its run, with the decoder of `run`.
+
+    Raises OutlinesError.
+    """
     method = find_method(FAMILY)
     fields = known_fields(method.config_class)
     axes: dict[str, list[Any]] = {}

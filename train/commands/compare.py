@@ -23,7 +23,7 @@ from train.runtime.run_directory import read_json, read_lines, runs_of
 
 COMPARE = "compare"
 LEADER, LATENT = "outlines", "vae"
-"""The family whose options a comparison accepts (other families use those they share), and the family with remedies."""
+"""LEADER: a comparison has its options; other families use the options that they have, too. LATENT: has the remedies."""
 DEFAULT_REMEDY = ("vae-freebits",)
 
 LAYOUT = charts("outlines and VAE: collapse", "outlines and VAE: quality", "outlines and VAE: diversity")
@@ -35,7 +35,7 @@ def remedies() -> list[str]:
 
 
 def compared(preset: str, remedy: Sequence[str] | None, names: str | None) -> dict[str, tuple[str, str]]:
-    """Return family and preset of each run of a comparison, by the name of its directory. names: as for `members_of`."""
+    """Return family and preset of each run of a comparison, by the name of its directory. names: see `members_of`."""
     if names is not None:
         if remedy:
             raise OutlinesError("--remedy has no effect with --families. Add its preset to --families.")
@@ -47,7 +47,10 @@ def compared(preset: str, remedy: Sequence[str] | None, names: str | None) -> di
 
 
 def members_of(names: str, preset: str) -> dict[str, tuple[str, str]]:
-    """Return family and preset of each run in `names`: families, presets that imply a family, or fitted baselines."""
+    """Return the family and the preset of each run, by the name of its directory. Raises OutlinesError.
+
+    names: comma-separated families, presets that imply a family, and fitted baselines, which have no run of their own.
+    """
     models = families()
     generators = {name for name, model in models.items() if model.sources}
     presets = {name: family for name, family in variants().items() if family in generators}

@@ -1,6 +1,6 @@
 """`python -m train evaluate RUN…`: evaluate finished runs on the same corpus in one report.
 
-Runs that differ only in their seed share a row. A run's evaluation.json keeps its rows, so nothing is measured twice.
+Runs that differ only in their seed share a row. Each run stores its rows in evaluation.json, so nothing is measured twice.
 """
 
 import argparse
@@ -214,7 +214,10 @@ def _alike(config: RunConfig) -> str:
 
 
 def label_runs(runs: Sequence[Run]) -> dict[Path, str]:
-    """Name each run: by its family, or by its directory if the family has several configurations. Raises OutlinesError."""
+    """Return a label for each run: its family or, if runs of this family have several configurations, its directory.
+
+    Raises OutlinesError for two runs with the same configuration and seed.
+    """
     groups: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         twins = groups.setdefault(run.model.family, {}).setdefault(_alike(run.config), [])
@@ -248,8 +251,11 @@ def label_of(run_label: str, own: str, source: str) -> str:
 
 def variants(run: Run, sources: set[str], noise_scales: Sequence[float], rejections: Sequence[float],
              guidances: Sequence[float], strengths: Sequence[float]) -> list[Variant]:
-    """Return the variants to measure: sources at every noise scale, the own source with rejection; all of these also with
-    guidance, or at other strengths."""
+    """Return the variants of a run to measure.
+
+    Each source is measured at every noise scale, the family's own source also with rejection. All these variants are then
+    measured with guidance, and at other strengths, if the decoder supports this.
+    """
     decoder = run.model.decoder.config
     found = [Variant(source, noise_scale) for source in sources_of(run.model, run.data) if source in sources
              for noise_scale in (noise_scales if decoder.vector_dim and source != REAL_OUTLINES else [1.0])]

@@ -35,13 +35,13 @@ REVERSE_SEED = 2001
 REVERSE_BATCH_SIZE = 128
 
 def quick_judges(config: RunConfig, data: Dataset, session: Session) -> Judges:
-    """Train or load the judge of the report at the end of training."""
+    """Train or load the judge for the report at the end of training. Returns it as the only judge."""
     return Judges({"forward": neural_judge(scorer(config, data, session), data)})
 
 
 def full_judges(config: RunConfig, data: Dataset, session: Session, reverse_steps: int,
                 pretrained: PretrainedLM | None = None) -> Judges:
-    """Train or load the judges of a full evaluation. reverse_steps: optimiser steps of the language model of samples."""
+    """Train or load the judges for a full evaluation. reverse_steps: optimiser steps of a language model of samples."""
     def ngram_judge(rows: Sequence[np.ndarray]) -> Judge:
         return judge(NgramModel(rows, data.tokenizer.vocab_size, special=data.tokenizer.special).nll_of_rows, data)
 
@@ -70,7 +70,7 @@ def scorer(config: RunConfig, data: Dataset, session: Session) -> TextModel:
 
 
 def judge_of_scenes(data: Dataset) -> TextModel | None:
-    """Return the judge that ships with the package, if it was trained on this grammar and this tokenizer."""
+    """Return the judge that ships with the package, or None if the data has another grammar or tokenizer."""
     if not data.embedded or data.tokenizer.fingerprint != verify(SCENES_MODEL)["tokenizer.model"]:
         return None
     if not data.corpus.meta["source"].startswith(read_state(SCENES_MODEL)[1]["source"]):

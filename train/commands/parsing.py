@@ -50,7 +50,7 @@ def _has_option(method: type[Method], name: str) -> bool:
 
 
 def unknown_option(kind: str, name: str, known: Iterable[str]) -> OutlinesError:
-    """Return the error for an option, a flag or a name in a file, that the family does not have."""
+    """Return the error for an option that the family does not have. name: a flag, or a name in a file."""
     field = name.removeprefix("--").replace("-", "_")
     if owners := sorted(family for family, method in all_methods().items() if _has_option(method, field)):
         return misplaced(name, "family", "families", owners)
@@ -58,7 +58,7 @@ def unknown_option(kind: str, name: str, known: Iterable[str]) -> OutlinesError:
 
 
 def add_options(parser: Parser, method: type[Method], without: Iterable[str] = ()) -> None:
-    """Add one flag per configuration field, by group, except `without`. A flag that is not given stays None."""
+    """Add one flag per configuration field, by group, except for `without`. A flag that is not given stays None."""
     groups: dict[str, argparse._ActionsContainer] = {}
     for name, field in known_fields(method.config_class).items():
         if not field.metadata["flag"]:

@@ -30,7 +30,7 @@ from train.session import Session, begin_run, command_line, device_of, locked_ru
 from train.start_from import with_source
 
 OWN_OPTIONS = ("preset", "config", "remedy", "families", "runs", "out", "seeds")
-"""Options other than configuration fields that decide a run."""
+"""Options that decide a run and are not configuration fields."""
 
 DESCRIPTION = """\
 Train a text generator and report its results.
@@ -95,7 +95,7 @@ class Plan:
     runs: dict[str, tuple[str, RunConfig]] = field(default_factory=dict)
     """preset and configuration of each run, by its path in the directory; "." is the directory itself"""
     groups: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
-    """kind and members of each group, the innermost first"""
+    """kind and members of each group by its path in the directory, the innermost group first"""
 
     def begin(self, directory: Path, session: Session) -> None:
         """Write run.json of every run, then runs.json of every group."""

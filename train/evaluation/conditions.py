@@ -79,7 +79,7 @@ class Comparison:
         self.outlines = [functional.normalize(torch.from_numpy(data.stores["test"].rows(np.array(rows)))) for rows in texts]
 
     def rows(self, reporter: Reporter) -> list[Row]:
-        """Return one row per source: the model's own, then baselines, then real text."""
+        """Return one row per source: the model's own source, its baselines, then real text."""
         model, data, found = self.model, self.data, self.found
         conditions = conditions_of(model, data, "test", found)
         answers = {source: draws(model, conditions, source, torch.Generator().manual_seed(NOISE_SEED))

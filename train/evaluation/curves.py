@@ -18,7 +18,7 @@ JUDGES = {"": "the GRU language model", "_ngram": "the 5-gram model"}  # by the 
 
 
 def curves(lines: Sequence[Line], seed: int | None = None, judge: str = "") -> dict[str, list[tuple[float, float]]]:
-    """Return each label's points (reverse nll, forward nll), one per temperature: of one seed, or of the means."""
+    """Return the points (reverse nll, forward nll) of each label, one per temperature. seed None: means over seeds."""
     found: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
         both = [line.figures[key] for key in (f"reverse{judge}_nll_per_token", f"forward{judge}_nll_per_token")
@@ -33,7 +33,8 @@ def curves(lines: Sequence[Line], seed: int | None = None, judge: str = "") -> d
 def gaps(lines: Sequence[Line], against: str, judge: str = "") -> dict[str, Figures | None]:
     """Return the forward nll of `against` minus each label's forward nll, nats per token, at equal reverse nll.
 
-    Mean over the common reverse nlls: seed by seed, or of the means if the numbers of seeds differ. None: not comparable.
+    The gap is a mean over the common interval of reverse nlls. It has one value per seed or, if the numbers of seeds differ,
+    one value for the means over seeds. None: the curves do not overlap.
     """
     found: dict[str, Figures | None] = {}
     counts = {label: max(len(line.figures["forward_nll_per_token"].values) for line in lines if line.label == label)
@@ -83,7 +84,7 @@ def picture(lines: Sequence[Line]) -> Figure:
 
 
 def write_curves(directory: Path, lines: Sequence[Line]) -> None:
-    """Write curve.png, and under tensorboard/ the picture and the figures against 100 · T."""
+    """Write curve.png. Write the picture and the figures to tensorboard/, with 100 · T as the step."""
     events = directory / "tensorboard"  # A separate directory, so that only our own events are deleted.
     shutil.rmtree(events, ignore_errors=True)
     figure = picture(lines)

@@ -29,7 +29,7 @@ QUICK_DIM_SCORINGS = 8192  # sentence scorings for the gaps of single dimensions
 
 def nll_figures(split: str, model: TextModel, rows: Sequence[np.ndarray], outlines: Tensor | None,
                 num_draws: int) -> dict[str, float]:
-    """Return the figures of all terms of `TextModel.nll_terms`."""
+    """Return the figures of all terms of `TextModel.nll_terms`, see `term_figures`."""
     return term_figures(split, model.nll_terms(rows, outlines, num_draws, torch.Generator().manual_seed(DRAW_SEED)), rows)
 
 
@@ -55,7 +55,7 @@ def held_out(data: Dataset, split: str, num: int, seed: int = 0) -> tuple[list[n
 
 
 def diagnose_vector(model: TextModel, data: Dataset, num: int, directory: Path, quick: bool) -> Diagnosis | None:
-    """Diagnose the vector on at most `num` test sentences; None if the decoder has no vector. directory: the run's."""
+    """Diagnose the vector on at most `num` test sentences; None if the decoder has no vector. directory: of the run."""
     tokens, outlines, _ = held_out(data, "test", num, seed=1)
     rng, max_len = torch.Generator().manual_seed(DRAW_SEED), data.corpus.meta["max_len"]
     if model.latent_per_step:
@@ -91,7 +91,7 @@ def collapse_figures(diagnosis: Diagnosis) -> dict[str, Any]:
 
 @torch.no_grad()
 def decoded_nll(model: TextModel, vectors: Tensor) -> float:
-    """Return the decoder's own nll per token of sentences sampled from vectors [N, D] at T = 1; low for real vectors."""
+    """Sample a sentence from each vector [N, D] at T = 1; return their nll per token by the same decoder. Low if real."""
     uniforms = torch.rand(len(vectors), DECODED_LEN, generator=torch.Generator().manual_seed(DRAW_SEED)).to(vectors.device)
     rows = [np.array(ids, dtype=np.int64) for ids in Sampler(model.decoder)(vectors, uniforms, SamplingConfig())]
     nll, num_targets = nll_of_rows(model.decoder, rows, vectors)
@@ -113,7 +113,7 @@ def diagnose_gan(model: TextModel, data: Dataset, num: int, start: str,
                  rows: Sequence[dict[str, Any]]) -> GanDiagnosis | None:
     """Return the verdict on a generator from the test split's rows of all SOURCES; None if a source is missing.
 
-    num: number of outlines for the critic memorisation. start: option of the run.
+    num: number of outlines for the critic memorisation. start: the run's option --start.
     """
     if not {row["source"] for row in rows if "outline_recall" in row}.issuperset(SOURCES):
         return None

@@ -37,7 +37,7 @@ class Judges(NamedTuple):
 
 
 def tokens_of(sentences: Sequence[str], data: Dataset) -> list[np.ndarray]:
-    """Tokenise sentences again, so that the score does not depend on how the sampler split a word into tokens."""
+    """Return the token ids of sentences. A score must not depend on how the sampler split a word into tokens."""
     limit = data.corpus.meta["max_len"]
     return [np.array(ids[:limit], dtype=np.int64) for ids in data.tokenizer.encode(list(sentences))]
 

@@ -15,7 +15,7 @@ HISTORIES = {"valid/kl": "KL to the prior, nats per sentence",
 
 
 def draw_signal_noise(axes: Axes, signal: Sequence[float], noise: Sequence[float]) -> None:
-    """Plot signal and noise of each dimension, the highest ratio first."""
+    """Plot signal and noise of each dimension, in order of falling signal-to-noise ratio."""
     ratios = np.array(signal) / np.maximum(noise, 1e-30)
     order = np.argsort(-ratios)
     for values, name, marker in ((signal, "signal: Var[mu]", "o"), (noise, "noise: E[sigma²]", "x")):
@@ -43,7 +43,7 @@ def kl_picture(kl_by_position: Sequence[float]) -> Figure:
 
 def collapse_picture(histories: Mapping[str, Sequence[dict[str, Any]]],
                      dims: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Plot the figures of collapse over training, and below them the dimensions after training of a family's first seed.
+    """Plot the figures of collapse over training; below them, signal and noise after training for each family's first seed.
 
     histories: the lines of metrics.jsonl of each run, named FAMILY or FAMILY/SEED. dims: signal and noise of each run.
     """

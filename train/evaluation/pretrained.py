@@ -22,7 +22,7 @@ MAX_LEN = 100  # tokens; longer sentences are not scored
 
 
 class PretrainedNll(NamedTuple):
-    """NLL of sentences in nats, without the ends of the sentences, and their numbers of tokens and of words."""
+    """NLL of sentences in nats, without the ends of the sentences, and the numbers of tokens and of words."""
 
     nll: float
     num_tokens: int
@@ -71,7 +71,7 @@ class PretrainedLM:
 
     @torch.no_grad()
     def encode(self, sentences: list[str]) -> np.ndarray:
-        """Return the last hidden state of each sentence's last token (of the first MAX_LEN): [N, D] float32.
+        """Return the last layer's state at the last token of each sentence, cut to MAX_LEN tokens: [N, D] float32.
 
         Source: Pillutla et al., MAUVE (2021), with GPT-2 large.
         """

@@ -54,7 +54,7 @@ def num_learnt(data: Dataset) -> int:
 def training_outlines(data: Dataset) -> tuple[Tensor, Tensor]:
     """Return two disjoint samples of raw training outlines, [M, D], for the two-sample classifier.
 
-    The first is its real class. The second is its fake class if real outlines or real text are measured.
+    The first is the classifier's real class. If real outlines or real text are measured, the second is its fake class.
     """
     rows = data.sample_rows("train", 2 * num_learnt(data), seed=2)
     ours, others = (torch.from_numpy(data.stores["train"].rows(rows[start::2])) for start in (0, 1))
@@ -68,7 +68,7 @@ def sources_of(model: TextModel, data: Dataset) -> tuple[str, ...]:
 
 def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, num: int,
          further: bool = False) -> Sentences:
-    """Draw `num` sentences of a source, or all that it has. further: also return `num_learnt` outlines, not decoded."""
+    """Draw `num` sentences of a source, or all that it has. further: add `num_learnt` more outlines, without sentences."""
     sampling = SamplingConfig(temperature=temperature, max_len=data.corpus.meta["max_len"], guidance=variant.guidance,
                               strength=variant.strength)
     more: Tensor | None = None
@@ -96,7 +96,7 @@ def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, 
 
 
 def draw_outlines(model: TextModel, data: Dataset, variant: Variant, num: int) -> Sentences:
-    """Draw `num` outlines of a source, or all it has, without sentences, and `num_learnt` more for the classifier."""
+    """Draw `num` outlines of a source, or all that it has, and `num_learnt` more for the classifier; no sentences."""
     if variant.source == REAL_OUTLINES:
         raw = torch.from_numpy(data.stores["valid"].rows(data.sample_rows("valid", num, seed=1)))
         return Sentences([], raw, training_outlines(data)[1])

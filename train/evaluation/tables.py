@@ -37,7 +37,7 @@ TABLES |= {name: [Column(key, *values) for key, values in own.items()] for name,
 
 @dataclass(frozen=True)
 class Figures:
-    """One quantity over seeds."""
+    """The values of one quantity, one per seed."""
 
     values: tuple[float, ...]
 
@@ -59,7 +59,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Line:
-    """A source of sentences at a temperature (None if it has none), over seeds."""
+    """A line of a table: a source of sentences at a temperature (None: no temperature), with the figures of all seeds."""
 
     label: str
     temperature: float | None
@@ -75,7 +75,7 @@ class Line:
 
 
 def counted(verdicts: Sequence[str]) -> str:
-    """Return one verdict, or the number of seeds with each verdict."""
+    """Return the verdict of one seed, or each verdict with its number of seeds: "2 × used, 1 × too weak"."""
     return ", ".join(verdict if len(verdicts) == 1 else f"{num} × {verdict}"
                      for verdict, num in Counter(verdicts).most_common())
 
@@ -123,7 +123,7 @@ def table(lines: Sequence[Line], columns: str | Sequence[Column], width: int | N
 
 
 def wrap(text: str, width: int | None) -> str:
-    """Break a paragraph into lines of at most `width` characters; None: leave it."""
+    """Return a paragraph in lines of at most `width` characters; None: return it unchanged."""
     return text if width is None else textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
@@ -155,7 +155,7 @@ def _as_cell(sentence: str) -> str:
 
 
 def reconstruction_section(rebuilt: Sequence[tuple[str, Row]], width: int | None = None) -> str:
-    """Return the tables of held-out sentences: nll, reconstruction, use of the vector. width: short form of this width."""
+    """Return the tables of held-out sentences: nll, reconstruction, use of the vector. width: for a short form."""
     lines = over_seeds(rebuilt)
     with_vector = [line for line in lines if line.verdicts]
     if width is not None:

@@ -60,8 +60,8 @@ MOST_HELD = 1_000_000  # largest number of training sentences whose words stay i
 class Yardstick:
     """The held-out text of a corpus and its judges.
 
-    num_samples: of the full form, for forward and reverse NLL; None: the quick form. encoder: re-encodes the generated text.
-    features: encodes text for MAUVE; None: the encoder.
+    num_samples: samples for forward and reverse NLL in the full form; None: the quick form. encoder: encodes generated text
+    again. features: encodes text for MAUVE; None: `encoder`.
     """
 
     def __init__(self, config: RunConfig, data: Dataset, judges: Judges, num_samples: int | None = None,
@@ -98,7 +98,7 @@ class Yardstick:
 
     @cached_property
     def encoded_references(self) -> Tensor:
-        """Raw outlines [N, D] of the references by the encoder of the full form."""
+        """Raw outlines [N, D] of the references, from `encoder`."""
         assert self.encoder
         stores = self.data.stores
         if stores and stores["test"].encoder_fingerprint == self.encoder.fingerprint:
@@ -114,7 +114,7 @@ class Yardstick:
 
     @cached_property
     def real_outlines(self) -> Tensor:
-        """Raw outlines [N, D] of the references by the encoder of the runs."""
+        """Raw outlines [N, D] of the references, from the encoder of the runs."""
         return torch.from_numpy(self.data.stores["test"].rows(self.rows))
 
     def real_text(self) -> Sentences:
@@ -171,7 +171,7 @@ class Yardstick:
         return row
 
     def reverse(self, text: Sequence[str]) -> Row:
-        """Return the reverse figures of samples. Skips samples that cannot be a line of a text file: empty, or with NUL."""
+        """Return the reverse figures of samples. Skips samples that cannot be lines of a file: empty ones, and with NUL."""
         text = [sentence for sentence in text if sentence.strip() and "\0" not in sentence]
         row: Row = {"num_reverse": len(text)}
         if text:  # After little training, a model can write only empty sentences.
@@ -226,7 +226,9 @@ FULL_METRICS: tuple[Metric, ...] = (likeness, repetition)
 
 def outline_figures(name: str, real: Tensor, fake: Tensor, full: bool,
                     learn_from: tuple[Tensor, Tensor] | None = None, device: torch.device | str = "cpu") -> Row:
-    """Return figures of equal numbers of real and fake raw outlines; none for too few rows or if all real ones are equal.
+    """Return figures of equal numbers of real and fake raw outlines.
+
+    Returns no figures if there are too few rows or if all real outlines are equal.
 
     full: add Fréchet distance and two-sample test. learn_from: other raw outlines, real and fake, for the two-sample
     classifier, which runs on `device`; None: it learns from half of the rows.
@@ -252,7 +254,7 @@ def outline_figures(name: str, real: Tensor, fake: Tensor, full: bool,
 
 
 def mauve_figures(real: Tensor, fake: Tensor) -> Row:
-    """Return MAUVE and MAUVE* of equal numbers of real and fake raw features of text; none for too few rows."""
+    """Return MAUVE and MAUVE* of equal numbers of real and fake raw features of text; nothing if there are too few rows."""
     size = min(len(real), len(fake))
     if size < MIN_ROWS:
         return {}

@@ -57,7 +57,7 @@ class PairGame(Game):
         return conditions_of(self.model, self.data, "train", rows), self.data.outlines("train", targets)
 
     def real(self, batch: Batch) -> PairBatch:
-        """Return random pairs. The rows of `batch` are not used: a row may be only a condition, or alone in its group."""
+        """Return a batch of random pairs. The rows of `batch` are not used, because some rows have no condition."""
         targets = self.data.pairs("train").targets
         chosen = batch.own(torch.rand(2, batch.num_rows, dtype=torch.float64).T).numpy()
         rows = targets[(chosen[:, 0] * len(targets)).astype(np.int64)]

@@ -45,7 +45,7 @@ class DecoderStage(Stage):
     term = "nll"  # name of the loss in log keys: nll, or reconstruction_nll if the decoder sees the sentence's own vector
 
     def __init__(self, options: Any, data: Dataset, model: Any, bfloat16: bool, seed: int, /, **modules: nn.Module):
-        """modules: the trained ones, in the order of the optimiser's parameters."""
+        """modules: the trained modules, in the order of the optimiser's parameters."""
         self.options, self.data, self.model, self.bfloat16, self.seed = options, data, model, bfloat16, seed
         self.modules = modules
         self.num_steps, self.batch_size = options.decoder_steps, options.decoder_batch_size
@@ -61,7 +61,7 @@ class DecoderStage(Stage):
             start_words(self.model.decoder, rows, self.seed)
 
     def copy_weights(self, found: TextModel) -> None:
-        """Copy the weights of another run's decoder; without those for the vector if this decoder has no vector."""
+        """Copy the weights of another run's decoder, except for weights that it does not have in the same shape."""
         own, theirs = self.model.decoder.state_dict(), found.decoder.state_dict()
         self.model.decoder.load_state_dict({name: theirs[name] if name in theirs and theirs[name].shape == own[name].shape
                                             else own[name] for name in own})
@@ -100,7 +100,7 @@ class LatentStage(DecoderStage):
         return held_out(self.data, "valid", self.options.num_validation)[0]
 
     def elbo_terms(self, batch: Batch, nll: Tensor, kl: Tensor, kl_weight: float) -> dict[str, Tensor]:
-        """Return the terms for the log of this rank's nll and KL, summed over sentences."""
+        """Return the terms for the log. nll, kl: this rank's sums over sentences."""
         return {**self.nll_terms(batch, nll), "train/kl": kl / batch.num_rows, "train/kl_weight": batch.share(kl_weight),
                 "train/negative_elbo_per_token": (nll + kl) / batch.num_targets}
 

@@ -44,10 +44,10 @@ class GanOptions:
 
 
 class Game(ABC):
-    """The networks of a GanStage: generates outlines, scores them, and returns the real outlines of each step."""
+    """The networks of a GanStage. A game fits them, generates outlines, scores outlines, and validates."""
 
     def __init__(self, options: Any, data: Dataset, model: Any, seed: int, bfloat16: bool = False):
-        """model: `model.generator` is the saved one: a moving average of the generator that the stage trains."""
+        """model: its generator is saved. It is a moving average of the generator that the stage trains."""
         self.options, self.data, self.model, self.seed, self.bfloat16 = options, data, model, seed, bfloat16
         self.generator, self.critic = model.generator, model.critic
 
@@ -60,7 +60,7 @@ class Game(ABC):
         """Fit the baselines and the generator's start."""
 
     def real(self, batch: Batch) -> Batch:
-        """Return the batch with the real outlines of this step, as large as `batch`."""
+        """Return a batch with the real outlines of this step, of the same size as `batch`."""
         return batch
 
     @abstractmethod
@@ -68,7 +68,7 @@ class Game(ABC):
         """Return this rank's generated outlines [B, D]. The noise is drawn for the global batch."""
 
     def scorer(self, batch: Batch, rows: slice = slice(None)) -> Callable[[Tensor], Tensor]:
-        """Return the critic as a function from outlines [B, D] to scores [B]; rows: of the batch's conditions, if any."""
+        """Return the critic as a function from outlines [B, D] to scores [B]; rows: its conditions, if it has any."""
         return self.critic
 
     @abstractmethod

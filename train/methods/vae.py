@@ -32,7 +32,7 @@ INNER_COMPARED = 10  # encoder steps per mean loss; each mean is compared with t
 
 @dataclass(frozen=True)
 class VAEOptions(DecoderOptions):
-    """Options of decoder and encoder, and of the remedies; by default none is enabled."""
+    """Options of decoder and encoder, and of the remedies. By default, no remedy is enabled."""
 
     group: ClassVar[str] = "VAE"
     reads_words: ClassVar[bool] = True

@@ -44,7 +44,7 @@ class SlowSteps:
         self.fastest, self.told = 0.0, False
 
     def __call__(self, done: int, seconds: float) -> str | None:
-        """Return a warning the first time that steps are slow. done: steps or tokens. Times below 1 s do not count."""
+        """Return a warning the first time that steps are slow. done: steps or tokens in `seconds`; below 1 s: no check."""
         speed = done / max(seconds, 1e-9)
         self.fastest = max(self.fastest, speed)
         if self.told or seconds < 1 or speed * SLOW > self.fastest:

@@ -23,7 +23,10 @@ def charts(*categories: str) -> dict[str, Any]:
 
 
 def write_hparams(writer: Any, options: dict[str, Any]) -> None:
-    """Write a run's options. `SummaryWriter.add_hparams` adds a list of names; TensorBoard uses one list for all runs."""
+    """Write a run's options to TensorBoard, without the list of names that `SummaryWriter.add_hparams` writes.
+
+    TensorBoard would use the list of one run for all runs.
+    """
     _, started, ended = hparams(options, {})
     for summary in (started, ended):
         writer.file_writer.add_summary(summary)

@@ -49,7 +49,7 @@ class Ranks:
         return self.rank == 0
 
     def own(self, values: Any) -> Any:
-        """Return this rank's rows of a global batch: every `world`-th one of a tensor, array, range or noise."""
+        """Return this rank's rows of a global batch (a tensor, array, range or noise): every `world`-th row."""
         return values[self.rank::self.world]
 
     def barrier(self) -> None:
@@ -57,7 +57,7 @@ class Ranks:
             _together(dist.barrier)
 
     def agree(self, value: Any) -> Any:
-        """Return rank 0's value on every rank. JSON data only, because torch's broadcast of objects pickles them."""
+        """Return rank 0's value on every rank. It must be JSON data, because torch would send other objects as pickles."""
         if self.world == 1:
             return value
         data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=self.device)

@@ -126,9 +126,9 @@ def checkpoints(directory: Path) -> list[Path]:
 
 
 def newest_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]] | None:
-    """Return tensors and meta of the newest valid checkpoint and the errors of newer ones; None if there are no checkpoints.
+    """Return tensors and meta of the newest valid checkpoint, and the errors of newer, damaged ones.
 
-    Raises OutlinesError if all are damaged.
+    Returns None if there are no checkpoints. Raises OutlinesError if all checkpoints are damaged.
     """
     found = checkpoints(directory)
     damaged: list[str] = []
@@ -148,7 +148,7 @@ def newest_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any], 
 
 
 def prune(directory: Path, keep: int, newest: Path) -> None:
-    """Keep the last `keep` checkpoints up to `newest`. Delete older ones, damaged later ones and leftovers of writes."""
+    """Keep the last `keep` checkpoints up to `newest`. Delete older ones, later ones (damaged) and leftovers of writes."""
     found = checkpoints(directory)
     for path in set(found) - set([path for path in found if path <= newest][-keep:]):
         shutil.rmtree(path)

@@ -15,7 +15,7 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """A context that handles both signals. While `deferred`, the first signal is only recorded; otherwise raises Stopped."""
+    """Handles SIGINT and SIGTERM in a block: raises Stopped. While `deferred` is set, it only records the first signal."""
 
     def __init__(self) -> None:
         self.received = 0
