@@ -50,7 +50,7 @@ class CausalLM:
     def model(self, empty: bool = False) -> Any:
         """Return transformers' model in float32 on the CPU, in evaluation mode. Raises OutlinesError.
 
-        empty: return it on the device `meta`, with the shapes of the weights, but without values.
+        empty: return the model on the device `meta`, with the shapes of the weights, but without values.
         """
         with self._loading("transformers cannot load this model") as source:
             transformers: Any = importlib.import_module("transformers")

@@ -12,7 +12,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """Return the device with that name; `auto` prefers cuda, then mps, then cpu. Raises OutlinesError if it is missing."""
+    """Return the device with this name, or for `auto` the first available of cuda, mps, cpu. Raises OutlinesError."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device in available if available[device])
@@ -22,7 +22,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Return float32 or bfloat16, the precision of a decoder's matrix products; `auto` is the faster one on the device.
+    """Return the precision of a decoder's matrix products: float32 or bfloat16; for `auto`, the faster one on the device.
 
     bfloat16 is faster on CPUs with AMX, and on CPUs of AMD with AVX-512 BF16 (measured with benchmarks/decoder_speed.py).
     """

@@ -47,7 +47,10 @@ def beside(directory: Path, session: Session) -> Iterator[None]:
 
 
 def main(directory: Path) -> None:
-    """Train the models that the first process needs later. If this fails, it trains them itself and reports the error."""
+    """Train the models that the first process needs later.
+
+    If this fails, the first process trains them itself and reports the error.
+    """
     parent, runs = os.getppid(), runs_of(directory)
     first = runs[0]
     while not (first / "tokenizer.model").exists():  # The first process prepares the corpus and encodes it.

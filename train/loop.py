@@ -1,4 +1,4 @@
-"""The training loop, shared by all methods. It keeps the weights of the validation with the lowest criterion.
+"""The training loop, shared by all methods. A stage ends with the weights that had the lowest criterion in a validation.
 
 A step depends only on the weights, the optimiser states and (seed, stage, step). Therefore a checkpoint contains weights,
 optimiser states and a position. On the same CPU with the same number of threads, a resumed run equals an uninterrupted run

@@ -141,7 +141,7 @@ class Snapshot:
 
 
 class Method(ABC):
-    """Trains one family. A subclass in train/methods is found by its `family`."""
+    """Trains one family. Subclasses in train/methods are found by their `family`."""
 
     family: ClassVar[str]
     config_class: ClassVar[type[DecoderOptions]]

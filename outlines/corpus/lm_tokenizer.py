@@ -37,7 +37,7 @@ def to_ranges(ids: Iterable[int]) -> str:
 
 
 def from_ranges(text: str, most: int) -> list[int]:
-    """Return the numbers in a text that `to_ranges` wrote. Raises ValueError if it is invalid or has more than `most`."""
+    """Return the numbers in a text from `to_ranges`. Raises ValueError for invalid text or more than `most` numbers."""
     found: list[int] = []
     for run in text.split(",") if text else ():
         if not (parts := re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", run)):

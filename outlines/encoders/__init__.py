@@ -34,7 +34,7 @@ class SentenceEncoder(Protocol):
     normalized: bool
 
     def encode(self, sentences: list[str]) -> np.ndarray:
-        """Return the outlines of N sentences: [N, D] float32, each independent of the others up to float16 rounding."""
+        """Return the outlines of N sentences, [N, D] float32. Each depends only on its sentence, up to float16 rounding."""
         ...
 
     def unread(self, sentences: list[str]) -> tuple[float, float]:

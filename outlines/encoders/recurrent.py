@@ -26,7 +26,7 @@ KIND = "recurrent-encoder"
 
 @dataclass(frozen=True)
 class RecurrentEncoderConfig(SpecialIds):
-    """The sizes of a `RecurrentEncoder`. hidden_dim: per direction. dropout: of embeddings and pooled states."""
+    """The sizes of a `RecurrentEncoder`. hidden_dim: width per direction. dropout: for embeddings, pooled states."""
 
     vocab_size: int
     embed_dim: int = 256

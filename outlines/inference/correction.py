@@ -25,7 +25,7 @@ DRAFTS_AT_ONCE = 4096  # drafts that are written and encoded together, which bou
 @torch.no_grad()
 def correct(model: TextModel, write: Write, encode: Callable[[list[list[int]]], Tensor], wanted: Tensor, uniforms: Tensor,
             sampling: SamplingConfig) -> list[list[int]]:
-    """Return for each wanted vector one of its drafts (token ids): the outline of this draft has the largest cosine with it.
+    """Return for each wanted vector the draft (token ids) whose outline has the largest cosine with this vector.
 
     write: a function like `Sampler`. encode: token ids of N sentences → outlines [N, D], in the encoder's units.
     wanted: vectors [N, D] for the decoder. uniforms: [N, max_len] in [0, 1); drafts of row i depend only on row i.

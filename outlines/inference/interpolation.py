@@ -26,7 +26,7 @@ class Point(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """An interpolation between two sentences. vectors: [S, D]. ended: why it stopped, see `gradient`."""
+    """An interpolation between two sentences. vectors: [S, D]. ended: why the walk ended, see `gradient`."""
 
     vectors: Tensor
     points: list[Point]
@@ -64,7 +64,7 @@ def noise(model: OutlineModel, start: Tensor, end: Tensor, num: int) -> Tensor:
 
 def gradient(decoder: Decoder, start: Tensor, row: np.ndarray, own_nll: float, step: float,
              normalise: Callable[[Tensor], Tensor] = lambda vector: vector, max_steps: int = 200) -> tuple[Tensor, str]:
-    """Return the vectors [S, D] of gradient ascent on log p(sentence | vector) from start [D], and why it ended.
+    """Return the vectors [S, D] of gradient ascent on log p(sentence | vector) from start [D], and why the ascent ended.
 
     A step that does not raise the likelihood is undone, and its length is halved. Reasons for the end: `reached`, the
     sentence's NLL is at most `own_nll` (nats); `stuck`, the length is down to step / 1000; `max_steps`.

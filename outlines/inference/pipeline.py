@@ -169,7 +169,7 @@ class Pipeline:
         return self.model.from_encoder(average.float().to(self.device)[None])[0]
 
     def analogy(self, a: str, b: str, c: str) -> Tensor:
-        """Return the vector [D] of c + b - a (Mikolov, Yih and Zweig 2013), normalised like the outlines of the encoder."""
+        """Return the vector [D] of (c + b - a), normalised like the encoder's outlines (Mikolov, Yih and Zweig 2013)."""
         of_a, of_b, of_c = self.model.to_encoder(self.encode([a, b, c]))
         return self.model.from_encoder((of_c + of_b - of_a)[None])[0]
 
@@ -192,7 +192,7 @@ class Pipeline:
         return ids
 
     def write(self, vectors: Tensor | None, uniforms: Tensor, sampling: SamplingConfig, prefix: str = "") -> list[list[int]]:
-        """Return token ids of one sentence per row of uniforms [N, max_len]; each starts with `prefix`."""
+        """Return the token ids of one sentence per row of uniforms [N, max_len]. Every sentence starts with `prefix`."""
         write = partial(complete, self.sampler, self.tokenizer, beginning=prefix)
         if sampling.drafts == 1 and not sampling.rounds:
             return write(vectors, uniforms, sampling)

@@ -26,7 +26,7 @@ class References:
     def matches(self, hypothesis: Words, n: int, is_member: bool = False) -> int:
         """Count the matching n-grams, each up to its largest count in one reference.
 
-        is_member: whether the hypothesis is one of the references. Then it is compared only with the others.
+        is_member: whether the hypothesis is one of the references. Then it is compared only with the other references.
         """
         total = 0
         for ngram, count in Counter(ngrams(hypothesis, n)).items():

@@ -26,7 +26,7 @@ MIN_ERRORS = 3.0
 """Number of standard errors that a gap must exceed. Of hundreds of dimensions, many would exceed 2 by chance."""
 
 Posterior = tuple[Tensor, Tensor | None]
-"""mu and logvar = log sigma², both [N, Z]; logvar is None for a vector without noise."""
+"""mu [N, Z] and logvar = log sigma² [N, Z]; logvar is None for a vector without noise"""
 
 
 def checked(*posterior: Tensor | None) -> Any:
@@ -38,7 +38,7 @@ def checked(*posterior: Tensor | None) -> Any:
 
 
 def draw_posterior(mu: Tensor, logvar: Tensor | None, rng: torch.Generator) -> Tensor:
-    """Return one z per posterior, [N, Z]; mu itself if there is no noise."""
+    """Return one z per posterior, [N, Z]. Without noise (logvar None), return mu itself."""
     return mu if logvar is None else mu + (logvar / 2).exp() * torch.randn(mu.shape, generator=rng, dtype=mu.dtype)
 
 

@@ -23,11 +23,11 @@ MIN_INFORMATION = 0.05  # nats; a dimension with less counts as empty: its sigma
 MIN_MODEL_INFORMATION = math.log(2)
 """Nats that a used vector must carry about the sentence: the answer to one yes-or-no question."""
 MAX_DRIFT = 1.0
-"""Standard deviations of mu. If the drift is larger, the mean over sentences predicts a sentence's new z better than its
-old z does."""
+"""Standard deviations of mu. If the drift is larger, the mean of z over sentences predicts the new z of a sentence better
+than the sentence's old z does."""
 MIN_GAP = 0.01
-"""Nats per token by which the nll must rise with another sentence's vector (1 % of perplexity). For one of Z dimensions the
-threshold is MIN_GAP / Z: the same rule for a z of 2 dimensions and an outline of 384."""
+"""Nats per token by which the nll must rise with another sentence's vector (1 % of perplexity). For a single dimension of
+Z, the threshold is MIN_GAP / Z, so that one rule suits a z of 2 dimensions and an outline of 384."""
 
 NUM_SWAPS = 3  # other vectors tried per sentence
 NUM_OUTPUTS = 100  # vectors decoded greedily

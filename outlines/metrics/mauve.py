@@ -75,7 +75,7 @@ def _principal(rows: Tensor) -> Tensor:
 
 
 def frontier_area(p: Tensor, q: Tensor) -> float:
-    """Return the area under the divergence frontier of two histograms [K], which need not be normalised: 0..1.
+    """Return the area under the divergence frontier of two histograms [K]: 0 to 1. They need not be normalised.
 
     For each mixture r = w p + (1 - w) q, the frontier has the point (exp(-c KL(q | r)), exp(-c KL(p | r))). It ends at
     (1, 0) and (0, 1). The area is symmetric in p and q, because the weights are symmetric.

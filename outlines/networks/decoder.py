@@ -19,7 +19,7 @@ from outlines.options import Registry
 
 @dataclass(frozen=True)
 class DecoderConfig(SpecialIds):
-    """The fields that every decoder has. A kind adds its own in a subclass and sets the default of `kind`."""
+    """The fields that every decoder has. A kind adds its own fields in a subclass and sets the default of `kind`."""
 
     vocab_size: int
     vector_dim: int  # 0 makes a plain language model

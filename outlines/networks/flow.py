@@ -103,7 +103,7 @@ class FlowGenerator(OutlineGenerator):
         return nearest_centre(outlines, self.start.centres)
 
     def pair(self, own: Tensor, normal: Tensor) -> Tensor:
-        """Return the start [B, D] of each outline's path. own: index [B] of its nearest centre. normal: noise [B, D]."""
+        """Return the start [B, D] of each outline's path. own: index [B] of the outline's nearest centre. normal: [B, D]."""
         return self.start.around(self.start.centres[own], normal)
 
     def forward(self, noise: MixtureNoise) -> Tensor:

@@ -38,7 +38,7 @@ class OutlineGenerator(nn.Module, ABC):
         """Return outlines [B, D] in scaled units, before normalisation."""
 
     def fit(self, outlines: Tensor, seed: int) -> None:
-        """Fit the generator to training outlines [N, D] before training, if its kind does that."""
+        """Fit the generator to training outlines [N, D] before training, if the kind needs this."""
         return
 
     def start_at(self, mixture: Mixture) -> None:
@@ -54,6 +54,6 @@ GENERATORS = Registry("generator")
 
 
 def build_generator(shape: Mapping[str, Any]) -> Any:
-    """Return an untrained OutlineGenerator. shape: its kind, and the fields of its config."""
+    """Return an untrained OutlineGenerator. shape: the kind, and the fields of the config."""
     kind: Any = GENERATORS[str(shape["kind"])]
     return kind(kind.config_class(**{name: value for name, value in shape.items() if name != "kind"}))

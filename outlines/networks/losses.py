@@ -1,4 +1,4 @@
-"""Losses as pure functions: one equation per function, terms per example; the caller reduces once."""
+"""Losses as pure functions, one equation each. They return terms per example, which the caller reduces once."""
 
 import math
 from collections.abc import Callable, Sequence

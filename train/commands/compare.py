@@ -23,7 +23,7 @@ from train.runtime.run_directory import read_json, read_lines, runs_of
 
 COMPARE = "compare"
 LEADER, LATENT = "outlines", "vae"
-"""LEADER: a comparison has its options; other families use the options that they have, too. LATENT: has the remedies."""
+"""LEADER: the family whose options a comparison has; other families use those that they share. LATENT: has remedies."""
 DEFAULT_REMEDY = ("vae-freebits",)
 
 LAYOUT = charts("outlines and VAE: collapse", "outlines and VAE: quality", "outlines and VAE: diversity")

@@ -35,7 +35,7 @@ REVERSE_SEED = 2001
 REVERSE_BATCH_SIZE = 128
 
 def quick_judges(config: RunConfig, data: Dataset, session: Session) -> Judges:
-    """Train or load the judge for the report at the end of training. Returns it as the only judge."""
+    """Train or load the judge for the report at the end of training; return it as `Judges`."""
     return Judges({"forward": neural_judge(scorer(config, data, session), data)})
 
 
@@ -132,7 +132,7 @@ def reverse_nll(samples: Sequence[str], held_out: Sequence[str], config: RunConf
                 steps: int) -> Nll:
     """Score real held-out text with a language model trained only on samples.
 
-    It is validated on real text eight times in its `steps` updates, and the best weights are kept. More samples lower the
+    The model is validated on real text eight times in `steps` updates, and the best weights are kept. More samples lower the
     score.
     Source: Zhao et al., Adversarially Regularized Autoencoders (2018), reverse perplexity.
     """

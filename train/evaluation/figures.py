@@ -55,7 +55,7 @@ def held_out(data: Dataset, split: str, num: int, seed: int = 0) -> tuple[list[n
 
 
 def diagnose_vector(model: TextModel, data: Dataset, num: int, directory: Path, quick: bool) -> Diagnosis | None:
-    """Diagnose the vector on at most `num` test sentences; None if the decoder has no vector. directory: of the run."""
+    """Diagnose the vector on at most `num` test sentences; None if the decoder has none. directory: the run's directory."""
     tokens, outlines, _ = held_out(data, "test", num, seed=1)
     rng, max_len = torch.Generator().manual_seed(DRAW_SEED), data.corpus.meta["max_len"]
     if model.latent_per_step:

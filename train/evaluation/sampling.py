@@ -25,7 +25,7 @@ Row = dict[str, Any]  # the figures of one line of a table, by key
 
 @dataclass(frozen=True)
 class Sentences:
-    """Sentences of one source and, if the source has outlines, the raw outlines they were decoded from, [N, D]."""
+    """Sentences of one source and, if the source has outlines, the raw outlines [N, D] that they were decoded from."""
 
     text: list[str]
     outlines: Tensor | None = None
@@ -33,7 +33,7 @@ class Sentences:
 
 
 class Variant(NamedTuple):
-    """A source of vectors and how they are drawn from it."""
+    """A source of vectors, and the settings for drawing from this source."""
 
     source: str
     noise_scale: float = 1.0  # as in SamplingConfig; real outlines have no noise

@@ -38,7 +38,7 @@ def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int, **se
 
 
 class DecoderStage(Stage):
-    """Trains a decoder on sentences. A family with vectors overrides `vector`; one with another loss overrides `step`."""
+    """Trains a decoder on sentences. Families with vectors override `vector`; families with another loss override `step`."""
 
     name = "decoder"
     like_length = True

@@ -125,7 +125,7 @@ class OutlineDecoderStage(DecoderStage):
             self.copied(found, description["training"]["seed"])
 
     def copy_weights(self, found: Any) -> None:
-        """Copy the weights of another run's decoder, and the scaling of the outlines that it learned to read."""
+        """Copy the weights of another run's decoder, and the scaling of the outlines that this decoder learned to read."""
         super().copy_weights(found)
         if isinstance(found, OutlineDecoding):
             self.model.scaling.load_state_dict(found.scaling.state_dict())

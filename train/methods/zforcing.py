@@ -1,4 +1,4 @@
-"""Z-Forcing: a latent per step, with an auxiliary cost that makes it predict the rest of the sentence.
+"""Z-Forcing: a latent per step, and an auxiliary cost that makes the latents predict the rest of the sentence.
 
 The loss per token is nll + beta · KL + alpha · auxiliary + gamma · backward nll. The reported bound is nll + KL.
 """

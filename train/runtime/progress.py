@@ -18,7 +18,7 @@ class Progress(Protocol):
 
 
 class Reporter:
-    """Prints progress and warnings. Ranks other than the first have a silent one."""
+    """Prints progress and warnings. Ranks other than the first have a silent reporter."""
 
     def __init__(self, quiet: bool = False, silent: bool = False):
         """quiet: print only warnings. silent: print nothing."""
