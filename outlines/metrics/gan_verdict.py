@@ -44,16 +44,21 @@ class Quality(NamedTuple):
         """The harmonic mean of precision and recall."""
         return 2 * self.precision * self.recall / max(self.precision + self.recall, 1e-9)
 
-    def compare(self, other: "Quality", name: str) -> tuple[bool, str]:
-        """Return whether this source is better than `other` (F1 higher by MARGIN, lower decoded NLL), and the reason."""
+    def compare(self, other: "Quality", real: "Quality", name: str) -> tuple[bool, str]:
+        """Return whether this source is better than `other`, and the reason.
+
+        Better: F1 is higher by MARGIN, and the decoded NLL is nearer to that of real outlines. A low NLL does not prove
+        quality: from vague outlines, the decoder writes likely sentences without variety.
+        """
         f1 = f"Its F1 of precision and recall is {self.f1:.3f}, the {name}'s {other.f1:.3f}"
         if not self.f1 >= other.f1 + MARGIN:
             return False, f"{f1}; better means at least {MARGIN} higher."
-        if self.decoded_nll is None or other.decoded_nll is None:
+        if self.decoded_nll is None or other.decoded_nll is None or real.decoded_nll is None:
             return True, f"{f1} (margin {MARGIN})."
-        likelier = self.decoded_nll < other.decoded_nll
-        nll = f"its sentences have an NLL of {self.decoded_nll:.3f} nats per token, the {name}'s {other.decoded_nll:.3f}"
-        return likelier, f"{f1}, {'and' if likelier else 'but'} {nll}."
+        nearer = abs(self.decoded_nll - real.decoded_nll) < abs(other.decoded_nll - real.decoded_nll)
+        nll = (f"its sentences have an NLL of {self.decoded_nll:.3f} nats per token, the {name}'s {other.decoded_nll:.3f}, "
+               f"those of real outlines {real.decoded_nll:.3f}")
+        return nearer, f"{f1}, {'and' if nearer else 'but'} {nll}."
 
 
 class GanDiagnosis(NamedTuple):
@@ -98,13 +103,13 @@ def judge_generator(generator: Quality, mixture: Quality, gaussian: Quality, rea
         if start is not None and generator.f1 < LEFT_OF_START * start.f1:
             return GanVerdict.DIVERGED, (f"Its F1 of precision and recall is {generator.f1:.3f}, less than {LEFT_OF_START} "
                                          f"of the start's {start.f1:.3f}.")
-        better, reason = generator.compare(mixture, "mixture")
+        better, reason = generator.compare(mixture, real, "mixture")
         if better:
             return GanVerdict.BETTER_THAN_MIXTURE, reason
         if memorised > MAX_MEMORISED:
             return GanVerdict.CRITIC_OVERFITTED, (f"Its critic memorisation is {memorised:.0%}, above the threshold of "
                                                   f"{MAX_MEMORISED:.0%}.")
-        better, less = generator.compare(gaussian, "Gaussian")
+        better, less = generator.compare(gaussian, real, "Gaussian")
         return (GanVerdict.BETTER_THAN_GAUSSIAN, reason) if better else (GanVerdict.NO_BETTER, less)
 
     return GanDiagnosis(*decide(), memorised)
