@@ -23,6 +23,7 @@ from train.runtime.signals import StopSignals
 from train.session import Session, finished_run, run_config
 
 
+@torch.no_grad()
 def main(run: Path, strengths: list[float], temperature: float, num: int) -> None:
     config, session = run_config(run), Session.of_run(run, False, StopSignals(), "cpu")
     model, data = finished_run(run, session)
