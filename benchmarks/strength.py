@@ -49,7 +49,7 @@ def main(run: Path, strengths: list[float], temperature: float, num: int) -> Non
             figures += [f"{judges.forward['forward'](made).per_token:.3f}", f"{float(cosine.mean()):.3f}",
                         f"{non_words(yardstick, made, split)['non_words']:.3f}"]
             figures += [f"{in_grammar(yardstick, made, split)['in_language']:.3f}"] if data.embedded else []
-        print(f"| {strength:g} | {' | '.join(figures)} |", flush=True)
+        tqdm.write(f"| {strength:g} | {' | '.join(figures)} |")
 
 
 if __name__ == "__main__":
