@@ -52,6 +52,8 @@ class OutlineDecoderOptions(DecoderOptions):
     encoder_dim: int = option(0, "keep only the first INT dimensions of each outline; 0: keep all", low=0, high=2**20)
     min_strength: float = option(0.0, "smallest strength of outlines in decoder training; each outline is mixed with noise, "
                                       "at a random strength from this value to 1; 1: no noise", low=0, high=1)
+    exact_outlines: float = option(0.5, "fraction of outlines that keep strength 1 in decoder training; with --min-strength "
+                                        "below 1", low=0, high=1, flag=False)
     outline_dropout: float = option(0.1, "probability of replacing an outline by zero in decoder training; above 0 the "
                                          "decoder also learns p(x), which guidance needs", low=0, high=0.99)
     decoder_from: str = option("", "copy the decoder of this finished run instead of training one; use its tokenizer, "
@@ -75,7 +77,8 @@ class OutlineDecoderOptions(DecoderOptions):
 
     def without_effect(self) -> dict[str, str]:
         names = ("encoder_prompt", "encoder_dim") if self.encoder.startswith("recurrent:") else ()
-        return super().without_effect() | dict.fromkeys(names, "recurrent encoders do not use it")
+        exact = {"exact_outlines": "with --min-strength 1 all outlines are exact"} if self.min_strength == 1 else {}
+        return super().without_effect() | dict.fromkeys(names, "recurrent encoders do not use it") | exact
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ class OutlineDecoderStage(DecoderStage):
         assert batch.outlines is not None
         outlines, options = batch.outlines, self.options
         strength = torch.empty(batch.num_rows, 1, device=outlines.device).uniform_(options.min_strength, 1)
+        strength[torch.rand_like(strength) < options.exact_outlines] = 1.0
         if options.outline_dropout:
             strength = strength * torch.empty_like(strength).bernoulli_(1 - options.outline_dropout)
         noise = torch.randn(batch.num_rows, outlines.shape[1], device=outlines.device)
