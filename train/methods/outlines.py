@@ -50,8 +50,8 @@ class OutlineDecoderOptions(DecoderOptions):
     encoder: str = option("minilm", "frozen sentence encoder: minilm, multilingual-minilm, st:MODEL or recurrent:DIRECTORY")
     encoder_prompt: str = option("", "prompt before each sentence, such as 'query: '; few encoders need one")
     encoder_dim: int = option(0, "keep only the first INT dimensions of each outline; 0: keep all", low=0, high=2**20)
-    min_strength: float = option(0.0, "smallest strength of outlines in decoder training; each outline is mixed with noise, "
-                                      "at a random strength from this value to 1; 1: no noise", low=0, high=1)
+    min_strength: float = option(0.0, "smallest strength of outlines in decoder training; half of them are mixed with "
+                                      "noise, at a random strength from this value to 1; 1: no noise", low=0, high=1)
     exact_outlines: float = option(0.5, "fraction of outlines that keep strength 1 in decoder training; with --min-strength "
                                         "below 1", low=0, high=1, flag=False)
     outline_dropout: float = option(0.1, "probability of replacing an outline by zero in decoder training; above 0 the "
