@@ -47,7 +47,8 @@ class TextModel(nn.Module):
     @property
     def strength(self) -> float:
         """The default strength for new sentences, see `SamplingConfig`."""
-        return max(STRENGTH, self.decoder.config.min_strength)
+        config = self.decoder.config
+        return max(STRENGTH, config.min_strength) if config.vector_dim else 1.0
 
     def chosen(self, sampling: SamplingConfig) -> SamplingConfig:
         """Return the settings for new sentences, with the model's own strength if none is set."""

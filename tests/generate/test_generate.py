@@ -63,7 +63,8 @@ def other_runs(tiny_run: Path, pipeline: Pipeline, tmp_path_factory: pytest.Temp
 
     def run(family: str) -> Path:
         if family not in made:
-            shape = dataclasses.replace(pipeline.model.decoder.config, vector_dim=0 if family == "lm" else 5)
+            shape = dataclasses.replace(pipeline.model.decoder.config, vector_dim=0 if family == "lm" else 5,
+                                        min_strength=1.0)
             stochastic = StochasticDecoderConfig(shape.vocab_size, vector_dim=64 * 3, embed_dim=8, hidden_dim=8,
                                                  num_layers=2, latent_dim=3, mlp_dim=8)
             encoder = RecurrentEncoderConfig(shape.vocab_size, embed_dim=8, hidden_dim=8, outline_dim=5)
@@ -374,7 +375,7 @@ def test_smoothness_without_a_middle_says_so(written: Written) -> None:
 
 def test_variations_lie_at_their_radius(written: Written, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     vector = pipeline.encode([A])[0]
-    greedy = pipeline.decode(vector[None])
+    greedy = pipeline.decode(vector[None], strength=pipeline.model.strength)
     assert written("vary", A, "--radius", 0, "--num", 3, "--greedy") == 3 * greedy
     assert len(set(written("vary", A, "--radius", 1.5, "--num", 30))) > 3
     seen: list[torch.Tensor] = []
@@ -425,7 +426,8 @@ def test_completions_start_with_the_given_beginning(written: Written, pipeline: 
     sampled = written("complete", "Two dogs", "--num", 20, "--temperature", 1.5)
     assert len(set(sampled)) > 3 and all(line.startswith("Two dogs") for line in sampled)
     prefix = pipeline.tokenizer.encode(["Two dogs"])[0]
-    expected = sample(pipeline.model.decoder, pipeline.encode([A]), torch.zeros(1, 64), GREEDY, prefix)
+    weak = dataclasses.replace(GREEDY, strength=pipeline.model.strength)
+    expected = sample(pipeline.model.decoder, pipeline.encode([A]), torch.zeros(1, 64), weak, prefix)
     assert written("complete", "Two dogs", "--like", A, "--num", 2, "--greedy") == 2 * pipeline.tokenizer.lines(expected)
 
 
@@ -535,14 +537,15 @@ def test_a_file_that_is_not_text_is_named_by_its_line(written: Written, tmp_path
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTED = [command.replace("$RUN", "RUN") for name in ("README.md", "docs/generate.md")
-              for command in re.findall(r"(?:^|`|\| )(python -m generate [^`\n|#]+)", (ROOT / name).read_text(), re.M)
+              for text in [(ROOT / name).read_text().replace("\\\n", "")]
+              for command in re.findall(r"(?:^|`|\| )(python -m generate [^`\n|#]+)", text, re.M)
               if "[" not in command and " VERB " not in command]
 
 
 @pytest.mark.parametrize("command", DOCUMENTED)
 def test_every_documented_command_is_understood(command: str) -> None:
     options = parse(shlex.split(command)[3:])
-    assert str(options.run) in ("RUN", "runs/001-outlines-small", "runs/002-outlines-small")
+    assert str(options.run) in ("RUN", "runs/001-outlines-default", "runs/002-outlines-small")
 
 
 def test_every_verb_is_documented() -> None:
@@ -553,8 +556,8 @@ def test_from_python(tiny_run: Path, pipeline: Pipeline, capsys: pytest.CaptureF
     """The example of docs/generate.md, run."""
     document = (ROOT / "docs" / "generate.md").read_text()
     example, = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
-    assert "runs/001-outlines-small" in example
-    exec(example.replace("runs/001-outlines-small", str(tiny_run)), {})
+    assert "runs/001-outlines-default" in example
+    exec(example.replace("runs/001-outlines-default", str(tiny_run)), {})
     samples, rebuilt, corrected, walked = (ast.literal_eval(line) for line in capsys.readouterr().out.splitlines())
     assert samples == pipeline.sample(3, temperature=0.5)
     assert rebuilt == pipeline.decode(pipeline.encode(["A dog runs.", "Two men play chess."]))
