@@ -208,8 +208,9 @@ def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
         session.ranks.barrier()
         return
     for member in group.runs:
-        # A member can also be trained by the second process, or resumed or evaluated by itself.
-        with locked(member, session.reporter.line) if session.ranks.first else contextlib.nullcontext():
+        # A member can also be resumed or evaluated by itself: an error. Or the second process trains it: wait.
+        waiting = session.reporter.line if session.reporter.beside else None
+        with locked(member, waiting) if session.ranks.first else contextlib.nullcontext():
             complete(member, session, beside_lm and group.kind != COMPARE)
     if session.ranks.first:
         report = report_comparison if group.kind == COMPARE else report_seeds
