@@ -264,8 +264,8 @@ def test_other_strengths_have_their_own_lines(evaluated: Evaluated, lm_run: Path
     assert main(["evaluate", *evaluated.runs, *COMMAND, "--temperatures", "1", "--encoder", "none", *weak, "--quiet"]) == 0
     rows = json.loads((tmp_path / "weak" / "report.json").read_text())["rows"]
     assert [row["source"] for row in rows] == [  # 0.5 is the usual strength
-        "real text", "outlines: real outlines", "outlines", "outlines: real outlines, strength 0.2", "outlines, strength 0.2",
-        "outlines: real outlines, strength 1", "outlines, strength 1", "lm"]
+        "real text", "outlines: real outlines", "outlines", "outlines: real outlines, strength 0.2",
+        "outlines, strength 0.2", "outlines: real outlines, strength 1", "outlines, strength 1", "lm"]
     nll = {row["source"]: row["figures"]["forward_nll_per_token"] for row in rows}
     assert nll["outlines"] != nll["outlines, strength 0.2"] != nll["outlines, strength 1"]
     assert "no run was trained with --min-strength below 1" in refused(
