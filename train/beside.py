@@ -1,7 +1,7 @@
 """A second process that trains on the other half of the CPU: the LM baseline of a run, or the last runs of a group.
 
-A step of a decoder of the presets' sizes is small, so all threads are hardly faster than half of them. Two processes with
-half of the threads each train nearly twice as much (`python -m benchmarks.busy_machine`).
+A training step is small, so its threads often wait for each other. Two processes with half of the threads each train more
+in the same time than one process with all threads (`python -m benchmarks.busy_machine`; figures in docs/runs.md).
 """
 
 import contextlib
