@@ -57,7 +57,7 @@ class Quality(NamedTuple):
             return True, f"{f1} (margin {MARGIN})."
         nearer = abs(self.decoded_nll - real.decoded_nll) < abs(other.decoded_nll - real.decoded_nll)
         nll = (f"its sentences have an NLL of {self.decoded_nll:.3f} nats per token, the {name}'s {other.decoded_nll:.3f}, "
-               f"those of real outlines {real.decoded_nll:.3f}")
+               f"the real outlines' {real.decoded_nll:.3f}")
         return nearer, f"{f1}, {'and' if nearer else 'but'} {nll}."
 
 

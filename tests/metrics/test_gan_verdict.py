@@ -40,9 +40,9 @@ def test_recall_is_compared_with_the_lower_one_of_real_outlines_and_mixture() ->
 
 @pytest.mark.parametrize(("generator", "start", "memorised", "reason"), [
     (Quality(0.93, 0.92, 3.5), MIXTURE, 0.0, "Its F1 of precision and recall is 0.925, the mixture's 0.873, and "
-     "its sentences have an NLL of 3.500 nats per token, the mixture's 3.600, those of real outlines 3.300."),
+     "its sentences have an NLL of 3.500 nats per token, the mixture's 3.600, the real outlines' 3.300."),
     (Quality(0.93, 0.92, 3.7), MIXTURE, 0.0, "Its F1 of precision and recall is 0.925, the mixture's 0.873, but "
-     "its sentences have an NLL of 3.700 nats per token, the mixture's 3.600, those of real outlines "
+     "its sentences have an NLL of 3.700 nats per token, the mixture's 3.600, the real outlines' "
      "3.300."),
     (Quality(0.10, 0.90, 3.8), GAUSSIAN, 0.0, "Its F1 of precision and recall is 0.180, the Gaussian's 0.180; "
      "better means at least 0.02 higher."),
