@@ -70,13 +70,13 @@ class CausalLM:
             return model.eval()
 
     def tokenizer(self) -> Any:
-        """Return transformers' tokenizer, set to treat control words in a text as normal words. Raises OutlinesError."""
+        """Return transformers' tokenizer; in a text, it treats special tokens as ordinary text. Raises OutlinesError."""
         with self._loading("transformers cannot load its tokenizer") as source:
             transformers: Any = importlib.import_module("transformers")
 
             tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
             if not getattr(tokenizer, "is_fast", False):
-                raise ValueError("it has no tokenizer of the library tokenizers")
+                raise ValueError("it has no tokenizer for the package tokenizers")
             tokenizer.split_special_tokens = tokenizer.backend_tokenizer.encode_special_tokens = True
             return tokenizer
 

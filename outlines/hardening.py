@@ -182,7 +182,10 @@ MODULE_TYPES = {"Dense", "Dropout", "LayerNorm", "Normalize", "Pooling", "Static
 
 
 def check_sentence_transformer(directory: Path) -> list[Path]:
-    """Return a model's folders. Raises OutlinesError if it selects code or outside paths, or has pickled or no weights."""
+    """Return the folders of a model. Raises OutlinesError if the model is unsafe or has no weights.
+
+    Unsafe: it can run its own code, refers to files outside its directory, or has only pickled weights.
+    """
     folders, listing = {directory}, directory / "modules.json"
     modules = _parse(listing, DOWNLOAD_AGAIN) if listing.exists() else []
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
@@ -210,7 +213,7 @@ def check_sentence_transformer(directory: Path) -> list[Path]:
 
 
 def check_causal_lm(directory: Path) -> None:
-    """Raise OutlinesError if a model selects code, has pickled or no weights, or is not a causal language model."""
+    """Raise OutlinesError if a model can run its own code, has no safetensors, or is not a causal language model."""
     for file in sorted(directory.glob("*.json")):
         if file.name not in ("tokenizer.json", "vocab.json"):
             _check_configuration(file, {"activation_function"})  # here a word that transformers looks up in a table
@@ -229,13 +232,14 @@ def _check_weights(folder: Path) -> None:
     """Raise OutlinesError if a folder only has pickled weights, or an adapter."""
     pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLE_SUFFIXES)
     if pickles and not any(folder.glob("model*.safetensors")):
-        raise OutlinesError(f"{folder / pickles[0]}: pickled weights are refused. Convert them to safetensors.")
+        raise OutlinesError(f"{folder / pickles[0]}: pickled weights are refused, because they can run code. "
+                            "Convert them to safetensors.")
     if (folder / "adapter_config.json").exists():
-        raise OutlinesError(f"{folder}: an adapter for weights stored elsewhere. Merge it into these weights first.")
+        raise OutlinesError(f"{folder}: an adapter, not a complete model. Merge it into its base model first.")
 
 
 def _check_configuration(file: Path, known: Collection[str] = ()) -> None:
-    """Raise OutlinesError if a JSON file of a model chooses code to run or weights outside its folder.
+    """Raise OutlinesError if a JSON file of a model can select code to run, or weights outside its folder.
 
     known: keys that need no check.
     """
@@ -244,7 +248,7 @@ def _check_configuration(file: Path, known: Collection[str] = ()) -> None:
         return
     chosen = sorted(_code_keys(data))
     if chosen:
-        raise OutlinesError(f"{file}: {chosen[0]!r} chooses code to run, which is refused. Use a model without code.")
+        raise OutlinesError(f"{file}: {chosen[0]!r} can select code to run, so it is refused. Use another model.")
     activation = data.get("activation_function", "torch.nn.Identity")
     if "activation_function" not in known and (
             not isinstance(activation, str) or not re.fullmatch(r"torch\.nn(\.modules\.\w+)?\.[A-Z]\w*", activation)):

@@ -30,8 +30,8 @@ def from_hub(name: str, remedy: str = "Go online once, or train your own encoder
         try:
             return Path(snapshot_download(name, allow_patterns=list(DATA_PATTERNS)))
         except (OSError, ValueError) as error:
-            raise OutlinesError(f"{name}: neither in the hub's cache nor on the hub ({one_line(error)}). "
-                                f"{remedy}") from error
+            raise OutlinesError(f"{name}: neither in the local cache nor on the Hugging Face hub "
+                                f"({one_line(error)}). {remedy}") from error
 
 
 def data_listing(directory: Path, folders: Iterable[Path]) -> str:

@@ -95,7 +95,7 @@ def test_a_name_is_searched_on_the_hub(tiny_gpt2: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert find_causal_lm("hf:gpt2").fingerprint == find_causal_lm(f"hf:{tiny_gpt2}").fingerprint
-    assert "neither in the hub's cache nor on the hub (no network and more lines)" in error_of("hf:other")
+    assert "neither in the local cache nor on the Hugging Face hub (no network and more lines)" in error_of("hf:other")
 
 
 def changed(file: Path, **values: object) -> None:
@@ -105,10 +105,10 @@ def changed(file: Path, **values: object) -> None:
 @pytest.mark.parametrize(("file", "values", "message"), [
     ("config.json", {"architectures": ["BertForMaskedLM"]}, "not a causal language model"),
     ("config.json", {"architectures": None}, "not a causal language model"),
-    ("config.json", {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}, "'auto_map' chooses code"),
-    ("config.json", {"text_config": {"attn_implementation": "somebody/kernel"}}, "'attn_implementation' chooses code"),
-    ("config.json", {"quantization_config": {"quant_method": "awq"}}, "'quantization_config' chooses code"),
-    ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}, "'auto_map' chooses code"),
+    ("config.json", {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}, "'auto_map' can select code"),
+    ("config.json", {"text_config": {"attn_implementation": "somebody/kernel"}}, "'attn_implementation' can select code"),
+    ("config.json", {"quantization_config": {"quant_method": "awq"}}, "'quantization_config' can select code"),
+    ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}, "'auto_map' can select code"),
 ])
 def test_code_and_other_models_are_refused_before_they_are_loaded(file: str, values: dict[str, object], message: str,
                                                                   copy: Path) -> None:
@@ -131,7 +131,7 @@ def test_pickled_missing_and_damaged_weights_are_refused(copy: Path) -> None:
     assert "pickled weights are refused" in error_of(f"hf:{copy}")
     (copy / "adapter_config.json").write_text("{}")
     (copy / "pytorch_model.bin").unlink()
-    assert "an adapter for weights stored elsewhere" in error_of(f"hf:{copy}")
+    assert "an adapter, not a complete model" in error_of(f"hf:{copy}")
     (copy / "config.json").unlink()
     assert "no config.json" in error_of(f"hf:{copy}")
 

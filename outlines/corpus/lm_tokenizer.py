@@ -76,7 +76,7 @@ class LMTokenizer(StoredTokenizer):
             raise TokenizerError(f"{NOT_AN_LM}, or damaged ({one_line(error)}). Use another file.") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._tokenizer.encode_special_tokens = True  # control words in a text are text
+        self._tokenizer.encode_special_tokens = True  # special tokens in a text are ordinary text
         special = {SPECIAL.bos_id: bos}
         self.rows = [special.get(number, eos) for number in range(NUM_SPECIAL)] + kept
         self.vocab_size = len(self.rows)
@@ -97,7 +97,7 @@ class LMTokenizer(StoredTokenizer):
         smallest = whole._restricted(set())
         (written,) = smallest.decode(smallest.encode([TRIAL]))
         if written != TRIAL:
-            raise TokenizerError(f"{lm.name}: its tokenizer cannot write every text from single bytes ({TRIAL!r} becomes "
+            raise TokenizerError(f"{lm.name}: its tokenizer cannot encode every text byte by byte ({TRIAL!r} becomes "
                                  f"{written!r}). Use another language model.")
         return whole
 

@@ -171,7 +171,7 @@ class SentencePieceTokenizer(StoredTokenizer):
         except (RuntimeError, ValueError) as error:
             raise TokenizerError("not a SentencePiece model, or a damaged one.") from error
         if special != asdict(SPECIAL) or num_bytes != 256:
-            raise TokenizerError(f"a SentencePiece model with other special tokens, or without bytes: {special}, "
+            raise TokenizerError(f"a SentencePiece model with other special tokens, or without byte pieces: {special}, "
                                  f"{num_bytes} byte pieces. Train one with: {SPM_TRAIN}")
         self._processor = processor
         self.vocab_size = len(ids)  # includes the special tokens

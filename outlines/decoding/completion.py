@@ -15,8 +15,9 @@ def complete(sampler: Sampler, tokenizer: Tokenizer, vector: Tensor | None, unif
              beginning: str) -> list[list[int]]:
     """Return one sentence per row that starts with `beginning`. Other arguments: see `sample`.
 
-    The tokens of an unfinished word are rarely the first tokens of the finished word. So one token can replace the last
-    tokens of `beginning` if its text starts with their text. It is sampled by the probability of the whole prefix.
+    The tokens of an unfinished word are rarely the first tokens of the finished word. So the last tokens of `beginning` can
+    be replaced by one token whose text starts with their text. All such prefixes are candidates; one of them is sampled,
+    with a probability proportional to its own.
     """
     (tokens,) = tokenizer.encode([beginning])
     check(sampler.decoder, vector, config, len(tokens))

@@ -37,7 +37,7 @@ class FastGRU:
         self.output[-ONES] = functional.pad(bias, (0, padding), value=-torch.inf)
 
     def input_layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Return weight [3H, width] and bias [3H] of a layer's input. The bias includes the state's, except for gate n."""
+        """Return a layer's input weight [3H, width] and bias [3H]. The state's bias is added, except for gate n."""
         (weight, _, bias, of_state), width = self.decoder.gru.all_weights[layer], self.decoder.config.hidden_dim
         return weight, bias + functional.pad(of_state[:2 * width], (0, width))
 

@@ -36,7 +36,7 @@ class SamplingConfig:
     # `TextModel.strength` where vectors are drawn (`generate`, `given`), 1 where they are arguments (`decode`).
     strength: float | None = None
     drafts: int = 1  # sentences written per vector; the one whose outline is nearest is kept (inference/correction.py)
-    rounds: int = 0  # times that the vector is moved by the remaining error, to write new drafts
+    rounds: int = 0  # rounds of correction after the first drafts: move the vector by the remaining error, write new drafts
 
     def __post_init__(self) -> None:
         # Outside these bounds, float32 overflows or the memory is not sufficient.

@@ -17,12 +17,12 @@ class LatentDraw(NamedTuple):
 
     latent: Any
     nll: Tensor  # -log p(x | z)
-    kl: Tensor  # KL(posterior || prior), exact; with a latent per step, given the earlier z
+    kl: Tensor  # KL(posterior || prior), exact; with a latent per step: given the drawn earlier z
     log_weight: Tensor  # log p(x, z) - log q(z | x)
 
 
 def bound_terms(draws: Iterable[LatentDraw]) -> dict[str, Tensor]:
-    """Return the terms of `TextModel.nll_terms`: as nll the importance-weighted bound; the others are means over draws."""
+    """Return the terms of `TextModel.nll_terms`. nll: the importance-weighted bound. Other terms: means over draws."""
     nll, kl, log_weights = (torch.stack(part) for part in zip(*(draw[1:] for draw in draws), strict=True))
     reconstruction_nll, mean_kl = nll.mean(dim=0), kl.mean(dim=0)
     return {"nll": importance_weighted_nll(log_weights), "negative_elbo": reconstruction_nll + mean_kl,
@@ -37,7 +37,7 @@ def nll_of_rows(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor | 
     rows: token ids of each sentence. vectors: [N, D], one per row, or None.
     """
     if decoder.training:
-        raise ValueError("score with a decoder in evaluation mode")
+        raise ValueError("The decoder is not in evaluation mode. Call eval() first.")
     device = next(decoder.parameters()).device
     nll = np.zeros(len(rows))
     for chosen in in_like_length(rows, batch_size):

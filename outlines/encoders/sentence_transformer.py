@@ -38,7 +38,7 @@ class SentenceTransformerEncoder:
         # The library keeps the file's dtype. On a CPU, bfloat16 is slower and less exact than float32.
         self._model = model.float().eval().requires_grad_(False)
         self._tokenizer: Any = getattr(model, "tokenizer", None)
-        # For transformers and for tokenizers: treat control words in a sentence, such as [MASK], as text.
+        # For transformers and for tokenizers: treat special tokens in a sentence, such as [MASK], as text.
         for attribute in ("split_special_tokens", "encode_special_tokens"):
             if hasattr(self._tokenizer, attribute):
                 setattr(self._tokenizer, attribute, True)

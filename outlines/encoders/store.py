@@ -152,7 +152,7 @@ def _encode_chunk(sentences: Sentences, encoder: SentenceEncoder, first: int, la
     finite = np.isfinite(halves).all(axis=1)
     if not finite.all():
         raise OutlinesError(f"Sentence {first + int(finite.argmin())}: its outline from encoder {encoder.name} is not "
-                            "finite in float16. Remove the sentence or use another encoder.")
+                            "finite in float16 (NaN or too large). Remove the sentence or use another encoder.")
     return halves
 
 

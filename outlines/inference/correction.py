@@ -16,8 +16,8 @@ from torch.nn import functional
 from outlines.decoding.sample import SamplingConfig
 from outlines.models.base import TextModel, Write
 
-TEMPERATURE = 0.5  # of the further drafts of greedy decoding and beam search
-STEP = 0.5  # share of the error by which a round moves the outline
+TEMPERATURE = 0.5  # with greedy decoding and beam search, all drafts after the first are sampled at this temperature
+STEP = 0.5  # a round moves the outline by this share of the error
 GOLDEN = (5 ** 0.5 - 1) / 2
 DRAFTS_AT_ONCE = 4096  # drafts that are written and encoded together, which bounds the memory
 
@@ -49,19 +49,19 @@ def _corrected(model: TextModel, write: Write, encode: Callable[[list[list[int]]
         for row in (cosines > best).nonzero()[:, 0].tolist():
             kept[row] = drafts[row * sampling.drafts + int(nearest[row])]
         best = torch.maximum(best, cosines)
-        # The errors of all rounds add up, so an error that every round has in the same direction disappears.
+        # The errors of all rounds are summed, so an error that occurs in every round is corrected.
         aim = aim + STEP * (target - outlines[rows, nearest])
         vectors = model.from_encoder(norm * functional.normalize(aim, dim=1))
     return kept
 
 
 def _drafts(write: Write, vectors: Tensor, uniforms: Tensor, sampling: SamplingConfig, number: int) -> list[list[int]]:
-    """Return `sampling.drafts` sentences for each vector, one vector after the other. number: of the round.
+    """Return `sampling.drafts` sentences for each vector, one vector after the other. number: number of the round.
 
     The first draft of the first round is the sentence that is written without correction.
     """
     # All uniforms of a draft are shifted by one number modulo 1, so they are uniform, too. Multiples of the golden ratio are
-    # spread evenly, so the first tokens of the drafts differ more than those of independent drafts.
+    # spread evenly, so the first tokens of the drafts differ more than in independent drafts.
     shifts = torch.arange(number * sampling.drafts, (number + 1) * sampling.drafts, device=uniforms.device) * GOLDEN
     shifted = (uniforms[:, None] + (shifts % 1)[:, None]) % 1
     if sampling.draws:

@@ -17,10 +17,11 @@ from outlines.models.base import TextModel
 from outlines.models.outlines import OutlineModel
 from outlines.networks.flow import FlowGenerator
 
-TOLERANCES = (0.1, 0.03, 0.01)
 # Standard deviations of the remaining error, in scaled units. With only the last one, the descent gets stuck.
+TOLERANCES = (0.1, 0.03, 0.01)
 STEPS_EACH = 5
-NUM_FIRST, NUM_CANDIDATES = 16, 2  # likeliest centres, each combined with all offsets; best sums, from which descent starts
+# Likeliest centres that are combined with all offsets; likeliest sums (or centres) from which the descent starts.
+NUM_FIRST, NUM_CANDIDATES = 16, 2
 
 
 def can_invert(model: TextModel) -> TypeGuard[OutlineModel]:
@@ -53,7 +54,7 @@ def invert(model: OutlineModel, outlines: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _likeliest(generator: Any, outlines: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the C most probable centres of each outline [N, D] (without the MLP), [N, C, D], and log shares [N, C].
+    """Return the C likeliest centres of each outline [N, D], [N, C, D], and their log shares [N, C]. Ignores the MLP.
 
     With offsets, a centre here is the sum of one of the NUM_FIRST likeliest centres and its best offset.
     """
@@ -82,10 +83,11 @@ def _likeliest(generator: Any, outlines: Tensor, inverse: Tensor) -> tuple[Tenso
 
 
 def descend(model: OutlineModel, outlines: Tensor, centre: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimise the module's cost without shares, starting at `normal` [N, D]. Return the noise [N, D] and its cost [N].
+    """Return the likeliest noise [N, D] of outlines at fixed centres, and its cost [N]; starts at `normal` [N, D].
 
-    Uses Levenberg-Marquardt steps. A step that does not reduce the cost is undone and shortened. Gradient descent does not
-    converge, because an outline moves a thousand times as far along some directions of the noise as along others.
+    The cost is the sum in the module's docstring, without log share_k. Uses Levenberg-Marquardt steps. A step that does not
+    reduce the cost is undone and shortened. Gradient descent does not converge: the same change of the noise moves an
+    outline a thousand times as far in some directions as in others.
     """
     generator: Any = model.generator
 

@@ -13,7 +13,7 @@ from outlines.errors import OutlinesError
 from outlines.models.base import CannotReject, Draw, TextModel
 
 MAX_MEAN_DRAWS = 100.0
-NUM_CALIBRATION, CALIBRATION_SEED = 8192, 17  # of the draws that determine t
+NUM_CALIBRATION, CALIBRATION_SEED = 8192, 17  # number and seed of the draws that determine t
 PRIOR_DEVIATION = 10.0  # prior of the slope, nats per standard deviation of the scores: keeps it finite
 
 
@@ -53,7 +53,7 @@ def rejecting(model: TextModel, draw: Draw, mean_draws: float) -> Draw:
     Raises CannotReject.
     """
     if not 1 <= mean_draws <= MAX_MEAN_DRAWS:
-        raise OutlinesError(f"The mean number of draws is {mean_draws:g}. It must be from 1 to {MAX_MEAN_DRAWS:g}.")
+        raise OutlinesError(f"rejection must be from 1 to {MAX_MEAN_DRAWS:g}, not {mean_draws:g}.")
 
     def drawn(num: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         vectors = draw(num, rng)

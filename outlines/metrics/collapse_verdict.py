@@ -90,7 +90,7 @@ class Dimension:
     sigma_variation: float
     drift_mu: float | None
     drift_sigma: float | None
-    gap: Gap  # on the first `num_dim_sentences` sentences
+    gap: Gap  # measured on the first `num_dim_sentences` sentences
 
 
 @dataclass(frozen=True)

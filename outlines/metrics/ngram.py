@@ -77,7 +77,7 @@ class NgramModel:
         self._orders: list[_Grams] = []
         # Per order, `ids` has the gram that ends at each token, and `contexts` the gram that ends before it.
         keys, ids, counts = np.unique(tokens, return_inverse=True, return_counts=True)
-        counts[keys == special.bos_id] = 0  # BOS can only be context
+        counts[keys == special.bos_id] = 0  # BOS is only a context
         num_contexts = 1
         for _ in range(order - 1):
             contexts = _as_contexts(ids, tokens, len(keys), special.bos_id)

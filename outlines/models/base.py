@@ -17,13 +17,13 @@ from outlines.decoding.scoring import LatentDraw, bound_terms, nll_of_rows
 from outlines.errors import OutlinesError
 from outlines.networks.decoder import Decoder, DecoderConfig
 
-STRENGTH = 0.5  # of the vectors of new sentences, if the decoder can read weak vectors: docs/results.md, "Outline strength"
+STRENGTH = 0.5  # for new sentences, if the decoder can read weak vectors; measured: docs/results.md, "Outline strength"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Write = Callable[..., list[list[int]]]  # a function with the arguments of `Sampler`
 Draw = Callable[[int, torch.Generator], Tensor | None]  # (num, rng) → vectors, or None for a decoder without a vector
-BLOCK = 256  # sentences whose noise is drawn together: sentence i only depends on (seed, i), not on their number
-BATCH, GPU_BATCH = 4096, 65_536  # sentences per call of the sampler; in its last steps, few are left
+BLOCK = 256  # sentences whose noise is drawn together, so that sentence i depends only on (seed, i), not on their number
+BATCH, GPU_BATCH = 4096, 65_536  # sentences per call of the sampler; large, because its last steps have few sentences left
 
 
 class CannotReject(OutlinesError):
@@ -34,7 +34,7 @@ class TextModel(nn.Module):
     """A trained generator of text."""
 
     family: ClassVar[str]
-    sources: ClassVar[tuple[str, ...]]  # of vectors: the family's own, then its baselines; () if it only reconstructs
+    sources: ClassVar[tuple[str, ...]]  # names: the family's own source, then its baselines; () if it only reconstructs
     latent_per_step: ClassVar[bool] = False  # vectors with a latent per step cannot be interpolated or averaged
     has_critic = False
     decoder: Decoder
@@ -51,7 +51,7 @@ class TextModel(nn.Module):
         return max(STRENGTH, config.min_strength) if config.vector_dim else 1.0
 
     def chosen(self, sampling: SamplingConfig) -> SamplingConfig:
-        """Return the settings for new sentences, with the model's own strength if none is set."""
+        """Return `sampling`; if it has no strength, with the model's default strength for new sentences."""
         return sampling if sampling.strength is not None else dataclasses.replace(sampling, strength=self.strength)
 
     def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> tuple[Tensor, Tensor | None] | None:

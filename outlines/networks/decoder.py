@@ -25,7 +25,7 @@ class DecoderConfig(SpecialIds):
     vector_dim: int  # 0 makes a plain language model
     kind: str = ""
     vector_dropout: float = 0.0  # share of training sentences with a zero vector; above 0 the decoder can be guided
-    min_strength: float = 1.0  # of training vectors; below 1 the decoder can read weak vectors, see `weakened`
+    min_strength: float = 1.0  # smallest strength in training; below 1 the decoder can read weak vectors, see `weakened`
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "DecoderConfig":
@@ -38,8 +38,8 @@ def weakened(vectors: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
 
     noise: normal, [B, D].
 
-    The result is strength · (vector + noise of variance (1 - strength) / strength), the expected vector given its noisy
-    version. A decoder that is trained with such vectors can be told to trust a vector less.
+    The result is strength · (vector + noise of variance (1 - strength) / strength): the best estimate of the vector from a
+    noisy copy. A decoder that is trained with such vectors can later be told to trust a vector less.
     Source: noise conditioning augmentation, Ho et al., Cascaded Diffusion Models (2022).
     """
     return strength * vectors + (strength * (1 - strength)).sqrt() * noise
@@ -57,7 +57,7 @@ class Decoder(nn.Module, ABC):
 
     config_class: ClassVar[type[DecoderConfig]]
     config: DecoderConfig
-    pretrained: ClassVar[bool] = False  # whether it starts from a language model, with that one's tokenizer
+    pretrained: ClassVar[bool] = False  # whether it starts from a language model and uses its tokenizer
     defaults: ClassVar[dict[str, Any]] = {}  # values of training options that suit this kind, if they are not set
     rows_at_once: ClassVar[int | None] = None  # sentences that are written at once; None: depends on the device only
 

@@ -20,7 +20,7 @@ from outlines.networks.gan import Generator, GeneratorConfig, MixtureNoise
 from outlines.networks.generator import GENERATORS, OutlineGenerator
 from outlines.networks.mixture import Mixture, nearest_centre
 
-TOLERANCE, MOST_ITERATIONS = 1e-4, 200  # of the inverse of a step: largest error in scaled units, and number of iterations
+TOLERANCE, MOST_ITERATIONS = 1e-4, 200  # inverse of a step: largest error (scaled units), largest number of iterations
 
 
 @dataclass(frozen=True)

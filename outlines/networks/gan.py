@@ -146,7 +146,7 @@ GENERATORS["gan"] = Generator
 
 def _draw_by_shares(shares: Tensor, num: int, rng: torch.Generator) -> Tensor:
     """Return indices [num], drawn with probabilities proportional to `shares` [K]."""
-    edges = float64(shares).cumsum(0)  # on the GPU, if it can: moving them to the CPU would synchronise
+    edges = float64(shares).cumsum(0)  # on the GPU if possible: moving them to the CPU would synchronise
     uniform = torch.rand(num, generator=rng, dtype=torch.float64, device=rng.device).to(edges.device)
     return torch.searchsorted(edges, uniform * edges[-1], right=True)
 

@@ -82,7 +82,7 @@ def _nll_and_gradients(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Te
 
 
 def relativistic_loss(higher: Tensor, lower: Tensor) -> Tensor:
-    """Return R3's loss per pair [B]. higher: scores that must rise (critic: real, generator: fake).
+    """Return R3's loss per pair of scores [B]. higher: scores that must rise (critic: real, generator: fake).
 
     Source: Huang et al., The GAN is dead; long live the GAN! (arXiv 2501.05441), eq. 2.
     """
@@ -90,7 +90,10 @@ def relativistic_loss(higher: Tensor, lower: Tensor) -> Tensor:
 
 
 def wasserstein_loss(higher: Tensor, lower: Tensor | float = 0.0) -> Tensor:
-    """Return WGAN's loss per score [B]. The generator's loss has no `lower`. Source: Arjovsky et al. 2017."""
+    """Return WGAN's loss per score [B]. Source: Arjovsky et al. 2017.
+
+    higher: scores that must rise (critic: real, generator: fake). lower: scores that must fall (only for the critic: fake).
+    """
     return lower - higher
 
 

@@ -33,7 +33,7 @@ class PretrainedConfig(DecoderConfig):
 
     kind: str = "hf:"
     base: str = ""  # name of the language model
-    fingerprint: str = ""  # of its files
+    fingerprint: str = ""  # fingerprint of its files
     rows: str = ""  # the language model's id of each token, as ranges
     lm_tuning: str = "lora"  # which weights of the language model are trained
     prefix_len: int = 4
@@ -70,7 +70,7 @@ class PretrainedDecoder(Decoder):
         found = find_causal_lm(config.base)
         if found.fingerprint != config.fingerprint:
             raise OutlinesError(f"{config.base}: not the language model that this run was trained with. Install or restore "
-                                "that one, or train again.")
+                                "the original model, or train again.")
         rows = from_ranges(config.rows, config.vocab_size)
         if len(rows) != config.vocab_size:
             raise ValueError(f"{len(rows)} rows for {config.vocab_size} tokens")
@@ -96,7 +96,7 @@ class PretrainedDecoder(Decoder):
     @classmethod
     def settings(cls, name: str, tokenizer: Tokenizer) -> dict[str, Any]:
         if not isinstance(tokenizer, LMTokenizer):
-            raise OutlinesError(f"Decoder {name!r} needs its own tokenizer. Prepare the corpus with it.")
+            raise OutlinesError(f"Decoder {name!r} needs its own tokenizer. Use --tokenizer {name}.")
         return {"base": name, "fingerprint": find_causal_lm(name).fingerprint, "rows": to_ranges(tokenizer.rows)}
 
     def start(self, vector: Tensor | None, num: int) -> PretrainedCache:

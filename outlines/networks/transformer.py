@@ -50,7 +50,7 @@ class Block(nn.Module):
     def forward(self, inputs: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return outputs [B, T, E] and all keys and values [B, heads, S + T, HEAD_DIM].
 
-        keys, values: those of S earlier positions. allowed: [T, S + T], whether a position can read another one.
+        keys, values: of S earlier positions. allowed: [T, S + T], whether a position can read another one.
         """
         split = self.project(self.norm(inputs)).unflatten(2, (3, self.num_heads, -1))
         query, key, value = (part.transpose(1, 2) for part in split.unbind(dim=2))

@@ -100,7 +100,7 @@ def test_a_tokenizer_that_cannot_write_every_text_is_refused(tiny_llama: Path, t
     words = Tokenizer(models.WordLevel({"a": 0, "<|begin|>": 1, "<|end|>": 2}, unk_token="a"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.save(str(directory / "tokenizer.json"))
-    with pytest.raises(TokenizerError, match="cannot write every text from single bytes"):
+    with pytest.raises(TokenizerError, match="cannot encode every text byte by byte"):
         LMTokenizer.of_language_model(find_causal_lm(f"hf:{directory}"))
 
 

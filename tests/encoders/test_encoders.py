@@ -197,7 +197,7 @@ def test_an_unreachable_model_is_a_one_line_error(monkeypatch: pytest.MonkeyPatc
         raise OSError("no network\nand more lines")
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
-    with pytest.raises(OutlinesError, match=r"all-x: neither in the hub's cache .* \(no network and more lines\)") as caught:
+    with pytest.raises(OutlinesError, match=r"all-x: neither in the local cache .* \(no network and more lines\)") as caught:
         load_encoder("st:all-x")
     assert "\n" not in str(caught.value)
     assert asked == [("sentence-transformers/all-x", True), ("sentence-transformers/all-x", False)]
