@@ -132,7 +132,7 @@ class Handler(BaseHTTPRequestHandler):
             raise OutlinesError("The content type must be application/json.")
         length = self.headers.get("Content-Length", "")
         if not length.isascii() or not length.isdigit() or len(length) > 9 or int(length) > MAX_BYTES:
-            raise OutlinesError(f"The request must state its Content-Length, at most {MAX_BYTES} bytes.")
+            raise OutlinesError(f"The request needs the header Content-Length, at most {MAX_BYTES} bytes.")
         try:
             return json.loads(self.rfile.read(int(length)).decode())
         except (ValueError, RecursionError) as error:

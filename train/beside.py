@@ -30,7 +30,7 @@ POLL_SEC = 0.5
 
 @contextlib.contextmanager
 def beside(directory: Path, session: Session) -> Iterator[None]:
-    """Run the second process during the block, if the runs are large enough and train on a CPU."""
+    """Run the second process during the block, if training is long enough and uses a CPU."""
     threads = half_of_threads(run_config(runs_of(directory)[0]), session)
     if not threads:
         yield
@@ -67,7 +67,7 @@ def main(directory: Path) -> None:
                 if family is not LanguageModel:
                     baseline(config, data, session)
         for run in reversed(runs[1:]):
-            with locked(run):  # An error if the first process trains here: then no run is left.
+            with locked(run):  # Raises if the first process has reached this run: then none is left for this process.
                 train_run(run, session)
 
 

@@ -65,7 +65,7 @@ class Batch:
         return torch.tensor(constant / self.ranks.world)
 
 
-LEAST_ROWS, LEAST_GROUPS = 6, 4  # of every split: k-NN needs one more row than neighbours; a corpus of pairs needs groups
+LEAST_ROWS, LEAST_GROUPS = 6, 4  # smallest split: sentences (k-NN needs one more than neighbours); groups (corpora of pairs)
 MOST_HELD_OUT = 0.25  # largest fraction of a small corpus that is held out for validation, and for testing
 NUM_READ = 2_000  # training sentences that are checked for text that the encoder does not read
 MAX_FITTED_ROWS = 200_000  # maximum outlines for fits (the generator's start), which bounds memory

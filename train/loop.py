@@ -31,7 +31,7 @@ from train.runtime.signals import Stopped, StopSignals
 
 SHOWN_AFTER, NUM_SHOWN = 60, 2  # after a minute, each validation prints two samples
 TIMED_STEPS = 20  # the duration of these first steps gives an estimate for the run
-PASSES = 8  # approximate number of times that a step passes a row through generator or critic
+PASSES = 8  # about how often a step passes a row through generator or critic
 COUNTERS = ("step", "begun", "examples", "stale", "bad_steps", "bad_in_a_row")
 """attributes of the loop that a checkpoint holds under their own names"""
 

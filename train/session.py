@@ -24,7 +24,7 @@ from train.runtime.ranks import VERSIONS, Ranks, machine
 from train.runtime.run_directory import FORMAT, GROUP, locked, read_run, write_json
 from train.runtime.signals import StopSignals
 
-LEAST_SENTENCES = 20_000  # that a decoder reads in training, so that a second process is worth its start
+LEAST_SENTENCES = 20_000  # a second process starts only if the decoder's training reads at least this number of sentences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Session:
     reporter: Reporter
     signals: StopSignals
     device: str = "auto"
-    all_threads: bool = False  # otherwise a large run uses half, and a second process the other half
+    all_threads: bool = False  # whether a run may use all threads; otherwise a second process may use half of them
 
     @classmethod
     def of_run(cls, directory: Path, quiet: bool, signals: StopSignals, device: str | None) -> "Session":
@@ -77,7 +77,7 @@ def device_of(directory: Path, given: str | None) -> str:
 
 
 def half_of_threads(config: RunConfig, session: Session) -> int:
-    """Return the number of threads that a run trains with, if a second process trains beside it (beside.py); otherwise 0.
+    """Return half of the threads if a second process uses the other half (beside.py); otherwise 0.
 
     This number only depends on the run and the machine, so it is the same for a resumed run.
     """

@@ -87,11 +87,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 class Plan:
     """The runs to train. If `runs` is empty, the existing runs in `directory` are resumed."""
 
-    directory: Path | None  # of the run or of the group; None: a new one under `root`
+    directory: Path | None  # directory of the run or group; None: a new one under `root`
     root: Path
     cache: Path
     device: str
-    name: str = ""  # of a new directory
+    name: str = ""  # name of a new directory
     runs: dict[str, tuple[str, RunConfig]] = field(default_factory=dict)
     """preset and configuration of each run, by its path in the directory; "." is the directory itself"""
     groups: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
@@ -208,7 +208,7 @@ def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
         session.ranks.barrier()
         return
     for member in group.runs:
-        # A member can also be resumed or evaluated by itself: an error. Or the second process trains it: wait.
+        # If the second process trains this member, wait for it. If another command uses it, that is an error.
         waiting = session.reporter.line if session.reporter.beside else None
         with locked(member, waiting) if session.ranks.first else contextlib.nullcontext():
             complete(member, session, beside_lm and group.kind != COMPARE)

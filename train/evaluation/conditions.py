@@ -104,7 +104,7 @@ class Comparison:
                        for source, chosen in real.items()]
 
     def _retrieved(self) -> Tensor:
-        """Return outlines [N, NUM_DRAWS, D]: for each condition, of the texts in the group of the nearest training text."""
+        """Return for each condition outlines of texts in the group of the nearest training text: [N, NUM_DRAWS, D]."""
         pairs = self.data.pairs("train")
         queries = torch.from_numpy(self.data.stores["test"].rows(self.found.conditions))
         nearest = nearest_rows(queries, self.data.stores["train"], 1)[1][:, 0].numpy()

@@ -91,7 +91,7 @@ def collapse_figures(diagnosis: Diagnosis) -> dict[str, Any]:
 
 @torch.no_grad()
 def decoded_nll(model: TextModel, vectors: Tensor) -> float:
-    """Sample a sentence from each vector [N, D] at T = 1; return their nll per token by the same decoder. Low if real."""
+    """Return the nll per token of sentences sampled from vectors [N, D] at T = 1, under the same decoder. Low if real."""
     uniforms = torch.rand(len(vectors), DECODED_LEN, generator=torch.Generator().manual_seed(DRAW_SEED)).to(vectors.device)
     rows = [np.array(ids, dtype=np.int64) for ids in Sampler(model.decoder)(vectors, uniforms, SamplingConfig())]
     nll, num_targets = nll_of_rows(model.decoder, rows, vectors)
@@ -111,7 +111,7 @@ def memorised(model: TextModel, data: Dataset, split: str, num: int) -> float:
 @torch.no_grad()
 def diagnose_gan(model: TextModel, data: Dataset, num: int, start: str,
                  rows: Sequence[dict[str, Any]]) -> GanDiagnosis | None:
-    """Return the verdict on a generator from the test split's rows of all SOURCES; None if a source is missing.
+    """Return the verdict on a generator; None if one of the SOURCES has no row. rows: rows of the report.
 
     num: number of outlines for the critic memorisation. start: the run's option --start.
     """

@@ -43,7 +43,7 @@ def tokens_of(sentences: Sequence[str], data: Dataset) -> list[np.ndarray]:
 
 
 def judge(scoring: Scoring, data: Dataset) -> Judge:
-    """Return the judge that scores sentences with a language model over the run's tokens."""
+    """Return a judge that tokenises sentences with the run's tokenizer and scores them by `scoring`."""
     def score(sentences: Sequence[str]) -> Nll:
         nll, num_targets = scoring(tokens_of(sentences, data))
         num_words = sum(len(words(sentence)) + 1 for sentence in sentences)

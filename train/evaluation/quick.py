@@ -32,7 +32,7 @@ NUM_PROJECTED = 200  # vectors of each kind in TensorBoard's projector
 
 def measure_run(directory: Path, config: RunConfig, model: TextModel, data: Dataset, judges: Judges, lm: TextModel | None,
                 reporter: Reporter) -> None:
-    """Evaluate a finished run; write report.json, report.md and TensorBoard's events. lm: the LM baseline, if wanted."""
+    """Evaluate a finished run; write report.json, report.md and TensorBoard's events. lm: the LM baseline, or None."""
     num = config.training.num_evaluation
     rebuilt = sampling.reconstruction(model, data, num, sampling.QUICK_DRAWS)
     if (diagnosis := diagnose_vector(model, data, num, directory, quick=True)) is not None:

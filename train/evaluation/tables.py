@@ -128,7 +128,10 @@ def wrap(text: str, width: int | None) -> str:
 
 
 def rows_section(rows: Sequence[tuple[str, Row]], rebuilt: Sequence[tuple[str, Row]], width: int | None = None) -> str:
-    """Return the head of a quick report and the table of its sources. rows, rebuilt: labelled rows of every seed."""
+    """Return the head of a quick report and the table of its sources.
+
+    rows: figures of sources, with labels, of every seed. rebuilt: the same for reconstructions.
+    """
     lines = over_seeds(rows)
     num = rebuilt[0][1]["num_sentences"]
     head = f"Test split, {num} sentences, {num_seeds(lines)}. NLL and KL in nats; T = temperature."
@@ -136,7 +139,7 @@ def rows_section(rows: Sequence[tuple[str, Row]], rebuilt: Sequence[tuple[str, R
 
 
 def samples_section(lines: Sequence[Line]) -> str:
-    """Return the samples of all sources side by side: one table per temperature; real text is in each of them."""
+    """Return the samples of all sources side by side, one table per temperature. Every table contains real text."""
     shown = [line for line in lines if line.samples]
     parts = ["## Samples", "The first sentences of each source, in their order."]
     for temperature in sorted({line.temperature for line in shown if line.temperature is not None}):
@@ -176,7 +179,7 @@ def reconstruction_section(rebuilt: Sequence[tuple[str, Row]], width: int | None
 
 
 def num_seeds(lines: Sequence[Line]) -> str:
-    """Return a phrase for the number of seeds of the lines, such as "one seed"."""
+    """Return the number of seeds of table lines as a phrase, such as "one seed"."""
     counts = {len(figures.values) for line in lines if line.label != REAL_TEXT for figures in line.figures.values()}
     most = max(counts, default=1)
     if most == 1:
@@ -186,7 +189,7 @@ def num_seeds(lines: Sequence[Line]) -> str:
 
 
 def to_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """Return the lines as JSON data: the values of every seed, mean and deviation."""
+    """Return table lines as JSON data: the values of every seed, mean and deviation."""
     return [{"source": line.label, "temperature": line.temperature, **({"verdicts": line.verdicts} if line.verdicts else {}),
              **({"samples": line.samples} if line.samples else {}),
              "figures": {key: figures.to_json() for key, figures in line.figures.items()}} for line in lines]
@@ -201,7 +204,7 @@ def write_report(directory: Path, text: str, data: dict[str, Any]) -> None:
 
 def write_group(directory: Path, text: str, runs: Sequence[Path], rows: Sequence[tuple[str, Row]],
                 rebuilt: Sequence[tuple[str, Row]]) -> None:
-    """Write the report of several runs. rows, rebuilt: labelled rows of every seed."""
+    """Write the report of several runs. rows, rebuilt: see `rows_section`."""
     write_report(directory, text, {"runs": list(map(str, runs)), "rows": to_json(over_seeds(rows)),
                                    "reconstruction": to_json(over_seeds(rebuilt))})
 

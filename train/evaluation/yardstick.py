@@ -171,7 +171,7 @@ class Yardstick:
         return row
 
     def reverse(self, text: Sequence[str]) -> Row:
-        """Return the reverse figures of samples. Skips samples that cannot be lines of a file: empty ones, and with NUL."""
+        """Return the reverse figures of samples. Skips samples that a corpus would reject: empty, or with NUL."""
         text = [sentence for sentence in text if sentence.strip() and "\0" not in sentence]
         row: Row = {"num_reverse": len(text)}
         if text:  # After little training, a model can write only empty sentences.
@@ -181,7 +181,7 @@ class Yardstick:
 
 
 def variety(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
-    """Return empty, unique and copied rates and, if there are words to compare, distinct-2 and self-BLEU."""
+    """Return the shares of empty, distinct and copied sentences; if there are enough words, distinct-2 and self-BLEU."""
     row: Row = {"empty": split.count([]) / len(split), "unique": unique_rate(split),
                 "copied": copied_rate(split, yardstick.training())}
     row |= {"distinct_2": distinct_n(split, 2)} if any(len(sentence) > 1 for sentence in split) else {}

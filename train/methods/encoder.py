@@ -21,7 +21,7 @@ from train.methods.decoder_stage import DecoderStage, decoder_config
 
 @dataclass(frozen=True)
 class EncoderOptions(DecoderOptions):
-    """Options of the encoder and of the decoder that trains it."""
+    """Options of the encoder and of the decoder that is trained with it."""
 
     group: ClassVar[str] = "encoder"
     reads_words: ClassVar[bool] = True

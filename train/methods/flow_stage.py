@@ -39,7 +39,7 @@ class FlowLoss:
 
     def __init__(self, game: Game):
         self.game = game
-        self.own = torch.full((game.data.num_rows("train"),), -1)  # on the CPU: to look at it does not synchronise a GPU
+        self.own = torch.full((game.data.num_rows("train"),), -1)  # on the CPU: reading it must not synchronise a GPU
 
     def __call__(self, generator: Any, batch: Batch) -> Tensor:
         assert batch.outlines is not None

@@ -86,7 +86,7 @@ class Progress(nn.Module):
     """Training state other than weights and step, in buffers, so that checkpoints contain it."""
 
     aggressive: Tensor  # whether aggressive training is still on
-    mutual_information: Tensor  # at its last measurement
+    mutual_information: Tensor  # last measured value, nats
     num_probed: Tensor
     probe_mu: Tensor  # [2, P, Z], at the last two validations, the older one first; probe_logvar likewise
     probe_logvar: Tensor
