@@ -37,12 +37,12 @@ Train a text generator and report its results.
 
   python -m train                      neural outlines on the embedded corpus
   python -m train lm --preset small    another family, another preset
-  python -m train flow                 short for outlines --preset flow: generate outlines by flow matching
+  python -m train flow                 neural outlines with the preset flow: flow matching, no GAN
   python -m train --seeds 1,2,3        several seeds, reported together
-  python -m train compare              several families in one report: outlines, lm and two VAEs, or the list in --families
+  python -m train compare              several families in one report (default: outlines, lm and two VAEs)
   python -m train --resume RUN         continue after a stop: a run, several seeds or a comparison
   python -m train evaluate RUN…        evaluate finished runs at several temperatures
-  python -m train ablate RUN           train other generators for the decoder of a run; print one table
+  python -m train ablate RUN           train several generators for the decoder of RUN; compare them in one table
 """
 
 

@@ -30,7 +30,7 @@ class FlowOptions:
     flow_hidden_dim: int = option(384, "width of the flow's residual blocks", low=1, flag=False)
     flow_blocks: int = option(2, "residual blocks of the flow", low=1, flag=False)
     flow_sampling_steps: int = option(2, "Heun steps from the mixture to an outline", low=1, flag=False)
-    flow_weight: float = option(0.0, "flow-gan: weight of the flow's loss beside the critic's", low=0, flag=False)
+    flow_weight: float = option(0.0, "flow-gan: weight of the flow-matching loss in the generator's loss", low=0, flag=False)
     flow_validate_every: int = option(500, "updates of the flow between two validations", low=1, flag=False)
 
 
