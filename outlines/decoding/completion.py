@@ -16,8 +16,7 @@ def complete(sampler: Sampler, tokenizer: Tokenizer, vector: Tensor | None, unif
     """Return one sentence per row that starts with `beginning`. Other arguments: see `sample`.
 
     The tokens of an unfinished word are rarely the first tokens of the finished word. So the last tokens of `beginning` can
-    be replaced by one token whose text starts with their text. All such prefixes are candidates; one of them is sampled,
-    with a probability proportional to its own.
+    be replaced by one token whose text starts with their text. One of these prefixes is sampled.
     """
     (tokens,) = tokenizer.encode([beginning])
     check(sampler.decoder, vector, config, len(tokens))

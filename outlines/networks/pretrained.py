@@ -33,7 +33,7 @@ class PretrainedConfig(DecoderConfig):
 
     kind: str = "hf:"
     base: str = ""  # name of the language model
-    fingerprint: str = ""  # fingerprint of its files
+    fingerprint: str = ""  # hash of its files
     rows: str = ""  # the language model's id of each token, as ranges
     lm_tuning: str = "lora"  # which weights of the language model are trained
     prefix_len: int = 4
