@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from outlines.errors import OutlinesError, quoted
 from outlines.options import misplaced, unknown_name
+from outlines.pretrained import ENGLISH, SHIPPED, run_path
 
 SAMPLE = "sample"
 
@@ -64,8 +65,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "top_p": Option("nucleus sampling: sample only from the smallest set of tokens with this total probability", float,
                         1.0, high=1),
         "seed": Option("random seed", int, 1, max_served=2**53),
-        "source": Option("source of the vectors, depending on the family: generator, mixture, gaussian, linear or prior "
-                         "(default: the model's own)", metavar="NAME"),
+        "source": Option("source of the outlines or latent vectors, depending on the family: generator, mixture, gaussian, "
+                         "linear or prior (default: the model's own)", metavar="NAME"),
         "walk": Option("linear: line between the outlines; spherical: arc between them; noise: arc between their inputs "
                        "to the generator; gradient: gradient ascent on p(B | outline)",
                        default="spherical", choices=("linear", "spherical", "noise", "gradient", "all")),
@@ -91,8 +92,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "guidance": Option("influence of the outline on each token; 0: none; 1: normal; below 1: likelier sentences; "
                            "values other than 1 need a run trained with --outline-dropout", float, 1.0, max_served=10),
         "strength": Option("how much the decoder trusts the outline, from the run's --min-strength to 1; lower: likelier, "
-                           "less faithful sentences (default: 1; for sample, vary and complete 0.5, but at least "
-                           "--min-strength)", float, high=1),
+                           "less faithful sentences. Default: 0.5 for sample, vary and complete (at least the run's "
+                           "--min-strength); otherwise 1", float, high=1),
         "max_len": Option("maximum length of a sentence in tokens (default: as in training)", int, low=1),
         "precision": Option("precision of matrix products when sampling; auto: bfloat16 if it is faster; greedy decoding, "
                             "beam search and scores use float32", str, "auto", choices=("auto", "float32", "bfloat16")),
@@ -187,12 +188,16 @@ def _parser(verb: str) -> Parser:
                     description=f"{summary}\n{output}".strip())
     if verb == SAMPLE:
         listed = "\n".join(f"  {_usage(name):31} {row.summary}" for name, row in VERBS.items())
-        parser.usage = f"{prog} [VERB] RUN [options]"
+        parser.usage = f"{prog} [VERB] [RUN] [options]"
         parser.description = ("Use a trained run. Without a verb: sample new sentences.\n\n"
                               f"  {prog} runs/001-outlines-default --num 5 --temperature 0.5\n\n"
                               f"verbs (each has its own --help):\n{listed}\n\nThe options below are for sampling.")
         parser.epilog = "The same run, seed, options and device produce the same sentences. --num only changes their number."
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run's directory, such as runs/001-outlines-default")
+    # Only sampling has a default run, because the other verbs have further arguments.
+    default = " (default: english)" if verb == SAMPLE else ""
+    parser.add_argument("run", metavar="RUN", type=run_path, nargs="?" if default else None, default=SHIPPED[ENGLISH],
+                        help="a run's directory, such as runs/001-outlines-default; or english, the model that ships with "
+                             f"the package{default}")
     for name in arguments.split():
         metavar, help = ARGUMENTS[name]
         several = metavar.startswith("[")

@@ -24,13 +24,15 @@ if TYPE_CHECKING:
     from outlines.inference.pipeline import Pipeline
 
 
-def load(run: str | Path, device: str = "auto", precision: str = "auto") -> "Pipeline":
+def load(run: str | Path = "english", device: str = "auto", precision: str = "auto") -> "Pipeline":
     """Load a finished run. The returned Pipeline can sample, encode, decode and interpolate. Raises OutlinesError.
 
+    run: its directory, or english, the model that ships with the package.
     device: cpu, cuda, mps or auto. precision: float32, bfloat16 or auto (the faster one), for matrix products when sampling.
     """
     # Imported here, because every import of the package runs this file, and the import of torch needs a second.
     from outlines.devices import choose_device
     from outlines.inference.pipeline import Pipeline
+    from outlines.pretrained import run_path
 
-    return Pipeline.load(Path(run), choose_device(device), precision)
+    return Pipeline.load(run_path(run), choose_device(device), precision)

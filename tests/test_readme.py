@@ -55,7 +55,7 @@ def test_the_two_commands_install_what_setup_cfg_offers() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     extras = set(setup["options.extras_require"])
-    first, = (line for line in bash_lines(README) if line.endswith(" && .venv/bin/python -m train"))
+    first, = (line for line in bash_lines(README) if line.endswith(" && .venv/bin/python -m generate"))
     tests, = (line for line in bash_lines(README) if line.endswith(" && .venv/bin/python -m pytest"))
     installs = [part for line in (first, tests) for part in line.split(" && ") if " install " in part]
     assert len(installs) == 2

@@ -18,6 +18,7 @@ from outlines.errors import OutlinesError
 from outlines.networks.decoder import Decoder, decoder_class
 from outlines.networks.pretrained import TUNINGS
 from outlines.options import Registry, option, unknown_name
+from outlines.pretrained import SHIPPED
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class CorpusConfig(CorpusFiles):
 
     group: ClassVar[str] = "corpus"
     num_sentences: int = option(20000, "number of sentences of the embedded corpus, all splits together", low=100)
-    tokenizer: str = option("", "SentencePiece model file; or smollm2 or hf:NAME_OR_DIRECTORY, for the tokenizer of this "
-                            "language model (default: train a SentencePiece model on the training split)")
+    tokenizer: str = option("", "tokenizer: a SentencePiece model file, or the tokenizer of a language model, smollm2 or "
+                            "hf:NAME_OR_DIRECTORY (default: train a SentencePiece model on the training split)")
     vocab_size: int = option(0, "vocabulary size of the SentencePiece model; 0: computed from the corpus's word counts",
                              low=0)
     lowercase: bool = option(False, "convert the text to lower case")
@@ -75,15 +76,16 @@ class DecoderOptions:
     num_layers: int = option(0, "layers of the decoder; 0: 1 for gru, 4 for transformer", low=0, flag=False)
     num_sampled: int = option(0, "number of words in the training softmax, in addition to those of the batch; 0: all",
                               low=0, flag=False)
-    word_start: str = option("random", "initialisation of embeddings and output bias: random, or from training-set "
-                             "co-occurrence counts", choices=("random", "counts"))
+    word_start: str = option("random", "initialisation of embeddings and output bias: random, or counts: from word "
+                             "counts of the training split", choices=("random", "counts"))
     dropout: float = option(0.1, "dropout probability in the decoder, 0 to 1", low=0, high=0.95)
     decoder_steps: int = option(1200, "optimiser steps of the decoder", low=1)
     decoder_batch_size: int = option(128, "sentences per decoder step", low=1)
     decoder_learning_rate: float = option(3e-3, "peak learning rate of AdamW for the decoder", low=0)
     decoder_validate_every: int = option(500, "decoder steps between two validations", low=1)
     num_validation: int = option(2000, "maximum number of validation sentences", low=10, flag=False)
-    init_from: str = option("", "initialise the decoder from this finished run; use its tokenizer, encoder and decoder size")
+    init_from: str = option("", "initialise the decoder from this finished run, or from english, the model that ships with "
+                                "the package; use its tokenizer, encoder and decoder size")
 
     def encoder_name(self) -> str | None:
         """Return the name of the frozen encoder, or None for a family without outlines."""
@@ -246,7 +248,7 @@ def absolute(config: RunConfig) -> RunConfig:
         return kind + colon + (full(path) if is_path else path)
 
     corpus: dict[str, Any] = {name: tuple(map(full, getattr(config.corpus, name))) for name in ("corpus", "valid", "test")}
-    model: dict[str, Any] = {name: full(path) for name, path in vars(config.model).items()
+    model: dict[str, Any] = {name: path if path in SHIPPED else full(path) for name, path in vars(config.model).items()
                              if name in ("decoder_from", "init_from")}
     model |= {name: named(value) for name, value in vars(config.model).items() if name in ("encoder", "decoder")}
     tokenizer = config.corpus.tokenizer

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from outlines.errors import OutlinesError
+from outlines.pretrained import run_path
 from train.config import RunConfig, flag_of
 from train.runtime.run_directory import read_run
 
@@ -32,7 +33,7 @@ def with_source(config: RunConfig, given: set[str]) -> RunConfig:
     """
     if not (source := source_of(config)):
         return config
-    run, model = Path(source), config.model
+    run, model = run_path(source), config.model
     description = read_run(run)
     if model.init_from and getattr(model, "decoder_from", ""):
         raise OutlinesError("--decoder-from has no effect with --init-from. Leave one of them out.")
@@ -61,14 +62,14 @@ def pretrained_source(config: RunConfig, corpus: str) -> str:
     """Return the run that pretrained the decoder (--init-from, or on another corpus), or "". corpus: hash of the corpus."""
     if config.model.init_from or not (source := source_of(config)):
         return config.model.init_from
-    return source if read_run(Path(source)).get("hashes", {}).get("corpus") != corpus else ""
+    return source if read_run(run_path(source)).get("hashes", {}).get("corpus") != corpus else ""
 
 
 def pretraining_notes(config: RunConfig, corpus: str) -> list[str]:
     """Return a note for the report if the decoder was pretrained, otherwise an empty list. corpus: hash of the corpus."""
     if not (source := pretrained_source(config, corpus)):
         return []
-    files = ", ".join(Path(path).name for path in read_run(Path(source))["corpus"]["corpus"]) or "the embedded corpus"
+    files = ", ".join(Path(path).name for path in read_run(run_path(source))["corpus"]["corpus"]) or "the embedded corpus"
     further = " and then trained on this corpus" if config.model.init_from else ""
     return [f"The decoder was pretrained in {source} on {files}{further}. The LM baseline starts from the same weights, "
             "without outlines, and is trained on this corpus."]

@@ -34,7 +34,7 @@ class CorpusFiles:
                                  "condition for the others; 0: the file has a --condition-column", low=0)
     condition_column: str = option("", "column with the conditions (default: condition)")
     label_column: str = option("", "column with a label, which becomes part of the condition (default: no label)")
-    max_rejected: float = option(0.1, "maximum fraction of rejected lines; above it, training does not start", low=0, high=1)
+    max_rejected: float = option(0.1, "maximum fraction of invalid lines; above it, training does not start", low=0, high=1)
     strict: bool = option(False, "stop at the first bad line instead of skipping and counting it", flag=False)
     max_chars: int = option(2000, "maximum characters of a line; longer lines are rejected", low=1, high=MAX_CHARS_LIMIT,
                             flag=False)

@@ -11,6 +11,7 @@ from torch.nn import functional
 from outlines.corpus.prepared import PreparedCorpus, Sentences, cache_of, find_prepared
 from outlines.encoders.store import META, OutlineStore, read_sealed
 from outlines.errors import OutlinesError
+from outlines.pretrained import SHIPPED
 
 
 class Neighbour(NamedTuple):
@@ -30,6 +31,9 @@ class TrainingSet(NamedTuple):
 
 def training_set(run: Path, description: dict[str, Any]) -> TrainingSet:
     """Return the training set that run.json describes. Raises OutlinesError if it is missing or damaged."""
+    if run in SHIPPED.values():
+        raise OutlinesError(f"{run.name}: its training sentences do not ship with the package, so this command is not "
+                            "available. Use a run of your own.")
     hashes = description.get("hashes", {})
     cache = cache_of(run, description)
     if "encoder" not in hashes:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from outlines.checkpoint import verify
 from outlines.corpus.lm_tokenizer import load_tokenizer
 from outlines.corpus.tokenizer import Tokenizer
 from outlines.decoding.completion import complete
@@ -31,6 +32,7 @@ from outlines.inference.rejection import rejecting
 from outlines.metrics.bleu import reconstruction_bleu
 from outlines.models.base import BATCH, Draw, TextModel
 from outlines.models.registry import load_model
+from outlines.pretrained import SHIPPED
 
 TEMPERATURE = 0.5  # measured on the embedded corpus: docs/results.md, "The default run"
 
@@ -87,6 +89,8 @@ class Pipeline:
             raise no_run(run)
         if not (run / "model").is_dir():
             raise OutlinesError(f"{run}: training has not finished. Continue: `python -m train --resume {quoted(run)}`.")
+        if run in SHIPPED.values():
+            verify(run, ("run.json", "tokenizer.model"))
         remedy = "Restore it from a backup, or train again."
         description = read_json(run / "run.json", remedy)
         try:
@@ -174,7 +178,7 @@ class Pipeline:
         return self.model.from_encoder((of_c + of_b - of_a)[None])[0]
 
     def written(self, ids: list[list[int]], vectors: Tensor | None, scored: bool = False) -> list[Sentence]:
-        """Return sentences for token ids. scored: also compute their scores, with their vectors [B, D] at strength 1."""
+        """Return sentences for token ids. scored: add NLL and critic score. vectors: [B, D], used at strength 1."""
         texts = self.tokenizer.lines(ids)
         if not scored:
             return list(map(Sentence, texts))

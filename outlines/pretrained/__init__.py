@@ -1,9 +1,18 @@
 """Models that ship with the package, as directories with checksums (docs/reliability.md).
 
+english/: a run that writes everyday English; its README.md is the model card. benchmarks/english.py writes it.
 scenes/: the tokenizer of the embedded corpus, and the language model that judges samples of it.
-benchmarks/judge_of_scenes.py writes these files.
+benchmarks/judge_of_scenes.py writes both.
 """
 
 from pathlib import Path
 
 SCENES_MODEL = Path(__file__).parent / "scenes"
+ENGLISH = "english"
+SHIPPED = {ENGLISH: Path(__file__).parent / ENGLISH}
+"""runs that ship with the package, by the name that replaces a run's directory"""
+
+
+def run_path(run: str | Path) -> Path:
+    """Return the directory of a run. run: an existing directory, or the name of a run that ships with the package."""
+    return Path(run) if Path(run).exists() else SHIPPED.get(str(run), Path(run))

@@ -1,7 +1,6 @@
 """Maximum-likelihood training of a decoder, the stage that every family has."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from outlines.models.base import TextModel
 from outlines.models.registry import load_model
 from outlines.networks.decoder import DecoderConfig, decoder_class
 from outlines.networks.embedding_init import MAX_COUNTED_ROWS, start_words
+from outlines.pretrained import run_path
 from train.config import DecoderOptions
 from train.data import Batch, Dataset
 from train.evaluation.figures import held_out, nll_figures
@@ -55,7 +55,7 @@ class DecoderStage(Stage):
 
     def begin(self, progress: Progress) -> None:
         if self.options.init_from:
-            self.copy_weights(load_model(Path(self.options.init_from) / "model"))
+            self.copy_weights(load_model(run_path(self.options.init_from) / "model"))
         elif self.options.word_start == "counts" and not self.model.decoder.pretrained:
             rows = self.data.corpus.tokens["train"].rows(self.data.sample_rows("train", MAX_COUNTED_ROWS))
             start_words(self.model.decoder, rows, self.seed)

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +23,7 @@ from outlines.networks.gan import Generator
 from outlines.networks.generator import GENERATORS
 from outlines.networks.mixture import fit_mixture, moment_map
 from outlines.options import option
+from outlines.pretrained import run_path
 from train.config import DecoderOptions, RunConfig
 from train.data import MAX_FITTED_ROWS, Batch, Dataset
 from train.evaluation.figures import NUM_DECODED, decoded_nll, held_out
@@ -50,14 +50,14 @@ class OutlineDecoderOptions(DecoderOptions):
     encoder: str = option("minilm", "frozen sentence encoder: minilm, multilingual-minilm, st:MODEL or recurrent:DIRECTORY")
     encoder_prompt: str = option("", "prompt before each sentence, such as 'query: '; few encoders need one")
     encoder_dim: int = option(0, "keep only the first INT dimensions of each outline; 0: keep all", low=0, high=2**20)
-    min_strength: float = option(0.0, "smallest strength of outlines in decoder training; half of them are mixed with "
-                                      "noise, at a random strength from this value to 1; 1: no noise", low=0, high=1)
+    min_strength: float = option(0.0, "smallest strength of outlines in decoder training; half of the outlines get noise, "
+                                      "at a random strength from this value to 1; 1: no noise", low=0, high=1)
     exact_outlines: float = option(0.5, "fraction of outlines that keep strength 1 in decoder training; with --min-strength "
                                         "below 1", low=0, high=1, flag=False)
     outline_dropout: float = option(0.1, "probability of replacing an outline by zero in decoder training; above 0 the "
                                          "decoder also learns p(x), which guidance needs", low=0, high=0.99)
-    decoder_from: str = option("", "copy the decoder of this finished run instead of training one; use its tokenizer, "
-                                   "encoder and decoder options")
+    decoder_from: str = option("", "copy the decoder of this finished run, or of english, instead of training one; use its "
+                                   "tokenizer, encoder and decoder options")
 
     def encoder_name(self) -> str:
         return encoder_name(self.encoder, self.encoder_prompt, self.encoder_dim)
@@ -65,7 +65,7 @@ class OutlineDecoderOptions(DecoderOptions):
     def check_source(self, family: str) -> None:
         if not self.decoder_from:
             return
-        run = Path(self.decoder_from)
+        run = run_path(self.decoder_from)
         description = read_run(run)
         if description.get("family") != family:
             raise OutlinesError(f"--decoder-from {run}: this is a run of '{description.get('family')}'. "
@@ -89,8 +89,8 @@ class OutlineOptions(GanOptions, FlowOptions, OutlineDecoderOptions):
                             choices=GENERATORS)
     start: str = option("mixture", "initial distribution of the generated outlines", ("mixture", "gaussian", "noise"))
     num_centres: int = option(5000, "number of k-means centres of the mixture, at most one per 20 training outlines", low=2)
-    num_offsets: int = option(0, "number of offsets, each of which can be added to any centre; found by k-means on the "
-                              "differences between outlines and centres (docs/outline-gan.md); 0: none", low=0)
+    num_offsets: int = option(0, "number of offsets for a second level of the mixture, found by k-means on the "
+                              "differences between outlines and centres; 0: one level", low=0)
     free_moments: bool = option(False, "do not match the generated outlines' mean and covariance to the training outlines",
                                 flag=False)
 
@@ -117,7 +117,7 @@ class OutlineDecoderStage(DecoderStage):
     def begin(self, progress: Progress) -> None:
         if not self.options.decoder_from:
             return super().begin(progress)
-        run = Path(self.options.decoder_from)
+        run = run_path(self.options.decoder_from)
         description, own = read_run(run), self.data.hashes()
         hashes = description.get("hashes", {})
         for name in ("tokenizer", "encoder"):

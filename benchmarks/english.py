@@ -1,0 +1,120 @@
+"""Make the model of everyday English that ships in outlines/pretrained/english, and measure it.
+
+    python -m benchmarks.english corpus DATA FILE     write the training sentences
+    python -m benchmarks.english ship RUN             copy a run's model and tokenizer into the package, in float16
+    python -m benchmarks.english measure RUN TRAINING FILE...   reconstruction of each file, and new sentences
+
+DATA: directory with the files of SOURCES. RUN: a finished run, or english. TRAINING: the training sentences. The model card,
+outlines/pretrained/english/README.md, has the commands.
+"""
+
+import argparse
+import gzip
+import json
+import random
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+import outlines
+from outlines.checkpoint import MANIFEST, module_tensors, sha256_file, write_state
+from outlines.decoding.scoring import nll_of_rows
+from outlines.metrics.bleu import reconstruction_bleu
+from outlines.metrics.text import copied_rate, words
+from outlines.models.registry import load_model
+from outlines.pretrained import ENGLISH, SHIPPED
+from train.runtime.run_directory import write_json
+
+EVERYDAY = {"tatoeba": "english/tatoeba.train.txt.gz", "dialogue": "english/dialogue.train.txt.gz",
+            "wordnet": "english/wordnet_examples.train.txt.gz", "captions": "coco/train.txt.gz"}
+BOOKS = "english/classic_books.train.txt.gz"
+MIN_COUNT = 5  # of every word of a sentence, in the everyday sources; sentences with a rarer word are left out
+NUM_BOOKS = 50_000
+NAMES = re.compile(r"\b(Tom|Mary)\b")  # in a fifth of Tatoeba; every third of these sentences is used
+WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
+
+
+def corpus(data: Path, file: Path) -> None:
+    """Write the training sentences in random order, and print the number of each source."""
+    def read(name: str) -> list[str]:
+        with gzip.open(data / name, "rt", encoding="utf-8") as text:
+            return list(dict.fromkeys(line.strip() for line in text))
+
+    def known(sentences: list[str]) -> list[str]:
+        return [text for text in sentences if all(counts[word] >= MIN_COUNT for word in WORD.findall(text.lower()))]
+
+    rng = random.Random(1)
+    everyday = {name: read(path) for name, path in EVERYDAY.items()}
+    counts = Counter(word for text in everyday.values() for line in text for word in WORD.findall(line.lower()))
+    chosen = {name: known(text) for name, text in everyday.items()}
+    chosen["tatoeba"] = [text for row, text in enumerate(chosen["tatoeba"]) if row % 3 == 0 or not NAMES.search(text)]
+    # Captions in lower case without a full stop, as they are, and written as sentences.
+    chosen["captions"] += [text[0].upper() + text[1:].rstrip(" .") + "." for text in chosen["captions"]]
+    chosen["books"] = rng.sample(known(read(BOOKS)), NUM_BOOKS)
+    lines = [text for sentences in chosen.values() for text in dict.fromkeys(sentences)]
+    rng.shuffle(lines)
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(*(f"{name}: {len(set(sentences)):,}" for name, sentences in chosen.items()), f"all: {len(lines):,}", sep="\n")
+
+
+def ship(run: Path) -> None:
+    """Write a run's model and tokenizer to the package. Only numbers that describe the run stay in run.json, no paths."""
+    target, model = SHIPPED[ENGLISH], load_model(run / "model")
+    tensors = {name: tensor.to(torch.float16) if tensor.is_floating_point() else tensor
+               for name, tensor in module_tensors({"model": model}, "model").items()}
+    write_state(target / "model", tensors, {"family": model.family, "shape": model.shape()})
+    shutil.copy(run / "tokenizer.model", target)
+    description = json.loads((run / "run.json").read_text())
+    for private in ("cache", "command", "created", "machine"):
+        description.pop(private, None)
+    description["corpus"]["corpus"] = [Path(name).name for name in description["corpus"]["corpus"]]
+    write_json(target / "run.json", description)
+    write_json(target / MANIFEST, {name: sha256_file(target / name) for name in ("run.json", "tokenizer.model")})
+    print(f"{sum(file.stat().st_size for file in target.rglob('*') if file.is_file()):,} bytes")
+
+
+def measure(run: str, training: Path, files: list[Path], num: int = 1000) -> None:
+    """Print the reconstruction of the first `num` sentences of each file, and figures of `num` new sentences."""
+    pipeline = outlines.load(run, "cpu")
+    print("| file | BLEU, 1 draft | BLEU, 16 drafts | exact, 1 draft | gap (swapped outline), nats/token |")
+    print("|---|---|---|---|---|", flush=True)
+    for file in files:
+        text = file.read_text(encoding="utf-8").splitlines()[:num]
+        rows, vectors = pipeline.rows(text), pipeline.encode(text)
+        (own, num_targets), (swapped, _) = (nll_of_rows(pipeline.model.decoder, rows, some)
+                                            for some in (vectors, vectors.roll(1, dims=0)))
+        one, best = pipeline.decode(vectors), pipeline.decode(vectors, drafts=16)
+        exact = sum(made == given for made, given in zip(one, text, strict=True)) / len(text)
+        gap = (swapped - own).sum() / num_targets.sum()
+        print(f"| {file.name} | {reconstruction_bleu(one, text):.1f} | {reconstruction_bleu(best, text):.1f} | {exact:.3f} | "
+              f"{gap:.2f} |", flush=True)
+    with open(training, encoding="utf-8") as lines:
+        split = [words(line) for line in lines]
+    vocabulary = {word for sentence in split for word in sentence}
+    samples = pipeline.sample(num)
+    unknown = [text for text in samples if not vocabulary.issuperset(words(text))]
+    print(f"\nof {num} new sentences: {len(unknown) / num:.3f} with an unknown word, "
+          f"{copied_rate(list(map(words, samples)), split):.3f} copied, {len(set(samples)) / num:.3f} different")
+    print(*unknown[:20], sep="\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(required=True)
+    verb = verbs.add_parser("corpus")
+    verb.add_argument("data", type=Path)
+    verb.add_argument("file", type=Path)
+    verb.set_defaults(run_verb=lambda options: corpus(options.data, options.file))
+    verb = verbs.add_parser("ship")
+    verb.add_argument("run", type=Path)
+    verb.set_defaults(run_verb=lambda options: ship(options.run))
+    verb = verbs.add_parser("measure")
+    verb.add_argument("run")
+    verb.add_argument("training", type=Path)
+    verb.add_argument("files", type=Path, nargs="+")
+    verb.set_defaults(run_verb=lambda options: measure(options.run, options.training, options.files))
+    options = parser.parse_args()
+    options.run_verb(options)
