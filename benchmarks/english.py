@@ -89,8 +89,8 @@ def measure(run: str, training: Path, files: list[Path], num: int = 1000) -> Non
         one, best = pipeline.decode(vectors), pipeline.decode(vectors, drafts=16)
         exact = sum(made == given for made, given in zip(one, text, strict=True)) / len(text)
         gap = (swapped - own).sum() / num_targets.sum()
-        print(f"| {file.name} | {reconstruction_bleu(one, text):.1f} | {reconstruction_bleu(best, text):.1f} | {exact:.3f} | "
-              f"{gap:.2f} |", flush=True)
+        bleu = " | ".join(f"{reconstruction_bleu(rebuilt, text):.1f}" for rebuilt in (one, best))
+        print(f"| {file.name} | {bleu} | {exact:.3f} | {gap:.2f} |", flush=True)
     with open(training, encoding="utf-8") as lines:
         split = [words(line) for line in lines]
     vocabulary = {word for sentence in split for word in sentence}

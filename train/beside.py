@@ -6,8 +6,10 @@ in the same time than one process with all threads (`python -m benchmarks.busy_m
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,8 +38,9 @@ def beside(directory: Path, session: Session) -> Iterator[None]:
         yield
         return
     session.reporter.beside = True
-    child = subprocess.Popen([sys.executable, "-m", "train.beside", str(directory)], stdin=subprocess.DEVNULL,
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    nothing = subprocess.DEVNULL
+    child = subprocess.Popen([sys.executable, "-m", "train.beside", str(directory), str(os.getpid())],
+                             stdin=nothing, stdout=nothing, stderr=nothing,
                              env={**os.environ, "OMP_NUM_THREADS": str(threads)})
     try:
         yield
@@ -46,16 +49,24 @@ def beside(directory: Path, session: Session) -> Iterator[None]:
         child.wait()
 
 
+def stop_with(first_process: int) -> None:
+    """Send SIGTERM to this process as soon as the first one has ended, even if it was killed."""
+    def watch() -> None:
+        while os.getppid() == first_process:
+            time.sleep(POLL_SEC)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main(directory: Path) -> None:
     """Train the models that the first process needs later.
 
     If this fails, the first process trains them itself and reports the error.
     """
-    parent, runs = os.getppid(), runs_of(directory)
+    runs = runs_of(directory)
     first = runs[0]
     while not (first / "tokenizer.model").exists():  # The first process prepares the corpus and encodes it.
-        if os.getppid() != parent:
-            return
         time.sleep(POLL_SEC)
     with StopSignals() as signals, contextlib.suppress(OutlinesError, Stopped):
         session = Session(cache_of(first, read_run(first)), Ranks(), Reporter(silent=True), signals, "cpu", all_threads=True)
@@ -72,4 +83,5 @@ def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
+    stop_with(int(sys.argv[2]))
     main(Path(sys.argv[1]))

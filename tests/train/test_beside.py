@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,15 @@ def test_the_second_process_ends_with_the_first(tiny_run: Path, two_threads: Non
     with pytest.raises(RuntimeError, match="stopped"), beside.beside(tiny_run, session):
         raise RuntimeError("stopped")
     assert len(started) == 1 and started[0].poll() is not None
+
+
+def test_the_second_process_ends_when_the_first_is_killed() -> None:
+    second = ("import os, time; from train.beside import stop_with; stop_with(os.getppid()); "
+              f"print('ready', flush=True); time.sleep({SECONDS})")
+    first = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {second!r}])"
+    with subprocess.Popen([sys.executable, "-c", first], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        process.kill()
+        killed = time.monotonic()
+        process.stdout.read()  # until the second process has ended, because it inherited this pipe
+    assert time.monotonic() - killed < SECONDS / 2
