@@ -18,6 +18,7 @@ from generate.options import BY_NAME
 from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError, memory_advice
 from outlines.inference.pipeline import Pipeline
+from outlines.pretrained import SHIPPED
 
 PAGE = Path(__file__).with_name("page.html")
 MAX_SENTENCES = int(BY_NAME["num"].max_served)
@@ -42,7 +43,9 @@ class Fields:
         """Return the number in a field, or the default of the option `name`. Raises OutlinesError if it is out of bounds."""
         option, key = BY_NAME[name], name.partition("/")[0]
         option = option._replace(high=min(option.high, option.max_served))
-        value = self._data.pop(key, option.default)
+        if key not in self._data:
+            return option.default
+        value = self._data.pop(key)
         if not option.is_valid(value):
             raise OutlinesError(f"{key} must be {option.bounds()}.")
         return option.type(value)
@@ -206,15 +209,17 @@ class Server(ThreadingHTTPServer):
 
     def about(self) -> dict[str, Any]:
         pipeline, model = self.pipeline, self.pipeline.model
+        has_neighbours = model.frozen_encoder() is not None and pipeline.run not in SHIPPED.values()
+        config = model.decoder.config
         return {"run": pipeline.run.name, "family": model.family, "sources": list(model.sources),
-                "walks": list(pipeline.walks), "neighbours": model.frozen_encoder() is not None,
-                "noise": model.decoder.config.vector_dim > 0, "guided": model.decoder.config.vector_dropout > 0,
+                "walks": list(pipeline.walks), "neighbours": has_neighbours, "noise": config.vector_dim > 0,
+                "guided": config.vector_dropout > 0, "strength": model.strength, "min_strength": config.min_strength,
                 "max_sentences": MAX_SENTENCES}
 
     def sample(self, fields: Fields) -> dict[str, Any]:
         num, seed = fields.number("num"), fields.number("seed")
         config = SamplingConfig(max_len=self.pipeline.max_len, **{name: fields.number(name) for name in
-                                   ("temperature", "top_k", "top_p", "noise_scale", "guidance")})
+                                   ("temperature", "top_k", "top_p", "noise_scale", "guidance", "strength")})
         source, prefix = fields.text("source", ""), fields.text("prefix", "")
         fields.end()
         config = self.pipeline.model.chosen(config)

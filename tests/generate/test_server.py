@@ -83,13 +83,13 @@ def test_about_says_what_the_run_can_do(server: Server, tiny_run: Path) -> None:
     assert ask(server, "/about") == (200, {
         "run": tiny_run.name, "family": "outlines", "sources": ["generator", "mixture", "gaussian"],
         "walks": ["linear", "spherical", "noise", "gradient"], "neighbours": True, "noise": True, "guided": True,
-        "max_sentences": 100})
+        "strength": 0.5, "min_strength": 0.0, "max_sentences": 100})
 
 
 def test_endpoints_do_what_the_verbs_do(server: Server, pipeline: Pipeline) -> None:
     status, data = ask(server, "/sample", {"num": 4, "seed": 3, "temperature": 1.1, "source": "mixture", "prefix": "Two",
-                                           "noise_scale": 0.5, "guidance": 1.5})
-    sampling = SamplingConfig(temperature=1.1, noise_scale=0.5, guidance=1.5)
+                                           "noise_scale": 0.5, "guidance": 1.5, "strength": 0.8})
+    sampling = SamplingConfig(temperature=1.1, noise_scale=0.5, guidance=1.5, strength=0.8)
     expected = pipeline.sentences(4, 3, sampling, "mixture", prefix="Two", scored=True)
     assert status == 200 and data["sentences"] == [
         {"text": line.text, "nll": pytest.approx(line.nll, rel=1e-4),
@@ -144,7 +144,7 @@ def test_a_family_without_a_critic_gives_no_score(server: Server, pipeline: Pipe
 
 def test_the_page_has_a_slider_for_each_scale_and_shows_the_score(server: Server) -> None:
     page = ask(server, "/")[1]
-    assert re.findall(r'name="(\w+)" type="range"', page) == ["temperature", "noise_scale", "guidance"]
+    assert re.findall(r'name="(\w+)" type="range"', page) == ["temperature", "noise_scale", "strength", "guidance"]
     assert 'Number(form.get("noise_scale"))' in page and "critic_score" in page
 
 
@@ -253,7 +253,8 @@ def test_ctrl_c_in_the_middle_of_requests(tiny_run: Path, attempt: int) -> None:
 VALUES: list[Any] = [None, True, -1, 0, 1, 2, 101, 10**30, -10**400, 2.5, 1e308, 1e-308, -0.0, float("nan"), float("inf"),
                      "", " ", "x", A, "\ud800", "\0", "\u202e😀\n", "dog " * 400, [], ["\udfff"],
                      [A] * 3, [[[]]], {}, {"a": 1}]
-FIELDS = {"/sample": ["num", "seed", "temperature", "top_k", "top_p", "source", "noise_scale", "guidance", "prefix"],
+FIELDS = {"/sample": ["num", "seed", "temperature", "top_k", "top_p", "source", "noise_scale", "guidance", "strength",
+                      "prefix"],
           "/reconstruct": ["sentences"],
           "/interpolate": ["a", "b", "walk", "num"], "/nearest": ["sentence", "num"], "/about": [], "/nowhere": ["x"]}
 HEADERS = ["Host: [", "Host: evil.example", "Host:", "Content-Length: -1", "Content-Length: ²",
