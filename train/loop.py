@@ -31,7 +31,6 @@ from train.runtime.signals import Stopped, StopSignals
 
 SHOWN_AFTER, NUM_SHOWN = 60, 2  # after a minute, each validation prints two samples
 TIMED_STEPS = 20  # the duration of these first steps gives an estimate for the run
-PASSES = 8  # about how often a step passes a row through generator or critic
 COUNTERS = ("step", "begun", "examples", "stale", "bad_steps", "bad_in_a_row")
 """attributes of the loop that a checkpoint holds under their own names"""
 
@@ -224,7 +223,7 @@ class Loop:
     def _estimate(self, seconds: float) -> None:
         """Print an estimate of the run's duration. seconds: duration of the first TIMED_STEPS steps of the first stage."""
         tokens = float(self.data.corpus.tokens["train"].lengths.mean())
-        costs = [stage.num_steps * stage.batch_size * (tokens if stage.like_length else PASSES)
+        costs = [stage.num_steps * stage.batch_size * (tokens if stage.like_length else stage.passes)
                  * sum(weights.numel() for module in stage.modules.values() for weights in module.parameters())
                  for stage in self.method.stages]
         first = seconds / TIMED_STEPS * self.method.stages[0].num_steps

@@ -115,6 +115,7 @@ class GanStage(FitStage):
 
     name, batch_flag = "gan", "--gan-batch-size"
     several_updates = True
+    passes = 3
 
     def __init__(self, options: GanOptions, game: Game):
         super().__init__(options, game)
