@@ -92,8 +92,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "guidance": Option("influence of the outline on each token; 0: none; 1: normal; below 1: likelier sentences; "
                            "values other than 1 need a run trained with --outline-dropout", float, 1.0, max_served=10),
         "strength": Option("how much the decoder trusts the outline, from the run's --min-strength to 1; lower: likelier, "
-                           "less faithful sentences. Default: 0.5 for sample, vary and complete (at least the run's "
-                           "--min-strength); otherwise 1", float, high=1),
+                           "less faithful sentences. Default: the model's own for sample, vary and complete (0.5; "
+                           "english: 0.3); otherwise 1", float, high=1),
         "max_len": Option("maximum length of a sentence in tokens (default: as in training)", int, low=1),
         "precision": Option("precision of matrix products when sampling; auto: bfloat16 if it is faster; greedy decoding, "
                             "beam search and scores use float32", str, "auto", choices=("auto", "float32", "bfloat16")),

@@ -17,7 +17,6 @@ from outlines.decoding.scoring import LatentDraw, bound_terms, nll_of_rows
 from outlines.errors import OutlinesError
 from outlines.networks.decoder import Decoder, DecoderConfig
 
-STRENGTH = 0.5  # for new sentences, if the decoder can read weak vectors; measured: docs/results.md, "Outline strength"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Write = Callable[..., list[list[int]]]  # a function with the arguments of `Sampler`
@@ -48,7 +47,7 @@ class TextModel(nn.Module):
     def strength(self) -> float:
         """The default strength for new sentences, see `SamplingConfig`."""
         config = self.decoder.config
-        return max(STRENGTH, config.min_strength) if config.vector_dim else 1.0
+        return max(config.strength, config.min_strength) if config.vector_dim else 1.0
 
     def chosen(self, sampling: SamplingConfig) -> SamplingConfig:
         """Return `sampling`; if it has no strength, with the model's default strength for new sentences."""

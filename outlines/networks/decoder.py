@@ -26,6 +26,7 @@ class DecoderConfig(SpecialIds):
     kind: str = ""
     vector_dropout: float = 0.0  # share of training sentences with a zero vector; above 0 the decoder can be guided
     min_strength: float = 1.0  # smallest strength in training; below 1 the decoder can read weak vectors, see `weakened`
+    strength: float = 0.5  # default for new sentences, if it can; measured: docs/results.md, "Outline strength"
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "DecoderConfig":
