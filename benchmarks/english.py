@@ -1,10 +1,11 @@
 """Make the model of everyday English that ships in outlines/pretrained/english, and measure it.
 
-    python -m benchmarks.english corpus DATA FILE     write the training sentences
-    python -m benchmarks.english ship RUN             copy a run's model and tokenizer into the package, in float16
-    python -m benchmarks.english measure RUN TRAINING FILE...   reconstruction of each file, and new sentences
+    python -m benchmarks.english corpus DATA FILE            write the training sentences
+    python -m benchmarks.english ship RUN                    copy a run's model and tokenizer into the package, in float16
+    python -m benchmarks.english reconstruct RUN FILE...     measure the reconstruction of each file
+    python -m benchmarks.english sample RUN TRAINING         measure new sentences
 
-DATA: directory with the files of SOURCES. RUN: a finished run, or english. TRAINING: the training sentences. The model card,
+DATA: directory with the files in EVERYDAY and BOOKS. RUN: a finished run, or english. TRAINING: the training sentences. The model card,
 outlines/pretrained/english/README.md, has the commands.
 """
 
@@ -23,9 +24,10 @@ import outlines
 from outlines.checkpoint import MANIFEST, module_tensors, sha256_file, write_state
 from outlines.decoding.scoring import nll_of_rows
 from outlines.metrics.bleu import reconstruction_bleu
-from outlines.metrics.text import copied_rate, words
+from outlines.metrics.text import copied_rate, distinct_n, words
 from outlines.models.registry import load_model
 from outlines.pretrained import ENGLISH, SHIPPED
+from train.evaluation.pretrained import PretrainedLM
 from train.runtime.run_directory import write_json
 
 EVERYDAY = {"tatoeba": "english/tatoeba.train.txt.gz", "dialogue": "english/dialogue.train.txt.gz",
@@ -33,7 +35,8 @@ EVERYDAY = {"tatoeba": "english/tatoeba.train.txt.gz", "dialogue": "english/dial
 BOOKS = "english/classic_books.train.txt.gz"
 MIN_COUNT = 5  # of every word of a sentence, in the everyday sources; sentences with a rarer word are left out
 NUM_BOOKS = 50_000
-STRENGTH = 0.3  # default for new sentences, chosen from 500 samples for each strength: the model card has the table
+STRENGTH = 0.3  # default for new sentences, chosen from the table of `sample`
+STRENGTHS = (0.2, 0.3, 0.5, 1.0)
 NAMES = re.compile(r"\b(Tom|Mary)\b")  # in a fifth of Tatoeba; every third of these sentences is used
 WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 
@@ -80,8 +83,8 @@ def ship(run: Path) -> None:
     print(f"{sum(file.stat().st_size for file in target.rglob('*') if file.is_file()):,} bytes")
 
 
-def measure(run: str, training: Path, files: list[Path], num: int = 1000) -> None:
-    """Print the reconstruction of the first `num` sentences of each file, and figures of `num` new sentences.
+def reconstruct(run: str, files: list[Path], num: int = 1000) -> None:
+    """Print a table: the reconstruction of the first `num` sentences of each file.
 
     Sentences with more tokens than the run's limit are left out.
     """
@@ -100,14 +103,26 @@ def measure(run: str, training: Path, files: list[Path], num: int = 1000) -> Non
         gap = (swapped - own).sum() / num_targets.sum()
         bleu = " | ".join(f"{reconstruction_bleu(rebuilt, text):.1f}" for rebuilt in (one, best))
         print(f"| {file.name} | {bleu} | {exact:.3f} | {gap:.2f} |", flush=True)
-    with open(training, encoding="utf-8") as lines:
-        split = [words(line) for line in lines]
+
+
+def sample(run: str, training: Path, num: int = 1000) -> None:
+    """Print a table of new sentences for several strengths, and real sentences beside them."""
+    pipeline, judge = outlines.load(run, "cpu"), PretrainedLM("smollm2")
+    lines = training.read_text(encoding="utf-8").splitlines()
+    split = list(map(words, lines))
     vocabulary = {word for sentence in split for word in sentence}
-    samples = pipeline.sample(num)
-    unknown = [text for text in samples if not vocabulary.issuperset(words(text))]
-    print(f"\nof {num} new sentences: {len(unknown) / num:.3f} with an unknown word, "
-          f"{copied_rate(list(map(words, samples)), split):.3f} copied, {len(set(samples)) / num:.3f} different")
-    print(*unknown[:20], sep="\n")
+
+    def show(title: str, text: list[str]) -> None:
+        own, nll = list(map(words, text)), judge.score(text)
+        unknown = sum(not vocabulary.issuperset(sentence) for sentence in own) / len(text)
+        print(f"| {title} | {nll.nll / nll.num_words:.3f} | {unknown:.3f} | {copied_rate(own, split):.3f} | "
+              f"{distinct_n(own, 2):.3f} |", flush=True)
+
+    print("| sentences | SmolLM2, nats/word | with an unknown word | copied | distinct-2 |")
+    print("|---|---|---|---|---|", flush=True)
+    show("training text", random.Random(1).sample(lines, num))
+    for strength in STRENGTHS:
+        show(f"new, strength {strength:g}", pipeline.sample(num, strength=strength))
 
 
 if __name__ == "__main__":
@@ -120,10 +135,13 @@ if __name__ == "__main__":
     verb = verbs.add_parser("ship")
     verb.add_argument("run", type=Path)
     verb.set_defaults(run_verb=lambda options: ship(options.run))
-    verb = verbs.add_parser("measure")
+    verb = verbs.add_parser("reconstruct")
+    verb.add_argument("run")
+    verb.add_argument("files", type=Path, nargs="+")
+    verb.set_defaults(run_verb=lambda options: reconstruct(options.run, options.files))
+    verb = verbs.add_parser("sample")
     verb.add_argument("run")
     verb.add_argument("training", type=Path)
-    verb.add_argument("files", type=Path, nargs="+")
-    verb.set_defaults(run_verb=lambda options: measure(options.run, options.training, options.files))
+    verb.set_defaults(run_verb=lambda options: sample(options.run, options.training))
     options = parser.parse_args()
     options.run_verb(options)
