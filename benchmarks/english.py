@@ -5,8 +5,8 @@
     python -m benchmarks.english reconstruct RUN FILE...     measure the reconstruction of each file
     python -m benchmarks.english sample RUN TRAINING         measure new sentences
 
-DATA: directory with the files in EVERYDAY and BOOKS. RUN: a finished run, or english. TRAINING: the training sentences. The model card,
-outlines/pretrained/english/README.md, has the commands.
+DATA: directory with the files in EVERYDAY and BOOKS. RUN: a finished run, or english. TRAINING: the training sentences.
+The model card, outlines/pretrained/english/README.md, has the commands.
 """
 
 import argparse
