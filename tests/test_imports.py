@@ -48,6 +48,11 @@ def test_generation_starts_without_sacrebleu() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_a_run_is_loaded_without_the_compiler_of_torch() -> None:
+    code = "import sys, outlines; outlines.load('english', 'cpu').sample(1); assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 BANNED = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "pandas", "yaml"}
 """Modules that unpickle files, or can be told to."""
 LOADERS = {"torch.load", "torch.jit.load", "torch.hub.load", "numpy.fromstring", "eval", "exec", "__import__", "os.system"}

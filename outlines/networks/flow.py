@@ -41,8 +41,6 @@ class Velocity(nn.Module):
     starts at zero, so an untrained flow is the mixture that it starts at.
     """
 
-    frequencies: Tensor
-
     def __init__(self, outline_dim: int, hidden_dim: int, num_blocks: int):
         super().__init__()
         self.first, self.last = nn.Linear(outline_dim, hidden_dim), nn.Linear(hidden_dim, outline_dim)
@@ -53,10 +51,11 @@ class Velocity(nn.Module):
         for layer in (*self.adapt, self.last):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        self.register_buffer("frequencies", 1000 * torch.exp(torch.arange(32) * (-math.log(1000) / 31)), persistent=False)
 
     def forward(self, points: Tensor, times: Tensor) -> Tensor:
-        angles = times[:, None] * self.frequencies
+        # Not stored in __init__: arithmetic while a file is checked (hardening.build_module) would import torch's compiler.
+        frequencies = 1000 * torch.exp(torch.arange(32, device=times.device) * (-math.log(1000) / 31))
+        angles = times[:, None] * frequencies
         embedded = self.of_time(torch.cat([angles.sin(), angles.cos()], dim=1))
         hidden = self.first(points)
         for adapt, block in zip(self.adapt, self.blocks, strict=True):
