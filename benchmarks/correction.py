@@ -1,5 +1,7 @@
 """Reconstruction of held-out sentences by number of drafts and rounds: BLEU, cosine of the outlines, seconds.
 
+The first line has the NLL and the latent gap of these sentences.
+
     python -m benchmarks.correction RUN SENTENCES.txt [--num 500] [--drafts 1 4 16 64] [--rounds 0 1 2] [--temperature 0.5]
 
 SENTENCES.txt: held-out sentences, one per line, of which some are drawn with seed 0. Too long ones are left out.
@@ -18,8 +20,10 @@ import torch
 from tqdm import tqdm
 
 import outlines
+from outlines.decoding.scoring import nll_of_rows
 from outlines.inference import correction
 from outlines.metrics.bleu import reconstruction_bleu
+from outlines.metrics.collapse import latent_gap
 
 
 class Timed:
@@ -48,6 +52,9 @@ def main(run: str, sentences: str, num: int, drafts: Sequence[int], rounds: Sequ
     wanted = pipeline.encode(text)
     encoder = Timed(pipeline.encoder)
     pipeline.encoder = encoder
+    rows, decoder = pipeline.rows(text), pipeline.model.decoder
+    nll, gap = nll_of_rows(decoder, rows, wanted)[0].mean(), latent_gap(decoder, rows, wanted, wanted.roll(1, dims=0))
+    print(f"NLL given the outline: {nll:.2f} nats per sentence; gap with another outline: {gap.per_token:.2f} per token")
     print(f"{len(text)} sentences; {torch.get_num_threads()} threads; seconds for all sentences\n")
     print("| drafts | rounds | BLEU | exact | cosine | seconds | of these encoding |")
     print("|---|---|---|---|---|---|---|", flush=True)

@@ -2,7 +2,6 @@
 
     python -m benchmarks.english corpus DATA FILE            write the training sentences
     python -m benchmarks.english ship RUN                    copy a run's model and tokenizer into the package, in float16
-    python -m benchmarks.english reconstruct RUN FILE...     measure the reconstruction of each file
     python -m benchmarks.english sample RUN TRAINING         measure new sentences
 
 DATA: directory with the files in EVERYDAY and BOOKS. RUN: a finished run, or english. TRAINING: the training sentences.
@@ -11,24 +10,20 @@ The model card, outlines/pretrained/english/README.md, has the commands.
 
 import argparse
 import gzip
-import json
 import random
 import re
 import shutil
 from collections import Counter
 from pathlib import Path
 
-import torch
-
 import outlines
-from outlines.checkpoint import MANIFEST, module_tensors, sha256_file, write_state
-from outlines.decoding.scoring import nll_of_rows
-from outlines.metrics.bleu import reconstruction_bleu
+from benchmarks.judge_of_scenes import half_tensors
+from outlines.checkpoint import MANIFEST, sha256_file, write_state
 from outlines.metrics.text import copied_rate, distinct_n, words
 from outlines.models.registry import load_model
 from outlines.pretrained import ENGLISH, SHIPPED
 from train.evaluation.pretrained import PretrainedLM
-from train.runtime.run_directory import write_json
+from train.runtime.run_directory import read_run, write_json
 
 EVERYDAY = {"tatoeba": "english/tatoeba.train.txt.gz", "dialogue": "english/dialogue.train.txt.gz",
             "wordnet": "english/wordnet_examples.train.txt.gz", "captions": "coco/train.txt.gz"}
@@ -65,44 +60,18 @@ def corpus(data: Path, file: Path) -> None:
 
 
 def ship(run: Path) -> None:
-    """Write a run's model and tokenizer to the package. run.json then has no paths."""
+    """Write a run's model and tokenizer to the package, and its run.json without paths."""
     target, model = SHIPPED[ENGLISH], load_model(run / "model")
     shape = model.shape()
     shape["decoder"]["strength"] = STRENGTH
-    tensors = {name: tensor.to(torch.float16) if tensor.is_floating_point() else tensor
-               for name, tensor in module_tensors({"model": model}, "model").items()}
-    write_state(target / "model", tensors, {"family": model.family, "shape": shape})
+    write_state(target / "model", half_tensors(model), {"family": model.family, "shape": shape})
     shutil.copy(run / "tokenizer.model", target)
-    description = json.loads((run / "run.json").read_text())
-    for private in ("cache", "command", "created", "machine"):
-        description.pop(private, None)
+    description = {name: value for name, value in read_run(run).items() if name not in ("cache", "command", "machine")}
     description["corpus"] |= {"corpus": [Path(name).name for name in description["corpus"]["corpus"]], "tokenizer": ""}
     description["model"]["init_from"] = Path(description["model"]["init_from"]).name
     write_json(target / "run.json", description)
     write_json(target / MANIFEST, {name: sha256_file(target / name) for name in ("run.json", "tokenizer.model")})
     print(f"{sum(file.stat().st_size for file in target.rglob('*') if file.is_file()):,} bytes")
-
-
-def reconstruct(run: str, files: list[Path], num: int = 1000) -> None:
-    """Print a table: the reconstruction of the first `num` sentences of each file.
-
-    Sentences with more tokens than the run's limit are left out.
-    """
-    pipeline = outlines.load(run, "cpu")
-    print("| file | BLEU, 1 draft | BLEU, 16 drafts | exact, 1 draft | gap (swapped outline), nats/token |")
-    print("|---|---|---|---|---|", flush=True)
-    for file in files:
-        lines = file.read_text(encoding="utf-8").splitlines()[:num]
-        encoded = zip(lines, pipeline.tokenizer.encode(lines), strict=True)
-        text = [line for line, row in encoded if len(row) <= pipeline.max_len]
-        rows, vectors = pipeline.rows(text), pipeline.encode(text)
-        (own, num_targets), (swapped, _) = (nll_of_rows(pipeline.model.decoder, rows, some)
-                                            for some in (vectors, vectors.roll(1, dims=0)))
-        one, best = pipeline.decode(vectors), pipeline.decode(vectors, drafts=16)
-        exact = sum(made == given for made, given in zip(one, text, strict=True)) / len(text)
-        gap = (swapped - own).sum() / num_targets.sum()
-        bleu = " | ".join(f"{reconstruction_bleu(rebuilt, text):.1f}" for rebuilt in (one, best))
-        print(f"| {file.name} | {bleu} | {exact:.3f} | {gap:.2f} |", flush=True)
 
 
 def sample(run: str, training: Path, num: int = 1000) -> None:
@@ -135,10 +104,6 @@ if __name__ == "__main__":
     verb = verbs.add_parser("ship")
     verb.add_argument("run", type=Path)
     verb.set_defaults(run_verb=lambda options: ship(options.run))
-    verb = verbs.add_parser("reconstruct")
-    verb.add_argument("run")
-    verb.add_argument("files", type=Path, nargs="+")
-    verb.set_defaults(run_verb=lambda options: reconstruct(options.run, options.files))
     verb = verbs.add_parser("sample")
     verb.add_argument("run")
     verb.add_argument("training", type=Path)

@@ -12,12 +12,13 @@ import math
 import shutil
 from pathlib import Path
 
-import torch
 from sentencepiece import sentencepiece_model_pb2
+from torch import Tensor
 
 from outlines.checkpoint import atomic_directory, module_tensors, write_state
 from outlines.corpus import grammar
 from outlines.corpus.tokenizer import NUM_SPECIALS, SentencePieceTokenizer, train_tokenizer
+from outlines.models.base import TextModel
 from outlines.models.registry import load_model
 from outlines.pretrained import SCENES_MODEL
 from train.data import EMBEDDED_SEED, embedded_source
@@ -47,13 +48,18 @@ def make_tokenizer(path: Path) -> None:
     SentencePieceTokenizer(model.SerializeToString()).save(path)
 
 
+def half_tensors(model: TextModel) -> dict[str, Tensor]:
+    """Return the named tensors of a model; numbers with a fraction in float16."""
+    return {name: tensor.half() if tensor.is_floating_point() else tensor
+            for name, tensor in module_tensors({"model": model}, "model").items()}
+
+
 def ship(run: Path) -> None:
     """Write a run's model and tokenizer to the package, with the grammar that they belong to."""
     model = load_model(run / "model")
-    tensors = {name: tensor.to(torch.float16) for name, tensor in module_tensors({"model": model}, "model").items()}
     with atomic_directory(SCENES_MODEL) as staging:
         meta = {"family": model.family, "shape": model.shape(), "source": embedded_source()}
-        write_state(staging / "model", tensors, meta)
+        write_state(staging / "model", half_tensors(model), meta)
         for file in (staging / "model").iterdir():
             file.rename(staging / file.name)
         (staging / "model").rmdir()

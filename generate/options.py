@@ -92,8 +92,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "guidance": Option("influence of the outline on each token; 0: none; 1: normal; below 1: likelier sentences; "
                            "values other than 1 need a run trained with --outline-dropout", float, 1.0, max_served=10),
         "strength": Option("how much the decoder trusts the outline, from the run's --min-strength to 1; lower: likelier, "
-                           "less faithful sentences. Default: the model's own for sample, vary and complete (0.5; "
-                           "english: 0.3); otherwise 1", float, high=1),
+                           "less faithful sentences (default: 1; for sample, vary and complete the model's own, "
+                           "usually 0.5)", float, high=1),
         "max_len": Option("maximum length of a sentence in tokens (default: as in training)", int, low=1),
         "precision": Option("precision of matrix products when sampling; auto: bfloat16 if it is faster; greedy decoding, "
                             "beam search and scores use float32", str, "auto", choices=("auto", "float32", "bfloat16")),
@@ -193,11 +193,12 @@ def _parser(verb: str) -> Parser:
                               f"  {prog} runs/001-outlines-default --num 5 --temperature 0.5\n\n"
                               f"verbs (each has its own --help):\n{listed}\n\nThe options below are for sampling.")
         parser.epilog = "The same run, seed, options and device produce the same sentences. --num only changes their number."
-    # Only sampling has a default run, because the other verbs have further arguments.
-    default = " (default: english)" if verb == SAMPLE else ""
-    parser.add_argument("run", metavar="RUN", type=run_path, nargs="?" if default else None, default=SHIPPED[ENGLISH],
-                        help="a run's directory, such as runs/001-outlines-default; or english, the model that ships with "
-                             f"the package{default}")
+    help = "a run's directory, such as runs/001-outlines-default; or english, the model that ships with the package"
+    if verb == SAMPLE:  # The other verbs have further arguments, so they cannot have a default run.
+        parser.add_argument("run", metavar="RUN", type=run_path, nargs="?", default=SHIPPED[ENGLISH],
+                            help=f"{help} (default: english)")
+    else:
+        parser.add_argument("run", metavar="RUN", type=run_path, help=help)
     for name in arguments.split():
         metavar, help = ARGUMENTS[name]
         several = metavar.startswith("[")

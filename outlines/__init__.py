@@ -11,7 +11,8 @@ From text to text, in this order:
                  correction
     metrics/     quality and diversity of text and outlines, posterior collapse, verdicts
 
-Other modules: checkpoint (atomic, verified files), hardening (checks of hostile files), devices, options, errors.
+Other modules: checkpoint (atomic, verified files), hardening (checks of hostile files), pretrained (models that ship with
+the package), devices, options, errors.
 
 Shapes: B batch, N rows, T tokens, D outline width, Z latent width, V vocabulary, K centres.
 `train` and `generate` import this package, but not each other. This package imports neither of them.

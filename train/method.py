@@ -84,7 +84,7 @@ class Stage(ABC):
     modules: dict[str, nn.Module]  # the trained modules; the loop restores their best weights at the end of the stage
     optimizers: dict[str, Optimizer]
     like_length = False  # whether batches hold sentences of similar length; uniform samples otherwise
-    passes = 1  # about how often a step passes a row through the modules, for the estimate of the run's duration
+    passes = 1  # number of times that a step computes the modules for a row, about; used to estimate the run's duration
     patience = 0  # validations without improvement after which the stage ends early; 0: never
     validates_start = False  # whether the weights before the first step can be the best ones
     several_updates = False

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from outlines.corpus.lm_tokenizer import load_tokenizer
 from outlines.errors import OutlinesError
 from outlines.pretrained import run_path
 from train.config import RunConfig, flag_of
@@ -39,6 +40,7 @@ def with_source(config: RunConfig, given: set[str]) -> RunConfig:
         raise OutlinesError("--decoder-from has no effect with --init-from. Leave one of them out.")
     if not (run / "model").is_dir():
         raise OutlinesError(f"{source}: training has not finished. Finish it with --resume.")
+    load_tokenizer(run / "tokenizer.model", str(description.get("hashes", {}).get("tokenizer")))  # raises if damaged
     if model.init_from or not same_corpus(config, description):
         shared = SHAPE | READS_OUTLINES
         tokens = {"tokenizer": str(run / "tokenizer.model"), "vocab_size": 0, "lowercase": False,

@@ -106,3 +106,15 @@ def test_options_that_contradict_the_source(flags: list[str], message: str, tiny
                  *given]) == 2
     error = capsys.readouterr().err
     assert message.replace("RUN", str(tiny_run)) in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_damaged_tokenizer_of_the_source_is_detected(tiny_run: Path, other_corpus: Path, recurrent_encoder: Path,
+                                                       tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny_run, source)
+    data = bytearray((source / "tokenizer.model").read_bytes())
+    data[len(data) // 2] ^= 1
+    (source / "tokenizer.model").write_bytes(data)
+    assert main(["--preset", "tiny", "--corpus", str(other_corpus), "--init-from", str(source), "--quiet",
+                 "--out", str(tmp_path / "run"), "--encoder", f"recurrent:{recurrent_encoder}"]) == 2
+    assert "tokenizer.model: damaged" in capsys.readouterr().err
