@@ -194,7 +194,8 @@ def _usable(lines: Iterable[tuple[str, str]], parse: Callable[[str], Item]) -> I
         while good and bad:
             print("skipped", bad.pop(0), file=sys.stderr)
     if bad:
-        raise OutlinesError(bad[0] + (f" The other {len(bad) - 1:,} cannot be used either." if len(bad) > 1 else ""))
+        others = "The other line" if len(bad) == 2 else f"The other {len(bad) - 1:,} lines"
+        raise OutlinesError(bad[0] + (f" {others} cannot be used either." if len(bad) > 1 else ""))
 
 
 def _chunks(pipeline: Pipeline, options: argparse.Namespace, limited: bool = True) -> Iterator[list[str]]:

@@ -183,7 +183,7 @@ def module_tensors(modules: dict[str, nn.Module], prefix: str) -> dict[str, Tens
 
 
 def load_modules(modules: dict[str, nn.Module], tensors: dict[str, Tensor], prefix: str) -> None:
-    """Load the tensors of `module_tensors`. Raises RuntimeError if a tensor is missing, unexpected or of another shape."""
+    """Load tensors that `module_tensors` returned. Raises RuntimeError if one is missing, unexpected or of another shape."""
     for module_name, module in modules.items():
         start = f"{prefix}.{module_name}."
         module.load_state_dict({name[len(start):]: tensor for name, tensor in tensors.items() if name.startswith(start)})

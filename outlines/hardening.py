@@ -248,7 +248,8 @@ def _check_configuration(file: Path, known: Collection[str] = ()) -> None:
         return
     chosen = sorted(_code_keys(data))
     if chosen:
-        raise OutlinesError(f"{file}: {chosen[0]!r} can select code to run, so it is refused. Use another model.")
+        raise OutlinesError(f"{file}: {chosen[0]!r} can make a model run its own code, so this model is refused. "
+                            "Use another model.")
     activation = data.get("activation_function", "torch.nn.Identity")
     if "activation_function" not in known and (
             not isinstance(activation, str) or not re.fullmatch(r"torch\.nn(\.modules\.\w+)?\.[A-Z]\w*", activation)):

@@ -22,7 +22,7 @@ def option(default: Any = MISSING, help: str = "", choices: Iterable[str] = (), 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> OutlinesError:
     """Return the error for an unknown name. It suggests the nearest known name, or lists all."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else f"Choose from {', '.join(known)}."
     return OutlinesError(f"unknown {kind} {name!r}. {hint}")
 

@@ -66,9 +66,11 @@ def test_it_reconstructs_everyday_sentences() -> None:
     assert len(run.interpolate(wanted[0], wanted[1], num=5).vectors) == 5
 
 
-def test_a_directory_with_this_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / ENGLISH).mkdir()
+def test_a_run_with_this_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / ENGLISH).mkdir()
+    assert run_path(ENGLISH) == SHIPPED[ENGLISH]
+    (tmp_path / ENGLISH / "run.json").touch()
     assert run_path(ENGLISH) == Path(ENGLISH)
     assert run_path("runs/none") == Path("runs/none")
 

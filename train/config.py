@@ -76,9 +76,9 @@ class DecoderOptions:
     num_layers: int = option(0, "layers of the decoder; 0: 1 for gru, 4 for transformer", low=0, flag=False)
     num_sampled: int = option(0, "number of words in the training softmax, in addition to those of the batch; 0: all",
                               low=0, flag=False)
-    word_start: str = option("random", "initialisation of embeddings and output bias: random, or counts: from word "
-                             "counts of the training split", choices=("random", "counts"))
-    dropout: float = option(0.1, "dropout probability in the decoder, 0 to 1", low=0, high=0.95)
+    word_start: str = option("random", "initial embeddings and output bias: random numbers (random), or values "
+                             "computed from word counts (counts)", choices=("random", "counts"))
+    dropout: float = option(0.1, "dropout probability in the decoder, 0 to 0.95", low=0, high=0.95)
     decoder_steps: int = option(1200, "optimiser steps of the decoder", low=1)
     decoder_batch_size: int = option(128, "sentences per decoder step", low=1)
     decoder_learning_rate: float = option(3e-3, "peak learning rate of AdamW for the decoder", low=0)

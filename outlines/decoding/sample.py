@@ -70,7 +70,7 @@ def draw(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
 
 
 def weigh(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Overwrite padded logits [B, V] with probabilities to draw from; return the sums over RUN tokens each, [B, V / RUN]."""
+    """Overwrite padded logits [B, V] with sampling weights; return the sum of each block of RUN tokens, [B, V / RUN]."""
     if config.temperature != 1:
         logits.div_(config.temperature)
     if 0 < config.top_k < logits.shape[1]:
@@ -106,12 +106,12 @@ def _invert(weights: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def of_rows(prefix: Prefix, num: int, device: torch.device) -> Tensor:
-    """Return the prefix of each of `num` sentences, [num, T]."""
+    """Return prefixes [num, T]. A single prefix is repeated for each sentence."""
     return torch.as_tensor(prefix, dtype=torch.long, device=device).expand(num, -1)
 
 
 class Reader:
-    """The state of sentences that a decoder is writing, after their prefix. Applies guidance and excludes special tokens."""
+    """The decoder's state while it continues a batch of prefixes. Applies guidance and excludes special tokens."""
 
     def __init__(self, decoder: Decoder, vector: Tensor | None, config: SamplingConfig, prefix: Tensor):
         """vector: [N, D] or None. prefix: [N, T]. Its last tokens, `tokens` [N], are not read yet: pass them to `logits`."""
@@ -143,10 +143,10 @@ def check(decoder: Decoder, vector: Tensor | None, config: SamplingConfig, prefi
                             "Use a shorter prefix, or raise --max-len.")
     if config.guidance != 1 and (vector is None or not decoder.config.vector_dropout):
         raise OutlinesError("This decoder was not trained to write without its vector, so guidance is not available. "
-                            "Train outlines with --outline-dropout above 0.")
+                            "Train an outline model with --outline-dropout above 0.")
     if config.strength not in (None, 1) and (vector is None or config.strength < decoder.config.min_strength):
         raise OutlinesError(f"This decoder was not trained with vectors of strength {config.strength:g}. Use a higher "
-                            "--strength, or train outlines with a lower --min-strength.")
+                            "--strength, or train an outline model with a lower --min-strength.")
 
 
 def at_strength(vector: Tensor | None, config: SamplingConfig) -> Tensor | None:

@@ -83,7 +83,9 @@ def _likeliest(generator: Any, outlines: Tensor, inverse: Tensor) -> tuple[Tenso
 
 
 def descend(model: OutlineModel, outlines: Tensor, centre: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the likeliest noise [N, D] of outlines at fixed centres, and its cost [N]; starts at `normal` [N, D].
+    """Return the likeliest noise [N, D] from which the generator makes each outline, and its cost [N].
+
+    The centres stay fixed, and the search starts at `normal` [N, D].
 
     The cost is the sum in the module's docstring, without log share_k. Uses Levenberg-Marquardt steps. A step that does not
     reduce the cost is undone and shortened. Gradient descent does not converge: the same change of the noise moves an

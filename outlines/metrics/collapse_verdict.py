@@ -1,6 +1,6 @@
 """Verdicts on the vector: used, too weak, too noisy, or ignored by the decoder; for the model and for each dimension.
 
-The instruments are in `metrics/collapse.py`. Shapes: N sentences, Z dimensions, T steps.
+The metrics are in `metrics/collapse.py`. Shapes: N sentences, Z dimensions, T steps.
 """
 
 import math

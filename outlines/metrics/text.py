@@ -27,7 +27,7 @@ _SEPARATE = re.compile(rf"{_CHARACTER}|(?![\0-\u036f\u2000-\u206f])[{_MARKS}]")
 
 
 def normalized(sentence: str) -> str:
-    """Return the form of a sentence that metrics compare: NFKC, as tokenizers write it, with folded case."""
+    """Return the sentence in the form that metrics compare: NFKC like the text of tokenizers, in lower case."""
     if sentence.isascii() and sentence.isprintable():
         return sentence.lower().strip()
     return unicodedata.normalize("NFKC", _NORMALIZER.normalize(sentence)).replace("▁", " ").strip()

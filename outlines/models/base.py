@@ -90,7 +90,7 @@ class TextModel(nn.Module):
         return vectors
 
     def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor | None:
-        """Return vectors [num, D] from `source`, drawn with a CPU generator; None for a decoder without a vector."""
+        """Return vectors [num, D] drawn from `source`; None for a decoder without a vector. rng: on the CPU."""
         if noise_scale != 1:
             raise OutlinesError(f"--noise-scale has no effect on {self.family!r} models. Remove it.")
         return None

@@ -14,5 +14,6 @@ SHIPPED = {ENGLISH: Path(__file__).parent / ENGLISH}
 
 
 def run_path(run: str | Path) -> Path:
-    """Return the directory of a run. run: an existing directory, or the name of a run that ships with the package."""
-    return Path(run) if Path(run).exists() else SHIPPED.get(str(run), Path(run))
+    """Return the directory of a run. run: a directory, or the name of a run that ships with the package."""
+    shipped = SHIPPED.get(str(run))
+    return shipped if shipped and not (Path(run) / "run.json").exists() else Path(run)

@@ -243,7 +243,7 @@ def _home_of(directory: Path) -> Path:
 
 
 def label_of(run_label: str, own: str, source: str) -> str:
-    """Return the name of a source in a comparison. The family's own source has the name of the run."""
+    """Return the name of a source in a comparison. Samples of the family's default source have only the name of the run."""
     if source == REAL_TEXT:
         return source
     return run_label + source[len(own):] if source.split(",")[0] == own else f"{run_label}: {source}"

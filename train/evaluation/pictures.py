@@ -43,7 +43,7 @@ def kl_picture(kl_by_position: Sequence[float]) -> Figure:
 
 def collapse_picture(histories: Mapping[str, Sequence[dict[str, Any]]],
                      dims: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Plot the figures of collapse over training; below them, signal and noise after training for each family's first seed.
+    """Return a plot of the collapse metrics over training; below them, signal and noise of each family's first seed.
 
     histories: the lines of metrics.jsonl of each run, named FAMILY or FAMILY/SEED. dims: signal and noise of each run.
     """

@@ -110,7 +110,7 @@ def draw_outlines(model: TextModel, data: Dataset, variant: Variant, num: int) -
 
 
 def reconstruction(model: TextModel, data: Dataset, num: int, num_draws: int) -> Row:
-    """Return nll, BLEU and chrF of reconstructed held-out sentences. num_draws: draws of a latent for the nll."""
+    """Return nll, BLEU and chrF of reconstructed held-out sentences. num_draws: number of latents drawn for the nll."""
     tokens, outlines, text = held_out(data, "test", num, seed=1)
     figures: Row = {"num_sentences": len(text), "unspaced": unspaced(text),
                     **nll_figures("test", model, tokens, outlines, num_draws)}

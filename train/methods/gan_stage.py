@@ -68,7 +68,7 @@ class Game(ABC):
         """Return this rank's generated outlines [B, D]. The noise is drawn for the global batch."""
 
     def scorer(self, batch: Batch, rows: slice = slice(None)) -> Callable[[Tensor], Tensor]:
-        """Return the critic as a function from outlines [B, D] to scores [B]. rows: their rows in the batch."""
+        """Return the critic as a function from outlines [B, D] to scores [B]. rows: the batch rows of these outlines."""
         return self.critic
 
     @abstractmethod
