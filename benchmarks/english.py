@@ -19,6 +19,7 @@ from pathlib import Path
 import outlines
 from benchmarks.judge_of_scenes import half_tensors
 from outlines.checkpoint import MANIFEST, sha256_file, write_state
+from outlines.corpus import grammar
 from outlines.metrics.text import copied_rate, distinct_n, words
 from outlines.models.registry import load_model
 from outlines.pretrained import ENGLISH, SHIPPED
@@ -30,6 +31,7 @@ EVERYDAY = {"tatoeba": "english/tatoeba.train.txt.gz", "dialogue": "english/dial
 BOOKS = "english/classic_books.train.txt.gz"
 MIN_COUNT = 5  # of every word of a sentence, in the everyday sources; sentences with a rarer word are left out
 NUM_BOOKS = 50_000
+NUM_SCENES = 80_000  # of the embedded corpus: like captions, they say who wears what, does what, and where
 STRENGTH = 0.3  # default for new sentences, chosen from the table of `sample`
 STRENGTHS = (0.2, 0.3, 0.5, 1.0)
 NAMES = re.compile(r"\b(Tom|Mary)\b")  # in a fifth of Tatoeba; every third of these sentences is used
@@ -53,6 +55,7 @@ def corpus(data: Path, file: Path) -> None:
     # Captions in lower case without a full stop, as they are, and written as sentences.
     chosen["captions"] += [text[0].upper() + text[1:].rstrip(" .") + "." for text in chosen["captions"]]
     chosen["books"] = rng.sample(known(read(BOOKS)), NUM_BOOKS)
+    chosen["scenes"] = list(grammar.sentences(NUM_SCENES, seed=1))
     lines = [text for sentences in chosen.values() for text in dict.fromkeys(sentences)]
     rng.shuffle(lines)
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -196,11 +196,12 @@ def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
             if not (directory / "report.json").exists():
                 judges, lm, reporter = Judges(), None, session.reporter
                 if model.sources:
-                    with reporter.timed("judge"):
-                        judges = quick_judges(config, data, session)
+                    # The second process trains the judge first, so both can be trained at the same time.
                     if beside_lm and model.family != LanguageModel.family:
                         with reporter.timed("LM baseline"):
                             lm = baseline(config, data, session)
+                    with reporter.timed("judge"):
+                        judges = quick_judges(config, data, session)
                 with reporter.timed("evaluation"):
                     measure_run(directory, config, model, data, judges, lm, reporter)
                 reporter.line(reporter.times())
