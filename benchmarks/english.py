@@ -1,10 +1,11 @@
 """Make the model of everyday English that ships in outlines/pretrained/english, and measure it.
 
-    python -m benchmarks.english corpus DATA FILE            write the training sentences
+    python -m benchmarks.english corpus DATA FILE [SCENES]   write the training sentences
     python -m benchmarks.english ship RUN                    copy a run's model and tokenizer into the package, in float16
     python -m benchmarks.english sample RUN TRAINING         measure new sentences
 
 DATA: directory with the files in EVERYDAY and BOOKS. RUN: a finished run, or english. TRAINING: the training sentences.
+SCENES: number of added sentences of the embedded corpus. Like captions, they say who does what, where, in which clothes.
 The model card, outlines/pretrained/english/README.md, has the commands.
 """
 
@@ -31,14 +32,13 @@ EVERYDAY = {"tatoeba": "english/tatoeba.train.txt.gz", "dialogue": "english/dial
 BOOKS = "english/classic_books.train.txt.gz"
 MIN_COUNT = 5  # of every word of a sentence, in the everyday sources; sentences with a rarer word are left out
 NUM_BOOKS = 50_000
-NUM_SCENES = 80_000  # of the embedded corpus: like captions, they say who wears what, does what, and where
 STRENGTH = 0.3  # default for new sentences, chosen from the table of `sample`
 STRENGTHS = (0.2, 0.3, 0.5, 1.0)
 NAMES = re.compile(r"\b(Tom|Mary)\b")  # in a fifth of Tatoeba; every third of these sentences is used
 WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 
 
-def corpus(data: Path, file: Path) -> None:
+def corpus(data: Path, file: Path, num_scenes: int = 0) -> None:
     """Write the training sentences in random order, and print the number of each source."""
     def read(name: str) -> list[str]:
         with gzip.open(data / name, "rt", encoding="utf-8") as text:
@@ -55,7 +55,7 @@ def corpus(data: Path, file: Path) -> None:
     # Captions in lower case without a full stop, as they are, and written as sentences.
     chosen["captions"] += [text[0].upper() + text[1:].rstrip(" .") + "." for text in chosen["captions"]]
     chosen["books"] = rng.sample(known(read(BOOKS)), NUM_BOOKS)
-    chosen["scenes"] = list(grammar.sentences(NUM_SCENES, seed=1))
+    chosen["scenes"] = list(grammar.sentences(num_scenes, seed=1))
     lines = [text for sentences in chosen.values() for text in dict.fromkeys(sentences)]
     rng.shuffle(lines)
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -103,7 +103,8 @@ if __name__ == "__main__":
     verb = verbs.add_parser("corpus")
     verb.add_argument("data", type=Path)
     verb.add_argument("file", type=Path)
-    verb.set_defaults(run_verb=lambda options: corpus(options.data, options.file))
+    verb.add_argument("scenes", type=int, nargs="?", default=0)
+    verb.set_defaults(run_verb=lambda options: corpus(options.data, options.file, options.scenes))
     verb = verbs.add_parser("ship")
     verb.add_argument("run", type=Path)
     verb.set_defaults(run_verb=lambda options: ship(options.run))

@@ -66,7 +66,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
                         1.0, high=1),
         "seed": Option("random seed", int, 1, max_served=2**53),
         "source": Option("source of the outlines or latent vectors, depending on the family: generator, mixture, gaussian, "
-                         "linear or prior (default: the trained one)", metavar="NAME"),
+                         "linear or prior (default: the family's first)", metavar="NAME"),
         "walk": Option("linear: line between the outlines; spherical: arc between them; noise: arc between their inputs "
                        "to the generator; gradient: gradient ascent on p(B | outline)",
                        default="spherical", choices=("linear", "spherical", "noise", "gradient", "all")),
@@ -92,8 +92,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "guidance": Option("influence of the outline on each token; 0: none; 1: normal; below 1: likelier sentences; "
                            "values other than 1 need a run trained with --outline-dropout", float, 1.0, max_served=10),
         "strength": Option("how much the decoder trusts the outline, from the run's --min-strength to 1; lower: likelier, "
-                           "less faithful sentences (default: for new sentences, vary and complete the value in the "
-                           "model, usually 0.5; otherwise 1)", float, high=1),
+                           "less faithful sentences (default: the model's own value, usually 0.5, for new sentences and "
+                           "the verbs 'vary' and 'complete'; otherwise 1)", float, high=1),
         "max_len": Option("maximum length of a sentence in tokens (default: as in training)", int, low=1),
         "precision": Option("precision of matrix products when sampling; auto: bfloat16 if it is faster; greedy decoding, "
                             "beam search and scores use float32", str, "auto", choices=("auto", "float32", "bfloat16")),
@@ -202,7 +202,8 @@ def _parser(verb: str) -> Parser:
     for name in arguments.split():
         metavar, help = ARGUMENTS[name]
         several = metavar.startswith("[")
-        parser.add_argument(name, metavar=metavar.strip("[ .]"), nargs="*" if several else None, help=help)
+        parser.add_argument(name, metavar=metavar.strip("[ .]"), help=help,
+                            **({"nargs": "*", "default": []} if several else {}))
     for title, group in OPTIONS.items():
         chosen = {name: option for name, option in group.items() if name in options.split()}
         section = parser.add_argument_group(title) if chosen and title != "options" else parser

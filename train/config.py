@@ -27,7 +27,7 @@ class CorpusConfig(CorpusFiles):
 
     group: ClassVar[str] = "corpus"
     num_sentences: int = option(20000, "number of sentences of the embedded corpus, all splits together", low=100)
-    tokenizer: str = option("", "tokenizer: a SentencePiece model file, or the tokenizer of a language model, smollm2 or "
+    tokenizer: str = option("", "tokenizer: a SentencePiece model file, or the tokenizer of a language model: smollm2 or "
                             "hf:NAME_OR_DIRECTORY (default: train a SentencePiece model on the training split)")
     vocab_size: int = option(0, "vocabulary size of the SentencePiece model; 0: computed from the corpus's word counts",
                              low=0)

@@ -132,7 +132,7 @@ class Reader:
         return pad(logits).index_fill_(1, self._never, -torch.inf)
 
     def select(self, rows: Tensor) -> None:
-        """Continue with these rows [N]: reordered, dropped or repeated."""
+        """Continue with the rows of these indices [N]; rows can be reordered, left out or repeated."""
         self._caches = [cache.select(rows) for cache in self._caches]
 
 

@@ -63,7 +63,7 @@ def encoder_name(name: str, prompt: str = "", dim: int = 0) -> str:
 def load_encoder(name: str, device: str = "cpu", run: Path | None = None) -> SentenceEncoder:
     """Return the encoder with this name. Raises OutlinesError.
 
-    run: directory of a run. If the encoder's directory has moved together with this run, it is found near it.
+    run: directory of a run. If the encoder's directory has moved together with this run, it is found near the run.
     """
     base, dim, prompt = re.findall(r"(?s)\A(.*?)(?:\?dim=(\d{1,9})&prompt=([^?&]*))?\Z", name)[0]
     kind, _, argument = base.partition(":")

@@ -25,7 +25,7 @@ NUM_FIRST, NUM_CANDIDATES = 16, 2
 
 
 def can_invert(model: TextModel) -> TypeGuard[OutlineModel]:
-    """Return whether the model's generator can be inverted: its noise must be normal values and a centre."""
+    """Return whether the model's generator can be inverted: its noise must consist of normal values and a centre."""
     return hasattr(getattr(model, "generator", None), "around")
 
 

@@ -297,7 +297,7 @@ class Pipeline:
                     sampling: SamplingConfig | None = None) -> Walk:
         """Return a walk between two sentences. num: number of vectors, both ends included.
 
-        The first step of a gradient walk is 1 / (num - 1) of the distance.
+        A gradient walk takes as many steps as it needs; its first step is 1 / (num - 1) of the distance of the sentences.
         """
         if self.walks and walk not in self.walks:
             raise OutlinesError(f"'{self.model.family}' models have no walk {walk!r}. Choose from {', '.join(self.walks)}.")

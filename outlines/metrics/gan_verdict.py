@@ -62,7 +62,7 @@ class Quality(NamedTuple):
 
 
 class GanDiagnosis(NamedTuple):
-    """A verdict and the figure that decided."""
+    """A verdict, and the number that decided it."""
 
     verdict: GanVerdict
     reason: str  # the figure that decided, with its threshold; one sentence

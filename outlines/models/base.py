@@ -111,7 +111,7 @@ class TextModel(nn.Module):
 
     @classmethod
     def from_shape(cls, shape: dict[str, Any]) -> Self:
-        """Return an untrained model for the data of `shape`."""
+        """Return an untrained model, built from the result of the method `shape`."""
         kinds, arguments = get_type_hints(cls.__init__), dict(shape)
         for name, value in shape.items():
             if kinds[name] is DecoderConfig:

@@ -32,7 +32,7 @@ from outlines.networks.stochastic import Gaussian, StochasticDecoder, Stochastic
 
 
 class Path(NamedTuple):
-    """States and distributions of a batch that is read with z from the posterior. [B, T, Z], except the first two.
+    """States and distributions of a batch that is read with z from the posterior. Fields without a shape: [B, T, Z].
 
     mu, logvar: of the posterior. mu_p, logvar_p: of the prior.
     """

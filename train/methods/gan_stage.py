@@ -44,7 +44,7 @@ class GanOptions:
 
 
 class Game(ABC):
-    """The networks of a GanStage. A game fits them, generates outlines, scores outlines, and validates."""
+    """The adversarial game of a GanStage: fits the start, generates and scores outlines, validates."""
 
     def __init__(self, options: Any, data: Dataset, model: Any, seed: int, bfloat16: bool = False):
         """model: its generator is saved. It is a moving average of the generator that the stage trains."""

@@ -50,12 +50,12 @@ class OutlineDecoderOptions(DecoderOptions):
     encoder: str = option("minilm", "frozen sentence encoder: minilm, multilingual-minilm, st:MODEL or recurrent:DIRECTORY")
     encoder_prompt: str = option("", "prompt before each sentence, such as 'query: '; few encoders need one")
     encoder_dim: int = option(0, "keep only the first INT dimensions of each outline; 0: keep all", low=0, high=2**20)
-    min_strength: float = option(0.0, "smallest strength in decoder training. Half of the outlines are scaled by a random "
-                                      "strength from this value to 1, and noise is added; 1: no noise", low=0, high=1)
+    min_strength: float = option(0.0, "smallest strength in decoder training. Some outlines are scaled by a random strength "
+                                      "from this value to 1, and noise is added; 1: no noise", low=0, high=1)
     exact_outlines: float = option(0.5, "fraction of outlines that keep strength 1 in decoder training; with --min-strength "
                                         "below 1", low=0, high=1, flag=False)
     outline_dropout: float = option(0.1, "probability of replacing an outline by zero in decoder training; above 0 the "
-                                         "decoder also learns p(x), which guidance needs", low=0, high=0.99)
+                                         "decoder also learns p(x), which generate --guidance needs", low=0, high=0.99)
     decoder_from: str = option("", "copy the decoder of this finished run, or of english, instead of training one; use its "
                                    "tokenizer, encoder and decoder options")
 
@@ -87,11 +87,11 @@ class OutlineOptions(GanOptions, FlowOptions, OutlineDecoderOptions):
 
     generator: str = option("gan", "kind of generator: gan, flow (flow matching), or flow-gan (a flow, then a GAN)",
                             choices=GENERATORS)
-    start: str = option("mixture", "generator before training: mixture or gaussian, fitted to training outlines; or "
-                                  "noise, an ordinary GAN", ("mixture", "gaussian", "noise"))
+    start: str = option("mixture", "distribution of the untrained generator: a mixture or one Gaussian fitted to training "
+                                  "outlines; or noise: nothing is fitted", ("mixture", "gaussian", "noise"))
     num_centres: int = option(5000, "number of k-means centres of the mixture, at most one per 20 training outlines", low=2)
-    num_offsets: int = option(0, "number of offsets for a second level of the mixture, found by k-means on the "
-                              "differences between outlines and centres; 0: one level", low=0)
+    num_offsets: int = option(0, "number of offsets that can be added to each centre of the mixture; k-means finds them in "
+                              "the differences between outlines and centres", low=0)
     free_moments: bool = option(False, "do not match the generated outlines' mean and covariance to the training outlines",
                                 flag=False)
 
