@@ -203,7 +203,7 @@ def _parser(verb: str) -> Parser:
         metavar, help = ARGUMENTS[name]
         several = metavar.startswith("[")
         parser.add_argument(name, metavar=metavar.strip("[ .]"), help=help,
-                            **({"nargs": "*", "default": []} if several else {}))
+                            nargs="*" if several else None, default=[] if several else None)
     for title, group in OPTIONS.items():
         chosen = {name: option for name, option in group.items() if name in options.split()}
         section = parser.add_argument_group(title) if chosen and title != "options" else parser
