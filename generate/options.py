@@ -66,7 +66,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
                         1.0, high=1),
         "seed": Option("random seed", int, 1, max_served=2**53),
         "source": Option("source of the outlines or latent vectors, depending on the family: generator, mixture, gaussian, "
-                         "linear or prior (default: the family's first)", metavar="NAME"),
+                         "linear, prior or lm (default: the first of these that the family has)", metavar="NAME"),
         "walk": Option("linear: line between the outlines; spherical: arc between them; noise: arc between their inputs "
                        "to the generator; gradient: gradient ascent on p(B | outline)",
                        default="spherical", choices=("linear", "spherical", "noise", "gradient", "all")),

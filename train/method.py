@@ -210,7 +210,7 @@ def adamw(modules: Iterable[nn.Module], learning_rate: float, betas: tuple[float
 
 
 def find_method(family: str) -> type[Method]:
-    """Return the method that trains a family; raises OutlinesError with the nearest name."""
+    """Return the method that trains a family. Raises OutlinesError for an unknown name."""
     return all_methods()[family]
 
 

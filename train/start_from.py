@@ -52,6 +52,8 @@ def with_source(config: RunConfig, given: set[str]) -> RunConfig:
               if name in description["model"] and hasattr(model, name)} | tokens
     for name in sorted(given & theirs.keys()):
         own = getattr(model, name, getattr(config.corpus, name, None))
+        if own != theirs[name] and name in ("tokenizer", "vocab_size", "lowercase"):
+            raise OutlinesError(f"{flag_of(name)} has no effect, because {source} has its own tokenizer. Leave it out.")
         if own != theirs[name]:
             raise OutlinesError(f"{flag_of(name)}: {source} was trained with {name} = {theirs[name]}, not {own}. "
                                 "Leave the option out.")

@@ -1,6 +1,6 @@
 """The tokenizer of a pretrained language model, restricted to the pieces that a corpus uses; and `load_tokenizer`.
 
-A decoder then needs output rows for some thousand pieces instead of 50,000 or more. The training split keeps the language
+A decoder then needs output rows for a few thousand pieces instead of 50,000 or more. The training split keeps the language
 model's own tokens. In other text, a piece that the training split does not use is split into the longest pieces that are
 kept. The pieces of single bytes are always kept, so every text still has tokens.
 """

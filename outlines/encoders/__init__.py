@@ -42,7 +42,7 @@ class SentenceEncoder(Protocol):
 
 
 def unread_notes(encoder: SentenceEncoder, sentences: list[str], outlines: np.ndarray) -> list[str]:
-    """Return one sentence for each kind of text that an encoder cannot read or distinguish. outlines: [N, D]."""
+    """Return a note on each kind of text that an encoder does not read, or maps to equal outlines. outlines: [N, D]."""
     unknown, cut = encoder.unread(sentences)
     different = list({sentence.casefold(): row for row, sentence in enumerate(sentences)}.values())
     units = outlines[different] / np.maximum(np.linalg.norm(outlines[different], axis=1, keepdims=True), 1e-12)

@@ -1,4 +1,4 @@
-"""Instruments for posterior collapse: does the vector depend on the sentence, and does the decoder use it?
+"""Metrics of posterior collapse: does the vector depend on the sentence, and does the decoder use it?
 
 docs/posterior-collapse.md explains these metrics; `metrics/collapse_verdict.py` turns them into a verdict. A posterior is
 q(z|x) = N(mu(x), sigma²(x)). A vector without noise (an outline or a code) has logvar None, no KL and no mutual information.

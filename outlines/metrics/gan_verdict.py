@@ -1,4 +1,4 @@
-"""The verdict on a generator compared with fitted controls (the mixture, one Gaussian) and with real outlines."""
+"""The verdict on a generator compared with fitted baselines (the mixture, one Gaussian) and with real outlines."""
 
 import math
 from enum import StrEnum

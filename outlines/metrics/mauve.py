@@ -44,7 +44,7 @@ class Mauve(NamedTuple):
 def mauve(real: Outlines, fake: Outlines, seed: int = 0) -> Mauve:
     """Return MAUVE and MAUVE* of two sets of features. The module's docstring describes the settings.
 
-    real: [N, D]; fake: [M, D]; at least 20 rows each, for useful scores some thousands. seed: starts of k-means.
+    real: [N, D]; fake: [M, D]; at least 20 rows each, for useful scores a few thousand. seed: starts of k-means.
     """
     rows_real, rows_fake = checked("MAUVE", torch.float64, MIN_ROWS, real, fake)
     clusters = quantized(rows_real, rows_fake, seed)

@@ -54,7 +54,7 @@ class TextModel(nn.Module):
         return sampling if sampling.strength is not None else dataclasses.replace(sampling, strength=self.strength)
 
     def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
-        """Return mu and logvar, [N, D] each, of the decoder's vectors for sentences; None for a decoder without a vector.
+        """Return mu and logvar, [N, D] each, of the vectors that the decoder reads for sentences; None if it reads none.
 
         logvar is None if the vector is mu itself. rows: token ids. outlines: scaled, [N, D], if the family uses them.
         """

@@ -30,7 +30,7 @@ LAYOUT = charts("outlines and VAE: collapse", "outlines and VAE: quality", "outl
 
 
 def remedies() -> list[str]:
-    """Return the presets that set a remedy."""
+    """Return the presets of the VAE that set a remedy against posterior collapse."""
     return sorted(set(find_method(LATENT).presets) - {*SIZES, LATENT})
 
 

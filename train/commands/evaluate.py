@@ -311,7 +311,7 @@ def _rebuilt(run: Run, num: int) -> Row:
 
 def render(lines: Sequence[tables.Line], rebuilt: Sequence[tuple[str, Row]],
            found: dict[str, dict[str, tables.Figures | None]], settings: dict[str, Any]) -> str:
-    """Return the report in Markdown. found: the gaps of each label, by judge."""
+    """Return the report in Markdown. found: by judge, the difference in forward NLL of each label."""
     num = settings["num_samples"]
     held_out = min((line.figures["num_held_out"].mean for line in lines if "num_held_out" in line.figures), default=num)
     filled = "" if held_out == num else f" (real outlines: {held_out:.0f} held-out ones, then training outlines)"

@@ -62,7 +62,7 @@ def training_outlines(data: Dataset) -> tuple[Tensor, Tensor]:
 
 
 def sources_of(model: TextModel, data: Dataset) -> tuple[str, ...]:
-    """Return the sources of a run: real outlines (for comparison), the model's own source, and its fitted controls."""
+    """Return the sources of a run: real outlines (for comparison), the model's own source, and its fitted baselines."""
     return (*((REAL_OUTLINES,) if data.stores else ()), *model.sources)
 
 

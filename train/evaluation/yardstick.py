@@ -1,8 +1,8 @@
-"""All figures of a source's sentences, measured against the test split of the corpus.
+"""All metrics of a source's sentences, measured against the test split of the corpus.
 
-Every training ends with the quick form; `python -m train evaluate` computes the full form. A new metric is one function in
-METRICS or FULL_METRICS and one line in tables.toml. A new judge is one line in train/commands/judges.py and one in
-tables.toml.
+A training run ends with the quick form of this evaluation; `python -m train evaluate` computes the full form. A new metric
+is one function in METRICS or FULL_METRICS, and its key and title in tables.toml. A new judge is one line in
+train/commands/judges.py and one in tables.toml.
 """
 
 import hashlib
@@ -254,7 +254,7 @@ def outline_figures(name: str, real: Tensor, fake: Tensor, full: bool,
 
 
 def mauve_figures(real: Tensor, fake: Tensor) -> Row:
-    """Return MAUVE and MAUVE* of equal numbers of real and fake raw features of text; nothing if there are too few rows."""
+    """Return MAUVE and MAUVE* from raw features of real and of fake text; nothing if there are too few rows."""
     size = min(len(real), len(fake))
     if size < MIN_ROWS:
         return {}

@@ -50,8 +50,9 @@ class OutlineDecoderOptions(DecoderOptions):
     encoder: str = option("minilm", "frozen sentence encoder: minilm, multilingual-minilm, st:MODEL or recurrent:DIRECTORY")
     encoder_prompt: str = option("", "prompt before each sentence, such as 'query: '; few encoders need one")
     encoder_dim: int = option(0, "keep only the first INT dimensions of each outline; 0: keep all", low=0, high=2**20)
-    min_strength: float = option(0.0, "smallest strength in decoder training. Some outlines are scaled by a random strength "
-                                      "from this value to 1, and noise is added; 1: no noise", low=0, high=1)
+    min_strength: float = option(0.0, "smallest strength in decoder training: some outlines are multiplied by a random "
+                                      "strength from this value to 1, and noise is added; with 1, all stay exact",
+                                 low=0, high=1)
     exact_outlines: float = option(0.5, "fraction of outlines that keep strength 1 in decoder training; with --min-strength "
                                         "below 1", low=0, high=1, flag=False)
     outline_dropout: float = option(0.1, "probability of replacing an outline by zero in decoder training; above 0 the "
