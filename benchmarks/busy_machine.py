@@ -1,8 +1,8 @@
-"""Speed of training beside a busy process, by how threads wait for each other: `python -m benchmarks.busy_machine`.
+"""Training speed beside a busy process, for several ways in which threads wait: `python -m benchmarks.busy_machine`.
 
-Threads of OpenMP spin at the end of each parallel region. If another process uses a core, the spinning threads wait for the
-thread that has no core. Each row is a new process that trains the decoder of `benchmarks.decoder_speed` for SECONDS. The
-last row is the sum of two such processes with half of the threads each: a run and the process beside it.
+OpenMP threads spin at the end of each parallel region. If another process uses a core, the spinning threads wait for the
+thread that has no core. Each value comes from a new process, which trains the decoder of `benchmarks.decoder_speed` for
+SECONDS. The last row is the sum of two such processes, each with half of the threads.
 """
 
 import os
@@ -26,7 +26,7 @@ SETTINGS = {
 
 
 def worker() -> None:
-    """Print the tokens/s of SECONDS of training."""
+    """Train for SECONDS and print the tokens per second."""
     num_tokens, step = training_step(bfloat16=False)
     step()
     started, num_steps = time.perf_counter(), 0

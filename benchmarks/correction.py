@@ -1,11 +1,11 @@
-"""Reconstruction of held-out sentences by number of drafts and rounds: BLEU, cosine of the outlines, seconds.
+"""Reconstruction of held-out sentences, for several numbers of drafts and rounds: BLEU, cosine of the outlines, seconds.
 
 The first line has the NLL and the latent gap of these sentences.
 
     python -m benchmarks.correction RUN SENTENCES.txt [--num 500] [--drafts 1 4 16 64] [--rounds 0 1 2] [--temperature 0.5]
 
-SENTENCES.txt: held-out sentences, one per line, of which some are drawn with seed 0. Too long ones are left out.
---temperature: of the drafts, except the greedy one.
+SENTENCES.txt: held-out sentences, one per line. --num of them are chosen at random with seed 0. Sentences that are too long
+are left out. --temperature: temperature of the sampled drafts; the first draft of each round is greedy.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from outlines.metrics.collapse import latent_gap
 
 
 class Timed:
-    """An encoder that measures the seconds that it needs."""
+    """An encoder that adds up the time of its calls, in seconds."""
 
     def __init__(self, encoder: Any):
         self._encoder, self.seconds = encoder, 0.0

@@ -1,8 +1,8 @@
-"""Tokens/s of decoder training, by precision and by training softmax: `python -m benchmarks.decoder_speed`.
+"""Tokens/s of decoder training, for several precisions and softmaxes: `python -m benchmarks.decoder_speed`.
 
-A batch has 128 sentences of 15 tokens, as in Multi30k on average, and the vocabulary has 4,000 pieces. Other rows have
-12,000 pieces, drawn by Zipf's law, with the full and the sampled softmax (the pieces of the batch and 1,000 others). A step
-is forward, backward, clipping and AdamW. On a CPU without bfloat16, only float32 is measured.
+A batch has 128 sentences of 15 tokens (the mean of Multi30k), and the vocabulary has 4,000 pieces. Other rows have 12,000
+pieces whose frequencies follow Zipf's law, and the full or the sampled softmax (the pieces of the batch and 1,000 others). A
+step is forward, backward, clipping and AdamW. On a CPU without bfloat16, only float32 is measured.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ WORDS, NUM_SAMPLED = 12_000, 1000
 
 
 def training_step(bfloat16: bool, config: GRUConfig = CONFIG) -> tuple[int, Callable[[], object]]:
-    """Return the tokens of a batch, and a function that makes one training step on it."""
+    """Return the number of tokens of a batch, and a function that makes one training step on this batch."""
     torch.manual_seed(0)
     ranks = torch.arange(1, config.vocab_size - 3)
     frequency = 1 / ranks if config.vocab_size == WORDS else torch.ones(len(ranks))

@@ -4,9 +4,9 @@
     python -m benchmarks.english ship RUN                    copy a run's model and tokenizer into the package, in float16
     python -m benchmarks.english sample RUN TRAINING         measure new sentences
 
-DATA: directory with the files in EVERYDAY and BOOKS. RUN: a finished run, or english. TRAINING: the training sentences.
-SCENES: number of added sentences of the embedded corpus. Like captions, they say who does what, where, in which clothes.
-The model card, outlines/pretrained/english/README.md, has the commands.
+DATA: directory with the files that EVERYDAY and BOOKS name. FILE, TRAINING: file of the training sentences. RUN: a finished
+run; for sample, also english. SCENES: number of added sentences of the embedded corpus. Like captions, they say who does
+what, where, in which clothes. The model card, outlines/pretrained/english/README.md, has the commands.
 """
 
 import argparse
@@ -30,16 +30,16 @@ from train.runtime.run_directory import read_run, write_json
 EVERYDAY = {"tatoeba": "english/tatoeba.train.txt.gz", "dialogue": "english/dialogue.train.txt.gz",
             "wordnet": "english/wordnet_examples.train.txt.gz", "captions": "coco/train.txt.gz"}
 BOOKS = "english/classic_books.train.txt.gz"
-MIN_COUNT = 5  # of every word of a sentence, in the everyday sources; sentences with a rarer word are left out
+MIN_COUNT = 5  # sentences with a word that is rarer than this in the everyday sources are left out
 NUM_BOOKS = 50_000
 STRENGTH = 0.3  # default for new sentences, chosen from the table of `sample`
 STRENGTHS = (0.2, 0.3, 0.5, 1.0)
-NAMES = re.compile(r"\b(Tom|Mary)\b")  # in a fifth of Tatoeba; every third of these sentences is used
+NAMES = re.compile(r"\b(Tom|Mary)\b")  # in a fifth of Tatoeba; about a third of these sentences is used
 WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 
 
 def corpus(data: Path, file: Path, num_scenes: int = 0) -> None:
-    """Write the training sentences in random order, and print the number of each source."""
+    """Write the training sentences in random order, and print the number of sentences of each source."""
     def read(name: str) -> list[str]:
         with gzip.open(data / name, "rt", encoding="utf-8") as text:
             return list(dict.fromkeys(line.strip() for line in text))
@@ -52,7 +52,7 @@ def corpus(data: Path, file: Path, num_scenes: int = 0) -> None:
     counts = Counter(word for text in everyday.values() for line in text for word in WORD.findall(line.lower()))
     chosen = {name: known(text) for name, text in everyday.items()}
     chosen["tatoeba"] = [text for row, text in enumerate(chosen["tatoeba"]) if row % 3 == 0 or not NAMES.search(text)]
-    # Captions in lower case without a full stop, as they are, and written as sentences.
+    # Each caption twice: unchanged (lower case, no full stop), and with a capital letter and a full stop.
     chosen["captions"] += [text[0].upper() + text[1:].rstrip(" .") + "." for text in chosen["captions"]]
     chosen["books"] = rng.sample(known(read(BOOKS)), NUM_BOOKS)
     chosen["scenes"] = list(grammar.sentences(num_scenes, seed=1))
@@ -63,7 +63,7 @@ def corpus(data: Path, file: Path, num_scenes: int = 0) -> None:
 
 
 def ship(run: Path) -> None:
-    """Write a run's model and tokenizer to the package, and its run.json without paths."""
+    """Write a run's model, tokenizer and run.json (without paths) to the package."""
     target, model = SHIPPED[ENGLISH], load_model(run / "model")
     shape = model.shape()
     shape["decoder"]["strength"] = STRENGTH
@@ -78,7 +78,7 @@ def ship(run: Path) -> None:
 
 
 def sample(run: str, training: Path, num: int = 1000) -> None:
-    """Print a table of new sentences for several strengths, and real sentences beside them."""
+    """Print metrics of `num` training sentences, and of `num` new sentences for each strength."""
     pipeline, judge = outlines.load(run, "cpu"), PretrainedLM("smollm2")
     lines = training.read_text(encoding="utf-8").splitlines()
     split = list(map(words, lines))

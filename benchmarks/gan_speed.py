@@ -1,4 +1,4 @@
-"""Time of a GAN training step, by the share of outlines in the gradient penalty: `python -m benchmarks.gan_speed RUN`.
+"""Time of a GAN training step, for several shares of outlines in the gradient penalty: `python -m benchmarks.gan_speed RUN`.
 
 RUN: a finished run of the family outlines; the benchmark uses its corpus, encoder and options.
 """

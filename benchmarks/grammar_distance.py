@@ -1,8 +1,8 @@
-"""How far language models are from the built-in grammar: `python -m benchmarks.grammar_distance DIRECTORY ...`.
+"""NLL of language models compared with the built-in grammar: `python -m benchmarks.grammar_distance DIRECTORY ...`.
 
-DIRECTORY: a run of the family lm on the built-in corpus, or a directory runs-cache/lm-... . Scores NUM new sentences of the
-grammar with each model and exactly. The figure is the mean difference; the exact mean on these sentences differs from the
-entropy by some hundredths of a nat by chance.
+DIRECTORY: a run of the family lm on the built-in corpus, or a directory runs-cache/lm-... . Computes the NLL of NUM new
+sentences of the grammar under each model and under the grammar. Prints the grammar's entropy plus the mean difference of
+both NLLs, because the grammar's mean NLL on these sentences differs from the entropy by some hundredths of a nat by chance.
 """
 
 import sys

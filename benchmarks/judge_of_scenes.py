@@ -1,4 +1,4 @@
-"""Make the tokenizer and the language model of the embedded corpus that ship in outlines/pretrained/scenes.
+"""Make the tokenizer and the language model of the embedded corpus, which ship in outlines/pretrained/scenes.
 
   python -m benchmarks.judge_of_scenes tokenizer FILE       train the tokenizer
   python -m benchmarks.judge_of_scenes ship RUN             copy a run's language model and its tokenizer into the package
@@ -24,14 +24,14 @@ from outlines.pretrained import SCENES_MODEL
 from train.data import EMBEDDED_SEED, embedded_source
 
 NUM_SENTENCES = 100_000
-NUM_CANDIDATES = 5000  # BPE pieces; about half of them only lead to longer ones and are removed
-UNIGRAM, NORMAL = 1, 1  # SentencePiece's model type, and its type of pieces that are neither special nor bytes
+NUM_CANDIDATES = 5000  # number of BPE pieces; about half of them are only parts of longer pieces and are removed
+UNIGRAM, NORMAL = 1, 1  # SentencePiece's codes of a model type, and of pieces that are neither special nor bytes
 
 
 def make_tokenizer(path: Path) -> None:
-    """Train BPE and keep the pieces that the sentences use, as a unigram model. Nearly every word is then one piece.
+    """Train BPE, and write a unigram model with the pieces that the sentences use. Nearly every word is then one piece.
 
-    An output layer over the removed pieces would cost time in every step and never be right.
+    Without this, the output layer would also compute the probabilities of pieces that never occur.
     """
     sentences = list(grammar.sentences(NUM_SENTENCES, EMBEDDED_SEED))
     trained = train_tokenizer(sentences, path, vocab_size=NUM_CANDIDATES, max_sentences=NUM_SENTENCES)
@@ -49,13 +49,13 @@ def make_tokenizer(path: Path) -> None:
 
 
 def half_tensors(model: TextModel) -> dict[str, Tensor]:
-    """Return the named tensors of a model; numbers with a fraction in float16."""
+    """Return the named tensors of a model. Floating-point tensors are converted to float16."""
     return {name: tensor.half() if tensor.is_floating_point() else tensor
             for name, tensor in module_tensors({"model": model}, "model").items()}
 
 
 def ship(run: Path) -> None:
-    """Write a run's model and tokenizer to the package, with the grammar that they belong to."""
+    """Write a run's model and tokenizer to the package, with a text that identifies the version of the corpus."""
     model = load_model(run / "model")
     with atomic_directory(SCENES_MODEL) as staging:
         meta = {"family": model.family, "shape": model.shape(), "source": embedded_source()}

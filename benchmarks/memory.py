@@ -1,8 +1,8 @@
 """Peak memory of reading and encoding 30,000 and 300,000 sentences: `python -m benchmarks.memory`.
 
-Each case runs in its own process. A dummy with MiniLM's width replaces the encoder, so that only the reading and the
-store are measured. Resident memory includes pages of memory-mapped files, which the kernel keeps while it has room.
-Anonymous memory excludes these pages.
+Each case runs in its own process. A dummy with MiniLM's outline width replaces the encoder, so that only the reading and the
+store are measured. Peak resident memory includes pages of memory-mapped files, which the kernel keeps while memory is free.
+Anonymous memory excludes these pages and is measured at the end.
 """
 
 import resource
@@ -22,7 +22,7 @@ SIZES = (30_000, 300_000)
 
 
 class StandInEncoder:
-    """An encoder that needs almost no time."""
+    """A dummy encoder that needs almost no time."""
 
     name, dim, fingerprint, normalized = "stand-in", 384, "stand-in", True
 
@@ -40,7 +40,7 @@ def write_corpus(path: Path, num: int) -> None:
 
 
 def case(name: str, folder: Path) -> None:
-    """Print the peak resident and the anonymous memory in MiB, and the seconds, of one case."""
+    """Run one case. Print the peak resident memory and the anonymous memory at the end, in MiB, and the seconds."""
     started = time.perf_counter()
     if name == "prepare":
         files = CorpusFiles(corpus=(str(folder / "corpus.txt"),))

@@ -1,8 +1,8 @@
-"""Tokens per second of training SmolLM2 with low-rank adapters, by precision: `python -m benchmarks.pretrained_speed`.
+"""Tokens per CPU second of training SmolLM2 with low-rank adapters, per precision: `python -m benchmarks.pretrained_speed`.
 
 A batch has 32 sentences of 14 tokens, and the output layer has rows for 10,000 pieces. A step is forward, backward, clipping
-and AdamW. Seconds are CPU seconds of one thread: time in which other processes have the core does not count. Shortest of
-three steps.
+and AdamW. The shortest of three steps counts. CPU seconds are seconds of one thread, without the time in which other
+processes use the core.
 """
 
 import time
@@ -34,7 +34,7 @@ def main() -> None:
     batch = collate(list(rows.numpy()), config)
     for name in ("float32", "bfloat16")[:1 + has_bfloat16()]:
         seconds = []
-        for _ in range(1 + ROUNDS):  # the first one warms up
+        for _ in range(1 + ROUNDS):  # the first step warms up
             before = time.process_time()
             with torch.autocast("cpu", torch.bfloat16, enabled=name == "bfloat16"):
                 nll = decoder.nll(batch, vector).sum()

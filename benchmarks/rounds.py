@@ -1,4 +1,4 @@
-"""Timing: the cases of a comparison run in turn, and the shortest time of each counts: other processes only add time."""
+"""Timing. The cases of a comparison run in turn. The shortest time of a case counts, because other processes add time."""
 
 import time
 from collections.abc import Callable, Hashable
@@ -13,7 +13,7 @@ BUDGET_SEC = 40
 
 
 def shortest(arms: dict[Name, Callable[[], object]], num_rounds: int, num_warmup: int = 1) -> dict[Name, float]:
-    """Return the shortest time of each arm in seconds, over at most `num_rounds` rounds; shows progress."""
+    """Return the shortest time of each case (arm) in seconds, over at most `num_rounds` rounds. Shows progress."""
     for arm in arms.values():
         for _ in range(num_warmup):
             arm()
@@ -31,7 +31,7 @@ def shortest(arms: dict[Name, Callable[[], object]], num_rounds: int, num_warmup
 
 
 def has_bfloat16() -> bool:
-    """Whether the CPU computes with bfloat16 numbers; without that, torch emulates them, which lasts minutes."""
+    """Return whether the CPU supports bfloat16. Otherwise, torch emulates bfloat16, which takes minutes."""
     try:
         return "bf16" in Path("/proc/cpuinfo").read_text()
     except OSError:

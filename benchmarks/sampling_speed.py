@@ -1,8 +1,8 @@
 """Sampling speed, and the time to the first sentence: `python -m benchmarks.sampling_speed RUN [cpu|cuda]`.
 
-RUN is a trained run, because the speed depends on the lengths of its sentences. Measures new sentences as text at
-temperature 0.7, by batch size, and the largest batches in both precisions (on a CPU without bfloat16: in float32 only).
-A cold start is a new process, `python -m generate RUN --num 1`, from its start to its end.
+RUN: a finished run, because the speed depends on the lengths of its sentences. Measures sampling at temperature 0.5, from
+noise to text, for several batch sizes; the largest batches in both precisions (on a CPU without bfloat16: only float32).
+A cold start is the time of a new process, `python -m generate RUN --num 1`, from its start to its end.
 """
 
 import subprocess

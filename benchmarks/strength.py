@@ -3,8 +3,8 @@
     python -m benchmarks.strength RUN [--strengths 0 0.2 0.35 0.5 0.65 0.8 1] [--temperature 0.5] [--num 1000]
 
 RUN: a run of the family outlines with --min-strength 0. Uses the validation split, so the default strength can be chosen
-from this table. BLEU: greedy reconstruction. The other columns are of sentences sampled from validation outlines (real) and
-from the generator. Cosine: between an outline and the outline of its sentence.
+from this table. BLEU: of greedy reconstructions. The other columns: of sentences sampled from validation outlines (real) and
+from generated outlines. Cosine: between an outline and the encoded outline of the sentence that is sampled from it.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""BLEU and self-BLEU of files of samples, under the protocol of Texygen's tables (Zhu et al. 2018).
+"""BLEU and self-BLEU of files with samples, with the protocol of Texygen's published tables (Zhu et al. 2018).
 
     python -m benchmarks.texygen TEST.txt SAMPLES.txt…
 
-BLEU compares each sample with all test sentences, self-BLEU with all other samples. Both are means over samples,
-with NLTK's smoothing method1.
+BLEU compares each sample with all test sentences. Self-BLEU compares each sample with all other samples. Both scores are
+means over samples, with NLTK's smoothing method1.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from outlines.metrics.text import words
 
 
 def read(path: str) -> list[list[str]]:
-    """Return the words of each line."""
+    """Return the words of each line of a file, which may be compressed (.gz)."""
     data = Path(path).read_bytes()
     return [words(line) for line in (gzip.decompress(data) if path.endswith(".gz") else data).decode().splitlines()]
 

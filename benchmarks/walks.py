@@ -1,9 +1,9 @@
-"""The four walks over pairs of sentences, and the inversion of the same number of outlines from the generator.
+"""Smoothness of the four walks between pairs of sentences, and accuracy of the inversion of generated outlines.
 
     python -m benchmarks.walks RUN SENTENCES.txt [LM_RUN] [--pairs 20]
 
-SENTENCES.txt: held-out sentences, one per line; pairs are drawn from it with seed 0. LM_RUN: a run of the family lm that
-scores the sentences in the middle.
+SENTENCES.txt: held-out sentences, one per line; the pairs are chosen at random with seed 0. LM_RUN: a run of the family lm
+that scores the sentences between the two ends (default: the decoder of RUN). --pairs: also the number of inverted outlines.
 """
 
 import argparse

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_stdout()
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
-        # Imported after parsing: the import of torch needs a second, and wrong arguments should be reported at once.
+        # Imported after parsing, because the import of torch takes a second and wrong arguments are reported at once.
         from tqdm import tqdm
 
         from generate import verbs
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pipeline = outlines.load(options.run, options.device, getattr(options, "precision", "float32"))
             if "max_len" in options:
                 options.max_len = options.max_len or pipeline.max_len
-            # No bar between the sentences themselves.
+            # No progress bar in the same terminal as the sentences.
             few = options.verb not in (SAMPLE, "reconstruct", "vary")
             quiet = few or not sys.stderr.isatty() or (file is sys.stdout and sys.stdout.isatty())
             total = None if getattr(options, "condition", None) else getattr(options, "num", None)

@@ -1,4 +1,4 @@
-"""Decoding for many requests at once: requests that wait at the same time share a batch."""
+"""Decoding for many requests: requests that wait at the same time share a batch."""
 
 import contextlib
 import threading
@@ -15,9 +15,9 @@ from torch import Tensor
 from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError
 
-MAX_ROWS = 512  # Sentences decoded in one batch; bounds the memory
+MAX_ROWS = 512  # Number of sentences decoded in one batch; limits the memory
 ANSWER_SEC = 30  # Longest wait of a request until its work begins
-GATHER_SEC = 0.01  # How long a request waits for others to share its batch
+GATHER_SEC = 0.01  # How long a request waits for other requests, to share a batch with them
 
 
 class Busy(OutlinesError):
@@ -49,7 +49,7 @@ class Job:
 
 
 class Batcher:
-    """Decodes for many threads: one thread at a time decodes its own job and the waiting jobs of other threads."""
+    """Decodes jobs of many threads. One thread at a time decodes its own job together with waiting jobs of other threads."""
 
     def __init__(self, decode: Callable[[Tensor | None, Tensor, SamplingConfig, str], list[list[int]]]):
         self.decode_batch = decode
@@ -58,7 +58,7 @@ class Batcher:
         self._turn = threading.Lock()
 
     def decode(self, job: Job) -> list[list[int]]:
-        """Return the token ids of each row. Thread-safe. Raises Busy if decoding has not begun after ANSWER_SEC."""
+        """Return the token ids of each row of the job. Thread-safe. Raises Busy if decoding does not begin in ANSWER_SEC."""
         ready = time.monotonic() + GATHER_SEC
         self._waiting[job] = None
         try:

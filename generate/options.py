@@ -1,4 +1,4 @@
-"""The verbs and options of `python -m generate`. It does not import torch, so wrong arguments are reported at once."""
+"""Verbs and options of `python -m generate`. This file does not import torch, so wrong arguments are reported at once."""
 
 import argparse
 import contextlib
@@ -37,14 +37,14 @@ class Option(NamedTuple):
         return f"{kind} of at least {self.low}" if self.high == math.inf else f"{kind} from {self.low} to {self.high}"
 
     def parse(self, text: str) -> Any:
-        """Return the number in an argument of the command line. Raises ArgumentTypeError if it is not valid."""
+        """Return an argument of the command line as a number. Raises ArgumentTypeError if it is not valid."""
         with contextlib.suppress(ValueError):
             if self.is_valid(value := self.type(text)):
                 return value
         raise argparse.ArgumentTypeError(f"must be {self.bounds()}, not {text}")
 
     def add_to(self, parser: argparse._ActionsContainer, name: str) -> None:
-        """Add the option to a parser with the default None: `parse` checks which options were given, then sets defaults."""
+        """Add the option to a parser with default None: `parse` checks which options were given, then sets the defaults."""
         flag, default = f"--{name.replace('_', '-')}", "" if self.default is None else f" (default: {self.default})"
         if self.type is bool:
             parser.add_argument(flag, action="store_true", default=None, help=self.help)
@@ -165,7 +165,7 @@ VERBS = {
 }
 CONFLICTS = {"greedy": "temperature top_k top_p precision beam", "beam": "temperature top_k top_p precision",
              "like": SOURCE, "file": "sentences", "condition": "unique rejection"}
-"""option → options that have no effect together with it"""
+"""Option → options that have no effect together with this option."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,4 +1,4 @@
-"""A web page and a JSON interface over HTTP for a run. docs/generate.md lists paths and limits."""
+"""A web page and a JSON interface over HTTP for one run. docs/generate.md lists the paths and limits."""
 
 import contextlib
 import io
@@ -23,11 +23,11 @@ from outlines.pretrained import SHIPPED
 PAGE = Path(__file__).with_name("page.html")
 MAX_SENTENCES = int(BY_NAME["num"].max_served)
 MAX_CHARACTERS = 1000
-MAX_WAITING = 64  # Requests that may wait or be processed; another one is refused
+MAX_WAITING = 64  # Number of requests that may wait or be processed at the same time; further requests are refused
 MAX_BYTES = 64 * 1024
-MAX_DISCARDED = 1024 * 1024  # Bytes of a refused request that are still read
-MAX_CONNECTIONS = 256  # Open connections, each with a thread; another one is closed at once
-READ_SEC = 10  # Time limit to receive a whole request, and to send its answer
+MAX_DISCARDED = 1024 * 1024  # Number of bytes of a refused request that are still read
+MAX_CONNECTIONS = 256  # Number of open connections, each with a thread; further connections are closed at once
+READ_SEC = 10  # Time limit to receive a whole request, and time limit to send its answer
 LOCAL = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -40,7 +40,7 @@ class Fields:
         self._data = dict(data)
 
     def number(self, name: str) -> Any:
-        """Return the number in a field, or the default of the option `name`. Raises OutlinesError if it is out of bounds."""
+        """Return the number in a field, or the default of the option `name`. Raises OutlinesError if it is invalid."""
         option, key = BY_NAME[name], name.partition("/")[0]
         option = option._replace(high=min(option.high, option.max_served))
         if key not in self._data:
@@ -83,7 +83,7 @@ class TimedReader(io.RawIOBase):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection with one request."""
+    """Handles one connection with one request."""
 
     server: "Server"
     server_version = "NeuralOutlines"
@@ -95,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile = io.BufferedReader(TimedReader(self.connection))
 
     def parse_request(self) -> bool:
-        # A page of another site could read from a local server by resolving its own name to 127.0.0.1.
+        # A page of another website could read from a local server if the name of the website resolves to 127.0.0.1.
         if not super().parse_request():
             return False
         with contextlib.suppress(ValueError):  # a malformed name
@@ -117,7 +117,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(404, {"error": f"Nothing at {self.path[:80]}."})
             return
         try:
-            fields = Fields(self._body())  # read before a place is reserved, so that slow clients occupy none
+            fields = Fields(self._body())  # read before a place is reserved, so that slow clients occupy no place
             with turn(self.server.places, 0), memory_advice("Lower num, or send fewer or shorter sentences.", Busy):
                 status, data = 200, getattr(self.server, self.path[1:])(fields)
         except OutlinesError as error:
@@ -130,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send(status, data)
 
     def _body(self) -> Any:
-        # A page of another site can post a form to this server, but not JSON without permission.
+        # A page of another website can post a form to this server, but JSON only with this server's permission.
         if self.headers.get_content_type() != "application/json":
             raise OutlinesError("The content type must be application/json.")
         length = self.headers.get("Content-Length", "")
@@ -155,7 +155,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
         if status >= 400:
-            # Read the rest of the request; otherwise the client is cut off before it reads the answer.
+            # Read the rest of the request. Otherwise, the connection is reset before the client reads the answer.
             with contextlib.suppress(OSError):
                 self.connection.shutdown(socket.SHUT_WR)
                 self.rfile.read(MAX_DISCARDED)
@@ -168,7 +168,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Serves the page and the endpoints of one run. port 0: choose a free port."""
+    """Serves the web page and the JSON interface of one run. port: 0 for a free port."""
 
     daemon_threads = True
     request_queue_size = 128

@@ -1,4 +1,4 @@
-"""The verbs of `python -m generate`. Each verb is a function here and an entry of VERBS in generate/options.py."""
+"""The verbs of `python -m generate`. Each verb is a function here and an entry in VERBS of generate/options.py."""
 
 import argparse
 import dataclasses
@@ -25,7 +25,7 @@ from outlines.metrics.text import unspaced
 
 MAX_REPEATS = 10_000  # --unique stops after this many consecutive duplicates
 Item = TypeVar("Item")
-Line = tuple[str, dict[str, Any]]  # as text, and as the object that --format jsonl writes
+Line = tuple[str, dict[str, Any]]  # the text, and the object that --format jsonl writes
 
 
 def sampling_of(options: argparse.Namespace) -> SamplingConfig:
@@ -79,7 +79,7 @@ def _conditional(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Li
 
 
 def _condition(pipeline: Pipeline, line: str, is_json: bool) -> Condition:
-    """Return the condition in a line: the whole line, or the fields `condition` and `label` of .jsonl."""
+    """Return the condition in a line: the whole line or, in .jsonl files, the fields `condition` and `label`."""
     try:
         fields = json.loads(line) if is_json else {"condition": line}
         condition = Condition(fields["condition"], fields.get("label"))
@@ -111,7 +111,7 @@ def reconstruct(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Lin
 
 def interpolate(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
     judge = outlines.load(options.lm, pipeline.device.type) if options.lm else None
-    # A run without walks raises its error at the first one.
+    # If the run supports no walk, the first walk raises the error.
     for kind in (pipeline.walks or ("spherical",)) if options.walk == "all" else (options.walk,):
         walk = pipeline.interpolate(options.a, options.b, kind, options.num, sampling_of(options))
         for point in walk.points:
@@ -133,7 +133,7 @@ def interpolate(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Lin
 
 
 def _span(values: Sequence[float], form: str) -> str:
-    """Return the first and the last value, or only one of them if both look the same."""
+    """Return the first and the last value as text, or only one of them if their texts are equal."""
     first, last = format(values[0], form), format(values[-1], form)
     return first if first == last else f"{first}…{last}"
 
@@ -176,12 +176,12 @@ def serve(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
             yield f"{server.url} (press Ctrl-C to stop)", {}
             server.serve_forever()
         except KeyboardInterrupt:
-            # A normal exit would unwind the requests' threads inside torch, and C++ aborts on that.
+            # A normal exit would stop the threads of requests inside torch, and then C++ aborts the process.
             os._exit(128 + signal.SIGINT)
 
 
 def _usable(lines: Iterable[tuple[str, str]], parse: Callable[[str], Item]) -> Iterator[Item]:
-    """Yield parse(line) for (name, line) pairs. Reports and skips lines with an OutlinesError; raises it if all have one."""
+    """Yield parse(line) for (name, line) pairs. If parse raises OutlinesError, skip the line; raise if all lines fail."""
     bad, good = list[str](), 0
     for name, line in lines:
         try:
@@ -199,7 +199,7 @@ def _usable(lines: Iterable[tuple[str, str]], parse: Callable[[str], Item]) -> I
 
 
 def _chunks(pipeline: Pipeline, options: argparse.Namespace, limited: bool = True) -> Iterator[list[str]]:
-    """Yield the input sentences, 256 at a time, or 256 drafts at a time."""
+    """Yield the input sentences in lists of 256 or, with --drafts, of 256 / drafts sentences."""
     named = ((f"sentence {number}", text) for number, text in enumerate(options.sentences, start=1))
     stream = _usable(named if options.sentences else _read(options.file), lambda text: pipeline.checked(text, limited))
     while chunk := list(islice(stream, max(1, 256 // getattr(options, "drafts", 1)))):
@@ -207,10 +207,10 @@ def _chunks(pipeline: Pipeline, options: argparse.Namespace, limited: bool = Tru
 
 
 def _read(path: Path | None) -> Iterator[tuple[str, str]]:
-    """Yield names and lines of a file or, for None and `-`, of standard input; empty lines are skipped."""
+    """Yield (name, line) pairs of a file or, for None and `-`, of standard input. Empty lines are skipped."""
     source: Path | int = 0 if path is None or str(path) == "-" else path
     with opened(source) as file:
-        # The tokenizer refuses what surrogateescape makes of bytes that are not UTF-8.
+        # surrogateescape marks bytes that are not UTF-8, and the tokenizer refuses these marks.
         for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape"), start=1):
             if sentence := line.strip():
                 yield f"{source or 'standard input'}: line {number}", sentence

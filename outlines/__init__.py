@@ -11,11 +11,11 @@ From text to text, in this order:
                  correction
     metrics/     quality and diversity of text and outlines, posterior collapse, verdicts
 
-Other modules: checkpoint (atomic, verified files), hardening (checks of hostile files), pretrained (models that ship with
-the package), devices, options, errors.
+Other modules: checkpoint (atomic, verified files), hardening (checks of files that may be hostile), pretrained (models that
+ship with the package), causal_lm and hub (pretrained models from packages or the hub), devices, options, errors, terminal.
 
 Shapes: B batch, N rows, T tokens, D outline width, Z latent width, V vocabulary, K centres.
-`train` and `generate` import this package, but not each other. This package imports neither of them.
+The packages `train` and `generate` import this package, but not each other. This package imports neither of them.
 """
 
 from pathlib import Path
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 def load(run: str | Path = "english", device: str = "auto", precision: str = "auto") -> "Pipeline":
-    """Load a finished run. The returned Pipeline can sample, encode, decode and interpolate. Raises OutlinesError.
+    """Return the Pipeline of a finished run. It can sample, encode, decode and interpolate. Raises OutlinesError.
 
-    run: its directory, or english, the model that ships with the package.
+    run: the directory of the run, or english, the model that ships with the package.
     device: cpu, cuda, mps or auto. precision: float32, bfloat16 or auto (the faster one), for matrix products when sampling.
     """
-    # Imported here, because every import of the package runs this file, and the import of torch needs a second.
+    # Imported here, because every import of the package runs this file, and the import of torch takes a second.
     from outlines.devices import choose_device
     from outlines.inference.pipeline import Pipeline
     from outlines.pretrained import run_path

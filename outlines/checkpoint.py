@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON files, written atomically and verified when they are read.
 
-A checkpoint is a directory with a manifest of its files' SHA-256, because safetensors does not detect a flipped bit.
-It is written to a staging directory, flushed to disk and renamed, so a reader sees all of it or nothing.
+A checkpoint is a directory with a manifest: the SHA-256 of each file. safetensors itself does not detect a flipped bit.
+A checkpoint is written to a staging directory, flushed to disk and renamed, so a reader never sees an incomplete checkpoint.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ ALTERED = f"damaged (its SHA-256 differs from {MANIFEST}). {RESTORE}"
 
 
 def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal, read in blocks."""
+    """Return the SHA-256 of a file in hexadecimal. The file is read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -43,7 +43,7 @@ def _fsync(path: Path) -> None:
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Replace `path` by a file with these bytes. If that fails, `path` is unchanged. Creates the parent directory."""
+    """Replace `path` by a file with these bytes. If this fails, `path` is unchanged. Creates the parent directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=STAGING_PREFIX, dir=path.parent)
     try:
@@ -60,7 +60,7 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a staging directory, which replaces `path` when the block ends and is deleted if the block raises."""
+    """Yield a staging directory. At the end of the block, it replaces `path`. If the block raises, it is deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=path.parent))
     try:
@@ -78,7 +78,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def _rename_over(staging: Path, path: Path) -> None:
-    """Rename a directory to `path`. An existing one is moved aside first; `sweep` restores it if the process dies."""
+    """Rename `staging` to `path`. An existing `path` is first moved aside. If the process dies, `sweep` restores it."""
     if not path.exists():
         os.replace(staging, path)
         return
@@ -112,7 +112,7 @@ def sweep(directory: Path) -> None:
 
 
 def _manifest(directory: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return the SHA-256 of each file of `directory`, which must include `names`. Raises CheckpointError."""
+    """Return the manifest: file name → SHA-256. Raises CheckpointError if it is damaged or one of `names` is missing."""
     check_plain_files(directory, [MANIFEST])
     manifest = read_json(directory / MANIFEST)
     missing = [name for name in names if name not in manifest]
@@ -124,7 +124,7 @@ def _manifest(directory: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def verify(directory: Path, names: Iterable[str] = ()) -> dict[str, str]:
-    """Check all files of `directory`, which must include `names`; return SHA-256 by file name. Raises CheckpointError."""
+    """Check all files that the manifest lists; it must list `names`. Return file name → SHA-256. Raises CheckpointError."""
     manifest = _manifest(directory, names)
     for name, expected in manifest.items():
         if sha256_file(directory / name) != expected:
@@ -133,13 +133,13 @@ def verify(directory: Path, names: Iterable[str] = ()) -> dict[str, str]:
 
 
 def write_state(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write named tensors and JSON data as one atomic, verified directory. Raises OSError."""
+    """Write named tensors and JSON data to a directory with a manifest, atomically. Raises OSError."""
     with atomic_directory(path) as staging:
-        # Cloned because safetensors refuses tensors that share storage, such as tied embeddings.
+        # Cloned, because safetensors refuses tensors that share storage, such as tied embeddings.
         clones = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         try:
             save_file(clones, staging / "tensors.safetensors")
-        except SafetensorError as error:  # for example a full disk
+        except SafetensorError as error:  # for example, a full disk
             raise OSError(f"{path / 'tensors.safetensors'}: {error}") from error
         (staging / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True))
 
@@ -167,7 +167,7 @@ def flatten_optimizer(state: dict[str, Any], prefix: str) -> tuple[dict[str, Ten
 
 
 def unflatten_optimizer(tensors: dict[str, Tensor], data: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Return the state dict that `flatten_optimizer` split."""
+    """Return the optimizer's state dict from the results of `flatten_optimizer`."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(prefix + "."):
@@ -183,7 +183,7 @@ def module_tensors(modules: dict[str, nn.Module], prefix: str) -> dict[str, Tens
 
 
 def load_modules(modules: dict[str, nn.Module], tensors: dict[str, Tensor], prefix: str) -> None:
-    """Load tensors that `module_tensors` returned. Raises RuntimeError if one is missing, unexpected or of another shape."""
+    """Load the result of `module_tensors`. Raises RuntimeError if a tensor is missing, unexpected or of another shape."""
     for module_name, module in modules.items():
         start = f"{prefix}.{module_name}."
         module.load_state_dict({name[len(start):]: tensor for name, tensor in tensors.items() if name.startswith(start)})

@@ -24,7 +24,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 def choose_precision(name: str, device: torch.device) -> str:
     """Return the precision of a decoder's matrix products: float32 or bfloat16; for `auto`, the faster one on the device.
 
-    bfloat16 is faster on CPUs with AMX, and on CPUs of AMD with AVX-512 BF16 (measured with benchmarks/decoder_speed.py).
+    bfloat16 is faster on CPUs with AMX, and on AMD's CPUs with AVX-512 BF16 (measured with benchmarks/decoder_speed.py).
     """
     if name != "auto":
         return name
@@ -38,14 +38,14 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def float64(tensor: Tensor) -> Tensor:
-    """Return a tensor in float64: on its device, or on the CPU if the device is mps, which has no float64."""
+    """Return a tensor in float64: on the tensor's device, or on the CPU if the device is mps, which has no float64."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def sampling_workers(device: torch.device) -> int:
-    """Return how many threads should decode, each its own batch. On a CPU, also set torch to one thread per operation."""
+    """Return the number of threads that should decode batches. On a CPU, also set torch to one thread per operation."""
     if device.type != "cpu":
-        return 4  # one thread draws noise while another waits for the GPU
+        return 4  # one thread samples noise while another thread waits for the GPU
     workers = torch.get_num_threads()
     torch.set_num_threads(1)
     return workers

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MEMORY = ("MemoryError|out.of.memory|not enough memory|allocate memory|alloc_failed|storage size calculation overflowed|"
-          "could not create a primitive")  # the last one is oneDNN's
+          "could not create a primitive")  # the last message is from oneDNN
 
 
 class OutlinesError(Exception):
@@ -24,7 +24,7 @@ class TokenizerError(OutlinesError):
 
 @contextlib.contextmanager
 def memory_advice(advice: str, kind: type[OutlinesError] = OutlinesError) -> Iterator[None]:
-    """Raise an error of this kind if the block runs out of memory. The error's message ends with `advice`."""
+    """Raise an error of the class `kind` if the block runs out of memory. The message of the error ends with `advice`."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
@@ -39,12 +39,12 @@ def one_line(error: BaseException) -> str:
 
 
 def quoted(path: Path | str) -> str:
-    """Return a path quoted for a command line, so that it is not read as an option."""
+    """Return a path, quoted for a command line. The path cannot be mistaken for an option."""
     return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def no_run(directory: Path) -> OutlinesError:
-    """Return the error for a directory without run.json. Its message lists the runs in subdirectories, if there are any."""
+    """Return the error for a directory without run.json. The message lists the runs in its subdirectories, if any."""
     runs = [quoted(file.parent) for pattern in ("*/run.json", "*/*/run.json") for file in sorted(directory.glob(pattern))]
     found = f"It contains {len(runs)} runs: {', '.join(runs[:10])}{' and others' if runs[10:] else ''}. Choose one of them."
     return OutlinesError(f"{directory}: no run here (no run.json). {found if runs else 'Check the path.'}")

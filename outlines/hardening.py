@@ -1,7 +1,7 @@
 """Checks of files before they are used, because they may be damaged or hostile.
 
-A file must not choose code to run, name files outside its own directory, or request much more memory than its own size
-(docs/reliability.md).
+A file must not select code to run, name files outside its own directory, or cause the use of much more memory than its own
+size (docs/reliability.md).
 """
 
 import json
@@ -46,7 +46,7 @@ def read_json(path: Path, remedy: str = RESTORE) -> dict[str, Any]:
 
 
 def check_plain_files(directory: Path, names: Iterable[str]) -> None:
-    """Raise CheckpointError unless every name is a plain file directly in `directory`, and not a link."""
+    """Raise CheckpointError if one of `names` is not a plain file in `directory` itself. A link is not a plain file."""
     found = {file.name for file in directory.iterdir()} if directory.is_dir() else set()
     for name in names:
         if Path(name).name != name or name in ("", ".", ".."):
@@ -118,7 +118,7 @@ def _largest(data: Any) -> float:
 
 MAX_TOKENIZER_BYTES = 1 << 26  # a model with 32,000 pieces has 1 MB
 TRIAL_SEC = 60
-# The programs of the child process that tries a model.
+# Programs that test a tokenizer in a child process.
 TRIAL = """
 import sys
 import sentencepiece
@@ -140,7 +140,7 @@ for text in ("A dog runs.", "a" * 1000, "".join(map(chr, range(32, 0xD800)))):
 
 
 def read_tokenizer(path: Path) -> bytes:
-    """Return the bytes of a tokenizer file. Raises TokenizerError if it is not a plain file; the caller adds the path."""
+    """Return the bytes of a tokenizer file. Raises TokenizerError without the path of the file, which the caller adds."""
     try:
         if path.exists() and not path.is_file():
             raise TokenizerError("not a plain file.")
@@ -172,11 +172,11 @@ def try_tokenizer(model: bytes) -> None:
 
 DOWNLOAD_AGAIN = "Download the model again."
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
-# Keys with which a configuration can select code, or change the arguments of the call that loads it.
+# Keys with which a configuration can select code, or change the arguments of the function that loads the model.
 CODE_KEYS = {"auto_map", "attn_implementation", "_attn_implementation", "config_args", "config_kwargs", "custom_pipelines",
              "model_args", "model_kwargs", "processor_kwargs", "quantization_config", "tokenizer_args",
              "tokenizer_name_or_path", "trust_remote_code"}
-# Modules that contain only data. A check of the name's prefix would also allow everything that these modules import.
+# Modules that contain only data. A check of only the name's prefix would also allow everything that these modules import.
 MODULE_TYPES = {"Dense", "Dropout", "LayerNorm", "Normalize", "Pooling", "StaticEmbedding", "Transformer",
                 "WeightedLayerPooling"}
 
@@ -203,7 +203,7 @@ def check_sentence_transformer(directory: Path) -> list[Path]:
         folders.add(folder)
     for folder in sorted(folders):
         for file in sorted(folder.glob("*.json")):
-            # modules.json was checked above; the others are lists of words and can be large.
+            # modules.json was checked above. The other two files are lists of words and can be large.
             if file.name not in ("modules.json", "tokenizer.json", "vocab.json"):
                 _check_configuration(file)
         _check_weights(folder)
@@ -216,7 +216,7 @@ def check_causal_lm(directory: Path) -> None:
     """Raise OutlinesError if a model can run its own code, has no safetensors, or is not a causal language model."""
     for file in sorted(directory.glob("*.json")):
         if file.name not in ("tokenizer.json", "vocab.json"):
-            _check_configuration(file, {"activation_function"})  # here a word that transformers looks up in a table
+            _check_configuration(file, {"activation_function"})  # here it is a key of a table in transformers
     if not (directory / "config.json").is_file():
         raise OutlinesError(f"{directory}: no config.json, so this is not a language model. Check the path.")
     classes = read_json(directory / "config.json", DOWNLOAD_AGAIN).get("architectures")
@@ -229,7 +229,7 @@ def check_causal_lm(directory: Path) -> None:
 
 
 def _check_weights(folder: Path) -> None:
-    """Raise OutlinesError if a folder only has pickled weights, or an adapter."""
+    """Raise OutlinesError if a folder contains an adapter, or pickled weights and no safetensors."""
     pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLE_SUFFIXES)
     if pickles and not any(folder.glob("model*.safetensors")):
         raise OutlinesError(f"{folder / pickles[0]}: pickled weights are refused, because they can run code. "
@@ -239,9 +239,9 @@ def _check_weights(folder: Path) -> None:
 
 
 def _check_configuration(file: Path, known: Collection[str] = ()) -> None:
-    """Raise OutlinesError if a JSON file of a model can select code to run, or weights outside its folder.
+    """Raise OutlinesError if a JSON file of a model can select code to run, or weights outside the file's folder.
 
-    known: keys that need no check.
+    known: keys whose values need no check.
     """
     data = _parse(file, DOWNLOAD_AGAIN)
     if not isinstance(data, dict):
@@ -263,7 +263,7 @@ def _check_configuration(file: Path, known: Collection[str] = ()) -> None:
 
 
 def _code_keys(data: Any) -> set[str]:
-    """Return the keys at any depth of JSON data that can choose code, and have a value."""
+    """Return the keys, at any depth of JSON data, that can select code and whose value is not empty."""
     if not isinstance(data, (dict, list)):
         return set()
     found = {key for key in CODE_KEYS & data.keys() if data[key]} if isinstance(data, dict) else set()

@@ -19,7 +19,7 @@ def packaged(package: str, file: str) -> Iterator[Path]:
 
 
 def from_hub(name: str, remedy: str = "Go online once, or train your own encoder: python -m train encoder.") -> Path:
-    """Return the local copy of a model on the hub, downloading it once. Raises OutlinesError, which ends with `remedy`."""
+    """Return the local copy of a model on the hub. Downloads it once. Raises an OutlinesError that ends with `remedy`."""
     from huggingface_hub import snapshot_download
 
     with quiet():
@@ -35,7 +35,7 @@ def from_hub(name: str, remedy: str = "Go online once, or train your own encoder
 
 
 def data_listing(directory: Path, folders: Iterable[Path]) -> str:
-    """Return a text with one line (path and SHA-256) for each data file in these folders of a model."""
+    """Return a text with one line, path and SHA-256, for each data file in these folders of a model."""
     files = sorted({file for folder in folders for pattern in DATA_PATTERNS for file in folder.glob(pattern)})
     return "".join(f"{file.relative_to(directory).as_posix()} {sha256_file(file)}\n" for file in files)
 

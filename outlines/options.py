@@ -13,14 +13,14 @@ def option(default: Any = MISSING, help: str = "", choices: Iterable[str] = (), 
            high: float = math.inf, flag: bool = True) -> Any:
     """Return a dataclass field of an option.
 
-    help: one line, with the unit. choices: allowed words; empty: any. low, high: bounds, included. flag: whether the command
-    line has it; otherwise only files and presets can set it.
+    help: one line, with the unit. choices: allowed words; empty: all words. low, high: bounds, included. flag: whether the
+    command line has this option; if not, only files and presets can set it.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "flag": flag})
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> OutlinesError:
-    """Return the error for an unknown name. It suggests the nearest known name, or lists all."""
+    """Return the error for an unknown name. The error suggests the most similar known name, or lists all names."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else f"Choose from {', '.join(known)}."
@@ -28,7 +28,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> OutlinesError:
 
 
 def misplaced(name: str, kind: str, kinds: str, owners: Sequence[str]) -> OutlinesError:
-    """Return the error for an option that only `owners` have. kind, kinds: the word for one and for several owners."""
+    """Return the error for an option that only `owners` have. kind, kinds: the word for one owner and for several."""
     *others, last = owners
     have = f"{kinds} {', '.join(others)} and {last} have" if others else f"{kind} {last} has"
     return OutlinesError(f"{name} has no effect here. Only the {have} it. Leave it out.")

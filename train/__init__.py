@@ -2,4 +2,4 @@
 
 from train.runtime.busy import share_processor
 
-share_processor()  # here, because torch must not be imported yet
+share_processor()  # called here, because it must run before torch is imported

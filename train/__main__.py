@@ -11,7 +11,7 @@ from train.runtime.ranks import leave
 from train.runtime.signals import Stopped, StopSignals
 
 VERBS = {"evaluate": evaluate.run, "ablate": ablate.run}
-"""Any other first argument is a family, `compare` or an option of training."""
+"""command by first argument; any other first argument is a family, a preset, `compare` or an option of training"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{stopped}: {advice}", file=sys.stderr)
             return stopped.exit_status
         except BrokenPipeError:
-            return closed_pipe()  # the report is on disk
-        except OSError as error:  # For example a full disk. Files stay whole because every write is atomic.
+            return closed_pipe()  # the report is already on disk
+        except OSError as error:  # For example a full disk. Checkpoints and reports are written atomically.
             print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
             return 2
         finally:

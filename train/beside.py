@@ -1,7 +1,7 @@
-"""A second process that trains on the other half of the CPU: the LM baseline of a run, or the last runs of a group.
+"""A second process on the other half of the CPU. It trains the judge and LM baseline of a run, or the last runs of a group.
 
-A training step is small, so its threads often wait for each other. Two processes with half of the threads each train more
-in the same time than one process with all threads (`python -m benchmarks.busy_machine`; figures in docs/runs.md).
+A training step is small, so its threads often wait for each other. Two processes, each with half of the threads, train
+faster together than one process with all threads (`python -m benchmarks.busy_machine`; measurements in docs/runs.md).
 """
 
 import contextlib
@@ -32,7 +32,10 @@ POLL_SEC = 0.5
 
 @contextlib.contextmanager
 def beside(directory: Path, session: Session) -> Iterator[None]:
-    """Run the second process during the block, if training is long enough and uses a CPU."""
+    """Run the second process during the block. If `half_of_threads` returns 0, run the block without it.
+
+    directory: of a run, or of a group of runs.
+    """
     threads = half_of_threads(run_config(runs_of(directory)[0]), session)
     if not threads:
         yield
@@ -50,7 +53,10 @@ def beside(directory: Path, session: Session) -> Iterator[None]:
 
 
 def stop_with(first_process: int) -> None:
-    """Send SIGTERM to this process as soon as the first one has ended, even if it was killed."""
+    """Start a thread that sends SIGTERM to this process when the first process has ended, even if it was killed.
+
+    first_process: the id of the process that started this process.
+    """
     def watch() -> None:
         while os.getppid() == first_process:
             time.sleep(POLL_SEC)
@@ -62,11 +68,11 @@ def stop_with(first_process: int) -> None:
 def main(directory: Path) -> None:
     """Train the models that the first process needs later.
 
-    If this fails, the first process trains them itself and reports the error.
+    If this process fails, the first process trains these models and reports the error.
     """
     runs = runs_of(directory)
     first = runs[0]
-    while not (first / "tokenizer.model").exists():  # The first process prepares the corpus and encodes it.
+    while not (first / "tokenizer.model").exists():  # The first process prepares and encodes the corpus.
         time.sleep(POLL_SEC)
     with StopSignals() as signals, contextlib.suppress(OutlinesError, Stopped):
         session = Session(cache_of(first, read_run(first)), Ranks(), Reporter(silent=True), signals, "cpu", all_threads=True)
@@ -78,7 +84,7 @@ def main(directory: Path) -> None:
                 if family is not LanguageModel:
                     baseline(config, data, session)
         for run in reversed(runs[1:]):
-            with locked(run):  # Raises if the first process has reached this run: then none is left for this process.
+            with locked(run):  # Raises if the first process has reached this run. Then no run is left for this process.
                 train_run(run, session)
 
 

@@ -1,6 +1,6 @@
-"""Configuration: frozen dataclasses whose fields are options. Names of options are unique over all classes.
+"""Configuration: frozen dataclasses whose fields are options. All options of a run have different names.
 
-Precedence: defaults < preset < --config FILE.toml < flags. An unknown name is an error that suggests the nearest one.
+Precedence: defaults < preset < --config FILE.toml < flags. An unknown name is an error. Its message suggests a similar name.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from outlines.pretrained import SHIPPED
 
 @dataclass(frozen=True)
 class CorpusConfig(CorpusFiles):
-    """Options of the corpus and of its tokenizer."""
+    """Options of the corpus and the tokenizer."""
 
     group: ClassVar[str] = "corpus"
     num_sentences: int = option(20000, "number of sentences of the embedded corpus, all splits together", low=100)
@@ -37,7 +37,7 @@ class CorpusConfig(CorpusFiles):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a run is trained and reported, the same for all families."""
+    """Options of training and of the report, which all families have."""
 
     group: ClassVar[str] = "training"
     seed: int = option(1, "seed of weights, batches and noise")
@@ -62,9 +62,9 @@ class TrainingConfig:
 class DecoderOptions:
     """The options that every family has: the decoder and its training. A family adds more options in a subclass."""
 
-    group: ClassVar[str] = "decoder"  # title of the class's own options in the help
+    group: ClassVar[str] = "decoder"  # heading of this class's options in the help
     learns_pairs: ClassVar[bool] = False
-    """whether the family learns from pairs of sentences, so that the corpus must define them"""
+    """whether the family learns from pairs of sentences; if so, the corpus must define the pairs"""
     reads_words: ClassVar[bool] = False
     """whether a network other than the decoder uses embed_dim"""
     decoder: str = option("gru", "kind of decoder: gru, transformer, or a pretrained language model: smollm2 or "
@@ -92,14 +92,14 @@ class DecoderOptions:
         return None
 
     def check_source(self, family: str) -> None:
-        """Raise OutlinesError if the run of --decoder-from is missing or belongs to another family."""
+        """Raise OutlinesError if the run that --decoder-from names is missing or belongs to another family."""
 
     def decides_decoder(self) -> set[str]:
-        """Return the options that must be equal in this run and in the run of its --decoder-from."""
+        """Return the names of the options that a run copies from the run of --decoder-from if both use the same corpus."""
         return {field.name for field in dataclasses.fields(self)}
 
     def without_effect(self) -> dict[str, str]:
-        """Return the options that have no effect with these values, and why. To set one of them is an error."""
+        """Return the options that have no effect with these values, with the reason. Setting such an option is an error."""
         kind = _decoder_class(self.decoder)
         known = {field.name for field in dataclasses.fields(kind.config_class)}
         known |= {"embed_dim"} if self.reads_words else set()
@@ -130,7 +130,7 @@ class RunConfig:
 
 
 SIZES = ("tiny", "default", "small", "full")
-"""presets of every family that set the size of a run; any other preset is combined with one of them"""
+"""presets that every family has; they set the size of a run. Any other preset is combined with one of these sizes."""
 PAIRING = ("group_lines", "condition_column", "label_column")
 """options that define pairs, for families that learn from pairs"""
 
@@ -140,12 +140,12 @@ def sections(model_config: type) -> dict[str, Any]:
 
 
 def known_fields(model_config: type) -> dict[str, dataclasses.Field[Any]]:
-    """Return the field of every option by name."""
+    """Return the dataclass field of every option, by name."""
     return {field.name: field for section in sections(model_config).values() for field in dataclasses.fields(section)}
 
 
 def group_of(name: str, model_config: type) -> str:
-    """Return the help group of an option: the group of the first base class with this option."""
+    """Return the help group of an option: the group of the base class that first defines this option."""
     for section in sections(model_config).values():
         for base in reversed(section.__mro__):
             if name in getattr(base, "__annotations__", ()):
@@ -158,7 +158,7 @@ def flag_of(name: str) -> str:
 
 
 def coerce(field: dataclasses.Field[Any], value: Any, where: str) -> Any:
-    """Convert a value from a file or a flag to the field's type and return it. Raises OutlinesError if it is not valid."""
+    """Return a value from a file or a flag, converted to the field's type. Raises OutlinesError if the value is invalid."""
     kind, choices = field.type, tuple(field.metadata["choices"])
     fits: bool
     if kind is bool:
@@ -183,7 +183,7 @@ def coerce(field: dataclasses.Field[Any], value: Any, where: str) -> Any:
 
 
 def _is_text(value: str) -> bool:
-    """Whether a value can be a file name."""
+    """Return whether a text can be a file name."""
     try:
         value.encode(errors="surrogateescape")
     except UnicodeEncodeError:
@@ -200,7 +200,7 @@ def read_toml(path: str) -> dict[str, Any]:
 
 
 def presets_of(family: str) -> Registry:
-    """Return the presets of a family in presets.toml, the sizes included."""
+    """Return all presets of a family, including the sizes, from presets.toml."""
     known = read_toml(str(Path(__file__).with_name("presets.toml")))
     shared, own = known["sizes"], known.get(family, {})
     return Registry("preset", {name: shared.get(name, {}) | own.get(name, {}) for name in shared | own})
@@ -208,9 +208,9 @@ def presets_of(family: str) -> Registry:
 
 def resolve(family: str, model_config: Any, presets: dict[str, dict[str, Any]], preset: str,
             config_file: str | None, flags: dict[str, Any]) -> RunConfig:
-    """Return the configuration from defaults, presets, file and flags; later ones win. Raises OutlinesError.
+    """Return the configuration from defaults, presets, file and flags. Later values override earlier ones.
 
-    preset: names with spaces between them. If none of them is a size, `default` is added.
+    preset: names with spaces between them. If no name is a size, the preset `default` is added first. Raises OutlinesError.
     """
     fields = known_fields(model_config)
     names = preset.split()
@@ -258,7 +258,7 @@ def absolute(config: RunConfig) -> RunConfig:
 
 
 def from_json(data: dict[str, Any], model_config: type) -> RunConfig:
-    """Return the configuration that `to_json` wrote; raises OutlinesError for a missing, unknown or invalid field."""
+    """Return the configuration for the data of `to_json`. Raises OutlinesError for a missing, unknown or invalid field."""
     parts = {}
     for key, section in sections(model_config).items():
         fields = {field.name: field for field in dataclasses.fields(section)}
@@ -279,7 +279,10 @@ def _coerced(fields: dict[str, dataclasses.Field[Any]], values: dict[str, Any], 
 
 
 def check(config: RunConfig, given: set[str]) -> None:
-    """Raise OutlinesError for options that would have no effect. given: names set by a file or flags."""
+    """Raise OutlinesError for an option that has no effect, and for a family that needs pairs if there is no --corpus.
+
+    given: names of the options that a file or flags set.
+    """
     corpus = config.corpus
     without_effect = []
     if corpus.corpus:

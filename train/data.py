@@ -1,4 +1,4 @@
-"""From a configuration to batches: prepare the corpus and encode its outlines, once, into a cache."""
+"""From a configuration to batches. The prepared corpus and its outlines are computed once and stored in a cache."""
 
 import contextlib
 import dataclasses
@@ -42,33 +42,36 @@ EMBEDDED_SEED = 20181203  # seed of the embedded corpus, the same for every run
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's rows of a global batch."""
+    """The rows of a global batch that this rank trains on. A rank is one of the training processes (runtime/ranks.py)."""
 
-    rows: np.ndarray  # row numbers [B] in the training split
+    rows: np.ndarray  # indices [B] of the rows in the training split
     read_tokens: Callable[[], TokenBatch]
-    outlines: Tensor | None  # [B, D] in scaled units
-    num_rows: int  # sentences of the *global* batch, by which a loss must be divided
-    num_targets: int
+    outlines: Tensor | None  # [B, D] in scaled units (networks/scaling.py)
+    num_rows: int  # number of sentences in the *global* batch; losses are divided by this number
+    num_targets: int  # number of predicted tokens in the global batch, including eos
     ranks: Ranks
 
     @cached_property
     def tokens(self) -> TokenBatch:
-        """The batch's sentences. They are collated when a step first uses them. Steps of a GAN do not use them."""
+        """The sentences as padded token ids. They are read on first use, because steps of a GAN do not need them."""
         return self.read_tokens()
 
     def own(self, values: Any) -> Any:
-        """Return this rank's rows of `values`. Values are drawn for the global batch, so they do not depend on ranks."""
+        """Return this rank's rows of `values`, which has one row per row of the global batch.
+
+        Random values are drawn for the whole global batch, so they do not depend on the number of ranks.
+        """
         return self.ranks.own(values)
 
     def share(self, constant: float) -> Tensor:
-        """Return `constant` divided by the number of ranks, because the log sums over ranks."""
+        """Return `constant` divided by the number of ranks, because the log sums each term over the ranks."""
         return torch.tensor(constant / self.ranks.world)
 
 
-LEAST_ROWS, LEAST_GROUPS = 6, 4  # smallest split: sentences (k-NN needs one more than neighbours); groups (corpora of pairs)
-MOST_HELD_OUT = 0.25  # largest fraction of a small corpus that is held out for validation, and for testing
-NUM_READ = 2_000  # training sentences that are checked for text that the encoder does not read
-MAX_FITTED_ROWS = 200_000  # maximum outlines for fits (the generator's start), which bounds memory
+LEAST_ROWS, LEAST_GROUPS = 6, 4  # smallest size of a split: in sentences (k-NN with k = 5 needs 6); with pairs, in groups
+MOST_HELD_OUT = 0.25  # largest fraction of a small corpus that is held out for each of validation and test
+NUM_READ = 2_000  # number of training sentences that are checked for text that the encoder cannot read
+MAX_FITTED_ROWS = 200_000  # maximum number of outlines to fit the generator's start to; limits the memory
 
 
 class Dataset:
@@ -89,7 +92,7 @@ class Dataset:
         return Scaling(torch.tensor(train.mean, dtype=torch.float32), train.scale).to(self.device)
 
     def hashes(self, encoder: bool = True) -> dict[str, str]:
-        """Return the hashes of corpus, tokenizer and, with outlines, encoder, by name."""
+        """Return the hashes of corpus and tokenizer by name. encoder: add the encoder's hash if there are outlines."""
         of_encoder = {"encoder": self.stores["train"].encoder_fingerprint} if self.stores and encoder else {}
         return {"corpus": self.corpus.fingerprint, "tokenizer": self.tokenizer.fingerprint, **of_encoder}
 
@@ -99,12 +102,12 @@ class Dataset:
         reporter.noted = True
 
     def set_scaling(self, model: OutlineDecoding) -> None:
-        """Copy the dataset's scaling into a model, move the model to the device, and use the model's scaling afterwards."""
+        """Copy the dataset's scaling into a model, move the model to the device, and then use the scaling of the model."""
         model.scaling.load_state_dict(self.scaling.state_dict())
         self.use_scaling(model.to(self.device))
 
     def use_scaling(self, model: TextModel) -> None:
-        """Use the scaling of a model. A decoder copied from a run on another corpus needs the scaling of that corpus."""
+        """Scale outlines as this model does. A decoder from a run on another corpus needs the scaling of that corpus."""
         if isinstance(model, OutlineDecoding):
             self.scaling = model.scaling
 
@@ -117,11 +120,11 @@ class Dataset:
         return len(self.corpus.tokens[split])
 
     def outlines(self, split: str, rows: np.ndarray) -> Tensor:
-        """Return outlines [B, D] in scaled units."""
+        """Return the outlines [B, D] of these rows in scaled units."""
         return self.scaling.scale(torch.from_numpy(self.stores[split].rows(rows)).to(self.device))
 
     def sample_rows(self, split: str, num: int, seed: int = 0) -> np.ndarray:
-        """Return the indices of at most `num` rows of a split, drawn without replacement and sorted."""
+        """Return the sorted indices of at most `num` rows of a split, chosen at random without replacement."""
         total = self.num_rows(split)
         return np.sort(np.random.default_rng(seed).permutation(total)[:num])
 
@@ -133,7 +136,7 @@ class Dataset:
         return BatchOrder(len(tokens), batch_size, seed, tokens.lengths if like_length else None)
 
     def batch(self, rows: np.ndarray, ranks: Ranks) -> Batch:
-        """Return this rank's part of the training batch with these rows."""
+        """Return this rank's part of a training batch. rows: indices of the rows of the global batch."""
         tokens = self.corpus.tokens["train"]
         own = ranks.own(rows)
         outlines = self.outlines("train", own) if self.stores else None
@@ -145,11 +148,11 @@ def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device:
                  reporter: Reporter, run: Path | None = None) -> Dataset:
     """Return the dataset. Prepares the corpus and encodes its splits, or loads them from the cache.
 
-    encoder: name of the encoder; None: no outlines. run: directory of the run, if it exists. If the corpus files are gone,
+    encoder: name of the encoder; None: no outlines. run: directory of the run, if it exists. If a corpus file is missing,
         the hash in run.json identifies the prepared corpus in the cache.
     """
     known = read_run(run).get("hashes", {}).get("corpus") if run else None
-    loaded = load_encoder(encoder, device.type, run if known else None) if encoder else None  # first: it may be missing
+    loaded = load_encoder(encoder, device.type, run if known else None) if encoder else None  # first: it can be missing
     paths = [*config.corpus, *config.valid, *config.test, "" if is_causal_lm(config.tokenizer) else config.tokenizer]
     found = find_prepared(cache, known) if known and not all(Path(path).exists() for path in paths) else None
     config = config if found else fit_splits(config, reporter)
@@ -163,7 +166,7 @@ def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device:
             store = cache / f"outlines-{key}"
             if not ranks.agree((store / "meta.json").exists()):
                 store.mkdir(parents=True, exist_ok=True)
-                # Another run that needs the same outlines waits for them.
+                # Another run that needs the same outlines waits here.
                 with locked(store, reporter.line) if ranks.first else contextlib.nullcontext():
                     ranks.barrier()
                     with reporter.bar(f"encode {split}", "sentences") as progress:
@@ -175,11 +178,11 @@ def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device:
                     ranks.barrier()
             stores[split] = OutlineStore(store)
             stores[split].check_current(sentences, loaded)
-            stores[split].encoder["name"] = loaded.name  # its directory may have moved since
+            stores[split].encoder["name"] = loaded.name  # the encoder's directory may have moved
     pairing = None
     if config.are_pairs:
         pairs = cache / f"pairs-{corpus.fingerprint[:16]}"
-        if ranks.first:  # it reads the files
+        if ranks.first:  # the first call reads the files and stores the pairs
             load_pairing(config, pairs)
         ranks.barrier()
         pairing = load_pairing(config, pairs)
@@ -204,7 +207,10 @@ def _members(config: CorpusConfig, report: ReadingReport, sources: Sequence[str]
 
 
 def fit_splits(config: CorpusConfig, reporter: Reporter) -> CorpusConfig:
-    """Return the configuration. Raises its held-out fractions until every split has enough rows, or raises CorpusError."""
+    """Return the configuration, with larger held-out fractions if validation or test split would be too small.
+
+    Raises CorpusError if larger fractions do not suffice.
+    """
     config.check()
     if config.tokenizer and not is_causal_lm(config.tokenizer):
         require_file(Path(config.tokenizer))
@@ -237,7 +243,7 @@ def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
     given: Tokenizer | None = None
     lm = find_causal_lm(config.tokenizer) if is_causal_lm(config.tokenizer) else None
     if lm:
-        pass  # Its tokenizer is loaded only if the corpus must be prepared.
+        pass  # The tokenizer is loaded below, only if the corpus must be prepared.
     elif config.tokenizer:
         given = load_tokenizer(Path(config.tokenizer))
     elif not (config.corpus or config.vocab_size or config.lowercase):
@@ -249,7 +255,7 @@ def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
     directory = cache / f"corpus-{key}"
     cache.mkdir(parents=True, exist_ok=True)
     with contextlib.nullcontext() if directory.exists() else locked(cache, reporter.line):
-        if directory.exists():  # Another run may have made it in the meantime.
+        if directory.exists():  # Another run may have prepared the corpus in the meantime.
             return directory
         given = LMTokenizer.of_language_model(lm) if lm else given
         report = ReadingReport()

@@ -1,7 +1,7 @@
-"""The training loop, shared by all methods. A stage ends with the weights that had the lowest criterion in a validation.
+"""The training loop of all methods. At the end of a stage, it loads the weights with the lowest validation criterion.
 
 A step depends only on the weights, the optimiser states and (seed, stage, step). Therefore a checkpoint contains weights,
-optimiser states and a position. On the same CPU with the same number of threads, a resumed run equals an uninterrupted run
+optimiser states, stage and step. On the same CPU with the same number of threads, a resumed run equals an uninterrupted run
 bit for bit.
 """
 
@@ -29,14 +29,14 @@ from train.runtime.ranks import VERSIONS, Ranks, machine
 from train.runtime.run_directory import checkpoint_path, newest_checkpoint, prune
 from train.runtime.signals import Stopped, StopSignals
 
-SHOWN_AFTER, NUM_SHOWN = 60, 2  # after a minute, each validation prints two samples
-TIMED_STEPS = 20  # the duration of these first steps gives an estimate for the run
+SHOWN_AFTER, NUM_SHOWN = 60, 2  # after 60 s, each validation prints two samples
+TIMED_STEPS = 20  # number of first steps whose duration gives an estimate of the run's duration
 COUNTERS = ("step", "begun", "examples", "stale", "bad_steps", "bad_in_a_row")
-"""attributes of the loop that a checkpoint holds under their own names"""
+"""attributes of the loop that a checkpoint stores under the same names"""
 
 
 def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, smallest: float) -> float:
-    """Return the fraction of the peak learning rate at a step: linear warm-up from 0, then cosine decay to `smallest`."""
+    """Return the factor on the peak learning rate at a step: linear warm-up from 0, times cosine decay to `smallest`."""
     warm = min(1.0, (step + 1) / max(1, min(warmup_steps, num_steps // 4)))
     return warm * (smallest + (1 - smallest) * (1 + math.cos(math.pi * step / max(1, num_steps))) / 2)
 
@@ -51,7 +51,7 @@ class Loop:
         self.update = Update(ranks, config.clip_norm)
         self.stage_index = self.step = self.examples = self.bad_steps = self.bad_in_a_row = 0
         self.begun = False  # whether the stage's `begin` has run
-        self.stale = 0  # validations since the best one
+        self.stale = 0  # number of validations since the best one
         self.saved: tuple[int, int, bool] | None = None
         self.best_criterion = math.inf
         self.best: dict[str, Tensor] = {}
@@ -100,7 +100,7 @@ class Loop:
 
     def _run_stage(self, stage: Stage) -> None:
         order = self.data.order(stage.batch_size, stage.like_length, self.config.seed)
-        # A step with one update checks its loss and gradient before any weight changes.
+        # A single update checks loss and gradient before it changes weights, so a step with one update needs no snapshot.
         before = Snapshot(self.method, stage) if stage.several_updates else None
         sums: dict[str, Tensor] = {}
         num_summed = num_targets = 0
@@ -149,11 +149,11 @@ class Loop:
                     since, cpu_since = since + time.monotonic() - begun, cpu_since + time.process_time() - cpu_begun
                 if self.step % self.config.checkpoint_every == 0:
                     self._save()
-        if self.best:  # It is empty if no validation returned a number.
+        if self.best:  # `best` is empty if no validation had a finite criterion.
             load_modules(stage.modules, self.best, "best")
 
     def _skip(self, stage: Stage, error: NotFinite) -> None:
-        """Count a failed step; raise NotFinite after too many consecutive ones."""
+        """Count a failed step. Raises NotFinite if too many consecutive steps have failed."""
         self.bad_steps += 1
         self.bad_in_a_row += 1
         where, limit = f"stage {stage.name}, step {self.step}", self.config.max_bad_steps
@@ -167,12 +167,12 @@ class Loop:
 
     def _log_terms(self, stage: Stage, sums: dict[str, Tensor], num_summed: int, num_targets: int, seconds: float,
                    cpu_seconds: float) -> None:
-        """Log means since the last line. Every term is summed over ranks, as the losses are."""
+        """Log the mean of each term since the last log line. Terms are summed over ranks, like the losses."""
         stacked = torch.stack([value.float().to(self.data.device) for value in sums.values()]) / num_summed
         self.ranks.sum_([stacked])
         values = dict(zip(sums, stacked.tolist(), strict=True))
         for key in values:
-            if key.startswith("norm/"):  # Every rank already has the whole norm.
+            if key.startswith("norm/"):  # Every rank has the norm of the whole gradient, so divide the sum.
                 values[key] /= self.ranks.world
         values |= {f"learning_rate/{name}": float(optimizer.param_groups[0]["lr"])
                    for name, optimizer in stage.optimizers.items()}
@@ -206,7 +206,10 @@ class Loop:
             self.best = {name: tensor.detach().clone() for name, tensor in module_tensors(stage.modules, "best").items()}
 
     def _log_samples(self, vectors: Tensor | None) -> None:
-        """Log sentences written from the same vectors or the same noise at every validation; print some."""
+        """Log samples. When the run has lasted SHOWN_AFTER seconds, also print some of them.
+
+        vectors: [N, D], the same at every validation; None: draw vectors with the same noise at every validation.
+        """
         model, sampling = self.method.model, SamplingConfig(TEMPERATURE, max_len=40)
         if not model.sources:
             return
@@ -227,13 +230,13 @@ class Loop:
                  * sum(weights.numel() for module in stage.modules.values() for weights in module.parameters())
                  for stage in self.method.stages]
         first = seconds / TIMED_STEPS * self.method.stages[0].num_steps
-        # The report needs a language model, which costs about as much as the decoder.
+        # Unless a second process trains it, the report needs a language model, which takes about as long as the decoder.
         minutes = first * (sum(costs) / costs[0] + (not self.reporter.beside)) / 60
-        self.reporter.estimated = True  # The judges and the LM baseline of the report are trained by this loop too.
+        self.reporter.estimated = True  # This loop also trains judge and LM baseline: no new estimate.
         self.reporter.line(f"about {max(minutes, 1):.0f} min until training and report are finished")
 
     def _save(self) -> None:
-        """Write a checkpoint unless this position has one; raises NotFinite if a value is not finite."""
+        """Write a checkpoint, unless this position already has one. Raises NotFinite if a value in it is not finite."""
         position = (self.stage_index, self.step, self.begun)
         if self.ranks.first and position != self.saved:
             self._write_checkpoint()
@@ -262,7 +265,7 @@ class Loop:
                                 f"Free some disk space, then continue with --resume {quoted(self.directory)}") from error
 
     def _restore(self) -> int:
-        """Load the newest intact checkpoint, if any, and return the length of its log in bytes."""
+        """Load the newest intact checkpoint, if any, and return the size of metrics.jsonl at that time, in bytes."""
         found = newest_checkpoint(self.directory)
         if found is None:
             return 0

@@ -22,7 +22,7 @@ from train.data import Batch, Dataset
 from train.runtime.progress import Progress, Reporter
 from train.runtime.ranks import Ranks
 
-EVALUATION_SAMPLES = 8  # sentences that each validation writes
+EVALUATION_SAMPLES = 8  # number of sentences that each validation generates
 
 
 class NotFinite(OutlinesError):
@@ -36,7 +36,7 @@ class Update:
         self.ranks, self.clip_norm = ranks, clip_norm
 
     def __call__(self, name: str, optimizer: Optimizer, loss: Tensor) -> Tensor:
-        """Update on this rank's share of a global loss; return the gradient norm.
+        """Make one update and return the gradient norm before clipping. loss: this rank's share of the global loss.
 
         Raises NotFinite, before any weight changes, if the loss or the norm is not finite.
         """
@@ -60,9 +60,9 @@ class Update:
 class Validation:
     """The results of a validation.
 
-    figures: by log key. criterion: the stage keeps the weights with the lowest criterion. levels: figures of fixed
-    baselines, which the progress line does not print. histograms, pictures: for TensorBoard, by key. vectors: [N, D], to
-    decode into samples in place of vectors from the model.
+    figures: metrics by log key. criterion: the stage keeps the weights with the lowest criterion. levels: metrics of
+    baselines that do not change; they are logged, but not printed. histograms, pictures: for TensorBoard, by key.
+    vectors: [N, D], from which samples are written; None: the model draws vectors.
     """
 
     figures: Mapping[str, float]
@@ -78,17 +78,17 @@ class Stage(ABC):
 
     name: str
     num_steps: int
-    batch_size: int  # sentences of a global batch
+    batch_size: int  # number of rows (sentences or outlines) in a global batch
     batch_flag = "--decoder-batch-size"
     validate_every: int
     modules: dict[str, nn.Module]  # the trained modules; the loop restores their best weights at the end of the stage
     optimizers: dict[str, Optimizer]
-    like_length = False  # whether batches hold sentences of similar length; uniform samples otherwise
-    passes = 1  # number of times that a step computes the modules for a row, about; used to estimate the run's duration
-    patience = 0  # validations without improvement after which the stage ends early; 0: never
-    validates_start = False  # whether the weights before the first step can be the best ones
+    like_length = False  # whether the sentences of a batch have similar lengths; otherwise batches are random
+    passes = 1  # approximate number of passes of a row through the modules per step; for the estimate of the run's duration
+    patience = 0  # number of validations without improvement after which the stage ends early; 0: never
+    validates_start = False  # whether to validate before the first step, so that the initial weights can be the best ones
     several_updates = False
-    """whether a step makes several updates, so that undoing a failed step needs a copy of the weights"""
+    """whether a step makes several updates; then undoing a failed step needs a copy of the weights"""
 
     def begin(self, progress: Progress) -> None:
         """Prepare the stage before its first step. Must not write files, because a signal may interrupt it at any point."""
@@ -96,11 +96,11 @@ class Stage(ABC):
 
     @abstractmethod
     def step(self, step: int, batch: Batch, update: Update) -> dict[str, Tensor]:
-        """Make the updates of a step. Return scalars by log key: this rank's share of each global mean."""
+        """Make the updates of a step. Return this rank's share of each global mean, by log key; norm/…: the whole norm."""
 
     @abstractmethod
     def validate(self) -> Validation:
-        """Evaluate on the validation split. Deterministic; changes no weight."""
+        """Return the results on the validation split. Deterministic; does not change weights."""
 
     def finish(self, directory: Path) -> None:
         """Complete the model when all stages have ended, on the first rank only. directory: the run's directory."""
@@ -147,8 +147,8 @@ class Method(ABC):
     family: ClassVar[str]
     config_class: ClassVar[type[DecoderOptions]]
     presets: ClassVar[dict[str, dict[str, Any]]]
-    own_title: ClassVar[str] = ""  # title of the table of `own_rows`; tables.toml lists its columns under the family's name
-    layout: ClassVar[dict[str, Any]] = {}  # TensorBoard's custom scalars, from `charts`
+    own_title: ClassVar[str] = ""  # title of the family's table (`own_rows`); tables.toml lists its columns by family
+    layout: ClassVar[dict[str, Any]] = {}  # layout of TensorBoard's custom scalars, from `charts`
 
     model: TextModel
     stages: tuple[Stage, ...]
@@ -159,7 +159,7 @@ class Method(ABC):
 
     @abstractmethod
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
-        """Build the model and the stages. The weights depend only on the seed."""
+        """Build the model and the stages. Apart from options and data, the initial weights depend only on the seed."""
 
     def assemble(self, *stages: Any, **fixed: nn.Module) -> None:
         """Set the stages and the modules. fixed: modules that no stage trains."""
@@ -179,13 +179,13 @@ class Method(ABC):
 
     @classmethod
     def own_rows(cls, config: RunConfig, model: TextModel, data: Dataset, reporter: Reporter) -> list[dict[str, Any]]:
-        """Return the rows of the family's own table in the report; each has a `source`."""
+        """Return the rows of the family's own table in the report; each row has the key `source`."""
         return []
 
 
 @contextlib.contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Exclude modules from training inside the block. Gradients pass through them, but are not stored."""
+    """Exclude modules from training inside the block. Gradients pass through the modules, but are not stored in them."""
     trained = [weights for module in modules for weights in module.parameters() if weights.requires_grad]
     for weights in trained:
         weights.requires_grad_(False)
@@ -197,7 +197,7 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 
 
 def draw_seed() -> int:
-    """Return a seed from torch's generator, which the loop seeds before each step."""
+    """Return a random seed from torch's global random number generator, which the loop seeds before each step."""
     return int(torch.randint(2**62, ()))
 
 
@@ -215,7 +215,10 @@ def find_method(family: str) -> type[Method]:
 
 
 def variants() -> dict[str, str]:
-    """Return preset → family for every preset that is not a size: `train flow` trains outlines with the preset flow."""
+    """Return the family of every preset that is neither a size nor a family's name.
+
+    Such a preset can replace the family: `train flow` trains the family outlines with the preset flow.
+    """
     methods = all_methods()
     return {name: family for family, method in methods.items() for name in method.presets
             if name not in SIZES and name not in methods}

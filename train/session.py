@@ -40,12 +40,15 @@ class Session:
 
     @classmethod
     def of_run(cls, directory: Path, quiet: bool, signals: StopSignals, device: str | None) -> "Session":
-        """Return a session with the cache of an existing run, in one process. device: see `device_of`."""
+        """Return a session of one process for an existing run, with the run's cache. device: see `device_of`."""
         return cls(cache_of(directory, read_run(directory)), Ranks(), Reporter(quiet), signals, device_of(directory, device))
 
 
 def begin_run(config: RunConfig, directory: Path, session: Session, description: dict[str, Any]) -> None:
-    """Write run.json with the resolved configuration, before step 0. Hashes are added after the corpus is prepared."""
+    """Write run.json with the resolved configuration, before step 0. Hashes are added after the corpus is prepared.
+
+    description: further entries of run.json, such as the command.
+    """
     device = choose_device(session.device, session.ranks.local_rank)
     training = dataclasses.replace(config.training, precision=choose_precision(config.training.precision, device))
     if session.ranks.first:
@@ -77,9 +80,9 @@ def device_of(directory: Path, given: str | None) -> str:
 
 
 def half_of_threads(config: RunConfig, session: Session) -> int:
-    """Return half of the threads if a second process uses the other half (beside.py); otherwise 0.
+    """Return half of the number of threads if a second process uses the other half (beside.py); otherwise 0.
 
-    This number only depends on the run and the machine, so it is the same for a resumed run.
+    The result depends only on the run and the machine, so it is the same for a resumed run.
     """
     device, model = choose_device(session.device, session.ranks.local_rank), config.model
     small = getattr(model, "decoder_steps", 0) * getattr(model, "decoder_batch_size", 0) < LEAST_SENTENCES
@@ -100,7 +103,7 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
-    """Train or resume the run that run.json describes until it ends; return the model and its data."""
+    """Train the run in this directory to its end, or only load it if it has finished; return the model and the dataset."""
     config, device = run_config(directory), choose_device(session.device, session.ranks.local_rank)
     with session.reporter.timed("corpus and outlines"):
         data = open_dataset(config.corpus, config.model.encoder_name(), session.cache, device, session.ranks,
@@ -125,25 +128,28 @@ def train_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
 
 
 def finished_run(directory: Path, session: Session) -> tuple[TextModel, Dataset]:
-    """Load a finished run. Raises OutlinesError if its training has not finished."""
+    """Return the model and the dataset of a finished run. Raises OutlinesError if training has not finished."""
     if not (directory / "model").is_dir():
         raise OutlinesError(f"{directory}: training has not finished. Run `python -m train --resume {quoted(directory)}`.")
     return train_run(directory, dataclasses.replace(session, cache=cache_of(directory, read_run(directory))))
 
 
 def check_out(out: Path) -> None:
-    """Raise OutlinesError if this path is a file, or a run's directory, which has its own report."""
+    """Raise OutlinesError if this path is a file or contains a run or a group of runs, which has its own report."""
     if (out / "run.json").exists() or (out / GROUP).exists() or (out.exists() and not out.is_dir()):
         raise OutlinesError(f"--out {out} contains a run or is a file. Choose another directory.")
 
 
 def locked_run(directory: Path, session: Session) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which the first rank locks a run's directory. Other ranks write nothing, so they need no lock."""
+    """Return a context in which the first rank locks a run's directory. Other ranks write nothing in it."""
     return locked(directory) if session.ranks.first else contextlib.nullcontext()
 
 
 def _check_hashes(directory: Path, data: Dataset) -> None:
-    """Write hashes and losses of the data into run.json; raise OutlinesError if a hash has changed."""
+    """Write the hashes of the data and its lost text, such as rejected lines, into run.json.
+
+    Raises OutlinesError if a hash has changed.
+    """
     hashes, losses, run = data.hashes(), data.losses, read_run(directory)
     for name, value in run.get("hashes", {}).items():
         if hashes.get(name) != value:

@@ -16,7 +16,7 @@ TOKENS = {"tokenizer", "vocab_size", "lowercase", "max_len"}
 
 
 def source_of(config: RunConfig) -> str:
-    """Return the run whose decoder this one starts from, or ""."""
+    """Return the run whose decoder this run copies (--init-from or --decoder-from), or ""."""
     return config.model.init_from or getattr(config.model, "decoder_from", "")
 
 
@@ -28,9 +28,9 @@ def same_corpus(config: RunConfig, description: dict[str, Any]) -> bool:
 
 
 def with_source(config: RunConfig, given: set[str]) -> RunConfig:
-    """Return the configuration, with some options copied from the run that it starts from, if there is one.
+    """Return the configuration. If its decoder is copied from a finished run, some options are copied from that run, too.
 
-    given: names of the options that a file or flags set. Raises OutlinesError if that run has another value of one of them.
+    given: names of the options that a file or flags set. Raises OutlinesError if the finished run has other values of these.
     """
     if not (source := source_of(config)):
         return config
@@ -63,14 +63,17 @@ def with_source(config: RunConfig, given: set[str]) -> RunConfig:
 
 
 def pretrained_source(config: RunConfig, corpus: str) -> str:
-    """Return the run that pretrained the decoder (--init-from, or on another corpus), or "". corpus: hash of the corpus."""
+    """Return the run that pretrained the decoder: the run of --init-from, or of --decoder-from if its corpus differs; or "".
+
+    corpus: hash of this run's corpus.
+    """
     if config.model.init_from or not (source := source_of(config)):
         return config.model.init_from
     return source if read_run(run_path(source)).get("hashes", {}).get("corpus") != corpus else ""
 
 
 def pretraining_notes(config: RunConfig, corpus: str) -> list[str]:
-    """Return a note for the report if the decoder was pretrained, otherwise an empty list. corpus: hash of the corpus."""
+    """Return a list with a note for the report if the decoder was pretrained; else []. corpus: hash of this run's corpus."""
     if not (source := pretrained_source(config, corpus)):
         return []
     files = ", ".join(Path(path).name for path in read_run(run_path(source))["corpus"]["corpus"]) or "the embedded corpus"

@@ -1,4 +1,4 @@
-"""From token rows to batches. The order of rows depends only on (seed, epoch), so a resumed run needs no loader state."""
+"""From token rows to batches. The order of rows is computed from (seed, epoch), so a checkpoint stores no loader state."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from outlines.corpus.tokenizer import SpecialIds
 
 
 def permutation(num_rows: int, *key: int | str) -> np.ndarray:
-    """Return a permutation of range(num_rows) that depends only on `key`, int32 [num_rows]."""
+    """Return a permutation of range(num_rows), int32 [num_rows]. It depends only on `num_rows` and `key`."""
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return np.random.default_rng(int.from_bytes(digest, "little")).permutation(np.arange(num_rows, dtype=np.int32))
 
@@ -21,8 +21,8 @@ def permutation(num_rows: int, *key: int | str) -> np.ndarray:
 class BatchOrder:
     """Chooses the rows of every batch. An epoch contains each row once. The sizes of batches differ by at most one row.
 
-    With `lengths` (tokens per row), the rows of each `pool_batches` batches are sorted by length before they are split into
-    batches, so that a batch needs little padding.
+    With `lengths` (tokens per row), rows for `pool_batches` batches are sorted by length and then split into batches, so the
+    rows of a batch have similar lengths and need little padding.
     """
 
     def __init__(self, num_rows: int, batch_size: int, seed: int, lengths: np.ndarray | None = None,
@@ -33,7 +33,7 @@ class BatchOrder:
         self._pool = lru_cache(1)(self._sorted_pool)
 
     def batch(self, step: int) -> np.ndarray:
-        """Return the row indices, int64 [B], of the batch with index `step`. Indices of batches continue over epochs."""
+        """Return the row indices of the batch at `step`, int64 [B]. Steps are counted from 0 over all epochs."""
         epoch, index = divmod(step, self.batches_per_epoch)
         if self._lengths is None:
             return self._rows(epoch, index, index + 1)
@@ -70,7 +70,7 @@ class TokenBatch:
 
 
 def collate(rows: Sequence[np.ndarray], special: SpecialIds) -> TokenBatch:
-    """Return rows of token ids ([length] each, without bos and eos) as a padded batch. T: length of the longest row + 1."""
+    """Return a padded batch of rows (token ids, [length] each, without bos and eos). T: length of the longest row + 1."""
     lengths = torch.tensor([len(row) + 1 for row in rows])
     steps = int(lengths.max())
     tokens = np.full((len(rows), steps + 1), special.pad_id, dtype=np.int64)

@@ -1,4 +1,7 @@
-"""Read the lines of text files and the records of tables: as a stream, with line numbers and a limit on memory."""
+"""Read the lines of text files and the records of tables, with line numbers and limits on memory.
+
+All files are read as a stream, except .json files and JSON arrays, which are first read as a whole.
+"""
 
 import contextlib
 import csv
@@ -20,7 +23,7 @@ TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 KINDS = (".txt", *TABLES)
 DELIMITERS = ",;\t|"
 MAX_LINE_CHARS, GZ_BYTES = 1 << 20, 1 << 30
-GZ_RATIO = 200  # text compresses by a factor of 3 to 10; zeros reach 1,032 with deflate
+GZ_RATIO = 200  # text compresses by a factor of 3 to 10, zero bytes by a factor of 1,032
 GZ_START = b"\x1f\x8b"
 # The first bytes, in lower case, of archives, Office files, PDF, Parquet, SQLite, PNG and marked-up text.
 NOT_TEXT = (GZ_START, b"pk\3\4", b"bzh9", b"\xfd7zxz", b"7z\xbc\xaf", b"(\xb5/\xfd", b"\xd0\xcf\x11\xe0", b"%pdf-", b"par1",
@@ -41,7 +44,7 @@ class Bad:
 
 
 Line = tuple[int, str | Bad]
-Fields = tuple[int, list[str] | Bad]  # a line's number, and the text of each column
+Fields = tuple[int, list[str] | Bad]  # line number, and the text of each column
 
 
 def kind_of(path: Path) -> str:
@@ -64,9 +67,10 @@ def require_file(path: Path) -> None:
 
 
 def read_fields(path: Path, columns: Sequence[str]) -> Iterator[Fields]:
-    """Yield (line number, texts of the columns) of each line, or (line number, Bad) if a column has no valid text.
+    """Yield (line number, texts of the columns) of each record, or (line number, Bad) if a column has no valid text.
 
-    In a .txt file, every column name selects the whole line. The texts of a blank line are empty. Raises CorpusError.
+    In a .txt file, each line is a record, and each column has the whole line. A blank line has empty texts.
+    Records of Parquet files and JSON arrays are numbered from 1. Raises CorpusError.
     """
     lines, kind = _lines(path), kind_of(path)
     if kind == ".parquet":
@@ -88,7 +92,7 @@ def read_fields(path: Path, columns: Sequence[str]) -> Iterator[Fields]:
 
 @contextlib.contextmanager
 def opened(path: Path | int) -> Iterator[io.BufferedReader | gzip.GzipFile]:
-    """Open a text file, plain or gzip. path 0: standard input. Raises CorpusError, also for read errors inside the block."""
+    """Open a plain or gzip text file; path 0: standard input. Raises CorpusError, also for read errors in the block."""
     name = path or "standard input"
     try:
         with open(path, "rb", closefd=path != 0) as raw:
@@ -106,7 +110,7 @@ def opened(path: Path | int) -> Iterator[io.BufferedReader | gzip.GzipFile]:
 
 
 def _wide_encoding(start: bytes) -> str:
-    """Return UTF-16 or UTF-32, with LE or BE if the file does not start with a byte order mark. Return "" for other text."""
+    """Return UTF-16 or UTF-32 (with LE or BE if there is no byte order mark), or "". start: the first bytes of a file."""
     marked = [name for mark, name in MARKS.items() if start.startswith(mark)]
     first = start.partition(b"\n")[0].decode(errors="replace").strip()
     if marked or b"\0" not in start or (first.isprintable() and "\ufffd" not in first):
@@ -119,7 +123,7 @@ def _wide_encoding(start: bytes) -> str:
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    """Yield numbered lines without their ends: \\n, \\r\\n or \\r. A byte that is not UTF-8 becomes a lone surrogate."""
+    """Yield (line number, line without \\n, \\r\\n or \\r). A byte that is not UTF-8 becomes a lone surrogate."""
     require_file(path)
     number, at_start, limit = 0, True, max(GZ_BYTES, GZ_RATIO * path.stat().st_size)
     with opened(path) as file:
@@ -143,7 +147,7 @@ def _find(path: Path, column: str, names: Sequence[str]) -> str:
 
 
 def _record_fields(path: Path, records: Iterable[tuple[int, Any]], columns: Sequence[str]) -> Iterator[Fields]:
-    """Yield the columns of JSON objects. If there is only one column, a JSON string is its text. A blank line is ''."""
+    """Yield the fields of JSON or Parquet records. With only one column, a record can be a string. A blank line is ''."""
     missing, others = None, False
     for number, record in records:
         fields: Any = record if isinstance(record, Bad) else Bad("not a JSON object")
@@ -162,7 +166,7 @@ def _record_fields(path: Path, records: Iterable[tuple[int, Any]], columns: Sequ
 
 
 def _json_array(path: Path, column: str) -> Iterable[tuple[int, Any]] | None:
-    """Return the records of a file with one JSON array; None for other files. Raises CorpusError for an object around it."""
+    """Return the records of a file that is one JSON array, or None. Raises CorpusError if the array is inside an object."""
     advice = f"Write one object per line: jq -c '.[]' {quoted(path)} > {quoted(path.stem + '.jsonl')}"
     with contextlib.suppress(ValueError, RecursionError), memory_advice(advice), opened(path) as file:
         start = file.read(4096).decode("utf-8-sig", "ignore").lstrip()
@@ -200,7 +204,7 @@ def _parquet_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, 
 
 
 def _csv_fields(path: Path, lines: Iterator[Line], columns: Sequence[str]) -> Iterator[Fields]:
-    """Yield the columns of each record. If a quotation mark is never closed, only the record's first line is rejected."""
+    """Yield the fields of each record. If a quotation mark is never closed, only the record's first line is rejected."""
     first = next(lines, (1, ""))[1]
     if isinstance(first, str) and first.startswith("sep="):  # written by Excel
         first = next(lines, (2, ""))[1]
@@ -236,7 +240,7 @@ def _csv_fields(path: Path, lines: Iterator[Line], columns: Sequence[str]) -> It
 
 
 def _csv_record(lines: list[str], delimiter: str, num_fields: int | None = None) -> list[str] | Bad:
-    """Return the fields of one record; a blank line has none."""
+    """Return the fields of one record: [] for a blank line, Bad for an invalid record."""
     text = "\n".join(lines)
     try:
         fields = next(csv.reader([text], strict=True, delimiter=delimiter))

@@ -30,11 +30,11 @@ _Arc = tuple[str, float, int]  # word, probability, next state
 
 
 class Grammar:
-    """A probability distribution over finitely many sentences, written like ordinary text.
+    """A probability distribution over finitely many sentences, with capital letters and punctuation as in ordinary text.
 
-    rules: name → alternatives, as in `{"S": "3: a dog barks . | two ADJ? dogs bark ."}`. A token with a capital letter is a
-        rule's name. Alternatives are equally likely unless they start with a weight ("3:"). `X?` is X or nothing, each with
-        probability 1/2; `big/small` is one of the two; `sun_hat` is two words.
+    rules: name → alternatives, as in `{"S": "3: a dog barks . | two ADJ? dogs bark ."}`. A token with a capital letter is
+        the name of a rule. "3:" is a weight: this alternative is three times as likely as one without a weight. `X?` is X or
+        nothing, each with probability 1/2; `big/small` is one of the two, also with 1/2 each; `sun_hat` is two words.
     Rules must not be recursive. Raises OutlinesError if a word is malformed or a weight is not positive.
     """
 
@@ -55,7 +55,7 @@ class Grammar:
         return _render(words)
 
     def log_prob(self, sentence: str) -> float:
-        """Return the log-probability of a sentence in nats, over all its derivations; -inf if it has no derivation."""
+        """Return the log-probability of a sentence in nats: the log of the sum over its derivations; -inf without any."""
         words = re.findall(r"[^\s,.]+|[,.]", sentence[:1].lower() + sentence[1:])
         if _render(words) != sentence:
             return -math.inf
@@ -65,7 +65,7 @@ class Grammar:
         return math.log(weights[_ACCEPT]) if weights else -math.inf
 
     def entropy(self) -> float:
-        """Return the exact entropy of derivations in nats per sentence."""
+        """Return the exact entropy of the derivations, in nats per sentence."""
         @functools.cache
         def entropy_of(symbol: str) -> float:
             if symbol not in self._rules:
@@ -76,7 +76,7 @@ class Grammar:
         return entropy_of(self._start)
 
     def _define(self, name: str, rules: Mapping[str, str]) -> None:
-        """Parse the rule `name` and all rules below it into self._rules."""
+        """Parse the rule `name` and all rules that it uses; store them in self._rules."""
         if name in self._rules:
             return
         if name.endswith("?"):
@@ -97,7 +97,7 @@ class Grammar:
 
     @functools.cached_property
     def _automaton(self) -> tuple[int, list[tuple[_Arc, ...]]]:
-        """Return the first state, and the arcs of each state. Every state leads to _ACCEPT; equal states are merged."""
+        """Return the automaton's first state, and the arcs of each state. States with equal arcs are one state."""
         states: dict[tuple[_Arc, ...], int] = {(): _ACCEPT}
         arcs: list[tuple[_Arc, ...]] = [()]
 
@@ -122,7 +122,7 @@ class Grammar:
 
     @functools.cached_property
     def _arcs_by_word(self) -> dict[str, dict[int, list[tuple[float, int]]]]:
-        """Return word → state → (probability, next state) of each arc."""
+        """Return the arcs, as (probability, next state), by word and by state."""
         index: dict[str, dict[int, list[tuple[float, int]]]] = {}
         for state, arcs in enumerate(self._automaton[1]):
             for word, p, target in arcs:
@@ -130,7 +130,7 @@ class Grammar:
         return index
 
     def _step(self, weights: dict[int, float], word: str) -> dict[int, float]:
-        """Return the probability of each state after `word`. weights: the probability of each state before it."""
+        """Return the probability of each state after `word`. weights: the probability of each state before `word`."""
         arcs, after = self._arcs_by_word.get(word, {}), dict[int, float]()
         for state in arcs.keys() & weights.keys():
             for p, target in arcs[state]:
@@ -151,13 +151,13 @@ def sentences(num: int, seed: int) -> Iterator[str]:
 
 
 def _alternative(text: str, name: str) -> tuple[float, tuple[str, ...]]:
-    """Parse one alternative of rule `name`: return its weight and its symbols."""
+    """Return the weight and the symbols of one alternative of the rule `name`."""
     symbols, weight = text.split(), 1.0
     if symbols and symbols[0].endswith(":"):
         weight = float(symbols.pop(0)[:-1])
         if not 0.0 < weight < math.inf:
             raise OutlinesError(f"Grammar rule {name!r} has weight {weight}. Weights must be positive.")
-    # A choice is split at "/" first, because one of its words can have an underscore.
+    # A choice such as cap/sun_hat stays one symbol here, because `_define` splits it at "/" before it splits at "_".
     return weight, tuple(part for s in symbols for part in ([s] if "/" in s else s.split("_")))
 
 

@@ -1,8 +1,9 @@
 """The tokenizer of a pretrained language model, restricted to the pieces that a corpus uses; and `load_tokenizer`.
 
-A decoder then needs output rows for a few thousand pieces instead of 50,000 or more. The training split keeps the language
-model's own tokens. In other text, a piece that the training split does not use is split into the longest pieces that are
-kept. The pieces of single bytes are always kept, so every text still has tokens.
+A piece is an entry of the vocabulary, often a part of a word. With few pieces, the decoder's output layer has a few thousand
+rows instead of 50,000 or more. Sentences of the training split have the same tokens as in the language model. In other text,
+a piece that was not kept is split into the longest kept pieces. The pieces of single bytes are always kept, so every text
+can be encoded.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from outlines.errors import TokenizerError, one_line
 
 NUM_SPECIAL = len(vars(SPECIAL))
 CHUNK = 4096  # sentences that are encoded together
-TRIAL = "A dog, 12 cats: é 漢 🐶!"  # must survive as single bytes
+TRIAL = "A dog, 12 cats: é 漢 🐶!"  # must stay the same if it is encoded as single bytes and decoded
 NOT_AN_LM = "not the tokenizer of a language model"
 
 
@@ -50,15 +51,15 @@ def from_ranges(text: str, most: int) -> list[int]:
 
 
 class LMTokenizer(StoredTokenizer):
-    """A language model's tokenizer, with this project's special tokens first and then the kept pieces.
+    """A language model's tokenizer with new ids: first this project's special tokens, then the kept pieces.
 
-    rows: the id of each token in the language model. unk and pad have the id of eos, because they are never written.
+    rows: the id of each token in the language model. unk and pad have the id of eos, because the decoder never writes them.
     """
 
     special = SPECIAL
 
     def __init__(self, model: bytes) -> None:
-        """model: bytes of a file that `of_language_model` or `fitted` made. Raises TokenizerError."""
+        """model: content of a file that `save` wrote. Raises TokenizerError."""
         super().__init__(model)
         try:
             self._data = json.loads(model)
@@ -76,7 +77,7 @@ class LMTokenizer(StoredTokenizer):
             raise TokenizerError(f"{NOT_AN_LM}, or damaged ({one_line(error)}). Use another file.") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._tokenizer.encode_special_tokens = True  # special tokens in a text are ordinary text
+        self._tokenizer.encode_special_tokens = True  # read special tokens in a text as ordinary text
         special = {SPECIAL.bos_id: bos}
         self.rows = [special.get(number, eos) for number in range(NUM_SPECIAL)] + kept
         self.vocab_size = len(self.rows)
@@ -86,7 +87,7 @@ class LMTokenizer(StoredTokenizer):
 
     @classmethod
     def of_language_model(cls, lm: CausalLM) -> "LMTokenizer":
-        """Return the whole tokenizer of a language model; `fitted` restricts it. Raises OutlinesError."""
+        """Return the tokenizer of a language model with all pieces; `fitted` restricts it. Raises OutlinesError."""
         found = lm.tokenizer()
         if found.eos_token_id is None:
             raise TokenizerError(f"{lm.name}: its tokenizer has no end token. Use another language model.")
@@ -102,7 +103,7 @@ class LMTokenizer(StoredTokenizer):
         return whole
 
     def fitted(self, sentences: Iterable[str]) -> "LMTokenizer":
-        """Return a tokenizer with only the single bytes and the pieces of these sentences, or itself if it is restricted."""
+        """Return a tokenizer with only the pieces of these sentences and of single bytes; itself if already restricted."""
         if not self._data.get("whole"):
             return self
         used, stream = set[int](), iter(sentences)
@@ -115,16 +116,16 @@ class LMTokenizer(StoredTokenizer):
         return LMTokenizer(json.dumps({**self._data, "pieces": to_ranges(sorted(kept)), "whole": False}).encode())
 
     def _single_bytes(self) -> Iterator[int]:
-        """Yield the ids of the pieces from which every text can be written."""
+        """Yield the language model's ids of the pieces for single bytes, which can encode every text."""
         vocabulary = self._tokenizer.get_vocab()
-        # Byte-level BPE writes each byte as a character of this alphabet. Other BPE has pieces like <0xE2>, and ▁ as space.
+        # Byte-level BPE has a character for each byte: this alphabet. Other BPE has pieces like <0xE2>, and ▁ for a space.
         alphabet = importlib.import_module("tokenizers").pre_tokenizers.ByteLevel.alphabet()
         for piece in ("▁", *(f"<0x{byte:02X}>" for byte in range(256))) if "<0x00>" in vocabulary else alphabet:
             if piece in vocabulary:  # some models have no pieces for bytes that UTF-8 does not use
                 yield vocabulary[piece]
 
     def _encoded(self, sentences: Sequence[str]) -> list[list[int]]:
-        """Return the language model's own ids. Raises TokenizerError for invalid text."""
+        """Return the ids of each sentence in the language model. Raises TokenizerError for invalid text."""
         try:
             normalized = [self._normalized(sentence) for sentence in sentences]
         except (RuntimeError, TypeError, UnicodeEncodeError) as error:
@@ -138,7 +139,7 @@ class LMTokenizer(StoredTokenizer):
                 for row in self._encoded(sentences)]
 
     def _split(self, number: int) -> list[int]:
-        """Return the tokens of a piece that is not kept: the longest kept pieces, from left to right, or bytes."""
+        """Return the tokens for a piece that was not kept: from left to right, the longest kept pieces, or single bytes."""
         rest, tokens = self._text_of[number], list[int]()
         while rest:
             length = next((length for length in range(len(rest), 0, -1) if rest[:length] in self._kept), 0)
@@ -158,18 +159,18 @@ class LMTokenizer(StoredTokenizer):
 
     @cached_property
     def pieces(self) -> list[str]:
-        """The text of each token; empty for single bytes that are no character, and for special tokens."""
+        """The text of each token; empty for special tokens, and for single bytes that are not a whole character."""
         anchor = self._tokenizer.token_to_id("a")
         (before,), after = (self._tokenizer.decode_batch(rows, skip_special_tokens=False)
                             for rows in ([[anchor]], [[anchor, number] for number in self.rows[NUM_SPECIAL:]]))
-        # After another piece, because some decoders remove the first space of a text.
+        # Each piece was decoded after the piece "a", because some decoders remove the first space of a text.
         texts = [text[len(before):] for text in after]
         return [""] * NUM_SPECIAL + ["" if "\ufffd" in text else text for text in texts]
 
 
 
 def load_tokenizer(path: Path, sha256: str | None = None) -> Tokenizer:
-    """Return the tokenizer of either class in a file. sha256: see `StoredTokenizer.load`. Raises TokenizerError."""
+    """Return the tokenizer in a file. sha256: see `StoredTokenizer.load`. Raises TokenizerError."""
     is_lm = False
     with contextlib.suppress(OSError):  # SentencePieceTokenizer reports what is wrong with the file
         if path.is_file():

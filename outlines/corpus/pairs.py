@@ -1,4 +1,4 @@
-"""Pairs of a condition and a text, for conditional generation: which rows of a corpus describe the same item."""
+"""Pairs for conditional generation: a condition and a text, two rows of a corpus that describe the same item."""
 
 from array import array
 from pathlib import Path
@@ -14,12 +14,12 @@ from outlines.corpus.reading import SPLITS, CorpusFiles, ReadingReport, read_cor
 class Pairs:
     """The groups of one split. The rows of a group describe the same item and are contiguous.
 
-    first: [N], index of the first row in each row's group. targets: indices of the rows that have a condition.
-    labels: [N], index of each row's label, or -1 if it has none.
+    first: [N], for each row, the first row of the same group. targets: indices of the rows that have a condition.
+    labels: [N], index of each row's label; -1: no label.
     """
 
     def __init__(self, groups: np.ndarray, labels: np.ndarray, headed: bool):
-        """groups: [N], group of each row. headed: only a group's first row is a condition; else every row can be one."""
+        """groups: [N], group number of each row. headed: only a group's first row is a condition; otherwise every row is."""
         starts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
         sizes = np.diff(np.append(starts, len(groups)))
         self.first, self._size = np.repeat(starts, sizes), np.repeat(sizes, sizes)
@@ -28,7 +28,7 @@ class Pairs:
         self.targets = rows[self.first != rows] if headed else rows[self._size > 1]
 
     def conditions(self, rows: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-        """Return the index of a condition for each target row [B], not the row itself. uniforms [B] in [0, 1) choose it."""
+        """Return a condition's row index for each target row [B], never the target. uniforms: [B] in [0, 1), choose it."""
         if self._headed:
             return self.first[rows]
         chosen = self.first[rows] + (uniforms * (self._size[rows] - 1)).astype(np.int64)
@@ -39,13 +39,13 @@ class Pairs:
         return np.arange(self.first[row] + self._headed, self.first[row] + self._size[row])
 
     def alike(self, row: int) -> np.ndarray:
-        """Return the indices of all texts in the group of `row` that have the label of `row`."""
+        """Return the indices of all texts that have the same group and the same label as `row`."""
         rows = self.texts(row)
         return rows[self.labels[rows] == self.labels[row]]
 
 
 class Pairing(NamedTuple):
-    """The pairs of every split, and the names of all labels, by index."""
+    """The pairs by split, and the name of each label."""
 
     splits: dict[str, Pairs]
     labels: tuple[str, ...]

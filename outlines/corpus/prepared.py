@@ -1,7 +1,7 @@
 """A prepared corpus: a directory that is written atomically, verified when it is opened, and memory-mapped.
 
 Each split has its sentences (.txt), their token ids (.ids.npy), and the start of each sentence in these two files
-(.offsets.npy and .token_offsets.npy). Row i is sentence i.
+(.offsets.npy and .token_offsets.npy). Token row i belongs to sentence i.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ MAX_LEN, CHUNK_SENTENCES = 64, 4096
 
 
 def _write_header(file: BinaryIO, dtype: str, length: int) -> None:
-    """Write the start of a .npy file; NumPy pads it so that a growing length does not change its size."""
+    """Write the header of a .npy file. NumPy pads the header, so its size is the same for every `length`."""
     file.seek(0)
     np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": (length,)})
 
@@ -50,7 +50,7 @@ def write_sentences(directory: Path, pairs: Iterable[tuple[str, str]]) -> dict[s
 
 def _normalized(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer | None,
                 lowercase: bool) -> Iterator[tuple[str, str]]:
-    """Yield (split, sentence) pairs whose sentences are as the tokenizer decodes them. None: as a trained one would."""
+    """Yield (split, sentence) pairs with sentences as the tokenizer decodes them; None: as `normalizer` returns them."""
     rest, own = iter(pairs), normalizer(lowercase)
     while chunk := list(islice(rest, CHUNK_SENTENCES)):  # one call per sentence is about ten times slower
         texts = [text for _, text in chunk]
@@ -59,7 +59,7 @@ def _normalized(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer | None,
 
 
 class Sentences:
-    """The sentences of one split: read by index from a memory map, or iterated in order."""
+    """The sentences of one split. An index reads a memory map; iteration reads the file in order."""
 
     def __init__(self, directory: Path, split: str) -> None:
         self.split, self._path = split, directory / f"{split}.txt"
@@ -83,13 +83,16 @@ class Sentences:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the sentences, one per line."""
+        """SHA-256 of the file that contains the sentences."""
         return sha256_file(self._path)
 
 
 def write_tokens(sentences: Sentences, tokenizer: Tokenizer, directory: Path, max_len: int = MAX_LEN,
                  progress: Callable[[int], None] = lambda done: None) -> int:
-    """Encode a split, truncate its rows to max_len tokens, and return the number of truncated rows."""
+    """Write the token ids of a split, at most max_len per sentence; return the number of truncated sentences.
+
+    progress: called with the number of sentences done.
+    """
     num_cut, offsets, stream = 0, array("q", [0]), iter(sentences)
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<i4"
     with open(directory / f"{sentences.split}.ids.npy", "wb") as file:
@@ -121,12 +124,12 @@ class Tokens:
         return np.diff(self._offsets)
 
     def rows(self, indices: Iterable[int]) -> list[np.ndarray]:
-        """Return the token ids of the given rows, [length] each, without bos and eos: read-only views of the map."""
+        """Return the token ids of these rows, [length] each, without bos and eos, as read-only views of the memory map."""
         return [self.ids[self._offsets[index]:self._offsets[index + 1]] for index in indices]
 
 
 class PreparedCorpus:
-    """A directory that `prepare_corpus` wrote. Opening it verifies every file; raises CheckpointError."""
+    """A directory that `prepare_corpus` wrote. `__init__` verifies every file. Raises CheckpointError."""
 
     def __init__(self, directory: Path) -> None:
         names = [f"{split}.{part}" for split in SPLITS for part in ("txt", "offsets.npy", "ids.npy", "token_offsets.npy")]
@@ -151,7 +154,7 @@ class PreparedCorpus:
         return sha256_file(self.directory / MANIFEST)
 
     def notes(self) -> list[str]:
-        """Return notes for the report, one sentence each, such as the number of cut sentences."""
+        """Return notes for the report, such as the number of truncated sentences."""
         losses, max_len = self.meta["losses"], self.meta["max_len"]
         sizes = {split: len(sentences) for split, sentences in self.sentences.items()}
         notes = [ReadingReport(rejected=Counter(losses["rejected"])).counts()] if losses["rejected"] else []
@@ -164,7 +167,7 @@ class PreparedCorpus:
 
 
 def _in_train(directory: Path) -> dict[str, int]:
-    """Count the held-out sentences that are also in the training split, by split."""
+    """Return, for each held-out split, the number of its sentences that are also in the training split."""
     held_out = {split: [hash(sentence) for sentence in Sentences(directory, split)] for split in SPLITS[1:]}
     searched = set().union(*held_out.values())
     found = {key for key in map(hash, Sentences(directory, "train")) if key in searched}
@@ -172,10 +175,10 @@ def _in_train(directory: Path) -> dict[str, int]:
 
 
 def cache_of(run: Path, description: dict[str, Any]) -> Path:
-    """Return the cache directory of a run: the first directory of this list that exists, or else the one in run.json.
+    """Return the cache directory of a run: the first directory in this list that exists, otherwise the one in run.json.
 
-    1. the directory in run.json; 2. the directory in OUTLINES_CACHE; 3. `DIR-cache` next to DIR, for each parent directory
-    DIR of the run.
+    1. the directory in run.json; 2. the environment variable OUTLINES_CACHE; 3. `DIR-cache` next to DIR, for each parent
+    directory DIR of the run. description: the content of run.json.
     """
     stored = str(description.get("cache", ""))
     beside = [parent.with_name(f"{parent.name}-cache") for parent in run.resolve().parents if parent.name]
@@ -184,7 +187,7 @@ def cache_of(run: Path, description: dict[str, Any]) -> Path:
 
 
 def moved(path: str, run: Path) -> str:
-    """Return the current location of a path in run.json, which may have moved with the run. Raises OutlinesError."""
+    """Return the current location of a path in run.json. The file may have moved with the run. Raises OutlinesError."""
     ends = [Path(*Path(path).parts[start:]) for start in range(1, len(Path(path).parts))]
     for place in (Path(path), *(parent / end for end in ends for parent in run.resolve().parents)):
         if place.exists():
@@ -204,15 +207,16 @@ def prepare_corpus(pairs: Iterable[tuple[str, str]], directory: Path, *, source:
                    progress: Callable[[int, int], None] = lambda done, total: None) -> PreparedCorpus:
     """Write (split, sentence) pairs, a tokenizer and the tokens to `directory`, and return the prepared corpus.
 
-    source: text for meta.json that identifies the pairs. report: counts of the lines that were read. tokenizer None: train
-    one. Replaces an earlier prepared corpus in `directory`. Raises CorpusError if `directory` has other content.
+    source: text for meta.json that identifies the pairs. report: its counts of rejected lines are stored. tokenizer: None
+    trains a new one. progress: called with (sentences done, total). Replaces an earlier prepared corpus in `directory`.
+    Raises CorpusError if `directory` has other content.
     """
     if directory.exists() and not (directory / "tokenizer.model").is_file() and (
             not directory.is_dir() or any(directory.iterdir())):
         raise CorpusError(f"{directory}: exists, but is not a prepared corpus. Choose another directory.")
     try:
         with atomic_directory(directory) as staging:
-            # Store text as the decoder can write it, because the encoder and every comparison read the stored text.
+            # Store each text in the form that the decoder can write. The encoder and every comparison read the stored text.
             counts = write_sentences(staging, _normalized(pairs, tokenizer, lowercase))
             folded = lowercase if tokenizer is None else None
             if tokenizer is None:

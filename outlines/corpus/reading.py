@@ -1,7 +1,8 @@
 """From files to sentences, each with its split.
 
-Each run of white space becomes one space. A line without a sentence is counted and reported. Sentences that describe the
-same item form a group, and are all in one split. Line numbers define groups, so a skipped line does not change other groups.
+Consecutive white space becomes one space. Lines without a sentence are counted and reported. Sentences that describe the
+same item form a group, and a group is in one split: either a fixed number of consecutive lines of a .txt file (by line
+number, so a skipped line does not change other groups), or consecutive records with the same condition.
 """
 
 import hashlib
@@ -43,7 +44,7 @@ class CorpusFiles:
     test_fraction: float = option(0.02, "fraction of sentences held out for testing, by hash", low=0, high=0.5, flag=False)
 
     def check(self) -> None:
-        """Raise CorpusError for files and options that contradict each other."""
+        """Raise CorpusError if files or options contradict each other."""
         if self.valid_fraction + self.test_fraction >= 1:
             raise CorpusError(f"valid_fraction is {self.valid_fraction} and test_fraction is {self.test_fraction}. "
                               "Choose fractions with a sum below 1.")
@@ -69,7 +70,7 @@ class CorpusFiles:
 
 @dataclass
 class ReadingReport:
-    """Accepted sentences by split, rejected lines by reason, and the first few rejected lines."""
+    """Number of accepted sentences by split, number of rejected lines by reason, and the first rejected lines."""
 
     accepted: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
@@ -82,13 +83,13 @@ class ReadingReport:
         return f"rejected lines: {self.rejected.total():,} ({reasons})"
 
     def summary(self) -> str:
-        """Return one line with the sizes of the splits, then one line for each example of a rejected line."""
+        """Return a text: one line with the sizes of the splits, then one line for each of the first rejected lines."""
         sizes = ", ".join(f"{split} {self.accepted[split]:,}" for split in SPLITS)
         more = [f"... and {left:,} more"] if (left := self.rejected.total() - len(self.examples)) > 0 else []
         return "\n  ".join([f"sentences: {sizes}", *(f"rejected {example}" for example in self.examples), *more])
 
     def check(self, most: float) -> None:
-        """Raise CorpusError if the share of rejected lines is above `most`. Blank lines do not count."""
+        """Raise CorpusError if the fraction of rejected lines is above `most`. Blank lines do not count."""
         lost = self.rejected.total() - self.rejected["empty"]
         if lost > most * (lost + self.accepted.total()):
             path = self.examples[0].rsplit(":", 2)[0]
@@ -97,7 +98,7 @@ class ReadingReport:
 
 
 class Record(NamedTuple):
-    """One line: index of its file (from 0), line number (from 1), and the normalised sentence of each column."""
+    """One record: index of its file (from 0), line number (from 1), and the normalised sentence of each column."""
 
     file: int
     number: int
@@ -105,7 +106,7 @@ class Record(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A sentence, its split, the index of its group, and its label (empty if it has none)."""
+    """A sentence, its split, the index of its group, and its label ("": no label)."""
 
     split: str
     sentence: str
@@ -121,7 +122,7 @@ def _sentence(text: str, max_chars: int) -> str | Bad:
         return Bad("too long")
     try:
         sentence.encode()
-    except UnicodeEncodeError as error:  # bytes that are not UTF-8 have become U+DC80 to U+DCFF
+    except UnicodeEncodeError as error:  # `_lines` turned bytes that are not UTF-8 into U+DC80 to U+DCFF
         return Bad("not UTF-8" if "\udc80" <= sentence[error.start] <= "\udcff" else "lone surrogate")
     # A text of only control and format characters, such as a zero-width space, is not a sentence either.
     return sentence if any(c != " " and c.isprintable() for c in sentence) else Bad("empty")
@@ -129,7 +130,7 @@ def _sentence(text: str, max_chars: int) -> str | Bad:
 
 def read_records(files: CorpusFiles, paths: Sequence[str], columns: Sequence[str],
                  report: ReadingReport) -> Iterator[Record]:
-    """Yield the normalised sentences of `paths` in order and count rejected lines. Raises CorpusError."""
+    """Yield the records of `paths` in order, and count the rejected lines in `report`. Raises CorpusError."""
     num_accepted, num_rejected, reason = 0, 0, ""
     for file, path in enumerate(paths):
         for number, texts in read_fields(Path(path), columns):
@@ -153,15 +154,16 @@ def read_records(files: CorpusFiles, paths: Sequence[str], columns: Sequence[str
 
 
 def split_of(sentence: str, valid_fraction: float = 0.02, test_fraction: float = 0.02) -> str:
-    """Return the split of a sentence. It depends only on its BLAKE2b hash, so no sentence is in two splits."""
+    """Return the split of a sentence. It depends only on the BLAKE2b hash, so equal sentences get the same split."""
     position = int.from_bytes(hashlib.blake2b(sentence.encode(), digest_size=8).digest(), "big") / 2**64
     return "valid" if position < valid_fraction else "test" if position < valid_fraction + test_fraction else "train"
 
 
 def read_corpus(files: CorpusFiles, report: ReadingReport, sources: Sequence[str] = SPLITS) -> Iterator[Member]:
-    """Yield the sentences of the files of `sources`, group by group; count their lines in `report`. Raises CorpusError.
+    """Yield the sentences of a corpus, group by group, and count them in `report`. Raises CorpusError.
 
-    A group's condition comes before its texts. In training files, the first sentence of a group selects the group's split.
+    sources: read only the files of these splits. A condition column's text comes before the other texts of its group. In
+    training files, the hash of a group's first sentence selects the group's split.
     """
     valid_fraction = 0.0 if files.valid else files.valid_fraction
     test_fraction = 0.0 if files.test else files.test_fraction
@@ -183,7 +185,7 @@ def read_corpus(files: CorpusFiles, report: ReadingReport, sources: Sequence[str
 
 
 def fingerprint(files: CorpusFiles) -> str:
-    """Return the SHA-256 of the files' bytes and types and of the options, but not of paths."""
+    """Return the SHA-256 of the bytes and types of all files, and of the options. Paths do not change it."""
     described = {field.name: getattr(files, field.name) for field in fields(CorpusFiles) if field.name != "corpus"}
     described["gz_bytes"] = GZ_BYTES
     for split, names in files.paths().items():

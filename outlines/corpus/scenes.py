@@ -1,4 +1,4 @@
-"""The lexicon of the embedded corpus, scenes.toml, expanded into rules for `Grammar`, with agreement and inflection."""
+"""Expand scenes.toml, the lexicon of the embedded corpus, into rules for `Grammar`, with agreement and inflection."""
 
 import re
 import tomllib
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class Cast(NamedTuple):
-    """Nouns that can be the subject of the same sentence frames, grouped by their pronoun: he, she, they or it."""
+    """Subjects that share the same frames (explained in scenes.toml): nouns, grouped by pronoun (he, she, they or it)."""
 
     frames: str
     adjectives: str
@@ -16,19 +16,19 @@ class Cast(NamedTuple):
     she: str = ""
     they: str = ""
     it: str = ""
-    pairs: str = ""  # coordinated subjects, plural
+    pairs: str = ""  # plural subjects such as "a man and a woman"
     weight: float = 1.0  # relative to the scene's other casts
-    looks: str = ""  # clothes and things carried, instead of the scene's
+    looks: str = ""  # clothes and carried things, instead of the looks of the scene
     plural: bool = True  # whether a plural subject is allowed
 
 
 class Scene(NamedTuple):
     at: str  # places
     times: str
-    looks: str  # clothes and things carried
+    looks: str  # clothes and carried things
     casts: tuple[Cast, ...]
-    asides: tuple[Cast, ...]  # subjects and frames of clauses with "while ..."
-    along: str = ""  # ways of a movement
+    asides: tuple[Cast, ...]  # subjects and frames for clauses after "while" and "as"
+    along: str = ""  # where a movement goes, such as "across the street"
 
 
 LEXICON: dict[str, Any] = tomllib.loads(Path(__file__).with_name("scenes.toml").read_text(encoding="utf-8"))
@@ -58,7 +58,7 @@ def scene_rules(types: Sequence[str]) -> dict[str, str]:
 
 
 def inflect(verb: str, form: str) -> str:
-    """Return a verb's "ing", "past", "one" (she throws) or "all" (they throw) form."""
+    """Return a form of a verb: "ing", "past", "one" (she throws) or "all" (they throw)."""
     doubled = verb + verb[-1] if re.fullmatch(r"[^aeiou]*[aeiou][^aeiouwxy]", verb) else verb  # sit: sitting
     if form == "ing":
         return re.sub(r"(?<=[^eoy])e$", "", re.sub(r"ie$", "y", doubled)) + "ing"
@@ -68,7 +68,7 @@ def inflect(verb: str, form: str) -> str:
 
 
 def pluralize(noun: str) -> str:
-    """Return the plural of a noun; in "crate_of_oranges", the word before "of" is inflected."""
+    """Return the plural of a noun. In "crate_of_oranges", only the word before "of" changes."""
     head, of, rest = noun.partition("_of_")
     *before, last = re.split(r"(?<=[_-])", head)
     plural = LEXICON["plural"].get(last) or (last[:-3] + "men" if last.endswith("man") else _with_s(last))
@@ -86,7 +86,7 @@ def _with_s(word: str) -> str:
 
 
 def _expand(frame: str, scene: str, who: str, form: str) -> str:
-    """Return a frame in the notation of Grammar, with verbs in `form` and things that agree with the subject."""
+    """Return a frame in the notation of Grammar: verbs in `form`, things that agree with the subject (`who`)."""
     owner, (each, own) = _POSSESSIVES[who], ("S", "S") if who == "all" else ("A", "N")
     determiners = {"n": "N", "a": "A", "s": "S", "some": "COUNT S", "each": each, "own": f"{owner} {own}"}
 
@@ -94,7 +94,7 @@ def _expand(frame: str, scene: str, who: str, form: str) -> str:
         determiner, colon, thing = token.partition(":")
         if token.startswith("*"):
             verbs = token[1:].split("/")
-            if who == "all" and form == "past":  # "they cut" reads as present tense
+            if who == "all" and form == "past":  # "they cut" looks like present tense
                 verbs = [verb for verb in verbs if inflect(verb, "past") != verb] or verbs
             return "/".join(inflect(verb, form) for verb in verbs)
         if colon and thing:
@@ -118,7 +118,7 @@ def _thing_rules() -> dict[str, str]:
 
 
 def _subjects(cast: Cast) -> dict[str, list[str]]:
-    """Return the cast's nouns by `who`: a pronoun, or "all" for their plurals."""
+    """Return the cast's nouns by `who`: a pronoun, or "all" for the plurals of all nouns."""
     nouns = {who: getattr(cast, who).split() for who in ("he", "she", "they", "it")}
     if cast.plural:
         nouns["all"] = [pluralize(noun) for group in nouns.values() for noun in group]
@@ -126,7 +126,7 @@ def _subjects(cast: Cast) -> dict[str, list[str]]:
 
 
 def _clause_rules(cast: Cast, scene: str, name: str, who: str, looks: str) -> dict[str, str]:
-    """Return the rules of a clause, named as in scenes.toml; HERE is ING without its place."""
+    """Return the rules of a clause. scenes.toml explains their names; HERE is ING without the place at its end."""
     frames, nouns, adjectives = cast.frames.split("|"), _subjects(cast)[who], cast.adjectives.split()
     now = "all" if who == "all" else "one"
     do, ing, ed = ([_expand(frame, scene, who, form) for frame in frames] for form in (now, "ing", "past"))
@@ -149,7 +149,7 @@ def _clause_rules(cast: Cast, scene: str, name: str, who: str, looks: str) -> di
 
 
 def _cast_rules(cast: Cast, scene: str, name: str, looks: str, kind: str, heads: tuple[str, ...]) -> dict[str, str]:
-    """Return the rules `heads` for subjects of the cast, and the rules that they need. kind: section of scenes.toml."""
+    """Return the rules `heads` for the subjects of a cast, and the rules that `heads` use. kind: section of scenes.toml."""
     rules: dict[str, str] = {}
     for who in _subjects(cast):
         sub = f"{name}.{who}"
@@ -158,6 +158,6 @@ def _cast_rules(cast: Cast, scene: str, name: str, looks: str, kind: str, heads:
         here = f" | AT.{scene} , SUBJECT.{sub} {be} HERE.{sub} ." if f"HERE.{sub}" in rules else ""
         rules |= {f"{rule}.{sub}": text.format(sub=sub, scene=scene, be=be, was=was, here=here)
                   for rule, text in LEXICON[kind].items()}
-    # Each kind of subject is weighted by its number of nouns, so half of the subjects are plural.
+    # Weights are numbers of nouns. So half of the subjects are plural, if the cast can be plural.
     return rules | {f"{rule}.{name}": _any(f"{len(nouns)}: {rule}.{name}.{who}" for who, nouns in _subjects(cast).items())
                     for rule in heads}

@@ -1,6 +1,7 @@
-"""Sentences to token ids and back: SentencePiece with byte fallback, so that no token is ever unknown. Trains BPE models.
+"""Sentences to token ids and back, with SentencePiece. Unknown characters are encoded as bytes, so no token is unknown.
 
-Decoding returns every sentence after NFKC normalisation, without control characters and with single spaces.
+This file trains BPE models. A sentence that such a model encoded and decoded is NFKC-normalised, with single spaces and
+without control characters.
 Source: Kudo and Richardson, SentencePiece (2018); BPE: Sennrich et al. (2016).
 """
 
@@ -34,7 +35,7 @@ class SpecialIds:
 
     @property
     def never_written(self) -> list[int]:
-        """The special ids that are never a target: all except eos."""
+        """The ids that the decoder never writes: all special ids except eos."""
         return [self.unk_id, self.bos_id, self.pad_id]
 
 
@@ -43,14 +44,14 @@ NUM_SPECIALS = 4 + 256  # the special tokens, and one piece per byte
 MIN_VOCAB_SIZE, MAX_DEFAULT = 500, 12_000
 COVERED, MIN_COUNT = 0.99, 3
 PIECES_PER_WORD = 1.5
-"""Pieces that the vocabulary needs per word that is one piece: BPE keeps the word's shorter pieces, too. From Multi30k."""
+"""Vocabulary entries for each word that is one piece, because BPE keeps shorter pieces, too. The value is from Multi30k."""
 SPM_TRAIN = ("spm_train --input=FILE --model_prefix=NAME --vocab_size=8000 --model_type=bpe --byte_fallback=true "
              + " ".join(f"--{name}={id}" for name, id in asdict(SPECIAL).items()))
 NORMALIZATION = {False: "nmt_nfkc", True: "nmt_nfkc_cf"}  # whether to convert to lower case → SentencePiece's rule
 
 
 def normalizer(lowercase: bool) -> Callable[[str], str]:
-    """Return a function that normalises a sentence in the same way as a tokenizer from `train_tokenizer`."""
+    """Return a function that normalises a sentence like a tokenizer from `train_tokenizer`."""
     rule = sentencepiece.SentencePieceNormalizer(rule_name=NORMALIZATION[lowercase])
     return lambda sentence: " ".join(rule.normalize(sentence).replace("▁", " ").split())
 
@@ -58,8 +59,8 @@ def normalizer(lowercase: bool) -> Callable[[str], str]:
 def vocabulary_size(sentences: Iterable[str], lowercase: bool = False) -> tuple[int, int]:
     """Return the default vocabulary size and the smallest possible one.
 
-    With the default size, about 99 % (COVERED) of the words in the text are one piece each. Words that occur less than
-    MIN_COUNT times do not count.
+    With the default size, about 99 % (COVERED) of the words in the text become one piece each. The share is smaller if this
+    would need words that occur less than MIN_COUNT times, or more than MAX_DEFAULT pieces.
     """
     normalizer = sentencepiece.SentencePieceNormalizer(rule_name=NORMALIZATION[lowercase])
     counts, characters = Counter[str](), set[str]()
@@ -76,9 +77,9 @@ def vocabulary_size(sentences: Iterable[str], lowercase: bool = False) -> tuple[
 
 def train_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int | None = None,
                     lowercase: bool = False, max_sentences: int = 200_000) -> "SentencePieceTokenizer":
-    """Train a tokenizer, write it to `path`, and return it. Deterministic. Raises TokenizerError.
+    """Train a tokenizer, write it to `path`, and return it. Training is deterministic. Raises TokenizerError.
 
-    vocab_size: None for the default of `vocabulary_size`. If the corpus has few words, the vocabulary can be smaller.
+    vocab_size: None for the default of `vocabulary_size`. With few words in the corpus, the vocabulary can be smaller.
     max_sentences: train on at most this number of sentences.
     """
     suited, smallest = vocabulary_size(sentences, lowercase)
@@ -130,16 +131,19 @@ class Tokenizer(Protocol):
 
 
 class StoredTokenizer:
-    """Base class of tokenizers that are stored in one file, which determines all ids."""
+    """Base class of tokenizers. A tokenizer is stored in one file, and the file determines all ids."""
 
     def __init__(self, model: bytes) -> None:
-        """model: bytes of a file. Raises TokenizerError."""
+        """model: content of the tokenizer's file. Subclasses raise TokenizerError if it is invalid."""
         self._model = model
         self.fingerprint = hashlib.sha256(model).hexdigest()
 
     @classmethod
     def load(cls, path: Path, sha256: str | None = None) -> Self:
-        """Return the tokenizer in a file. sha256: the recorded hash; None: test it in a child process, as it may crash."""
+        """Return the tokenizer in a file. Raises TokenizerError.
+
+        sha256: the recorded hash of the file; None: test the file in a child process first, as it may crash the library.
+        """
         try:
             model = read_tokenizer(path)
             if sha256 is None:
@@ -155,7 +159,7 @@ class StoredTokenizer:
 
 
 class SentencePieceTokenizer(StoredTokenizer):
-    """A trained SentencePiece model. A sentence never contains unk."""
+    """A trained SentencePiece model. Encoding never returns unk."""
 
     special = SPECIAL
 
@@ -177,7 +181,7 @@ class SentencePieceTokenizer(StoredTokenizer):
         self.vocab_size = len(ids)  # includes the special tokens
         others = {id for id in ids if processor.is_byte(id) or processor.is_control(id) or processor.is_unknown(id)}
         self.pieces = ["" if id in others else piece.replace("▁", " ") for id, piece in enumerate(pieces)]
-        # None for pieces that need SentencePiece to decode.
+        # The text of each piece, or None if only SentencePiece can decode it.
         self._plain: list[Any] = [piece if re.fullmatch(r" ?\S+", piece) else None for piece in self.pieces]
 
     def fitted(self, sentences: Iterable[str]) -> Self:
@@ -202,7 +206,7 @@ class SentencePieceTokenizer(StoredTokenizer):
         """Return the sentence of each row of ids, without line breaks and control characters."""
         plain, found, others = self._plain, list[str](), list[int]()
         for number, row in enumerate(ids):
-            try:  # works for nearly every sentence and is faster than SentencePiece, the bottleneck with a GPU
+            try:  # works for nearly all sentences, and is faster than SentencePiece, which is the bottleneck on a GPU
                 found.append("".join([plain[piece] for piece in row]).lstrip(" "))
             except TypeError:
                 found.append("")
@@ -213,7 +217,7 @@ class SentencePieceTokenizer(StoredTokenizer):
 
 
 def one_line_text(text: str) -> str:
-    """Return a text with single spaces, and with U+FFFD in place of control characters.
+    """Return a text with single spaces, and with U+FFFD instead of control characters.
 
     Byte pieces can encode control characters, which could disturb a terminal.
     """

@@ -1,1 +1,1 @@
-"""From vectors to tokens, and from tokens to their negative log-likelihood."""
+"""Decoding of vectors to tokens, and the negative log-likelihood (nll) of tokens."""

@@ -1,4 +1,4 @@
-"""Beam search: the likeliest sentence under a decoder."""
+"""Beam search: an approximate search for the likeliest sentence under a decoder."""
 
 import torch
 from torch import Tensor
@@ -11,10 +11,11 @@ from outlines.networks.decoder import Decoder
 @torch.no_grad()
 def beam_search(decoder: Decoder, vector: Tensor | None, num: int, config: SamplingConfig,
                 prefix: Prefix = (), fast: FastGRU | None = None) -> list[list[int]]:
-    """Return, for each of `num` rows, the sentence found with the highest log p(sentence, eos | vector).
+    """Return `num` sentences, one per row. The search maximises log p(sentence, eos | vector).
 
-    A row is done when no prefix in its beam is likelier than its best finished sentence. If no sentence ends within max_len,
-    the likeliest prefix is returned. Log-probabilities are not divided by the length. Arguments: see `sample`.
+    The search of a row ends when no prefix in the beam is likelier than the row's best finished sentence. If no sentence
+    ends within max_len tokens, the likeliest prefix is returned. Log-probabilities are not divided by the length.
+    Arguments: see `sample`.
     Source: Sutskever, Vinyals and Le, Sequence to Sequence Learning with Neural Networks (2014), section 3.2.
     """
     device = next(decoder.parameters()).device
@@ -24,7 +25,7 @@ def beam_search(decoder: Decoder, vector: Tensor | None, num: int, config: Sampl
     reader.select(torch.arange(num, device=device).repeat_interleave(width))
     tokens = reader.tokens.repeat_interleave(width)
     scores = torch.full((num, width), -torch.inf, device=device)
-    scores[:, 0] = 0.0  # the others would be copies of the first
+    scores[:, 0] = 0.0  # each row starts with one prefix: the other prefixes would be equal to it
     beams = prefix[:, None].expand(-1, width, -1)
     rows = torch.arange(num, device=device)
     best = torch.full((num,), -torch.inf, device=device)
@@ -40,7 +41,7 @@ def beam_search(decoder: Decoder, vector: Tensor | None, num: int, config: Sampl
             for row in best.isneginf().nonzero()[:, 0].tolist():
                 sentences[int(rows[row])] = beams[row, 0].tolist()
             break
-        scores, flat = totals.flatten(1).topk(width, dim=1)  # in order: the first is the likeliest
+        scores, flat = totals.flatten(1).topk(width, dim=1)  # sorted: the first prefix is the likeliest
         parent, token = flat // vocab_size, flat % vocab_size
         beams = torch.cat([beams.gather(1, parent[:, :, None].expand(-1, -1, beams.shape[2])), token[:, :, None]], dim=2)
         going_on = scores[:, 0] > best

@@ -1,4 +1,4 @@
-"""Sentences that begin with a text. Its last word may be unfinished: "A wom" can become "A woman"."""
+"""Sentences that start with a given text. The last word of the text may be unfinished: "A wom" can become "A woman"."""
 
 from dataclasses import replace
 
@@ -13,10 +13,10 @@ from outlines.decoding.sample import Reader, SamplingConfig, check, draw, of_row
 @torch.no_grad()
 def complete(sampler: Sampler, tokenizer: Tokenizer, vector: Tensor | None, uniforms: Tensor, config: SamplingConfig,
              beginning: str) -> list[list[int]]:
-    """Return one sentence per row that starts with `beginning`. Other arguments: see `sample`.
+    """Return one sentence per row of `uniforms`. Each sentence starts with `beginning`. Other arguments: see `sample`.
 
     The tokens of an unfinished word are rarely the first tokens of the finished word. So the last tokens of `beginning` can
-    be replaced by one token whose text starts with their text. One of these prefixes is sampled.
+    be replaced by one token whose text starts with the replaced text. `draw` chooses one of these prefixes for each row.
     """
     (tokens,) = tokenizer.encode([beginning])
     check(sampler.decoder, vector, config, len(tokens))
@@ -25,7 +25,7 @@ def complete(sampler: Sampler, tokenizer: Tokenizer, vector: Tensor | None, unif
     for kept in reversed(range(len(texts))):
         rest = texts[kept] + rest
         found = [[*tokens[:kept], token] for token, piece in enumerate(tokenizer.pieces) if piece.startswith(rest)]
-        if not texts[kept] or not found:  # the text of a single byte is unknown
+        if not texts[kept] or not found:  # a token that is a single byte has no text
             break
         prefixes = found + prefixes
     if not prefixes:

@@ -1,4 +1,4 @@
-"""From vectors to tokens: beam search, the fast GRU sampler or the plain sampler."""
+"""Decoding of vectors to tokens, by beam search, the fast GRU sampler or the plain sampler."""
 
 import itertools
 from collections.abc import Iterable
@@ -11,21 +11,21 @@ from outlines.decoding.sample import Prefix, SamplingConfig, of_rows, sample
 from outlines.networks.decoder import Decoder
 from outlines.networks.gru import GRUDecoder
 
-BEAM_ROWS = 4096  # prefixes that beam search extends at once
-CPU_ROWS = 1024  # rows that the plain sampler writes at once on a CPU, which bounds the memory of the logits
+BEAM_ROWS = 4096  # number of prefixes that beam search extends together
+CPU_ROWS = 1024  # number of sentences that the plain sampler writes together on a CPU; limits the memory of the logits
 
 
 class Sampler:
     """Writes sentences with a decoder. Build a new Sampler when the decoder's parameters have changed."""
 
     def __init__(self, decoder: Decoder, bfloat16: bool = False):
-        """bfloat16: use bfloat16 matrix products to draw tokens; greedy decoding and beam search always use float32."""
+        """bfloat16: use bfloat16 matrix products to sample tokens; greedy decoding and beam search always use float32."""
         self.decoder, self.bfloat16 = decoder, bfloat16
         self._fast = FastGRU(decoder, bfloat16) if type(decoder) is GRUDecoder else None
 
     def __call__(self, vector: Tensor | None, uniforms: Tensor, config: SamplingConfig,
                  prefix: Prefix = ()) -> list[list[int]]:
-        """Return one sentence per row. Arguments as in `sample`; beam search ignores the uniforms."""
+        """Return the token ids of one sentence per row of `uniforms`. Arguments: see `sample`. Beam search is not random."""
         if not len(uniforms):
             return []
         if self._fast and not config.beam:

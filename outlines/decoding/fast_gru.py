@@ -1,7 +1,8 @@
-"""A faster sampler for the GRU decoder, equal to the plain one (sample.py) token for token in float32.
+"""A faster sampler for the GRU decoder. In float32, it writes the same tokens as the plain sampler (sample.py).
 
 It is 1.6 times as fast (1.3 times in bfloat16): 1,024 sentences, V = 4,000, H = 384, one thread of an Intel Xeon, AVX-512.
-A table contains each token's part of the gates. When a sentence ends, the next sentence replaces it in the batch.
+A table contains each token's part of the first layer's gates. On a CPU, when a sentence ends, the next sentence replaces it
+in the batch.
 """
 
 from dataclasses import replace
@@ -13,23 +14,23 @@ from torch.nn import functional
 from outlines.decoding.sample import RUN, Prefix, SamplingConfig, at_strength, check, draw, of_rows, until_eos
 from outlines.networks.gru import GRUDecoder
 
-SLICE, GPU_SLICE = 256, 16_384  # rows whose logits are computed together: they fit a CPU's cache, and bound a GPU's memory
-PLACES = 512  # sentences that are decoded together on a CPU; the others wait for a free place
-ONES = 8  # columns of ones in the output layer's input, two for its bias; GPUs read eight numbers at a time
-LEAST_ROWS = 16  # the number of rows is a multiple of this, because MKL rounds smaller products differently
+SLICE, GPU_SLICE = 256, 16_384  # rows whose logits are computed together: fits a CPU's cache; limits a GPU's memory
+PLACES = 512  # number of sentences decoded together on a CPU; the other sentences wait for a free place
+ONES = 8  # columns of ones in the output layer's input: two for the bias; eight, because GPUs read 8 numbers at a time
+LEAST_ROWS = 16  # the batch size is a multiple of this, because MKL rounds products of fewer rows differently
 
 
 class FastGRU:
-    """The current parameters of a GRU decoder, arranged for sampling."""
+    """A GRU decoder with tables for fast sampling, which are computed from its current parameters."""
 
     @torch.no_grad()
     def __init__(self, decoder: GRUDecoder, bfloat16: bool = False):
-        """bfloat16: use bfloat16 matrix products to draw tokens; greedy decoding always uses float32."""
+        """bfloat16: use bfloat16 matrix products to sample tokens; greedy decoding always uses float32."""
         config = decoder.config
         self.decoder, self.bfloat16 = decoder, bfloat16
-        # [V, 3H]: a table of each token's part of the first layer's gates saves a third of the recurrence's products.
+        # [V, 3H]: each token's part of the first layer's gates. The table saves a third of the recurrence's products.
         self.words = functional.linear(decoder.embedding.weight * config.embed_dim ** 0.5, *self.input_layer(0))
-        # The weights are transposed, so products of few rows are 1.5 times as fast. The bias is one more row of weights.
+        # With transposed weights, products of few rows are 1.5 times as fast. The bias is one more row of weights.
         bias = decoder.output_bias.clone()
         bias[config.never_written] = -torch.inf
         padding = -len(bias) % RUN
@@ -37,17 +38,17 @@ class FastGRU:
         self.output[-ONES] = functional.pad(bias, (0, padding), value=-torch.inf)
 
     def input_layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Return a layer's input weight [3H, width] and bias [3H]. The state's bias is added, except for gate n."""
+        """Return a layer's input weight [3H, width] and bias [3H]. The bias includes the state's bias, except in gate n."""
         (weight, _, bias, of_state), width = self.decoder.gru.all_weights[layer], self.decoder.config.hidden_dim
         return weight, bias + functional.pad(of_state[:2 * width], (0, width))
 
     @torch.no_grad()
     def sample(self, vector: Tensor | None, uniforms: Tensor, config: SamplingConfig,
                prefix: Prefix = ()) -> list[list[int]]:
-        """Return the same sentences as `sample` in sample.py, which documents the arguments."""
+        """Return one sentence (token ids) per row of `uniforms`. Arguments: see `sample` in sample.py."""
         prefix = of_rows(prefix, len(uniforms), uniforms.device)
         num, device, eos = len(uniforms), uniforms.device, self.decoder.config.eos_id
-        # Places 0 to `going` hold sentences; the places beyond fill the batch up to a multiple of LEAST_ROWS.
+        # The first `going` places contain sentences. The others only fill the batch up to a multiple of LEAST_ROWS.
         going = min(num, PLACES) if device.type == "cpu" else num
         entered = going
         rows = torch.arange(_enough(num), device=device) % num
@@ -78,7 +79,7 @@ class FastGRU:
             if not left:
                 return until_eos(written, eos)
             if left < going:
-                # The last rows move into the free places; all others stay where they are.
+                # The last rows move into the free places. All other rows stay in their places.
                 places, movers = (~goes_on[:left]).nonzero()[:, 0], goes_on[left:].nonzero()[:, 0] + left
                 for values in (rows, positions, chosen):
                     values[places] = values[movers]
@@ -89,12 +90,12 @@ class FastGRU:
 
 
 def _enough(num: int) -> int:
-    """Return the next multiple of LEAST_ROWS."""
+    """Return the smallest multiple of LEAST_ROWS that is at least `num`."""
     return num + -num % LEAST_ROWS
 
 
 class FastReader:
-    """Faster `Reader` (sample.py). With guidance, each row is read G = 2 times: with and without its vector; else G = 1."""
+    """A faster `Reader` (sample.py). Each row is read G times: G = 2 with guidance (own vector, zero vector), else G = 1."""
 
     def __init__(self, fast: FastGRU, vector: Tensor | None, config: SamplingConfig, prefix: Tensor,
                  temperature: float = 1.0):
@@ -109,8 +110,8 @@ class FastReader:
         with self._cast():
             caches = [decoder.start(each, num) for each in vectors]
             terms = [self._terms_of(*cache.terms) for cache in caches if cache.terms]
-            # Each layer's states [G, N, H], then the vectors' terms [G, N, 3H + embed_dim], if any. They are float32 in any
-            # case: values that are carried from step to step must not be rounded.
+            # The states [G, N, H] of each layer, then the vectors' terms [G, N, 3H + embed_dim], if there are any. Always
+            # float32, because values that are kept from step to step must not be rounded.
             self._carried = list(torch.stack([cache.state.float() for cache in caches], dim=1))
             self._carried += [torch.stack(terms)] if terms else []
             # Memory that every step needs is allocated once. Allocating it at every step cost 10 % of the time.
@@ -120,7 +121,7 @@ class FastReader:
         self._output = fast.output if temperature == 1 else fast.output / temperature
         if self._bfloat16:
             exact, self._output = self._output, self._output.bfloat16()
-            # The second row of ones adds the part of the bias that bfloat16 rounds away at every step. inf - inf is nan.
+            # The next row contains the rounding error of the bias in bfloat16; both rows are added. inf - inf is nan.
             self._output[-ONES + 1] = (exact[-ONES] - self._output[-ONES]).nan_to_num(0.0)
         self._products = self._output.new_empty(min(num, SLICE if self.tokens.device.type == "cpu" else GPU_SLICE),
                                                 self._output.shape[1])
@@ -130,12 +131,12 @@ class FastReader:
         return torch.autocast(self.tokens.device.type, torch.bfloat16, enabled=self._bfloat16)
 
     def _terms_of(self, to_inputs: Tensor, to_readout: Tensor) -> Tensor:
-        """Return what a vector adds at every step, [N, 3H + embed_dim]: to the gates, and to the readout."""
+        """Return what the vectors add at every step to the first gates and to the readout: [N, 3H + embed_dim]."""
         to_gates = functional.linear(to_inputs, self._fast.decoder.gru.all_weights[0][0])
         return torch.cat([to_gates, to_readout], dim=1).float()
 
     def _advance(self, tokens: Tensor) -> Tensor:
-        """Return the readout's outputs [G, N, embed_dim] after tokens [N]; advances the states."""
+        """Read tokens [N] and update the states. Return the outputs of the readout, [G, N, embed_dim]."""
         decoder, num, readings, states = self._fast.decoder, len(tokens), len(self._carried[0]), self._carried
         if readings > 1:
             tokens = tokens.repeat(readings)
@@ -151,10 +152,10 @@ class FastReader:
         return decoder.readout(states[decoder.config.num_layers - 1]) + to_readout
 
     def _hidden(self, tokens: Tensor) -> Tensor:
-        """Return the inputs of the output layer [N, embed_dim + ONES] after tokens [N]."""
+        """Read tokens [N] and return the inputs of the output layer, [N, embed_dim + ONES]."""
         with self._cast():
             given, *blind = self._advance(tokens)
-        # Guidance mixes the inputs of the output layer: the layer is linear, and its output is wider.
+        # Guidance mixes the inputs of the output layer, not the logits: the layer is linear, and logits are wider.
         hidden = torch.lerp(blind[0], given, self._guidance) if blind else given
         return functional.pad(hidden.to(self._output), (0, ONES), value=1.0)
 
@@ -167,7 +168,7 @@ class FastReader:
             self._words = self._words.new_empty(len(rows) * len(self._carried[0]), self._words.shape[1])
 
     def choose(self, uniforms: Tensor, config: SamplingConfig) -> Tensor:
-        """Return each row's next token [N] after `tokens`. uniforms: [N]."""
+        """Read `self.tokens` and return the next token of each row, [N]. uniforms: [N] in [0, 1)."""
         size, chosen = len(self._logits), []
         for part, numbers in zip(self._hidden(self.tokens).split(size), uniforms.split(size), strict=True):
             products, logits = self._products[:len(part)], self._logits[:len(part)]
@@ -178,27 +179,27 @@ class FastReader:
         return torch.cat(chosen)
 
     def begin(self, num: int) -> None:
-        """Continue with the first `num` rows; the others wait."""
+        """Continue with the first `num` rows. The other rows wait."""
         self._all = self._carried
         self._carried = [values[:, :num] for values in self._all]
         self.tokens = self.tokens[:num]
 
     def enter(self, first: int, places: Tensor) -> None:
-        """Copy the next N waiting rows into these places [N]. first: index of the first of these rows."""
+        """Copy N consecutive waiting rows into `places` [N]. first: index of the first of these rows."""
         for values, every in zip(self._carried, self._all, strict=True):
             values[:, places] = every[:, first:first + len(places)]
 
     def move(self, rows: Tensor, places: Tensor, num: int) -> None:
-        """Move rows [N] into these places [N], and continue with the first `num` rows."""
+        """Move `rows` [N] into `places` [N], and continue with the first `num` rows."""
         for values in self._carried:
             values[:, places] = values[:, rows]
         self._carried = [values[:, :num] for values in self._carried]
 
 
 def _gru_step(inputs: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return the next state [N, H] of a GRU layer; overwrites `inputs` [N, 3H], the input's part of the gates.
+    """Return the next state [N, H] of a GRU layer. Overwrites `inputs` [N, 3H], the part of the gates from the input.
 
-    weight, bias: parameters for the state. inputs and state are float32; autocast only rounds the product.
+    weight, bias: the layer's parameters for the state. inputs and state are float32; autocast rounds only the product.
     """
     width = state.shape[1]
     of_state = functional.linear(state, weight, functional.pad(bias[2 * width:], (2 * width, 0)))

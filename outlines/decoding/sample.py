@@ -1,6 +1,7 @@
-"""From logits to tokens: the settings of sampling, the choice of one token, and the plain sampler of every decoder.
+"""From logits to tokens: the settings of sampling, the choice of one token, and the plain sampler, for every decoder.
 
-Random numbers are an argument: row i, step t uses only uniforms[i, t]. So a sentence does not depend on its batch.
+Random numbers are an argument: step t of row i uses only uniforms[i, t]. So a sentence does not depend on the other
+sentences of its batch.
 """
 
 import math
@@ -14,29 +15,29 @@ from torch.nn import functional
 from outlines.errors import OutlinesError
 from outlines.networks.decoder import Decoder
 
-RUN = 64  # number of probabilities that are summed together when a token is drawn
-LIKELIEST = 256  # tokens that are sorted first for the nucleus
-Prefix = Sequence[int] | Tensor  # the first tokens of every sentence [T], or of each one [N, T]
+RUN = 64  # tokens per block: the probabilities of a block are summed before a token is sampled
+LIKELIEST = 256  # number of likeliest tokens among which the nucleus is searched first
+Prefix = Sequence[int] | Tensor  # first tokens of the sentences: [T] for all sentences, or [N, T] with one row per sentence
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How sentences are drawn: the noise of the vector, and the choice of each token."""
+    """Settings of sampling: the noise of the vectors, and the choice of each token."""
 
     temperature: float = 1.0  # divides the logits; 0 is greedy decoding
     top_k: int = 0  # keep the k likeliest tokens; 0 keeps all
-    top_p: float = 1.0  # nucleus: keep the smallest set of tokens with at least this probability
-    max_len: int = 64  # tokens after which a sentence is cut
-    beam: int = 0  # width of beam search; 0 samples
+    top_p: float = 1.0  # nucleus: keep the smallest set of tokens with at least this total probability
+    max_len: int = 64  # maximum number of tokens; longer sentences are cut
+    beam: int = 0  # width of beam search; 0: no beam search
     noise_scale: float = 1.0  # factor on the normal noise of the vectors; below 1, vectors are more typical
     # w in logits(no vector) + w · (logits(vector) - logits(no vector)): 1 is no guidance, 0 ignores the vector.
-    # Source: Ho and Salimans, Classifier-Free Diffusion Guidance (2022), with w - 1 for their w.
+    # Source: Ho and Salimans, Classifier-Free Diffusion Guidance (2022), where w - 1 is called w.
     guidance: float = 1.0
-    # How much the decoder trusts the vector, from 0 to 1. Below 1, sentences are likelier and less faithful to it. None:
-    # `TextModel.strength` where vectors are drawn (`generate`, `given`), 1 where they are arguments (`decode`).
+    # How much the decoder trusts the vector, from 0 to 1. Below 1, sentences are likelier and less faithful to the vector.
+    # None: `TextModel.strength` for sampled vectors (`generate`, `given`), 1 for vectors of the caller (`decode`).
     strength: float | None = None
-    drafts: int = 1  # sentences written per vector; the one whose outline is nearest is kept (inference/correction.py)
-    rounds: int = 0  # rounds of correction after the first drafts: move the vector by the remaining error, write new drafts
+    drafts: int = 1  # sentences written per vector; the sentence with the nearest outline is kept (inference/correction.py)
+    rounds: int = 0  # rounds after the first drafts; each moves the vector by half of the error and writes new drafts
 
     def __post_init__(self) -> None:
         # Outside these bounds, float32 overflows or the memory is not sufficient.
@@ -51,7 +52,7 @@ class SamplingConfig:
 
     @property
     def draws(self) -> bool:
-        """Whether the result depends on random numbers."""
+        """Whether the choice of tokens depends on random numbers."""
         return self.temperature > 0 and self.top_k != 1 and not self.beam
 
 
@@ -61,16 +62,16 @@ def pad(logits: Tensor) -> Tensor:
 
 
 def draw(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
-    """Return one token per row, [B], of padded logits [B, V]. Overwrites the logits. uniforms: [B] in [0, 1).
+    """Return one token per row of padded logits [B, V]: [B]. Overwrites the logits. uniforms: [B] in [0, 1).
 
-    Filters in this order: temperature, top-k, nucleus (Holtzman et al. 2020). A token that is as likely as the last kept
-    token is kept, too.
+    Applies the temperature, then top-k, then the nucleus (Holtzman et al. 2020). Tokens that are as likely as the last kept
+    token are also kept.
     """
     return _invert(logits, weigh(logits, config), uniforms) if config.temperature else logits.argmax(dim=1)
 
 
 def weigh(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Overwrite padded logits [B, V] with sampling weights; return the sum of each block of RUN tokens, [B, V / RUN]."""
+    """Overwrite padded logits [B, V] with sampling weights. Return the sums of blocks of RUN weights, [B, V / RUN]."""
     if config.temperature != 1:
         logits.div_(config.temperature)
     if 0 < config.top_k < logits.shape[1]:
@@ -89,17 +90,19 @@ def weigh(logits: Tensor, config: SamplingConfig) -> Tensor:
 
 
 def _invert(weights: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
-    """Inverse transform sampling: the index [B] where the running sum of weights [B, V] exceeds uniforms [B] of the total.
+    """Return the first index [B] at which the cumulative sum of weights [B, V] exceeds uniforms [B] times the total.
 
-    sums: [B, V / RUN], of runs of weights, from `weigh`. A running sum over all weights would be as slow as the softmax.
+    sums: the sums of blocks of RUN weights, [B, V / RUN], from `weigh`. The search first finds the block, then the token,
+    because a cumulative sum over all weights would be as slow as the softmax. This is inverse transform sampling.
     """
     cumulative = functional.pad(sums, (1, 0)).cumsum(dim=1)
-    # right=True skips runs and tokens without weight. A float32 below 1 is at most 1 - 2^-24, so the threshold is below the
-    # last sum and always falls into a run.
+    # right=True skips blocks and tokens of weight 0. A float32 below 1 is at most 1 - 2^-24, so the threshold is below the
+    # last sum and always inside a block (`run`).
     threshold = uniforms[:, None].to(weights) * cumulative[:, -1:]
     run = torch.searchsorted(cumulative, threshold, right=True) - 1
     within = weights.unflatten(1, (-1, RUN))[torch.arange(len(weights), device=weights.device), run[:, 0]].cumsum(dim=1)
-    # The two sums round differently, so `rest` can be past the end of the run: then choose the run's last possible token.
+    # The two sums round differently, so `rest` can be beyond the end of the block. Then the last possible token of the block
+    # is chosen.
     whole = within[:, -1:]
     rest = torch.minimum(threshold - cumulative.gather(1, run), whole.nextafter(torch.zeros_like(whole)))
     return (run * RUN + torch.searchsorted(within, rest, right=True))[:, 0]
@@ -111,10 +114,10 @@ def of_rows(prefix: Prefix, num: int, device: torch.device) -> Tensor:
 
 
 class Reader:
-    """The decoder's state while it continues a batch of prefixes. Applies guidance and excludes special tokens."""
+    """A decoder that reads a batch of sentences token by token. Applies guidance and excludes special tokens."""
 
     def __init__(self, decoder: Decoder, vector: Tensor | None, config: SamplingConfig, prefix: Tensor):
-        """vector: [N, D] or None. prefix: [N, T]. Its last tokens, `tokens` [N], are not read yet: pass them to `logits`."""
+        """vector: [N, D] or None. prefix: [N, T]. Pass `tokens` [N], the last tokens of the prefix (or bos), to `logits`."""
         check(decoder, vector, config, prefix.shape[1])
         vector = at_strength(vector, config)
         self._decoder, self._guidance = decoder, config.guidance
@@ -126,13 +129,13 @@ class Reader:
             self.logits(tokens)
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Return the padded logits of the token after tokens [B], a new tensor. Special tokens other than eos have -inf."""
+        """Read tokens [B]; return the padded logits of the next tokens, a new tensor. Special tokens but eos get -inf."""
         given, *blind = (self._decoder.step(tokens, cache) for cache in self._caches)
         logits = torch.lerp(blind[0].float(), given.float(), self._guidance) if blind else given.float()
         return pad(logits).index_fill_(1, self._never, -torch.inf)
 
     def select(self, rows: Tensor) -> None:
-        """Continue with the rows of these indices [N]; rows can be reordered, left out or repeated."""
+        """Continue with the rows at these indices [N]. Rows may be reordered, left out or repeated."""
         self._caches = [cache.select(rows) for cache in self._caches]
 
 
@@ -150,17 +153,17 @@ def check(decoder: Decoder, vector: Tensor | None, config: SamplingConfig, prefi
 
 
 def at_strength(vector: Tensor | None, config: SamplingConfig) -> Tensor | None:
-    """Return the vector times `config.strength`, as the decoder reads it."""
+    """Return the vector that the decoder reads: `vector` times `config.strength`."""
     return vector if vector is None or config.strength in (None, 1) else config.strength * vector
 
 
 @torch.no_grad()
 def sample(decoder: Decoder, vector: Tensor | None, uniforms: Tensor, config: SamplingConfig,
            prefix: Prefix = (), bfloat16: bool = False) -> list[list[int]]:
-    """Return one sentence per row: token ids without bos and eos, at most `config.max_len` of them.
+    """Return one sentence per row of `uniforms`: at most `config.max_len` token ids, without bos and eos.
 
     vector: [B, D] or None for a language model. uniforms: [B, max_len] in [0, 1); greedy decoding ignores them.
-    prefix: tokens that every sentence starts with; they count towards max_len.
+    prefix: the first tokens of the sentences; they count towards max_len.
     """
     prefix = of_rows(prefix, len(uniforms), uniforms.device)
     with torch.autocast(uniforms.device.type, torch.bfloat16, enabled=bfloat16 and config.draws):
@@ -181,7 +184,7 @@ def sample(decoder: Decoder, vector: Tensor | None, uniforms: Tensor, config: Sa
 
 
 def until_eos(written: Tensor, eos_id: int) -> list[list[int]]:
-    """Return each row's tokens before its first eos; written: [B, T], with an eos in every row."""
+    """Return the tokens of each row before the first eos. written: [B, T]; every row contains an eos."""
     written = written.cpu()
     lengths = (written == eos_id).to(torch.uint8).argmax(dim=1)
     tokens = written[torch.arange(written.shape[1]) < lengths[:, None]].tolist()

@@ -1,4 +1,4 @@
-"""Teacher-forced scores of given sentences, and bounds on the nll under a model with a latent."""
+"""The nll of given sentences under a decoder (teacher forcing), and bounds on the nll for models with a latent."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -13,16 +13,16 @@ from outlines.networks.losses import importance_weighted_nll
 
 
 class LatentDraw(NamedTuple):
-    """One draw of the latents of N sentences, and its terms: nats per sentence, [N], on the CPU."""
+    """One sample of the latents of N sentences, and the terms of the bound: nats per sentence, [N], on the CPU."""
 
     latent: Any
     nll: Tensor  # -log p(x | z)
-    kl: Tensor  # KL(posterior || prior), exact; with a latent per step: given the drawn earlier z
+    kl: Tensor  # KL(posterior || prior), exact; with a latent per step: given the sampled z of the earlier steps
     log_weight: Tensor  # log p(x, z) - log q(z | x)
 
 
 def bound_terms(draws: Iterable[LatentDraw]) -> dict[str, Tensor]:
-    """Return the terms of `TextModel.nll_terms`. nll: the importance-weighted bound. Other terms: means over draws."""
+    """Return the terms for `TextModel.nll_terms`, [N] each. nll: importance-weighted bound. Others: means over draws."""
     nll, kl, log_weights = (torch.stack(part) for part in zip(*(draw[1:] for draw in draws), strict=True))
     reconstruction_nll, mean_kl = nll.mean(dim=0), kl.mean(dim=0)
     return {"nll": importance_weighted_nll(log_weights), "negative_elbo": reconstruction_nll + mean_kl,

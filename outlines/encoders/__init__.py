@@ -18,14 +18,14 @@ from outlines.encoders.recurrent import FrozenRecurrentEncoder
 from outlines.encoders.sentence_transformer import load_sentence_transformer
 from outlines.errors import OutlinesError
 
-MOST_UNREAD = 0.01  # share of the letters; above it, a warning is printed
+MOST_UNREAD = 0.01  # largest fraction of unread letters without a warning
 
 
 class SentenceEncoder(Protocol):
     """A frozen map from sentences to outlines.
 
-    name: the argument of `load_encoder` that loads it again. dim: D, the width of its outlines.
-    fingerprint: a hash of everything that determines its outlines. normalized: every outline has unit norm.
+    name: the argument with which `load_encoder` loads this encoder. dim: D, the width of an outline.
+    fingerprint: a hash of everything that determines the outlines. normalized: whether every outline has unit norm.
     """
 
     name: str
@@ -34,15 +34,18 @@ class SentenceEncoder(Protocol):
     normalized: bool
 
     def encode(self, sentences: list[str]) -> np.ndarray:
-        """Return the outlines of N sentences, [N, D] float32. Each depends only on its sentence, up to float16 rounding."""
+        """Return outlines [N, D], float32, of N sentences. Each depends only on its own sentence, up to float16 rounding."""
         ...
 
     def unread(self, sentences: list[str]) -> tuple[float, float]:
-        """Return the share of letters in unknown tokens, and the share of sentences that `encode` cuts to its limit."""
+        """Return the fraction of letters in unknown tokens, and the fraction of sentences that `encode` truncates."""
 
 
 def unread_notes(encoder: SentenceEncoder, sentences: list[str], outlines: np.ndarray) -> list[str]:
-    """Return a note on each kind of text that an encoder does not read, or maps to equal outlines. outlines: [N, D]."""
+    """Return a note for each problem: unknown tokens, equal outlines of different sentences, and truncated sentences.
+
+    outlines: [N, D], of the N sentences.
+    """
     unknown, cut = encoder.unread(sentences)
     different = list({sentence.casefold(): row for row, sentence in enumerate(sentences)}.values())
     units = outlines[different] / np.maximum(np.linalg.norm(outlines[different], axis=1, keepdims=True), 1e-12)
@@ -56,14 +59,14 @@ def unread_notes(encoder: SentenceEncoder, sentences: list[str], outlines: np.nd
 
 
 def encoder_name(name: str, prompt: str = "", dim: int = 0) -> str:
-    """Return the name of an encoder that adds `prompt` to each sentence ("": the model's own) and keeps `dim` dimensions."""
+    """Return `name` with options. prompt: added before sentences; "": the model's own. dim: dimensions kept; 0: all."""
     return f"{name}?dim={dim}&prompt={quote(prompt, errors='replace')}" if prompt or dim else name
 
 
 def load_encoder(name: str, device: str = "cpu", run: Path | None = None) -> SentenceEncoder:
     """Return the encoder with this name. Raises OutlinesError.
 
-    run: directory of a run. If the encoder's directory has moved together with this run, it is found near the run.
+    run: directory of a run. If the encoder's directory was moved together with this run, it is found near the run.
     """
     base, dim, prompt = re.findall(r"(?s)\A(.*?)(?:\?dim=(\d{1,9})&prompt=([^?&]*))?\Z", name)[0]
     kind, _, argument = base.partition(":")

@@ -26,7 +26,7 @@ KIND = "recurrent-encoder"
 
 @dataclass(frozen=True)
 class RecurrentEncoderConfig(SpecialIds):
-    """The sizes of a `RecurrentEncoder`. hidden_dim: width per direction. dropout: for embeddings, pooled states."""
+    """The sizes of a `RecurrentEncoder`. hidden_dim: width per direction. dropout: of embeddings and of pooled states."""
 
     vocab_size: int
     embed_dim: int = 256
@@ -56,7 +56,7 @@ class RecurrentEncoder(nn.Module):
         embedded = self.dropout(self.embedding(inputs))
         lengths, position = lengths.to(inputs.device)[:, None], torch.arange(inputs.shape[1], device=inputs.device)
         padding = (position >= lengths)[..., None]
-        # Rows are reversed within their lengths instead of packed: the backward pass of packed rows on a CPU is O(T²).
+        # Each row is reversed up to its length. Packed rows would be slow: on a CPU, their backward pass is O(T²).
         from_the_end = torch.where(padding, position[:, None], (lengths - 1 - position)[..., None])
         forward = self.forward_gru(embedded)[0]
         backward = self.backward_gru(embedded.take_along_dim(from_the_end, dim=1))[0].take_along_dim(from_the_end, dim=1)
@@ -67,7 +67,7 @@ class RecurrentEncoder(nn.Module):
 
     @torch.no_grad()
     def project_rows(self, rows: Sequence[np.ndarray]) -> Tensor:
-        """Return the result of `project_sentences` [N, D] for N rows of token ids, in batches of similar length."""
+        """Return outlines [N, D] before normalisation for N rows of token ids, without gradients."""
         weight = self.project.weight
         projected = weight.new_empty(len(rows), self.config.outline_dim)
         for chosen in in_like_length(rows, batch_size=64):
@@ -80,8 +80,8 @@ def corrupt(inputs: Tensor, lengths: Tensor, drop: float, shuffle_distance: int,
             special: SpecialIds) -> tuple[Tensor, Tensor]:
     """Return a noisy copy of each sentence, with tokens dropped and shuffled: ids [B, T'] and lengths [B].
 
-    bos, eos and padding stay in place, and a row keeps at least one other token. inputs: [B, T]. lengths: [B].
-    drop: probability of dropping a token. shuffle_distance: largest distance that a remaining token moves.
+    bos stays first, eos last, and a row keeps at least one other token. inputs: ids [B, T]. lengths: [B], without padding.
+    drop: probability of dropping a token. shuffle_distance: maximum number of places that a remaining token moves.
     Source: Lample et al., Unsupervised Machine Translation Using Monolingual Corpora Only (2018), section 2.3.
     """
     device = inputs.device
@@ -89,7 +89,7 @@ def corrupt(inputs: Tensor, lengths: Tensor, drop: float, shuffle_distance: int,
     position = torch.arange(inputs.shape[1], device=device)
     real = position < lengths.to(device)[:, None]
     words = real & (inputs != special.bos_id) & (inputs != special.eos_id)
-    # The token with the largest draw is always kept, in case all others are dropped.
+    # The token with the largest random number is always kept, because all others may be dropped.
     most = draws.masked_fill(~words, -1.0).amax(dim=1, keepdim=True)
     kept = (words & ((draws >= drop) | (draws == most))) | (real & ~words)
     order = position + torch.where(words, shifts * (shuffle_distance + 1), 0.0)
@@ -101,7 +101,7 @@ def corrupt(inputs: Tensor, lengths: Tensor, drop: float, shuffle_distance: int,
 
 
 class FrozenRecurrentEncoder:
-    """A trained `RecurrentEncoder` and its tokenizer, written by `save_recurrent_encoder`. Raises OutlinesError."""
+    """A `SentenceEncoder`, loaded from files that `save_recurrent_encoder` wrote. Raises OutlinesError."""
 
     normalized = True
 
@@ -115,7 +115,7 @@ class FrozenRecurrentEncoder:
         self._module = build_module(lambda: RecurrentEncoder(RecurrentEncoderConfig(**config)), config, tensors, directory)
         self._module.to(device).eval().requires_grad_(False)
         self.name, self.dim = f"recurrent:{directory}", self._module.config.outline_dim
-        # The manifest has the hash of the weights and of the metadata, and the metadata has the tokenizer's.
+        # The manifest contains the hashes of weights and metadata, and the metadata contains the hash of the tokenizer.
         self.fingerprint = hashlib.sha256((directory / "state" / MANIFEST).read_bytes()).hexdigest()
 
     @torch.inference_mode()

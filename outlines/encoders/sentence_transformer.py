@@ -1,4 +1,4 @@
-"""Frozen sentence-transformers models as encoders, checked before they are loaded (see hardening.py).
+"""Frozen sentence-transformers models as encoders. Their files are checked before loading (see hardening.py).
 
 Source: Reimers and Gurevych, Sentence-BERT (2019).
 """
@@ -38,7 +38,7 @@ class SentenceTransformerEncoder:
         # The library keeps the file's dtype. On a CPU, bfloat16 is slower and less exact than float32.
         self._model = model.float().eval().requires_grad_(False)
         self._tokenizer: Any = getattr(model, "tokenizer", None)
-        # For transformers and for tokenizers: treat special tokens in a sentence, such as [MASK], as text.
+        # Read special tokens in a sentence, such as [MASK], as text. The two names are for transformers and for tokenizers.
         for attribute in ("split_special_tokens", "encode_special_tokens"):
             if hasattr(self._tokenizer, attribute):
                 setattr(self._tokenizer, attribute, True)
@@ -65,7 +65,7 @@ class SentenceTransformerEncoder:
             return 0.0, 0.0
         vocab, limit = self._tokenizer.get_vocab(), self._model.max_seq_length or 10**9
         foreign = {number for piece, number in vocab.items() if any(char > "\u024f" and char.isalpha() for char in piece)}
-        # An English vocabulary has few non-Latin letters, and not whole words of them, so they count as unknown.
+        # An English vocabulary has a few non-Latin letters, but no words in other scripts, so these letters are unknown.
         unknown = {self._tokenizer.unk_token_id, *(foreign if len(foreign) < len(vocab) / 10 else ())}
         texts = [(self._options["prompt"] or "") + sentence for sentence in sentences]
         rows = self._tokenizer(texts, verbose=False).encodings
@@ -100,5 +100,5 @@ def load_sentence_transformer(name: str, base: str, device: str, prompt: str, di
 
 
 def _packaged_minilm() -> Path | None:
-    """Return the model's directory in an installed package, without importing the package."""
+    """Return the model's directory in an installed package, or None. Does not import the package."""
     return next((file.parent for name in MINILM_PACKAGES for file in packaged(name, "model.safetensors")), None)

@@ -1,7 +1,7 @@
-"""The outlines of a corpus on disk: encoded once, memory-mapped afterwards, scaled at load.
+"""The raw outlines of one split on disk: encoded once, then memory-mapped.
 
-A store is a directory of shards: files of [shard_rows, D] raw outlines in little-endian float16. A JSON file beside each
-shard, its label, contains the SHA-256, corpus and encoder. An interrupted encoding continues at the first incomplete shard.
+A store is a directory of shards: files of [shard_rows, D] raw outlines in little-endian float16. Each shard has a JSON file,
+the label, with the shard's SHA-256, the corpus and the encoder. After an interruption, only missing shards are encoded.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ SHARD_ROWS = 16_384
 CHUNK_SENTENCES = 2_048  # per call of the encoder: enough to sort by length, few enough to report progress
 NUM_CHECKED = 21  # rows of each split that are encoded again and compared with the stored ones
 MAX_DRIFT = 0.045  # relative distance of two outlines of equal norm with a cosine of 0.999
-MAX_MAPPED_SHARDS = 512  # each map holds a file descriptor; a process usually has 1,024
+MAX_MAPPED_SHARDS = 512  # each map needs a file descriptor; a process can usually have 1,024
 DTYPE = np.dtype("<f2")
 KEY = {"rows": "number of sentences", "shard_rows": "shard size", "dim": "outline width",
        "encoder_fingerprint": "encoder", "corpus_fingerprint": "corpus"}
@@ -35,9 +35,9 @@ ENCODE_AGAIN = "Delete it if it exists and run the encoding again."
 def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Path, *, corpus_fingerprint: str,
                   shard_rows: int = SHARD_ROWS, rank: int = 0, world: int = 1,
                   progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-    """Encode the missing or damaged shards of a rank, which owns every `world`-th shard.
+    """Encode the missing or damaged shards of one process. Each of `world` processes encodes every `world`-th shard.
 
-    progress: called with (sentences done, total).
+    rank: number of the process, from 0. progress: called with (sentences done, total) of this process.
     """
     label = {"rows": len(sentences), "shard_rows": shard_rows, "dim": encoder.dim, "encoder": encoder.name,
              "encoder_fingerprint": encoder.fingerprint, "corpus_fingerprint": corpus_fingerprint}
@@ -64,7 +64,7 @@ def encode_shards(sentences: Sentences, encoder: SentenceEncoder, directory: Pat
 
 
 def finish_store(directory: Path) -> "OutlineStore":
-    """Write `meta.json` after all ranks have encoded their shards, and return the store. Raises OutlinesError."""
+    """Verify all shards, write `meta.json`, and return the store, when all ranks are done. Raises OutlinesError."""
     first = read_sealed(_shard_file(directory, 0).with_suffix(".json"))
     sums, mean, square = list[str](), np.zeros(first["dim"]), 0.0
     for shard in range(math.ceil(first["rows"] / first["shard_rows"])):
@@ -87,10 +87,10 @@ def finish_store(directory: Path) -> "OutlineStore":
 
 
 class OutlineStore:
-    """The raw outlines of a corpus, [N, D], memory-mapped.
+    """The raw outlines of one split, [N, D], memory-mapped.
 
-    mean: [D] float64, over all rows. scale: square root of the dimensions' mean variance.
-    verify: compare the SHA-256 of every shard. Raises OutlinesError if a file is missing or damaged.
+    mean: [D] float64, over all rows. scale: square root of the mean of the D variances.
+    verify: check the SHA-256 of every shard. Raises OutlinesError if a file is missing or damaged.
     """
 
     def __init__(self, directory: Path, verify: bool = True):
@@ -105,7 +105,7 @@ class OutlineStore:
         self.mean, self.scale = np.array(mean, dtype=np.float64), float(meta["scale"])
         self.dim, self._num_rows, self._shard_rows = (int(count) for count in counts)
         self.encoder_fingerprint = str(meta["encoder_fingerprint"])
-        self.encoder = {"name": str(meta["encoder"]), "fingerprint": self.encoder_fingerprint}  # the form in models
+        self.encoder = {"name": str(meta["encoder"]), "fingerprint": self.encoder_fingerprint}  # as models store it
         self._shard = lru_cache(MAX_MAPPED_SHARDS)(self._map)
         for shard, expected in enumerate(shards):
             file = _shard_file(directory, shard)
@@ -117,7 +117,7 @@ class OutlineStore:
         return self._num_rows
 
     def rows(self, indices: np.ndarray) -> np.ndarray:
-        """Return the outlines of rows `indices` ([B], 0 to N - 1), in that order: [B, D] float32."""
+        """Return the outlines [B, D], float32, of the rows `indices` [B], 0 to N - 1, in this order. Raises IndexError."""
         outlines = np.empty((len(indices), self.dim), dtype=np.float32)
         if ((indices < 0) | (indices >= len(self))).any():
             raise IndexError(f"rows {indices.min()} to {indices.max()} of a store of {len(self)}")
@@ -127,7 +127,7 @@ class OutlineStore:
         return outlines
 
     def check_current(self, sentences: Sentences, encoder: SentenceEncoder) -> None:
-        """Encode some sentences again. Raise OutlinesError if an outline differs from the stored one."""
+        """Encode NUM_CHECKED sentences again. Raise OutlinesError if an outline differs from the stored outline."""
         rows = np.unique(np.linspace(0, len(self) - 1, NUM_CHECKED).astype(np.int64))
         stored = self.rows(rows)
         distances = np.linalg.norm(encoder.encode([sentences[row] for row in rows]) - stored, axis=1)
@@ -177,7 +177,7 @@ def _write_sealed(file: Path, content: dict[str, Any]) -> None:
 
 
 def read_sealed(file: Path) -> dict[str, Any]:
-    """Return the data in a label or in a store's meta.json. Raises OutlinesError if it is missing, damaged or incomplete."""
+    """Return the data in a label or in a store's meta.json. Raises OutlinesError if the file is missing or damaged."""
     content = read_json(file, ENCODE_AGAIN)
     if content.pop("seal", None) != _seal(content) or not {*KEY, "encoder"} <= content.keys():
         raise _damaged(file)

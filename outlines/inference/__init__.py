@@ -1,1 +1,1 @@
-"""Use a finished run."""
+"""Use of a finished run: sampling, encoding, decoding, interpolation and search."""

@@ -1,9 +1,9 @@
-"""Correction with the frozen encoder: write several drafts, encode them again, keep the one nearest to the wanted outline.
+"""Correction with the frozen encoder: write several drafts, encode them, keep the draft nearest to the wanted outline.
 
 Each further round adds half of the remaining error to the outline that the decoder reads, and writes new drafts.
 
-Source: Morris et al., Text Embeddings Reveal (Almost) As Much As Text (2023). They train a model that corrects a draft; here
-nothing is trained.
+Source: Morris et al., Text Embeddings Reveal (Almost) As Much As Text (2023). The source trains a model that corrects a
+draft. Here, no model is trained.
 """
 
 from collections.abc import Callable
@@ -16,19 +16,19 @@ from torch.nn import functional
 from outlines.decoding.sample import SamplingConfig
 from outlines.models.base import TextModel, Write
 
-TEMPERATURE = 0.5  # with greedy decoding and beam search, all drafts after the first are sampled at this temperature
-STEP = 0.5  # a round moves the outline by this share of the error
+TEMPERATURE = 0.5  # with greedy decoding or beam search: temperature of all drafts of a round except the first
+STEP = 0.5  # each round moves the outline by this share of the error
 GOLDEN = (5 ** 0.5 - 1) / 2
-DRAFTS_AT_ONCE = 4096  # drafts that are written and encoded together, which bounds the memory
+DRAFTS_AT_ONCE = 4096  # number of drafts that are written and encoded together; limits the memory
 
 
 @torch.no_grad()
 def correct(model: TextModel, write: Write, encode: Callable[[list[list[int]]], Tensor], wanted: Tensor, uniforms: Tensor,
             sampling: SamplingConfig) -> list[list[int]]:
-    """Return for each wanted vector the draft (token ids) whose outline has the largest cosine with this vector.
+    """Return, for each wanted vector, the draft (token ids) whose outline has the largest cosine with the wanted outline.
 
     write: a function like `Sampler`. encode: token ids of N sentences → outlines [N, D], in the encoder's units.
-    wanted: vectors [N, D] for the decoder. uniforms: [N, max_len] in [0, 1); drafts of row i depend only on row i.
+    wanted: vectors [N, D] for the decoder. uniforms: [N, max_len] in [0, 1); row i is used for all drafts of vector i.
     """
     at_once = max(1, DRAFTS_AT_ONCE // sampling.drafts)
     return [sentence for some, numbers in zip(wanted.split(at_once), uniforms.split(at_once), strict=True)
@@ -56,12 +56,12 @@ def _corrected(model: TextModel, write: Write, encode: Callable[[list[list[int]]
 
 
 def _drafts(write: Write, vectors: Tensor, uniforms: Tensor, sampling: SamplingConfig, number: int) -> list[list[int]]:
-    """Return `sampling.drafts` sentences for each vector, one vector after the other. number: number of the round.
+    """Return `sampling.drafts` sentences per vector. The drafts of a vector are consecutive. number: the round, from 0.
 
     The first draft of the first round is the sentence that is written without correction.
     """
-    # All uniforms of a draft are shifted by one number modulo 1, so they are uniform, too. Multiples of the golden ratio are
-    # spread evenly, so the first tokens of the drafts differ more than in independent drafts.
+    # All uniforms of a draft are shifted by the same number modulo 1, so they are still uniform. Multiples of the golden
+    # ratio are spread evenly, so the first tokens of the drafts differ more than in independent drafts.
     shifts = torch.arange(number * sampling.drafts, (number + 1) * sampling.drafts, device=uniforms.device) * GOLDEN
     shifted = (uniforms[:, None] + (shifts % 1)[:, None]) % 1
     if sampling.draws:

@@ -1,4 +1,4 @@
-"""Interpolations ("walks") between two sentences, as rows of vectors, and how smooth they are; see docs/generate.md."""
+"""Interpolations ("walks") between two sentences, and the smoothness of a walk. docs/generate.md explains the four walks."""
 
 from collections.abc import Callable
 from itertools import groupby
@@ -17,16 +17,16 @@ WALKS = ("linear", "spherical", "noise", "gradient")
 
 
 class Point(NamedTuple):
-    """Consecutive vectors of a walk that decode to the same sentence, and the index of the first one."""
+    """Consecutive vectors of a walk that decode to the same sentence. step: index of the first of these vectors."""
 
     step: int
     text: str
-    nll_start: list[float]  # -log p of the walk's first sentence under each vector, nats
-    nll_end: list[float]  # -log p of the walk's last sentence under each vector, nats
+    nll_start: list[float]  # -log p(first sentence of the walk | vector) for each vector, nats
+    nll_end: list[float]  # -log p(last sentence of the walk | vector) for each vector, nats
 
 
 class Walk(NamedTuple):
-    """An interpolation between two sentences. vectors: [S, D]. ended: why the walk ended, see `gradient`."""
+    """An interpolation between two sentences: S vectors [S, D]. ended: why the walk ended, see `gradient`."""
 
     vectors: Tensor
     points: list[Point]
@@ -56,7 +56,10 @@ def spherical(start: Tensor, end: Tensor, num: int) -> Tensor:
 
 @torch.no_grad()
 def noise(model: OutlineModel, start: Tensor, end: Tensor, num: int) -> Tensor:
-    """Return `num` generated outlines [num, D] from start [D] to end [D]: noise on an arc, centres on a line."""
+    """Return `num` generated outlines [num, D] from start [D] to end [D].
+
+    The generator's inputs are interpolated: the noise on an arc, the centre on a line.
+    """
     normal, centre = invert(model, torch.stack([start, end]))
     generator: Any = model.generator
     return model.normalise(generator.around(linear(centre[0], centre[1], num), spherical(normal[0], normal[1], num)))
@@ -66,10 +69,10 @@ def gradient(decoder: Decoder, start: Tensor, row: np.ndarray, own_nll: float, s
              normalise: Callable[[Tensor], Tensor] = lambda vector: vector, max_steps: int = 200) -> tuple[Tensor, str]:
     """Return the vectors [S, D] of gradient ascent on log p(sentence | vector) from start [D], and why the ascent ended.
 
-    A step that does not raise the likelihood is undone, and its length is halved. Reasons for the end: `reached`, the
-    sentence's NLL is at most `own_nll` (nats); `stuck`, the length is down to step / 1000; `max_steps`.
-    Source: Subramanian et al. (2018).
-    row: token ids of the sentence. step: the first length. normalise: scales vectors [B, D] to the norm of the decoder's.
+    A step that does not raise the likelihood is undone, and the step length is halved. Reasons for the end: `reached`, the
+    sentence's NLL is at most `own_nll` (nats); `stuck`, the step length is at most step / 1000; `max_steps`.
+    row: token ids of the sentence. step: the first step length. normalise: rescales vectors [B, D] to the encoder's norm.
+    Source: Subramanian et al., Towards Text Generation with Adversarially Learned Neural Outlines (2018).
     """
     batch = collate([row], decoder.config).to(start.device)
     vectors, length = [start], step
@@ -108,13 +111,13 @@ class Smoothness(NamedTuple):
     """How smoothly the sentences of a walk change. A smooth walk has many sentences, similar steps and a low NLL."""
 
     num_sentences: int  # without consecutive duplicates
-    mean_step: float  # distance between the outlines of neighbouring sentences, in the encoder's units
+    mean_step: float  # mean distance between the outlines of consecutive sentences, in the encoder's units
     largest_step: float
-    middle_nll_per_token: float  # nats, over the sentences between the ends; NaN if none
+    middle_nll_per_token: float  # nats; of the sentences between the first and the last; NaN if there are none
 
 
 def smoothness(encoded: Tensor, nll: np.ndarray, num_targets: np.ndarray) -> Smoothness:
-    """Return the smoothness of a walk. encoded: [S, D], its sentences encoded again. nll: [S], nats. num_targets: [S]."""
+    """Return the smoothness of a walk of S sentences. encoded: their outlines [S, D]. nll: [S], nats. num_targets: [S]."""
     steps = (encoded[1:] - encoded[:-1]).norm(dim=1)
     middle = slice(1, len(nll) - 1)
     tokens = num_targets[middle].sum()

@@ -1,10 +1,11 @@
 """Inversion of the generator: outline → noise.
 
-A centre can produce every outline, but often only with improbable noise. `invert` finds the likeliest noise: it minimises
+From every centre, the generator G can produce every outline, but often only with improbable noise. `invert` searches for the
+likeliest pair of noise and centre k: it minimises
 
     |normalise(G(noise, k)) - outline|² / tolerance² + |noise|² - 2 log share_k
 
-A flow has an exact inverse instead.
+A flow does not need this search, because it has an exact inverse.
 """
 
 from typing import Any, TypeGuard
@@ -17,23 +18,23 @@ from outlines.models.base import TextModel
 from outlines.models.outlines import OutlineModel
 from outlines.networks.flow import FlowGenerator
 
-# Standard deviations of the remaining error, in scaled units. With only the last one, the descent gets stuck.
+# Standard deviations of the remaining error in scaled units, used in turn. With only the last one, the descent gets stuck.
 TOLERANCES = (0.1, 0.03, 0.01)
 STEPS_EACH = 5
-# Likeliest centres that are combined with all offsets; likeliest sums (or centres) from which the descent starts.
+# Number of centres that are combined with all offsets; number of sums (without offsets: centres) at which descents start.
 NUM_FIRST, NUM_CANDIDATES = 16, 2
 
 
 def can_invert(model: TextModel) -> TypeGuard[OutlineModel]:
-    """Return whether the model's generator can be inverted: its noise must consist of normal values and a centre."""
+    """Return whether the generator of the model can be inverted: its input must be normal noise and a centre."""
     return hasattr(getattr(model, "generator", None), "around")
 
 
 @torch.no_grad()
 def invert(model: OutlineModel, outlines: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the noise of outlines [N, D]: normal values [N, D], and centres [N, D] (zeros if the generator has none).
+    """Return the generator's inputs for outlines [N, D]: normal noise [N, D] and centres [N, D].
 
-    Needs memory for 2 N D² floats.
+    The centres are zeros if the generator has none. Needs memory for 2 N D² floats.
     """
     generator: Any = model.generator
     if isinstance(generator, FlowGenerator):
@@ -54,9 +55,10 @@ def invert(model: OutlineModel, outlines: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _likeliest(generator: Any, outlines: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the C likeliest centres of each outline [N, D], [N, C, D], and their log shares [N, C]. Ignores the MLP.
+    """Return the C likeliest centres [N, C, D] for outlines [N, D], and the log shares [N, C] of these centres.
 
-    With offsets, a centre here is the sum of one of the NUM_FIRST likeliest centres and its best offset.
+    The generator's MLP is ignored. If the generator has offsets, a centre here is the sum of one of the NUM_FIRST likeliest
+    centres and the offset that is best for this centre.
     """
     def cost(rest: Tensor) -> Tensor:
         return (rest @ inverse.T).square().sum(dim=-1)
@@ -83,13 +85,12 @@ def _likeliest(generator: Any, outlines: Tensor, inverse: Tensor) -> tuple[Tenso
 
 
 def descend(model: OutlineModel, outlines: Tensor, centre: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the likeliest noise [N, D] from which the generator makes each outline, and its cost [N].
+    """Return the likeliest noise [N, D] for outlines [N, D] and fixed centres [N, D], and the cost [N] of this noise.
 
-    The centres stay fixed, and the search starts at `normal` [N, D].
-
-    The cost is the sum in the module's docstring, without log share_k. Uses Levenberg-Marquardt steps. A step that does not
-    reduce the cost is undone and shortened. Gradient descent does not converge: the same change of the noise moves an
-    outline a thousand times as far in some directions as in others.
+    The search starts at `normal` [N, D]. The cost is the sum in the module's docstring, without log share_k. Uses
+    Levenberg-Marquardt steps. A step that does not reduce the cost is undone, and the next step is shorter. Gradient descent
+    does not converge, because the same change of the noise moves an outline a thousand times as far in some directions as in
+    others.
     """
     generator: Any = model.generator
 

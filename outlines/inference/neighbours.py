@@ -1,4 +1,4 @@
-"""The training sentences nearest to an outline. The corpus and its outlines are in the cache that run.json names."""
+"""Search for the training sentences nearest to an outline. The run's cache contains the corpus and its outlines."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from outlines.pretrained import SHIPPED
 
 
 class Neighbour(NamedTuple):
-    """A training sentence: its row (from 0) and the cosine of its raw outline with the query's, -1 to 1."""
+    """A training sentence. row: index, from 0. cosine: between the raw outlines of this sentence and the query, -1 to 1."""
 
     row: int
     cosine: float
@@ -30,7 +30,7 @@ class TrainingSet(NamedTuple):
 
 
 def training_set(run: Path, description: dict[str, Any]) -> TrainingSet:
-    """Return the training set that run.json describes. Raises OutlinesError if it is missing or damaged."""
+    """Return the training set of a run. description: the data in run.json. Raises OutlinesError if it is not available."""
     if run in SHIPPED.values():
         raise OutlinesError(f"{run.name}: its training sentences do not ship with the package, so this command is not "
                             "available. Use a run of your own.")
@@ -51,7 +51,7 @@ def training_set(run: Path, description: dict[str, Any]) -> TrainingSet:
 
 
 def nearest_rows(queries: Tensor, store: OutlineStore, num: int, chunk: int = 8192) -> tuple[Tensor, Tensor]:
-    """Return cosines and row indices, [N, min(num, rows)] each, of the outlines nearest to queries [N, D], nearest first."""
+    """Return cosines and indices of the rows nearest to queries [N, D]: [N, min(num, rows)] each, nearest first."""
     queries = functional.normalize(queries.float())
     cosines, rows = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
     for start in range(0, len(store), chunk):

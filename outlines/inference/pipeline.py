@@ -34,15 +34,15 @@ from outlines.models.base import BATCH, Draw, TextModel
 from outlines.models.registry import load_model
 from outlines.pretrained import SHIPPED
 
-TEMPERATURE = 0.5  # measured on the embedded corpus: docs/results.md, "The default run"
+TEMPERATURE = 0.5  # default; chosen by measurements on the embedded corpus: docs/results.md, "The default run"
 
 
 class Sentence(NamedTuple):
     """A generated sentence and, if requested, its scores."""
 
     text: str
-    nll: float | None = None  # -log p(sentence | its vector) by the decoder at temperature 1, nats
-    critic_score: float | None = None  # of the vector; has no unit and is comparable only within one run
+    nll: float | None = None  # -log p(sentence | its vector) under the decoder at temperature 1, nats
+    critic_score: float | None = None  # score of the vector; has no unit; compare only scores of the same run
 
     def data(self) -> dict[str, Any]:
         """Return the fields that are not None as JSON data."""
@@ -67,7 +67,7 @@ class Reconstruction(NamedTuple):
 
 
 class Pipeline:
-    """A run's model and tokenizer; its encoder and training sentences are loaded when first used."""
+    """A finished run: its model and tokenizer. The encoder and the training sentences are loaded on first use."""
 
     def __init__(self, run: Path, description: dict[str, Any], model: TextModel, tokenizer: Tokenizer,
                  precision: str = "auto"):
@@ -79,12 +79,12 @@ class Pipeline:
         self.precision = choose_precision(precision, self.device)
         self.max_len: int = description["corpus"]["max_len"]
         self.greedy = SamplingConfig(temperature=0, max_len=self.max_len)
-        self.num_cut = 0  # sentences so far that reached the maximum length
-        self.num_unread = 0  # given sentences so far that the encoder cannot read, or not to their end
+        self.num_cut = 0  # number of written sentences so far that reached the maximum length
+        self.num_unread = 0  # sentences so far of which the encoder cannot read the end, or too many letters (MOST_UNREAD)
 
     @classmethod
     def load(cls, run: Path, device: torch.device, precision: str = "auto") -> "Pipeline":
-        """Load a finished run from its directory; raises OutlinesError. precision: see `choose_precision`."""
+        """Return the Pipeline of a finished run (a directory). precision: see `choose_precision`. Raises OutlinesError."""
         if not (run / "run.json").is_file():
             raise no_run(run)
         if not (run / "model").is_dir():
@@ -129,7 +129,7 @@ class Pipeline:
         return Sampler(self.model.decoder, bfloat16=self.precision == "bfloat16")
 
     def rows(self, sentences: Sequence[str], limited: bool = True) -> list[np.ndarray]:
-        """Return the token ids of each sentence. Raises OutlinesError for an empty or, with `limited`, too long sentence."""
+        """Return the token ids of each sentence. Raises OutlinesError if one is empty or, with `limited`, too long."""
         rows = _as_rows(self.tokenizer.encode(sentences))
         for sentence, row in zip(sentences, rows, strict=True):
             shown = repr(sentence[:40] + "…" if len(sentence) > 40 else sentence)
@@ -145,7 +145,7 @@ class Pipeline:
         return sentence
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
-        """Return the vectors [N, D] of sentences for the decoder: scaled outlines, codes, or a VAE's posterior means."""
+        """Return the sentences' vectors [N, D] for the decoder: scaled outlines, codes, or a VAE's posterior means."""
         if self.model.latent_per_step:
             raise OutlinesError(f"'{self.model.family}' models have a latent per step, not one vector per sentence, so this "
                                 "command is not available.")
@@ -161,24 +161,24 @@ class Pipeline:
 
     def _raw_outlines(self, sentences: Sequence[str]) -> Tensor:
         assert self.encoder is not None
-        normalized = self.tokenizer.lines(self.tokenizer.encode(sentences))  # like the training sentences
+        normalized = self.tokenizer.lines(self.tokenizer.encode(sentences))  # normalised like the training sentences
         self.num_unread += sum(max(self.encoder.unread([text])) > MOST_UNREAD for text in normalized)
         return torch.from_numpy(self.encoder.encode(normalized)).to(self.device)
 
     def mean(self, sentences: Sequence[str]) -> Tensor:
-        """Return the mean [D] of the sentences' vectors, computed in the encoder's units and then normalised."""
+        """Return the mean vector [D] of sentences. The mean is computed in the encoder's units and then normalised."""
         if not sentences:
             raise OutlinesError("There are no sentences to average. Provide at least one sentence.")
         average = self.model.to_encoder(self.encode(sentences)).cpu().double().mean(dim=0)
         return self.model.from_encoder(average.float().to(self.device)[None])[0]
 
     def analogy(self, a: str, b: str, c: str) -> Tensor:
-        """Return the vector [D] of (c + b - a), normalised like the encoder's outlines (Mikolov, Yih and Zweig 2013)."""
+        """Return the vector [D] of c + b - a, normalised like the encoder's outlines (Mikolov, Yih and Zweig 2013)."""
         of_a, of_b, of_c = self.model.to_encoder(self.encode([a, b, c]))
         return self.model.from_encoder((of_c + of_b - of_a)[None])[0]
 
     def written(self, ids: list[list[int]], vectors: Tensor | None, scored: bool = False) -> list[Sentence]:
-        """Return sentences for token ids. scored: add NLL and critic score. vectors: [B, D], used at strength 1."""
+        """Return sentences for token ids. scored: add the NLL (given vectors [B, D] at strength 1) and the critic score."""
         texts = self.tokenizer.lines(ids)
         if not scored:
             return list(map(Sentence, texts))
@@ -206,7 +206,7 @@ class Pipeline:
         return correct(self.model, write, self._outlines_of, vectors, uniforms, sampling)
 
     def _outlines_of(self, ids: list[list[int]]) -> Tensor:
-        """Return the outlines [N, D] of sentences of the decoder, in the encoder's units; encodes equal sentences once."""
+        """Return the outlines [N, D] of written sentences, in the encoder's units. Equal sentences are encoded once."""
         assert self.encoder is not None
         texts = self.tokenizer.lines(ids)
         places = {text: row for row, text in enumerate(dict.fromkeys(texts))}
@@ -219,7 +219,7 @@ class Pipeline:
         return [sentence.text for sentence in self.sentences(num, seed, sampling, source)]
 
     def source(self, name: str | None, sampling: SamplingConfig, rejection: float = 1.0) -> Draw:
-        """Return the function that draws vectors from a source. name None: the family's own. rejection: see `sentences`."""
+        """Return a function that samples vectors from a source (None: the family's own). rejection: see `sentences`."""
         draw = self.model.source(name, sampling.noise_scale)
         if rejection == 1:
             return draw
@@ -229,7 +229,11 @@ class Pipeline:
         return rejecting(self.model, draw, rejection)
 
     def around(self, vector: Tensor, radius: float) -> Draw:
-        """Return a function that draws vectors at distance `radius` from `vector` [D], measured in the encoder's units."""
+        """Return a function that samples vectors near `vector` [D].
+
+        In the encoder's units, a step of length `radius` in a random direction is added to `vector`. The sum is normalised
+        like the encoder's outlines.
+        """
         if not 0 <= radius <= 1e3:
             raise OutlinesError(f"radius must be from 0 to 1000, not {radius}.")
         centre = self.model.to_encoder(vector)
@@ -243,11 +247,12 @@ class Pipeline:
     def sentences(self, num: int | None, seed: int, sampling: SamplingConfig, source: str | Draw | None = None, *,
                   prefix: str = "", scored: bool = False, batch_size: int | None = None,
                   rejection: float = 1.0, workers: int = 1) -> Iterator[Sentence]:
-        """Yield `num` new sentences (None: endlessly); sentence i depends only on (seed, i).
+        """Yield `num` new sentences (None: without end). With the same options, sentence i depends only on (seed, i).
 
-        source: a name, or a function as `around` returns. prefix: the beginning of every sentence. batch_size: sentences
-        decoded together (None: a suitable number). rejection: average number of vectors drawn per accepted one. workers:
-        threads that each decode a batch; for more than one, set torch's own threads to one before, and use no drafts.
+        source: a name, or a function like the result of `around`. prefix: the beginning of every sentence. batch_size:
+        sentences decoded together (None: a suitable number). rejection: average number of sampled vectors per accepted
+        vector. workers: number of threads, each of which decodes its own batches. Before you use more than one on a CPU, set
+        torch to one thread per operation. Use drafts only with one worker.
         """
         draw = source if callable(source) else self.source(source, sampling, rejection)
         if sampling.drafts > 1:
@@ -259,7 +264,7 @@ class Pipeline:
     def given(self, conditions: Iterable[Condition], num: int = 1, seed: int = 1,
               sampling: SamplingConfig | None = None, source: str | None = None, scored: bool = False,
               batch_size: int | None = None) -> Iterator[tuple[Condition, Sentence]]:
-        """Yield `num` new sentences for each condition, in order; only for models that accept conditions."""
+        """Yield (condition, sentence): `num` new sentences per condition, in order. The model must accept conditions."""
         model: Any = self.model
         sampling = sampling or SamplingConfig(TEMPERATURE, max_len=self.max_len)
         if not hasattr(model, "given"):
@@ -278,7 +283,7 @@ class Pipeline:
             start += len(chunk)
 
     def reconstruct(self, sentences: Sequence[str], sampling: SamplingConfig | None = None) -> list[Reconstruction]:
-        """Encode sentences and decode them again."""
+        """Return the reconstruction of each sentence: encode it and decode its vector; greedy by default."""
         rows = self.rows(sentences)
         vectors = self._vectors(sentences, rows)
         nll, num_targets = nll_of_rows(self.model.decoder, rows, vectors)
@@ -288,7 +293,7 @@ class Pipeline:
 
     @property
     def walks(self) -> tuple[str, ...]:
-        """Return the walks that this run supports."""
+        """Return the names of the walks that this run supports."""
         if self.model.latent_per_step or not self.model.decoder.config.vector_dim:
             return ()
         return tuple(kind for kind in interpolation.WALKS if kind != "noise" or can_invert(self.model))
@@ -297,7 +302,7 @@ class Pipeline:
                     sampling: SamplingConfig | None = None) -> Walk:
         """Return a walk between two sentences. num: number of vectors, both ends included.
 
-        A gradient walk takes as many steps as it needs; its first step is 1 / (num - 1) of the distance of the sentences.
+        For a gradient walk, only the first step depends on `num`: it is 1 / (num - 1) of the distance between the sentences.
         """
         if self.walks and walk not in self.walks:
             raise OutlinesError(f"'{self.model.family}' models have no walk {walk!r}. Choose from {', '.join(self.walks)}.")
@@ -320,7 +325,7 @@ class Pipeline:
         return Walk(vectors, interpolation.folded(self.decode(vectors, sampling), *nll), ended)
 
     def smoothness(self, walk: Walk, judge: "Pipeline | None" = None) -> Smoothness:
-        """Measure how smooth a walk is. judge: a run of the family lm that computes the NLL (default: the decoder)."""
+        """Return the smoothness of a walk. judge: a run of the family lm that computes the NLL (default: the decoder)."""
         sentences = [text for text in walk.sentences if text]
         rows = [row[:self.max_len] for row in _as_rows(self.tokenizer.encode(sentences))]
         vectors = self._vectors(sentences, rows)
@@ -328,7 +333,7 @@ class Pipeline:
         return interpolation.smoothness(self.model.to_encoder(vectors), nll, num_targets)
 
     def language_nll(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return -log p(sentence) in nats [N] and the numbers of targets [N]; only for runs of the family lm."""
+        """Return -log p(sentence) in nats [N] and the number of targets [N] per sentence; only for runs of the family lm."""
         if self.model.decoder.config.vector_dim:
             raise OutlinesError(f"{self.run}: this is a run of {self.model.family!r}. Use a run of 'lm'.")
         return nll_of_rows(self.model.decoder, _as_rows(self.tokenizer.encode(sentences)))

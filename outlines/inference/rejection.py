@@ -1,7 +1,8 @@
-"""Rejection sampling of vectors by a critic: the accepted ones are closer to real vectors.
+"""Rejection sampling of vectors with a critic: the accepted vectors are more similar to real vectors.
 
-A draw x is accepted with probability min(1, exp(r(x) - t)), where r(x) is log(density of real vectors / density of the
-source) at x, up to a constant (Verine et al. 2024). docs/outline-gan.md explains the rule and the estimate of r.
+A sampled vector x is accepted with probability min(1, exp(r(x) - t)). r(x) is log(density of real vectors / density of the
+source) at x, up to a constant, and t is a threshold (Verine et al. 2024). docs/outline-gan.md explains this rule and the
+estimate of r.
 """
 
 import math
@@ -13,8 +14,8 @@ from outlines.errors import OutlinesError
 from outlines.models.base import CannotReject, Draw, TextModel
 
 MAX_MEAN_DRAWS = 100.0
-NUM_CALIBRATION, CALIBRATION_SEED = 8192, 17  # number and seed of the draws that determine t
-PRIOR_DEVIATION = 10.0  # prior of the slope, nats per standard deviation of the scores: keeps it finite
+NUM_CALIBRATION, CALIBRATION_SEED = 8192, 17  # number and seed of the vectors that determine t
+PRIOR_DEVIATION = 10.0  # of the slope's Gaussian prior, nats per standard deviation of the scores; keeps the slope finite
 
 
 def fit_slope(real_scores: Tensor, fake_scores: Tensor) -> float:
@@ -35,10 +36,10 @@ def fit_slope(real_scores: Tensor, fake_scores: Tensor) -> float:
 
 
 def threshold(log_ratios: Tensor, mean_draws: float) -> float:
-    """Return the t, found by bisection, at which the mean of min(1, exp(r - t)) over log ratios r [N] is 1 / mean_draws."""
+    """Return the t at which the mean of min(1, exp(r - t)) over log ratios r [N] is 1 / mean_draws, found by bisection."""
     ratios = log_ratios.cpu().double()
-    low = float(ratios.min())  # accepts every draw
-    high = float(ratios.logsumexp(dim=0)) - math.log(len(ratios)) + math.log(mean_draws)  # accepts 1 / mean_draws or fewer
+    low = float(ratios.min())  # accepts every vector
+    high = float(ratios.logsumexp(dim=0)) - math.log(len(ratios)) + math.log(mean_draws)  # accepts at most 1 / mean_draws
     for _ in range(100):
         middle = (low + high) / 2
         accepts_more = float((ratios - middle).clamp(max=0).exp().mean()) * mean_draws > 1
@@ -48,9 +49,9 @@ def threshold(log_ratios: Tensor, mean_draws: float) -> float:
 
 @torch.no_grad()
 def rejecting(model: TextModel, draw: Draw, mean_draws: float) -> Draw:
-    """Return a function like `draw`, with rejection: it draws `mean_draws` vectors per returned one, on average.
+    """Return a function like `draw` that returns only accepted vectors: one of `mean_draws` vectors, on average.
 
-    Raises CannotReject.
+    Raises CannotReject if the model has no usable critic.
     """
     if not 1 <= mean_draws <= MAX_MEAN_DRAWS:
         raise OutlinesError(f"rejection must be from 1 to {MAX_MEAN_DRAWS:g}, not {mean_draws:g}.")

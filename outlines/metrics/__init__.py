@@ -1,1 +1,1 @@
-"""Metrics of sentences, of outlines and of the decoder's vector. All of them work without a run."""
+"""Metrics of sentences, of outlines and of the decoder's vector. No metric needs a run."""

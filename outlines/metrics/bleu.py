@@ -1,4 +1,4 @@
-"""BLEU of generated sentences: against a test set, against each other, and against the sentence to reconstruct."""
+"""BLEU of samples against a test set, of samples against each other, and of reconstructions against the originals."""
 
 import math
 from collections import Counter
@@ -10,12 +10,12 @@ from outlines.metrics.text import Ngram, Words, ngrams, separated
 
 
 class References:
-    """Reference sentences with their n-grams counted once, so BLEU costs the same for any number of references."""
+    """Reference sentences with counts of n-grams. The time for a score hardly depends on the number of references."""
 
     def __init__(self, sentences: Sequence[Words], max_n: int = 5) -> None:
         self.max_n = max_n
         self.lengths = Counter(len(sentence) for sentence in sentences)
-        self.largest_two: dict[Ngram, tuple[int, int]] = {}  # equal if two sentences share the largest
+        self.largest_two: dict[Ngram, tuple[int, int]] = {}  # the two largest counts in single sentences
         for sentence in sentences:
             for n in range(1, max_n + 1):
                 for ngram, count in Counter(ngrams(sentence, n)).items():
@@ -24,9 +24,9 @@ class References:
                         self.largest_two[ngram] = (max(first, count), min(first, count))
 
     def matches(self, hypothesis: Words, n: int, is_member: bool = False) -> int:
-        """Count the matching n-grams, each up to its largest count in one reference.
+        """Return the number of matching n-grams. An n-gram counts at most as often as it occurs in any one reference.
 
-        is_member: whether the hypothesis is one of the references. Then it is compared only with the other references.
+        is_member: whether the hypothesis is one of the references. If it is, it is compared only with the other references.
         """
         total = 0
         for ngram, count in Counter(ngrams(hypothesis, n)).items():
@@ -43,7 +43,7 @@ class References:
 
 
 def _sentence_bleu(hypothesis: Words, references: References, is_member: bool) -> list[float]:
-    """Return BLEU-1 to BLEU-max_n of one sentence; an order without a match counts as 0.1 matches (NLTK's method1)."""
+    """Return BLEU-1 to BLEU-max_n of one sentence; an order n without matches counts as 0.1 matches (NLTK's method1)."""
     orders = range(1, references.max_n + 1)
     matches = [references.matches(hypothesis, n, is_member) for n in orders]
     if matches[0] == 0:
@@ -57,9 +57,9 @@ def _sentence_bleu(hypothesis: Words, references: References, is_member: bool) -
 def bleu_scores(hypotheses: Sequence[Words], references: References, are_members: bool = False) -> dict[int, float]:
     """Return BLEU-2 to BLEU-max_n of samples against a test set, as {n: score from 0 to 1}. `references` sets max_n.
 
-    The mean BLEU-n of a sentence, with the whole set as references and NLTK's smoothing method1. It grows with the number of
-    references.
-    are_members: whether the samples are the references. Then each sample is compared with all other samples.
+    Each score is the mean over samples, with all test sentences as references and NLTK's smoothing method1. The scores grow
+    with the number of references.
+    are_members: whether the samples are the references. If they are, each sample is compared with all other samples.
     Source: Texygen, Zhu et al. (2018), with all references instead of the first 500.
     """
     scores = [_sentence_bleu(hypothesis, references, are_members) for hypothesis in hypotheses]
@@ -70,8 +70,8 @@ def bleu_scores(hypotheses: Sequence[Words], references: References, are_members
 def self_bleu_scores(samples: Sequence[Words], max_n: int = 5) -> dict[int, float]:
     """Return self-BLEU-2 to self-BLEU-max_n, as {n: score from 0 to 1}; a higher score means less diversity.
 
-    The mean BLEU-n of a sample, with all other samples as references and NLTK's smoothing method1. It grows with the number
-    of samples.
+    Each score is the mean over samples, with all other samples as references and NLTK's smoothing method1. The scores grow
+    with the number of samples.
     Source: Texygen, Zhu et al. (2018), with all samples instead of the first 500.
     """
     return bleu_scores(samples, References(samples, max_n), are_members=True)
@@ -82,7 +82,7 @@ def reconstruction_bleu(hypotheses: Sequence[str], references: Sequence[str]) ->
 
     If no hypothesis has four words, the longest possible n-grams are used (effective order).
     """
-    import sacrebleu  # Here, because `python -m generate` does not need it to start.
+    import sacrebleu  # Imported here, because `python -m generate` does not need it to start.
 
     if len(hypotheses) != len(references):
         raise OutlinesError(f"reconstruction BLEU: {len(hypotheses)} hypotheses, but {len(references)} references. Pass one "

@@ -1,4 +1,4 @@
-"""Metrics of posterior collapse: does the vector depend on the sentence, and does the decoder use it?
+"""Metrics of posterior collapse: does the vector depend on the sentence, and does the decoder use the vector?
 
 docs/posterior-collapse.md explains these metrics; `metrics/collapse_verdict.py` turns them into a verdict. A posterior is
 q(z|x) = N(mu(x), sigma²(x)). A vector without noise (an outline or a code) has logvar None, no KL and no mutual information.
@@ -23,7 +23,7 @@ from outlines.networks.losses import kl_to_standard_normal
 
 ACTIVE_VARIANCE = 0.01  # Var_x[mu] above which a dimension is active, in units of the prior's variance (Burda et al. 2016).
 MIN_ERRORS = 3.0
-"""Number of standard errors that a gap must exceed. Of hundreds of dimensions, many would exceed 2 by chance."""
+"""A gap must exceed this number of standard errors. Of hundreds of gaps, many exceed 2 standard errors by chance."""
 
 Posterior = tuple[Tensor, Tensor | None]
 """mu [N, Z] and logvar = log sigma² [N, Z]; logvar is None for a vector without noise"""
@@ -38,7 +38,7 @@ def checked(*posterior: Tensor | None) -> Any:
 
 
 def draw_posterior(mu: Tensor, logvar: Tensor | None, rng: torch.Generator) -> Tensor:
-    """Return one z per posterior, [N, Z]. Without noise (logvar None), return mu itself."""
+    """Return one sample z of each posterior, [N, Z]. Without noise (logvar None), return mu itself."""
     return mu if logvar is None else mu + (logvar / 2).exp() * torch.randn(mu.shape, generator=rng, dtype=mu.dtype)
 
 
@@ -50,14 +50,14 @@ def kl_by_dim(mu: Tensor, logvar: Tensor) -> Tensor:
 class Steps(NamedTuple):
     """Posteriors of a model with a latent at every step, standardised by the prior of each step: [N, T, Z].
 
-    Each posterior is conditioned on one draw of the earlier latents. At steps after the end of a sentence, mu and logvar are
-    0, and `drawn` is N(0, 1).
+    Each posterior is conditioned on one sample of the earlier latents. `drawn` contains one sample of each posterior. At
+    steps after the end of a sentence, mu and logvar are 0, and `drawn` is N(0, 1).
     """
 
     mu: Tensor
     logvar: Tensor
     drawn: Tensor
-    lengths: Tensor  # steps of each sentence [N], including the step that predicts eos
+    lengths: Tensor  # number of steps of each sentence [N], including the step that predicts eos
 
     def real(self, values: Tensor) -> Tensor:
         """Select the real steps from values [N, T, Z]: [number of real steps, Z]."""
@@ -75,7 +75,7 @@ def kl_by_position(steps: Steps) -> Tensor:
 
 
 def active_positions(steps: Steps) -> int:
-    """Count the positions with at least one active dimension. A position needs two sentences or more to count."""
+    """Return the number of positions with at least one active dimension. Positions of a single sentence do not count."""
     means = (steps.mu[steps.lengths > position, position] for position in range(int(steps.lengths.max())))
     return sum(len(mu) > 1 and active_units(mu) > 0 for mu in means)
 
@@ -85,21 +85,22 @@ class MutualInformation:
     """I(x; z) under q, in nats."""
 
     nats: float
-    error: float  # standard error over sentences and draws
+    error: float  # standard error of `nats`
     ceiling: float  # log N, the largest value the estimate can have
     marginal_kl: float  # KL(q(z) || prior): the part of the KL that does not depend on the sentence
 
 
 def mutual_information(mu: Tensor, logvar: Tensor, rng: torch.Generator, num_draws: int = 1,
                        chunk: int = 512) -> MutualInformation:
-    """Estimate I(x; z) = E_x E_q(z|x) [log q(z|x) - log q(z)] with q(z) = (1/N) sum_j q(z|x_j).
+    """Return an estimate of I(x; z) = E_x E_q(z|x) [log q(z|x) - log q(z)] with q(z) = (1/N) sum_j q(z|x_j).
 
-    Monte Carlo with `num_draws` z per sentence; the sum over j is exact. Near the ceiling log N the estimate is too low.
+    The expectations use `num_draws` samples of z per sentence; the sum over j is exact. Near the ceiling log N, the estimate
+    is too low.
     Source: Hoffman and Johnson, ELBO surgery (2016), equation 6.
     """
     mu, logvar = checked(mu, logvar)
     total_kl = float(kl_by_dim(mu, logvar).sum())
-    mu = mu - mu.mean(dim=0)  # Only differences matter. Near the origin, the squares below round least.
+    mu = mu - mu.mean(dim=0)  # Only differences of mu matter. Near the origin, rounding errors are smallest.
     precision = (-logvar).exp()
     # log q(z|x_j) = offset_j + z · mu_j / sigma_j² - z² / (2 sigma_j²), plus a constant that cancels.
     offsets = -(logvar + mu.square() * precision).sum(dim=1) / 2
@@ -116,7 +117,7 @@ def mutual_information(mu: Tensor, logvar: Tensor, rng: torch.Generator, num_dra
 
 
 def active_units(mu: Tensor, threshold: float = ACTIVE_VARIANCE) -> int:
-    """Count the dimensions whose mu varies over sentences by more than `threshold` (Burda et al. 2016, section 5)."""
+    """Return the number of dimensions with Var_x[mu] above `threshold` (Burda et al. 2016, section 5)."""
     return int((checked(mu)[0].var(dim=0) > threshold).sum())
 
 
@@ -131,10 +132,10 @@ class SignalNoise(NamedTuple):
 
 
 def signal_noise(mu: Tensor, logvar: Tensor | None) -> SignalNoise:
-    """Return signal, noise, their ratio and ½ log(1 + ratio) nats for each dimension.
+    """Return the signal, the noise, snr = signal / noise, and the information ½ log(1 + snr) nats of each dimension.
 
     The information equals I(x; z) of one dimension if mu is Gaussian over x and sigma is constant. It can be too high if mu
-    is not Gaussian, and too low if sigma varies. Without noise, float32 limits it to about 16 nats.
+    is not Gaussian, and too low if sigma varies. Without noise, the precision of float32 limits it to about 16 nats.
     """
     mu, logvar = checked(mu, logvar)
     signal = mu.var(dim=0)
@@ -146,17 +147,18 @@ def signal_noise(mu: Tensor, logvar: Tensor | None) -> SignalNoise:
 
 
 class Drift(NamedTuple):
-    """Change of the posteriors of fixed sentences from one evaluation to the next, [Z], in standard deviations of mu."""
+    """Change of mu and sigma from one evaluation to the next, same sentences: [Z] each, in standard deviations of mu."""
 
     mu: Tensor
     sigma: Tensor
 
 
 def drift(evaluations: Sequence[Posterior]) -> Drift:
-    """Return the root mean square change of mu and sigma of the same sentences from one evaluation to the next.
+    """Return the root mean square change of mu and sigma from one evaluation to the next, for the same sentences.
 
-    It is 0 for a frozen encoder and √2 if mu is independent of its previous value. It has no upper limit. A shift or a
-    rotation of the whole space also counts, although a decoder can adapt to it. The latent gap shows whether it has adapted.
+    The drift of mu is 0 for a frozen encoder and √2 if mu is independent of the previous mu. It has no upper limit. A shift
+    or rotation of the whole space also counts, although a decoder can adapt to it. The latent gap shows whether the decoder
+    has adapted.
     evaluations: at least two, oldest first.
     """
     posteriors = [checked(mu, logvar) for mu, logvar in evaluations]
@@ -168,10 +170,10 @@ def drift(evaluations: Sequence[Posterior]) -> Drift:
 
 
 def other_rows(num_rows: int, num_swaps: int, rng: torch.Generator) -> Tensor:
-    """Return the indices of `num_swaps` other rows for each row, [num_swaps, N]: permutations that move every row."""
+    """Return the indices of `num_swaps` different other rows for each row, [num_swaps, N]. Each swap is a permutation."""
     if not 1 <= num_swaps < num_rows:
         raise OutlinesError(f"{num_rows} sentences are too few for {num_swaps} swaps of vectors. Use a larger test split.")
-    # A random circle, not the file's order, because neighbouring captions describe the same picture.
+    # The rows are put in a random circle, because neighbouring captions in a file describe the same picture.
     circle = torch.randperm(num_rows, generator=rng)
     place = circle.argsort()
     return torch.stack([circle.roll(turn)[place] for turn in range(1, num_swaps + 1)])
@@ -197,9 +199,10 @@ def _gap(own: np.ndarray, changed: np.ndarray, num_targets: np.ndarray) -> Gap:
 
 
 def latent_gap(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor, *others: Tensor) -> Gap:
-    """Return the nll of sentences with other vectors minus the nll with their own, per token, averaged over `others`.
+    """Return the nll of sentences given other vectors minus the nll given their own vectors, averaged over `others`.
 
-    0: the decoder ignores the vector. There is no ceiling, because a wrong vector can mislead the decoder.
+    Unit: nats per token. 0: the decoder ignores the vector. There is no upper limit, because a wrong vector can mislead the
+    decoder.
     rows: token ids of N sentences. vectors, others: [N, Z]. decoder: in evaluation mode.
     """
     own, num_targets = nll_of_rows(decoder, rows, vectors)
@@ -208,9 +211,9 @@ def latent_gap(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor, *o
 
 def latent_gap_by_dim(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor, others: Tensor,
                       num_dims: int | None = None) -> list[Gap]:
-    """Return for each dimension the latent gap if only this dimension is swapped. Scores all rows Z + 1 times.
+    """Return the latent gap of each dimension: only this dimension has the values of `others`. Scores all rows Z + 1 times.
 
-    num_dims: Z, if the vectors are [N, T · Z] with Z dimensions per step. A dimension is then swapped at all steps.
+    num_dims: Z, if the vectors are [N, T · Z] with Z dimensions per step. Then a dimension is replaced at all steps.
     """
     own, num_targets = nll_of_rows(decoder, rows, vectors)
     gaps: list[Gap] = []
@@ -239,14 +242,14 @@ def edit_distance(a: Sequence[int], b: Sequence[int]) -> float:
 class OutputChange:
     """How much greedy output changes with the vector."""
 
-    distinct: float  # distinct outputs / outputs; 1 / num if the vector changes nothing
-    edit_distance: float  # mean normalised edit distance between the outputs of two vectors, 0..1
+    distinct: float  # number of distinct outputs / num; 1 / num if the vector changes nothing
+    edit_distance: float  # mean `edit_distance` between the outputs of two vectors, 0 to 1
     num: int
 
 
 def output_change(decoder: Decoder, vectors: Tensor, rng: torch.Generator,
                   max_len: int = SamplingConfig.max_len) -> OutputChange:
-    """Decode each vector [N, Z] greedily; return the share of distinct outputs and the mean edit distance over N pairs."""
+    """Return how much the greedy outputs of vectors [N, Z] differ. The edit distance is the mean over N pairs."""
     device = next(decoder.parameters()).device
     outputs = Sampler(decoder)(vectors.to(device), torch.zeros(len(vectors), max_len, device=device),
                                SamplingConfig(temperature=0, max_len=max_len))

@@ -1,4 +1,4 @@
-"""Verdicts on the vector: used, too weak, too noisy, or ignored by the decoder; for the model and for each dimension.
+"""Verdicts on a model's vector and on each dimension: used, too weak, too noisy, or ignored by the decoder.
 
 The metrics are in `metrics/collapse.py`. Shapes: N sentences, Z dimensions, T steps.
 """
@@ -18,23 +18,23 @@ from outlines.metrics import collapse
 from outlines.metrics.collapse import Gap, MutualInformation, OutputChange, Posterior, SignalNoise, Steps
 from outlines.networks.decoder import Decoder
 
-CONSTANT_SIGMA = 0.1  # standard deviation over x of log sigma below which sigma counts as constant
-MIN_INFORMATION = 0.05  # nats; a dimension with less counts as empty: its sigma exceeds 3 standard deviations of its mu
+CONSTANT_SIGMA = 0.1  # sigma counts as constant if log sigma has a smaller standard deviation over sentences
+MIN_INFORMATION = 0.05  # nats; a dimension with less counts as empty. Sigma is then above 3 standard deviations of mu
 MIN_MODEL_INFORMATION = math.log(2)
-"""Nats that a used vector must carry about the sentence: the answer to one yes-or-no question."""
+"""Least information of a used vector about the sentence, in nats: the answer to one yes-or-no question."""
 MAX_DRIFT = 1.0
 """Standard deviations of mu. If the drift is larger, the mean of z over sentences predicts the new z of a sentence better
 than the sentence's old z does."""
 MIN_GAP = 0.01
-"""Nats per token by which the nll must rise with another sentence's vector (1 % of perplexity). For a single dimension of
-Z, the threshold is MIN_GAP / Z, so that one rule suits a z of 2 dimensions and an outline of 384."""
+"""Nats per token by which the nll must rise with another sentence's vector (1 % of perplexity). For one of Z dimensions, the
+threshold is MIN_GAP / Z. So the same rule works for a z with 2 dimensions and an outline with 384 dimensions."""
 
-NUM_SWAPS = 3  # other vectors tried per sentence
-NUM_OUTPUTS = 100  # vectors decoded greedily
+NUM_SWAPS = 3  # number of other sentences' vectors that each sentence is scored with
+NUM_OUTPUTS = 100  # number of vectors that are decoded greedily
 
 
 class Verdict(StrEnum):
-    """The verdict on the vector, or on one dimension of it."""
+    """The verdict on the vector or on one of its dimensions."""
 
     USED = "used"
     TOO_WEAK = "too weak"
@@ -44,9 +44,9 @@ class Verdict(StrEnum):
 
 
 def judge(signal: float, sigma_variation: float, information: float, drift: float | None, used: bool) -> Verdict:
-    """Return the verdict on one dimension. used: whether the nll depends on it. drift: the drift of mu, or None.
+    """Return the verdict on one dimension. used: whether the nll depends on this dimension. drift: of mu, or None.
 
-    A decoder that uses z has adapted to its drift, so `used` is checked before the drift.
+    A decoder that uses z has adapted to the drift of z, so `used` is checked before the drift.
     """
     if information < MIN_INFORMATION:
         constant = signal < collapse.ACTIVE_VARIANCE and sigma_variation < CONSTANT_SIGMA
@@ -57,7 +57,7 @@ def judge(signal: float, sigma_variation: float, information: float, drift: floa
 
 
 def judge_model(dims: Sequence[Verdict], used: bool) -> Verdict:
-    """Return the verdict on the model: used, or the most frequent verdict of its dimensions.
+    """Return the verdict on the model: used, or the most frequent verdict on the dimensions.
 
     Dimensions without information count only if no dimension has information.
     """
@@ -66,7 +66,7 @@ def judge_model(dims: Sequence[Verdict], used: bool) -> Verdict:
 
 
 def decide(gap: Gap, information: float, needed: float, name: str) -> tuple[bool, str]:
-    """Return whether the vector is used, and a sentence with the figure that decides it. information, needed: nats."""
+    """Return whether the vector is used, and a sentence with the value that decides this. information, needed: nats."""
     if information < needed:
         return False, f"{name} is {information:.3f} nats, below the threshold of {needed:.2f}."
     rise = f"With another sentence's vector, the NLL rises by {gap.per_token:.3f} ± {gap.error:.3f} nats per token, "
@@ -79,7 +79,7 @@ def decide(gap: Gap, information: float, needed: float, name: str) -> tuple[bool
 
 @dataclass(frozen=True)
 class Dimension:
-    """The verdict on one dimension, and its figures. Without noise, kl is None. Without probes, the drifts are None."""
+    """The verdict on one dimension, and its metrics. Without noise, kl is None. Without probes, the drifts are None."""
 
     verdict: Verdict
     kl: float | None
@@ -95,16 +95,16 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The verdict on the model, the verdicts on its dimensions, and all figures. nll, kl: nats per sentence.
+    """The verdict on the model, the verdicts on the dimensions, and all metrics. KL: nats per sentence.
 
-    With a latent at every step, KL and information are summed over steps.
+    With a latent at every step, KL and information are sums over steps.
     """
 
     verdict: Verdict
-    reason: str  # the figure that decided whether the vector is used, with its threshold; one sentence
+    reason: str  # one sentence: the value that decided whether the vector is used, and the threshold
     dims: tuple[Dimension, ...]
     num_sentences: int
-    num_dim_sentences: int  # sentences on which the gaps of single dimensions are measured
+    num_dim_sentences: int  # number of sentences for the gaps of single dimensions
     kl: float | None  # KL(q(z|x) || prior); None without noise
     mutual_information: MutualInformation | None
     active_units: int
@@ -119,7 +119,7 @@ class Diagnosis:
         return f"The vector is {self.verdict}. {self.reason}"
 
     def details(self) -> list[str]:
-        """Return the number of dimensions with each verdict and, with a latent at every step, figures of the steps."""
+        """Return sentences about the verdicts on dimensions and, with a latent at every step, about the steps."""
         counts = Counter(dim.verdict for dim in self.dims).most_common()
         found = [f"{len(self.dims)} dimensions, each swapped on its own in {self.num_dim_sentences} sentences: "
                  + ", ".join(f"{num} {verdict}" for verdict, num in counts) + "."]
@@ -133,13 +133,13 @@ class Diagnosis:
 def diagnose(decoder: Decoder, rows: Sequence[np.ndarray], mu: Tensor, logvar: Tensor | None = None,
              probes: Sequence[Posterior] = (), prior: Tensor | None = None, seed: int = 0, num_dim_rows: int = 256,
              max_len: int = SamplingConfig.max_len) -> Diagnosis:
-    """Apply every instrument and return the verdict. Deterministic given the seed.
+    """Compute all metrics and return them with the verdict. The same seed gives the same result.
 
-    The vector is used if it carries information and if the latent gap reaches MIN_GAP. It carries information if the mutual
+    The vector is used if it carries information and the latent gap reaches MIN_GAP. It carries information if the mutual
     information is at least MIN_MODEL_INFORMATION or, without noise, if one dimension has at least MIN_INFORMATION.
     decoder: in evaluation mode. rows: token ids of N held-out sentences. mu, logvar: [N, Z]; logvar None: mu is the vector.
     probes: posteriors of fixed sentences at successive evaluations, oldest first; empty: drift is not measured.
-    prior: vectors [N, Z] for `gap_prior`; None: draws of N(0, I), or no `gap_prior` if logvar is None.
+    prior: vectors [N, Z] for `gap_prior`; None: samples of N(0, I), or no `gap_prior` if logvar is None.
     num_dim_rows: number of sentences for the gaps of single dimensions.
     """
     mu, logvar = collapse.checked(mu, logvar)
@@ -159,10 +159,11 @@ def diagnose(decoder: Decoder, rows: Sequence[np.ndarray], mu: Tensor, logvar: T
 
 def diagnose_steps(decoder: Decoder, rows: Sequence[np.ndarray], steps: Steps, prior: Tensor, num_dim_rows: int = 256,
                    max_len: int = SamplingConfig.max_len) -> Diagnosis:
-    """Diagnose a decoder whose vector [N, T · Z] is a latent of Z dimensions for each of T steps.
+    """Return the diagnosis of a decoder whose vectors [N, T · Z] contain one latent of Z dimensions for each of T steps.
 
-    Latents are standardised by their prior and swapped step by step. The information of a dimension is its information in
-    one step, times the mean number of steps. The KL, an upper bound, replaces the mutual information. Drift is not measured.
+    The latents are standardised by the prior. For a gap, the latent of every step is replaced by another sentence's latent
+    of the same step. The information of a dimension is its information in one step, times the mean number of steps. The KL
+    is an upper bound on the mutual information and replaces it. Drift is not measured.
     """
     rng, vectors = torch.Generator().manual_seed(0), steps.drawn.flatten(1)
     others = vectors[collapse.other_rows(len(vectors), NUM_SWAPS, rng)]
@@ -180,9 +181,9 @@ def diagnose_steps(decoder: Decoder, rows: Sequence[np.ndarray], steps: Steps, p
 def _diagnose(decoder: Decoder, rows: Sequence[np.ndarray], vectors: Tensor, others: Tensor, prior: Tensor | None,
               strength: SignalNoise, kl: list[float] | None, drift: list[list[float]] | None,
               evidence: tuple[float, float, str], rng: torch.Generator, num_dim_rows: int, max_len: int) -> Diagnosis:
-    """Measure the gaps and judge the model and every dimension.
+    """Measure the gaps, and return the verdicts on the model and on every dimension.
 
-    others: [swaps, N, ...]. kl, drift: of each dimension. evidence: information in nats, its threshold, its name.
+    others: [swaps, N, ...]. kl, drift: of each dimension. evidence: an information in nats, its threshold and its name.
     """
     gap = collapse.latent_gap(decoder, rows, vectors, *others)
     gap_prior = None if prior is None else collapse.latent_gap(decoder, rows, vectors, prior)

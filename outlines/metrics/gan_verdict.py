@@ -7,8 +7,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 MARGIN = 0.02
-"""Smallest difference of F1 that counts: two standard errors, for two shares near 0.9, each measured on 2,000 outlines."""
-MAX_RECALL_LOSS = 0.1  # modes are missing if recall is lower than real outlines' and the mixture's by more than this
+"""Smallest difference of F1 that counts: two standard errors, if both values are near 0.9, on 2,000 outlines each."""
+MAX_RECALL_LOSS = 0.1  # modes are missing if recall is more than this below the recall of real outlines and of the mixture
 LEFT_OF_START = 0.5  # a generator counts as diverged if its F1 is below this share of its F1 before training
 MAX_MEMORISED = 0.5  # critic memorisation above which the critic counts as overfitted
 
@@ -33,7 +33,7 @@ MEANINGS = {GanVerdict.BETTER_THAN_MIXTURE: "is better than the mixture",
 
 
 class Quality(NamedTuple):
-    """Figures of a source: k-NN precision and recall of its outlines; NLL per token of their sentences (None: unknown)."""
+    """k-NN precision and recall of a source's outlines, and NLL per token of the decoded sentences (None: unknown)."""
 
     precision: float
     recall: float
@@ -47,8 +47,8 @@ class Quality(NamedTuple):
     def compare(self, other: "Quality", real: "Quality", name: str) -> tuple[bool, str]:
         """Return whether this source is better than `other`, and the reason.
 
-        Better: F1 is higher by MARGIN, and the decoded NLL is nearer to that of real outlines. A low NLL does not prove
-        quality: from vague outlines, the decoder writes likely sentences without variety.
+        Better: F1 is higher by at least MARGIN and, if it is known, the decoded NLL is nearer to that of real outlines. A
+        low NLL does not prove quality: from vague outlines, the decoder writes likely sentences without variety.
         """
         f1 = f"Its F1 of precision and recall is {self.f1:.3f}, the {name}'s {other.f1:.3f}"
         if not self.f1 >= other.f1 + MARGIN:
@@ -62,10 +62,10 @@ class Quality(NamedTuple):
 
 
 class GanDiagnosis(NamedTuple):
-    """A verdict, and the number that decided it."""
+    """A verdict, its reason, and the critic memorisation."""
 
     verdict: GanVerdict
-    reason: str  # the figure that decided, with its threshold; one sentence
+    reason: str  # one sentence: the value that decided the verdict, and the threshold
     memorised: float  # critic memorisation, see `memorised_share`
 
     def to_json(self) -> dict[str, object]:
@@ -88,15 +88,15 @@ def memorised_share(training: Tensor, held_out: Tensor, generated: Tensor) -> fl
 
 def judge_generator(generator: Quality, mixture: Quality, gaussian: Quality, real: Quality, start: Quality | None,
                     memorised: float) -> GanDiagnosis:
-    """Return the verdict and the figure that decides it: the first true condition in the list of docs/outline-gan.md.
+    """Return the verdict of the first row whose condition is true in the table of verdicts in docs/outline-gan.md.
 
-    start: figures of the baseline at which the generator started; None: it started at noise.
+    start: quality of the baseline at which the generator started; None: the generator started at noise.
     """
     def decide() -> tuple[GanVerdict, str]:
         if not all(map(math.isfinite, [memorised, *(value for value in generator if value is not None)])):
             return GanVerdict.DIVERGED, "One of its figures is not finite."
         recall = min(real.recall, mixture.recall)
-        # With a lower precision, the generator's other modes can be wrong, too.
+        # If the precision is lower, missing modes are not the only fault.
         if generator.recall < recall - MAX_RECALL_LOSS and generator.precision >= gaussian.precision + MARGIN:
             return GanVerdict.MODE_DROPPING, (f"Its recall is {generator.recall:.3f}, more than {MAX_RECALL_LOSS} below "
                                               f"{recall:.3f}, the lower recall of mixture and real outlines.")

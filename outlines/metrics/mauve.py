@@ -1,15 +1,16 @@
-"""MAUVE: how similar are the distributions of generated and real text, quantised in the space of an encoder's features?
+"""MAUVE: similarity of the distributions of generated and real text, which are quantised in an encoder's feature space.
 
 Own implementation from the papers: Pillutla et al., MAUVE: Measuring the Gap Between Neural Text and Human Text using
 Divergence Frontiers (NeurIPS 2021), and MAUVE Scores for Generative Models (JMLR 2023). The settings are the defaults of the
-authors' package mauve-text 0.4.0. That package is GPL, so it is no dependency; a test contains its scores.
+authors' package mauve-text 0.4.0. The licence of that package is the GPL, so this project does not depend on it. A test
+compares with scores that the package computed.
 
 - Features are divided by their L2 norm. PCA of both sets together keeps the fewest components with at least 90 % of the
   variance, without whitening.
 - k-means quantises both sets together. There is one cluster per 10 rows of the smaller set, at least 2. Lloyd's algorithm
   starts 5 times at random rows and runs until convergence, at most 500 iterations. The clustering with the smallest error
   is used.
-- Two histograms over the clusters are compared. MAUVE uses them as they are. MAUVE* adds 1/2 to every count (Krichevsky and
+- Two histograms over the clusters are compared. MAUVE uses the counts. MAUVE* first adds 1/2 to every count (Krichevsky and
   Trofimov), which corrects some of the bias of small samples.
 - The divergence frontier has 25 mixtures with weights from 1e-6 to 1 - 1e-6, equally spaced. The scaling factor is 5.
 
@@ -37,14 +38,14 @@ SCALING = 5.0
 class Mauve(NamedTuple):
     """MAUVE and MAUVE*, each from 0 to 1; 1: the distributions are equal."""
 
-    mauve: float  # from histograms as counted; the value that papers print
+    mauve: float  # from the counts; the value that papers report
     star: float  # MAUVE*, from smoothed histograms
 
 
 def mauve(real: Outlines, fake: Outlines, seed: int = 0) -> Mauve:
     """Return MAUVE and MAUVE* of two sets of features. The module's docstring describes the settings.
 
-    real: [N, D]; fake: [M, D]; at least 20 rows each, for useful scores a few thousand. seed: starts of k-means.
+    real: [N, D]; fake: [M, D]. At least 20 rows each; useful scores need a few thousand. seed: for the starts of k-means.
     """
     rows_real, rows_fake = checked("MAUVE", torch.float64, MIN_ROWS, real, fake)
     clusters = quantized(rows_real, rows_fake, seed)
@@ -54,7 +55,7 @@ def mauve(real: Outlines, fake: Outlines, seed: int = 0) -> Mauve:
 
 
 def quantized(real: Tensor, fake: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Cluster features [N, D] and [M, D] together; return the cluster of each row, [N] and [M]."""
+    """Return the cluster of each row of features [N, D] and [M, D], which are clustered together: [N] and [M]."""
     rows = _principal(torch.nn.functional.normalize(torch.cat([real, fake]), dim=1)).float()
     num_clusters = max(2, round(min(len(real), len(fake)) / ROWS_PER_CLUSTER))
     found = (k_means(rows, num_clusters, NUM_STARTS * seed + start, max_iterations=MAX_ITERATIONS)
@@ -70,15 +71,16 @@ def _principal(rows: Tensor) -> Tensor:
     values, directions = torch.linalg.eigh(centered.T @ centered)  # in ascending order
     explained = values.flip(0).clamp(min=0).cumsum(dim=0)
     num_kept = 1 + int((explained < EXPLAINED_VARIANCE * explained[-1]).sum())
-    # Rows that differ only by rounding become equal: k-means would otherwise split sets that are all one sentence.
+    # Rows that differ only by rounding become equal. Otherwise k-means would split copies of one sentence.
     return (centered @ directions.flip(1)[:, :num_kept]).round(decimals=6)
 
 
 def frontier_area(p: Tensor, q: Tensor) -> float:
-    """Return the area under the divergence frontier of two histograms [K]: 0 to 1. They need not be normalised.
+    """Return the area under the divergence frontier of two histograms [K], from 0 to 1.
 
-    For each mixture r = w p + (1 - w) q, the frontier has the point (exp(-c KL(q | r)), exp(-c KL(p | r))). It ends at
-    (1, 0) and (0, 1). The area is symmetric in p and q, because the weights are symmetric.
+    p and q are first normalised. For each mixture r = w p + (1 - w) q, the frontier has the point (exp(-c KL(q | r)),
+    exp(-c KL(p | r))), with c = SCALING. The ends of the frontier are (1, 0) and (0, 1). The area is symmetric in p and q,
+    because the weights w are symmetric.
     Source: Pillutla et al. (2021), equations 1 and 2; trapezoidal rule.
     """
     p, q = p.double() / p.sum(), q.double() / q.sum()
@@ -91,5 +93,5 @@ def frontier_area(p: Tensor, q: Tensor) -> float:
 
 
 def _kl(p: Tensor, mixtures: Tensor) -> Tensor:
-    """Return KL(p | r) of a histogram [K] for each mixture r [W, K], in nats: [W]. Clusters without mass count nothing."""
+    """Return KL(p | r) of a histogram [K] for each mixture r [W, K], in nats: [W]. Clusters with p = 0 add 0."""
     return torch.special.xlogy(p, p / mixtures.clamp(min=torch.finfo(p.dtype).tiny)).sum(dim=1).clamp(min=0)

@@ -1,7 +1,8 @@
-"""An n-gram language model with modified Kneser-Ney smoothing: a judge that is not a network, unlike the judged models.
+"""An n-gram language model with modified Kneser-Ney smoothing. It scores samples of networks, but is not a network itself.
 
-It reads only the last n - 1 tokens. Its nll falls as the training text grows, so compare equal numbers of sentences.
-Source: Chen and Goodman, An Empirical Study of Smoothing Techniques for Language Modeling (1998), interpolated.
+A prediction depends only on the last n - 1 tokens. The nll falls as the training text grows, so compare only models of equal
+numbers of training sentences. A gram is a sequence of tokens (n-gram), and its order is its length.
+Source: Chen and Goodman, An Empirical Study of Smoothing Techniques for Language Modeling (1998), interpolated models.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,8 +18,8 @@ FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
 def discounts(counts: np.ndarray) -> np.ndarray:
     """Return the discounts D(c) for counts c = 0, 1, 2, and 3 or more. D(0) = 0; the others are above 0 and at most c.
 
-    D(c) = c - (c + 1) Y n_{c+1} / n_c, with n_c the number of grams that occur c times, and Y = n_1 / (n_1 + 2 n_2). If this
-    is not possible: KenLM's FALLBACK_DISCOUNTS. counts: of each gram of one order.
+    D(c) = c - (c + 1) Y n_{c+1} / n_c, where n_c is the number of grams that occur c times, and Y = n_1 / (n_1 + 2 n_2). If
+    this formula cannot be used: KenLM's FALLBACK_DISCOUNTS. counts: the count of each gram of one order.
     Source: Chen and Goodman (1998), equation 26.
     """
     n1, n2, n3, n4 = (int((counts == count).sum()) for count in (1, 2, 3, 4))
@@ -30,9 +31,10 @@ def discounts(counts: np.ndarray) -> np.ndarray:
 
 
 class _Grams:
-    """The distinct grams of one order, smoothed. A gram's id is its index; every unseen gram has the id `unseen`.
+    """The distinct grams of one order, smoothed. The id of a gram is its index. All unseen grams have the id `unseen`.
 
-    keys: ascending, context × V + last token, then a sentinel. discounted: (c - D(c)) / Σ c. backoff: by context
+    keys: context id × V + last token of each gram, ascending, then a sentinel. discounted: (c - D(c)) / Σ c of each gram.
+    backoff: backoff(h) of each context h, see NgramModel.
     """
 
     def __init__(self, keys: np.ndarray, counts: np.ndarray, num_contexts: int, vocab_size: int) -> None:
@@ -65,9 +67,10 @@ class NgramModel:
 
         p(w | h) = (c(h w) - D(c(h w))) / Σ_v c(h v) + backoff(h) p(w | h'),   backoff(h) = Σ_v D(c(h v)) / Σ_v c(h v)
 
-    and p(w | h) = p(w | h') if h was never seen. Below the empty context is the uniform distribution over V - 3 tokens, so
-    no sentence has probability 0. c counts occurrences for grams of `order` tokens, and the distinct preceding tokens for
-    shorter grams. Grams that begin with BOS have no preceding token and keep their occurrences, as in KenLM.
+    and p(w | h) = p(w | h') if h was never seen. The empty context backs off to the uniform distribution over V - 3 tokens,
+    so no sentence has probability 0. For grams of `order` tokens, c is the number of occurrences. For shorter grams, c is
+    the number of distinct preceding tokens. For grams that begin with BOS, which have no preceding token, c is the number of
+    occurrences, as in KenLM.
     """
 
     def __init__(self, rows: Iterable[Row], vocab_size: int, order: int = 5, special: SpecialIds = SPECIAL) -> None:
@@ -75,7 +78,7 @@ class NgramModel:
         self.vocab_size, self._special = vocab_size, special
         tokens, _ = self._joined(rows)
         self._orders: list[_Grams] = []
-        # Per order, `ids` has the gram that ends at each token, and `contexts` the gram that ends before it.
+        # For each order and token: `ids` has the gram that ends at the token, `contexts` the gram that ends before it.
         keys, ids, counts = np.unique(tokens, return_inverse=True, return_counts=True)
         counts[keys == special.bos_id] = 0  # BOS is only a context
         num_contexts = 1
@@ -84,7 +87,7 @@ class NgramModel:
             present = np.flatnonzero(contexts < len(keys))
             longer_keys, first, inverse, longer_counts = np.unique(
                 contexts[present] * vocab_size + tokens[present], return_index=True, return_inverse=True, return_counts=True)
-            # Every distinct longer gram is one more preceding token of its suffix.
+            # Every distinct longer gram adds one preceding token to its suffix.
             preceding = np.bincount(ids[present[first]], minlength=len(keys))
             self._orders.append(_Grams(keys, np.where(preceding, preceding, counts), num_contexts, vocab_size))
             ids = np.full(len(tokens), len(longer_keys))
@@ -100,7 +103,7 @@ class NgramModel:
         return np.add.reduceat(nll, starts), np.diff(starts, append=len(tokens)) - 1
 
     def _probabilities(self, tokens: np.ndarray) -> np.ndarray:
-        """Return p of each of `tokens` (sentences end to end) given the tokens before it; undefined at BOS."""
+        """Return the probability of each of `tokens` given the tokens before it. The values at BOS have no meaning."""
         probabilities = np.full(len(tokens), 1 / (self.vocab_size - len(self._special.never_written)))
         contexts = np.zeros_like(tokens)
         for grams in self._orders:
@@ -110,7 +113,7 @@ class NgramModel:
         return probabilities
 
     def _joined(self, rows: Iterable[Row]) -> tuple[np.ndarray, np.ndarray]:
-        """Return all sentences end to end, from BOS to EOS, and where each starts; int64."""
+        """Return one int64 array of all sentences, each from BOS to EOS, and the indices at which the sentences start."""
         pieces = [np.asarray(row, dtype=np.int64) for row in rows]
         ends = np.array([len(piece) for piece in pieces], dtype=np.int64).cumsum()
         inner = np.concatenate([*pieces, np.empty(0, dtype=np.int64)])

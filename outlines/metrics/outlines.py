@@ -1,7 +1,7 @@
 """Quality and diversity of generated outlines, compared with real held-out outlines.
 
-Real rows must be held out: compared with training rows, a generator that memorised them looks perfect. All functions are
-deterministic and leave the global random state unchanged.
+Real rows must be held out, because a generator that memorised the training rows looks perfect if it is compared with them.
+All functions are deterministic and leave the global random state unchanged.
 """
 
 import math
@@ -17,7 +17,7 @@ Outlines = Tensor | np.ndarray
 
 
 def checked(metric: str, dtype: torch.dtype, min_rows: int, *sets: Outlines) -> list[Tensor]:
-    """Return sets of outlines on the CPU. Raises OutlinesError for non-finite values and fewer than `min_rows` outlines."""
+    """Return the sets as tensors on the CPU. Raises OutlinesError for a non-finite value or fewer than `min_rows` rows."""
     found = [torch.as_tensor(outlines).detach().cpu().to(dtype) for outlines in sets]
     for rows in found:
         if num_bad := int((~rows.isfinite()).any(dim=1).sum()):
@@ -31,7 +31,8 @@ def checked(metric: str, dtype: torch.dtype, min_rows: int, *sets: Outlines) -> 
 def frechet_distance(a: Outlines, b: Outlines) -> float:
     """Return the Fréchet distance between Gaussians fitted to two sets, in squared units of the outlines.
 
-    |mean_a - mean_b|² + tr(C_a + C_b - 2 (C_a C_b)^½), covariances over N - 1. Biased upwards for few rows: compare equal N.
+    It is |mean_a - mean_b|² + tr(C_a + C_b - 2 (C_a C_b)^½), where C is a covariance with divisor N - 1. The value is too
+    large for few rows, so compare equal N.
     a: [N, D]; b: [M, D]; at least two rows each.
     Source: Heusel et al., GANs Trained by a Two Time-Scale Update Rule (2017), equation 6 (FID).
     """
@@ -54,10 +55,10 @@ class PrecisionRecall(NamedTuple):
 
 
 def energy_score(draws: Tensor, observed: Tensor) -> Tensor:
-    """Return the energy score of draws from p(x | condition) for the observed outlines: [N], in the outlines' units.
+    """Return the energy score [N] of samples from p(x | condition) for the observed outlines, in the outlines' units.
 
-    It is mean(|draw - observed|) - mean(|draw - another draw|) / 2. Lower is better. Unbiased for M >= 2 draws.
-    draws: [N, M, D]; observed: [N, D].
+    It is mean(|sample - observed|) - mean(|sample - another sample|) / 2. Lower is better. Unbiased for M >= 2 samples.
+    draws: M samples for each of N observed outlines, [N, M, D]; observed: [N, D].
     Source: Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation (2007), section 4.3.
     """
     num = draws.shape[1]
@@ -73,9 +74,10 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def knn_precision_recall(real: Outlines, fake: Outlines, k: int = 5, chunk: int = 1024) -> PrecisionRecall:
-    """Return k-NN precision (are the fakes realistic?) and recall (is all of the real set covered?).
+    """Return k-NN precision (are the fake rows realistic?) and recall (do the fake rows cover the whole real set?).
 
-    The region of a set is a union of balls, around each row up to its k-th nearest neighbour. real, fake: [N, D], N > k.
+    The region of a set is a union of balls. Each row is the centre of a ball, whose radius is the distance to the row's k-th
+    nearest neighbour. real, fake: [N, D], N > k.
     Source: Kynkäänniemi et al., Improved Precision and Recall Metric for Assessing Generative Models (2019).
     """
     rows_real, rows_fake = checked("k-NN precision and recall", torch.float64, k + 1, real, fake)
@@ -85,7 +87,7 @@ def knn_precision_recall(real: Outlines, fake: Outlines, k: int = 5, chunk: int 
     slack = 1e-12 * float(rows_real.square().sum(dim=1).mean() + rows_fake.square().sum(dim=1).mean())
 
     def covered(points: Tensor, centers: Tensor) -> float:
-        radii = torch.cat([_squared_distances(part, centers).kthvalue(k + 1, dim=1).values  # + 1: itself
+        radii = torch.cat([_squared_distances(part, centers).kthvalue(k + 1, dim=1).values  # + 1: the row itself
                            for part in centers.split(chunk)])
         inside = [(_squared_distances(part, centers) <= radii + slack).any(dim=1) for part in points.split(chunk)]
         return float(torch.cat(inside).double().mean())
@@ -94,7 +96,7 @@ def knn_precision_recall(real: Outlines, fake: Outlines, k: int = 5, chunk: int 
 
 
 class TwoSampleResult(NamedTuple):
-    """Accuracy of a classifier on unseen rows, with its 95 % Wilson interval."""
+    """Accuracy of a classifier on `num_test` unseen rows, and the 95 % Wilson interval of this accuracy."""
 
     accuracy: float
     low: float
@@ -112,11 +114,12 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 def two_sample_accuracy(real: Outlines, fake: Outlines, learn_from: tuple[Outlines, Outlines] | None = None,
                         seed: int = 0, device: torch.device | str = "cpu") -> TwoSampleResult:
-    """Return the accuracy of a classifier of real and fake outlines: 0.5 = cannot tell them apart, 1 = always correct.
+    """Return the accuracy of an MLP that classifies real and fake outlines: 0.5 is chance, 1 is always correct.
 
-    Without `learn_from`, an MLP is trained on the first half of the rows and scored on the second half (num_test about N).
-    With `learn_from`, it is trained on these sets and scored on all rows (num_test = 2 N). Pass rows in the file's order: if
-    captions of one picture are in both halves, even two real sets have more than 0.5. More rows reveal smaller differences.
+    Without `learn_from`, the MLP is trained on the first half of the rows and scored on the second half (num_test about N).
+    With `learn_from`, it is trained on these two sets and scored on all rows (num_test = 2 N). Pass rows in the file's
+    order: if captions of one picture are in both halves, even two real sets have an accuracy above 0.5. More rows reveal
+    smaller differences.
     real, fake: [N, D], N >= 20; learn_from: two sets [M, D].
     Source: Lopez-Paz and Oquab, Revisiting Classifier Two-Sample Tests (2017).
     """
@@ -141,7 +144,7 @@ def two_sample_accuracy(real: Outlines, fake: Outlines, learn_from: tuple[Outlin
 
 
 def _train_classifier(rows: Tensor, num_real: int, num_epochs: int = 100, max_steps: int = 2000) -> nn.Module:
-    """Train an MLP whose logit is positive for the first `num_real` rows and negative for the others."""
+    """Return an MLP, trained to have a positive logit for the first `num_real` rows and a negative logit for the others."""
     # No early stopping: if only higher moments differ, the validation loss rises long before the accuracy does (20,000
     # MiniLM outlines against a mixture of 2,000 centres: accuracy 0.50 at the lowest validation loss, 0.93 at the end).
     classifier = nn.Sequential(nn.Linear(rows.shape[1], 512), nn.SiLU(), nn.Dropout(0.3),
@@ -161,5 +164,5 @@ def _train_classifier(rows: Tensor, num_real: int, num_epochs: int = 100, max_st
 
 
 def shortfall(precision: float, recall: float) -> float:
-    """Return 1 - F1, with F1 the harmonic mean of precision and recall. It is low only if both of them are high."""
+    """Return 1 - F1, with F1 the harmonic mean of precision and recall. It is low only if both arguments are high."""
     return 1 - 2 * precision * recall / max(precision + recall, 1e-9)

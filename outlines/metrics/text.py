@@ -1,4 +1,4 @@
-"""Diversity and originality of generated sentences, each a list of words from `words`. All figures are exact."""
+"""Diversity and originality of generated sentences. Each sentence is a list of words from `words`. All values are exact."""
 
 import math
 import re
@@ -17,7 +17,8 @@ Ngram = tuple[str, ...]
 _NORMALIZER = SentencePieceNormalizer(rule_name="nmt_nfkc_cf")
 # Scripts without spaces: Thai to Myanmar, Khmer, Tai Le to Tai Tham, Balinese, Chinese to Yi, Javanese, Myanmar.
 _UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u1950-\u1aaf\u1b00-\u1b7f\u2e80-\ua4cf\ua980-\ua9df\uaa60-\uaa7f"
-_KINDS = {chr(code): unicodedata.category(chr(code))[0] for code in range(1 << 16)}  # with more, `re` is four times slower
+# With all characters, not only the first 65,536, `re` is four times slower.
+_KINDS = {chr(code): unicodedata.category(chr(code))[0] for code in range(1 << 16)}
 _MARKS = re.escape(string.punctuation + "".join(character for character, kind in _KINDS.items() if kind == "P"))
 _COMBINING = re.escape("".join(character for character, kind in _KINDS.items() if kind == "M"))
 _CHARACTER = rf"[{_UNSPACED}][{_COMBINING}]*"
@@ -27,7 +28,7 @@ _SEPARATE = re.compile(rf"{_CHARACTER}|(?![\0-\u036f\u2000-\u206f])[{_MARKS}]")
 
 
 def normalized(sentence: str) -> str:
-    """Return the sentence in the form that metrics compare: NFKC like the text of tokenizers, in lower case."""
+    """Return the sentence in the form that metrics compare: lower case, and NFKC like decoded text."""
     if sentence.isascii() and sentence.isprintable():
         return sentence.lower().strip()
     return unicodedata.normalize("NFKC", _NORMALIZER.normalize(sentence)).replace("▁", " ").strip()
@@ -42,7 +43,7 @@ def words(sentence: str) -> list[str]:
 
 
 def unspaced(sentences: Iterable[str]) -> bool:
-    """Return whether most words are single characters, as in Chinese and other scripts without spaces."""
+    """Return whether most words are characters of a script without spaces, such as Chinese."""
     found = [bool(re.match(_CHARACTER, word)) for sentence in sentences for word in words(sentence)]
     return 2 * sum(found) > len(found)
 
@@ -58,27 +59,27 @@ def ngrams(sentence: Words, n: int) -> Iterable[Ngram]:
 
 
 def distinct_n(samples: Sequence[Words], n: int) -> float:
-    """Return the number of distinct n-grams divided by the number of n-grams: 0 to 1 (Li et al. 2016).
+    """Return the number of distinct n-grams divided by the number of all n-grams: 0 to 1 (Li et al. 2016).
 
-    It falls as samples are added, so compare equal numbers of samples.
+    The value falls as samples are added, so compare equal numbers of samples.
     """
     counts = Counter(ngram for sample in samples for ngram in ngrams(sample, n))
     return len(counts) / max(1, counts.total())
 
 
 def diversity(samples: Sequence[Words]) -> float:
-    """Return the product of 1 - rep-n for n = 2 to 4, 0..1, where rep-n is the share of n-grams that are repetitions.
+    """Return the product of 1 - rep-n for n = 2 to 4, from 0 to 1. rep-n is the share of n-grams that are repetitions.
 
-    All samples together are one text, so the diversity falls as samples are added. Compare equal numbers of samples.
-    Source: Su et al., A Contrastive Framework for Neural Text Generation (2022); over samples, as Lovelace et al. (2023).
+    All samples count as one text, so the diversity falls as samples are added. Compare equal numbers of samples.
+    Source: Su et al., A Contrastive Framework for Neural Text Generation (2022); over samples as in Lovelace et al. (2023).
     """
     return math.prod(distinct_n(samples, n) for n in (2, 3, 4))
 
 
 def memorised_ngrams(samples: Sequence[Words], training: Iterable[Words], n: int = 4) -> float:
-    """Return the share of the samples' n-grams that occur in the training text, 0..1. Reads `training` once.
+    """Return the share of the samples' n-grams that occur in the training text, 0 to 1. Reads `training` once.
 
-    Source: Lovelace et al., Latent Diffusion for Language Generation (2023), memorisation.
+    Source: memorisation in Lovelace et al., Latent Diffusion for Language Generation (2023).
     """
     counts = Counter(ngram for sample in samples for ngram in ngrams(sample, n))
     known = {ngram for sentence in training for ngram in counts.keys() & ngrams(sentence, n)}
@@ -86,22 +87,22 @@ def memorised_ngrams(samples: Sequence[Words], training: Iterable[Words], n: int
 
 
 def unique_rate(samples: Sequence[Words]) -> float:
-    """Return the share of distinct sentences. It falls as samples are added, so compare equal numbers of samples."""
+    """Return the share of distinct samples. The share falls as samples are added, so compare equal numbers of samples."""
     return len(set(map(tuple, samples))) / len(samples)
 
 
 def copied_rate(samples: Sequence[Words], training: Iterable[Words]) -> float:
-    """Return the share of samples that occur word for word in the training text, 0..1. Reads `training` once."""
+    """Return the share of samples that are also training sentences, word for word: 0 to 1. Reads `training` once."""
     counts = Counter(map(tuple, samples))
     copied = {sentence for sentence in map(tuple, training) if sentence in counts}
     return sum(counts[sentence] for sentence in copied) / len(samples)
 
 
 class NearestOverlap(NamedTuple):
-    """Overlap of samples with their nearest training sentence."""
+    """Overlap of samples with training sentences, see `nearest_overlap`."""
 
-    mean: float  # over samples, 0..1
-    near_copies: float  # share of samples with more than 0.9 of their n-grams in one training sentence
+    mean: float  # mean overlap of the samples, 0 to 1
+    near_copies: float  # share of samples with an overlap above 0.9
 
 
 def nearest_overlap(samples: Sequence[Words], training: Iterable[Words], n: int = 4) -> NearestOverlap:
@@ -109,7 +110,7 @@ def nearest_overlap(samples: Sequence[Words], training: Iterable[Words], n: int 
 
     The overlap of a sample is the largest share of its distinct n-grams that one training sentence contains. A sentence of
     fewer than n words counts as one n-gram. The overlap grows with the number of training sentences.
-    Source: McCoy et al., How Much Do Language Models Copy From Their Training Data? (2023), here per training sentence.
+    Source: McCoy et al., How Much Do Language Models Copy From Their Training Data? (2023); here for one training sentence.
     """
     sample_ngrams = [set(ngrams(sample, n)) or {tuple(sample)} for sample in samples]
     holders: dict[Ngram, list[int]] = {ngram: [] for own in sample_ngrams for ngram in own}

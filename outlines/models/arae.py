@@ -1,4 +1,4 @@
-"""ARAE: sentence → learned code → sentence, and a generator noise → code. The code replaces the frozen encoder's outline.
+"""ARAE: sentence → learned code → sentence, and a generator: noise → code. The code has the role of the outline.
 
 Source: Zhao, Kim, Zhang, Rush and LeCun, Adversarially Regularized Autoencoders (ICML 2018). Deviations: GRUs with pooled
 states instead of LSTMs with the last state; no batch normalisation; generated codes have unit norm too.
@@ -17,13 +17,13 @@ from outlines.networks.gan import Generator, GeneratorConfig, mlp
 
 
 class ARAE(Autoencoder):
-    """Encoder, decoder, generator, and a Gaussian fitted to the codes, the baseline that needs no GAN."""
+    """Encoder, decoder, generator, and the baseline that needs no GAN: a Gaussian fitted to the codes."""
 
     family = "arae"
     sources = ("generator", "gaussian")
 
     def __init__(self, encoder: RecurrentEncoderConfig, generator: Mapping[str, int], decoder: DecoderConfig):
-        """encoder: without dropout, so that the critic sees the codes themselves. generator: sizes, as `mlp` names them."""
+        """encoder: without dropout, so that the critic reads exact codes. generator: noise_dim, hidden_dim, num_layers."""
         super().__init__(encoder, decoder, generator=generator)
         self.noise_dim = generator["noise_dim"]
         self.generator = mlp(self.noise_dim, generator["hidden_dim"], generator["num_layers"], self.code_dim)

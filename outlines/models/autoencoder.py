@@ -1,6 +1,6 @@
-"""The recurrent encoder with the decoder that trains it: sentence → code of unit norm → the same sentence.
+"""The recurrent encoder, trained together with a decoder: sentence → code of unit norm → the same sentence.
 
-Other runs use the encoder of the family `encoder`, frozen (encoders/recurrent.py). ARAE adds a generator of codes.
+Other runs can use the trained encoder, frozen (encoders/recurrent.py). ARAE adds a generator of codes.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from outlines.networks.decoder import DecoderConfig, build_decoder
 
 
 class Autoencoder(TextModel):
-    """An encoder and a decoder. This model reconstructs sentences. It has no source of new vectors."""
+    """An encoder and a decoder. This family reconstructs sentences and has no source of new vectors."""
 
     family = "encoder"
     sources: ClassVar[tuple[str, ...]] = ()
@@ -28,11 +28,11 @@ class Autoencoder(TextModel):
         self.decoder = build_decoder(decoder)
 
     def codes(self, rows: Sequence[np.ndarray]) -> Tensor:
-        """Return the codes [N, D] of sentences, with unit norm and without gradients. rows: token ids."""
+        """Return the codes [N, D] of N sentences, with unit norm and without gradients. rows: token ids."""
         return functional.normalize(self.encoder.project_rows(rows), dim=1)
 
     def scaled(self, codes: Tensor) -> Tensor:
-        """Return the decoder's vectors [B, D], with variance 1 per dimension, for codes [B, D]."""
+        """Return vectors [B, D] for the decoder, with mean square 1, from codes [B, D] of unit norm."""
         return codes * self.code_dim ** 0.5
 
     def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None = None) -> tuple[Tensor, None]:

@@ -13,7 +13,7 @@ from outlines.networks.decoder import DecoderConfig
 
 
 class ConditionalModel(OutlineDecoding):
-    """Decoder, generator, critic, the linear-Gaussian baseline, and stored conditions for sampling without a condition."""
+    """Decoder, generator, critic, the linear-Gaussian baseline, and stored conditions for use if no condition is given."""
 
     family = "conditional"
     sources = ("generator", "linear")
@@ -37,7 +37,7 @@ class ConditionalModel(OutlineDecoding):
         return torch.cat([outlines, one_hot.to(outlines)], dim=1)
 
     def number_of(self, label: str | None) -> int:
-        """Return the index of a label, or -1 for None. Raises OutlinesError if the model was not trained with this label."""
+        """Return the index of a label; -1: no label. Raises OutlinesError for an unknown label, or if a label is missing."""
         if label is None and not self.labels:
             return -1
         if label is None or label not in self.labels:
@@ -48,7 +48,7 @@ class ConditionalModel(OutlineDecoding):
         return self.labels.index(label)
 
     def given(self, condition: Tensor, noise: Tensor, source: str | None = None) -> Tensor:
-        """Return outlines [B, D] for the decoder, for conditions [B, P] and normal noise [B, D]."""
+        """Return generated outlines [B, D], in scaled units, for conditions [B, P] and normal noise [B, D]."""
         generator: ConditionalGenerator = getattr(self, self.check_source(source))
         return self.normalise(generator(noise, condition))
 

@@ -5,7 +5,7 @@ from outlines.networks.decoder import DecoderConfig, build_decoder
 
 
 class LanguageModel(TextModel):
-    """p(x), the baseline of every generator of text."""
+    """p(x) without a vector: the baseline of all other families."""
 
     family = "lm"
     sources = ("lm",)

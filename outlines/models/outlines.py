@@ -17,7 +17,7 @@ from outlines.networks.scaling import Scaling
 
 
 class OutlineDecoding(TextModel):
-    """The base of families that decode a frozen encoder's outlines: a decoder, and the outlines' scaling and norm."""
+    """Base class of families that decode outlines of a frozen encoder: a decoder, and scaling and norm of the outlines."""
 
     def __init__(self, decoder: DecoderConfig, normalized: bool, encoder: dict[str, str], **others: Any):
         """normalized: whether the encoder's outlines have unit norm. encoder: name and fingerprint of the encoder."""
@@ -27,7 +27,7 @@ class OutlineDecoding(TextModel):
         self.scaling = Scaling(torch.zeros(decoder.vector_dim), torch.ones(()))
 
     def normalise(self, scaled: Tensor) -> Tensor:
-        """Return outlines [B, D], in scaled units, rescaled to the norm of the encoder's outlines."""
+        """Return outlines [B, D] with the norm of the encoder's outlines, in scaled units, like the argument."""
         if not self.normalized:
             return scaled
         return self.scaling.scale(functional.normalize(self.scaling.unscale(scaled), dim=1))
@@ -56,11 +56,11 @@ class OutlineModel(OutlineDecoding):
     gaussian: Generator
     critic: Critic | None
     score_slope: Tensor
-    """slope of log(density of real / generated outlines), nats per unit of the critic's score; 0: scores say nothing"""
+    """slope of log(density of real / generated outlines), nats per unit of the critic's score; 0: no information"""
 
     def __init__(self, decoder: DecoderConfig, generator: Mapping[str, Any], mixture: GeneratorConfig,
                  critic: Mapping[str, int] | None, normalized: bool, encoder: dict[str, str]):
-        """generator: its kind and config. critic: hidden_dim and num_layers. Other arguments: see OutlineDecoding."""
+        """generator: kind and config. critic: hidden_dim, num_layers; None: no critic. Others: see OutlineDecoding."""
         super().__init__(decoder, normalized, encoder, generator=generator, mixture=mixture, critic=critic)
         self.generator = build_generator(generator)
         self.mixture = Generator(mixture).requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The families, and their models on disk. A new family is a file in this folder with a subclass of TextModel."""
+"""The list of families, and models on disk. To add a family, add a file with a subclass of TextModel to this folder."""
 
 import importlib
 import pkgutil
@@ -15,7 +15,7 @@ from outlines.options import Registry
 
 
 def discover(base: type, package: ModuleType) -> Registry:
-    """Import every file of `package` and return the subclasses of `base` with a `family`, by that name."""
+    """Return the subclasses of `base` that set `family`, by this name. First imports every file of `package`."""
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
     found = Registry("family")
@@ -29,7 +29,7 @@ def discover(base: type, package: ModuleType) -> Registry:
 
 
 def families() -> dict[str, type[TextModel]]:
-    """Return every family by name."""
+    """Return the model class of each family, by name."""
     return discover(TextModel, models)
 
 

@@ -1,8 +1,8 @@
 """The sentence VAE: sentence → q(z | x) → z → decoder → sentence. Its posterior can collapse.
 
-The decoder reads z as it reads an outline, so the families only differ in the source of the vector.
-Source: Bowman et al., Generating Sentences from a Continuous Space (2016). Deviation: the encoder is not the last state of
-one GRU but this project's bidirectional, pooled encoder, so that a weak encoder cannot be the cause of a collapse.
+The decoder reads z like an outline, so VAE and neural outlines only differ in the source of the vector.
+Source: Bowman et al., Generating Sentences from a Continuous Space (2016). Deviation: the encoder pools the states of a
+bidirectional GRU instead of returning the last state of one direction, so that a weak encoder cannot cause a collapse.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ class VAE(TextModel):
     sources = ("prior",)
 
     def __init__(self, encoder: RecurrentEncoderConfig, decoder: DecoderConfig):
-        """encoder: its outline_dim is 2 Z, for mu and logvar, and it has no dropout, which would add noise to mu."""
+        """encoder: with outline_dim 2 Z, for mu and logvar, and without dropout, which would add noise to mu."""
         super().__init__(encoder=encoder, decoder=decoder)
         self.latent_dim = decoder.vector_dim
         self.encoder = RecurrentEncoder(encoder)
@@ -62,9 +62,9 @@ class VAE(TextModel):
 
 
 def drop_words(inputs: Tensor, lengths: Tensor, share: float, uniforms: Tensor, unk_id: int) -> Tensor:
-    """Return the decoder's inputs [B, T] with a share of the words replaced by unk; bos and padding stay.
+    """Return the decoder's inputs [B, T]. Each word becomes unk with probability `share`; bos and padding stay.
 
-    lengths: [B] real inputs per row. uniforms: [B, T] in [0, 1). Source: Bowman et al. (2016), section 3.2.
+    lengths: [B], without padding. uniforms: [B, T] in [0, 1). Source: Bowman et al. (2016), section 3.2.
     """
     position = torch.arange(inputs.shape[1], device=inputs.device)
     words = (position > 0) & (position < lengths.to(inputs.device)[:, None])

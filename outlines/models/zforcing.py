@@ -8,11 +8,11 @@ x_t is the input, y_t = x_{t+1} the target, and h_t the state of the forward LST
     forward LSTM             h_t from z_t, x_t and h_{t-1}
     words                    p(y_t | h_t): z only acts through h_t
 
-The decoder's vector holds the *innovations* of all steps, e_t = (z_t - mu_p) / sigma_p with the prior's mu_p and sigma_p of
-that step. Under the prior they are N(0, 1), independent of earlier tokens, so sampling can draw the whole vector first.
+The decoder's vector contains the *innovations* of all steps, e_t = (z_t - mu_p) / sigma_p with the prior's mu_p and sigma_p
+of step t. Under the prior, they are N(0, 1) and independent of earlier tokens, so the whole vector can be sampled first.
 
 Source: Goyal, Sordoni, Côté, Ke and Bengio, Z-Forcing: Training Stochastic Recurrent Networks (2017). Deviations:
-embedding and output layer are tied, behind a readout; bounds are smooth.
+embedding and output layer share one matrix, after a readout layer; mu and logvar have smooth bounds.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from outlines.networks.stochastic import Gaussian, StochasticDecoder, Stochastic
 
 
 class Path(NamedTuple):
-    """States and distributions of a batch that is read with z from the posterior. Fields without a shape: [B, T, Z].
+    """States and distributions of a batch, computed with z from the posterior. Fields without a shape: [B, T, Z].
 
     mu, logvar: of the posterior. mu_p, logvar_p: of the prior.
     """
@@ -50,7 +50,7 @@ class Path(NamedTuple):
 
 
 class ZForcing(TextModel):
-    """The stochastic decoder with the posterior of its latents."""
+    """The stochastic decoder, and the posterior of the decoder's latents."""
 
     family = "zforcing"
     sources = ("prior",)
@@ -78,7 +78,7 @@ class ZForcing(TextModel):
         return states.gather(1, turned[:, :, None].expand_as(states))
 
     def follow(self, batch: TokenBatch, backward: Tensor, noise: Tensor) -> Path:
-        """Return the Path of a batch read with z_t = mu_t + sigma_t · noise_t. backward: b_t. noise: [B, T, Z]."""
+        """Return the Path of a batch with z_t = mu + sigma · noise_t from the posterior. backward: b_t. noise: [B, T, Z]."""
         behind = self.inference_sees(backward)
         kept: list[tuple[Tensor, ...]] = []
 
@@ -93,7 +93,7 @@ class ZForcing(TextModel):
 
     @torch.no_grad()
     def follow_rows(self, rows: Sequence[np.ndarray], noise: Tensor, batch_size: int = 128) -> tuple[Steps, Tensor]:
-        """Return the posterior's steps for `noise` [N, num_steps, Z], and -log p(x | z) [N] in nats; on the CPU."""
+        """Return the posteriors of all steps for `noise` [N, num_steps, Z], and -log p(x | z) in nats [N]; on the CPU."""
         device = next(self.parameters()).device
         mu, logvar, nll = torch.zeros_like(noise), torch.zeros_like(noise), torch.zeros(len(rows), dtype=torch.double)
         for chosen in in_like_length(rows, batch_size):
@@ -109,7 +109,7 @@ class ZForcing(TextModel):
         return torch.randn(num, self.num_steps, self.decoder.config.latent_dim, generator=rng)
 
     def posterior(self, rows: Sequence[np.ndarray], outlines: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return mu and logvar of the innovations, [N, num_steps · Z], if every z is the posterior's mean."""
+        """Return mu and logvar of the innovations, [N, num_steps · Z], computed with every z at the posterior's mean."""
         steps, _ = self.follow_rows(rows, torch.zeros(len(rows), self.num_steps, self.decoder.config.latent_dim))
         device = next(self.parameters()).device
         return steps.mu.flatten(1).to(device), steps.logvar.flatten(1).to(device)
@@ -123,7 +123,7 @@ class ZForcing(TextModel):
             steps, nll = self.follow_rows(rows, noise)
             logvar, drawn = steps.logvar.double(), steps.drawn.double()
             kl = kl_to_standard_normal(steps.mu.double(), logvar).sum(dim=(1, 2))
-            # log p(x | z) + log p(z) - log q(z | x), the last two in units of the prior, where normalisers cancel.
+            # log p(x | z) + log p(z) - log q(z | x), the last two in units of the prior, so that normalisers cancel.
             log_weight = (noise.double().square() + logvar - drawn.square()).sum(dim=(1, 2)) / 2 - nll
             yield LatentDraw(steps, nll, kl, log_weight)
 
@@ -139,7 +139,7 @@ class ZForcing(TextModel):
 
 
 class Forcing(nn.Module):
-    """The auxiliary networks of training: p(b_t | z_t) or p(b_t | z_t, h_{t-1}), and a head that predicts words from b_t."""
+    """Networks that only training uses: p(b_t | z_t) or p(b_t | z_t, h_{t-1}), and a head that predicts words from b_t."""
 
     def __init__(self, model: ZForcing, sees_state: bool):
         super().__init__()
@@ -149,7 +149,7 @@ class Forcing(nn.Module):
         self.head = nn.Linear(width, config.vocab_size)
 
     def predict(self, model: ZForcing, before: Tensor, backward: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and logvar of p(b_t | z_t), [B, T, width], with z_t drawn by `noise` as in `ZForcing.follow`.
+        """Return mean and logvar of p(b_t | z_t), [B, T, width], with z_t from `noise` as in `ZForcing.follow`.
 
         z_t is computed from detached h_{t-1} and b_t, so this does not train the backward LSTM. (The published code detaches
         b_t only as the target.)

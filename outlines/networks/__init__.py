@@ -1,4 +1,4 @@
-"""Neural networks and losses: nothing here samples or measures. Importing a kind of decoder or generator registers it."""
+"""Neural networks and losses. Importing the file of a decoder or a generator registers it."""
 
 from outlines.networks import flow, gan, gru, pretrained, transformer
 

@@ -1,4 +1,4 @@
-"""The conditional generator of outlines, its start (a linear-Gaussian fitted to pairs) and its critic:
+"""The conditional generator of outlines, the linear-Gaussian model that it starts from, and its critic. The generator:
 
     outline = A · condition + b + factor · noise + mlp(noise, condition)
 
@@ -25,9 +25,9 @@ class LinearGaussian(NamedTuple):
 
 
 def fit_linear_gaussian(conditions: Tensor, outlines: Tensor, chunk: int = 8192) -> LinearGaussian:
-    """Return the linear regression of outlines [N, D] on conditions [N, P], and a factor of the residual covariance.
+    """Return the least-squares regression of outlines [N, D] on conditions [N, P], with a factor of the residual covariance.
 
-    Least squares, with the smallest norm if conditions are linearly dependent, as one-hot labels are.
+    If conditions are linearly dependent, as one-hot labels are, this is the solution with the smallest norm.
     """
     num, width = conditions.shape
     size = width + outlines.shape[1]
@@ -49,7 +49,7 @@ def fit_linear_gaussian(conditions: Tensor, outlines: Tensor, chunk: int = 8192)
 
 @dataclass(frozen=True)
 class ConditionalGeneratorConfig:
-    """Shape of a ConditionalGenerator."""
+    """The sizes of a ConditionalGenerator."""
 
     outline_dim: int
     condition_dim: int  # P: the outline's width plus the number of labels
@@ -86,9 +86,9 @@ class ConditionalGenerator(nn.Module):
 class ProjectionCritic(nn.Module):
     """Maps outlines [B, D] and conditions [B, P] to unbounded scores [B]. It never mixes examples.
 
-    score = psi · phi(outline) + e(condition) · phi(outline) / sqrt(H): how real the outline is, plus how well it matches
-    the condition. Source: Miyato and Koyama, cGANs with Projection Discriminator (2018), eq. 3; there e is a matrix, and
-    the product is not divided by the root of its width H.
+    score = psi(phi(outline)) + e(condition) · phi(outline) / sqrt(H): how real the outline is, plus how well it matches
+    the condition. H: hidden_dim. Source: Miyato and Koyama, cGANs with Projection Discriminator (2018), eq. 3. In the paper,
+    e is a matrix, and the product is not divided by sqrt(H).
     """
 
     def __init__(self, outline_dim: int, condition_dim: int, hidden_dim: int = 512, num_layers: int = 3):
@@ -98,7 +98,7 @@ class ProjectionCritic(nn.Module):
         self.realness = nn.Linear(hidden_dim, 1)
 
     def score(self, outlines: Tensor, embedding: Tensor) -> Tensor:
-        """Return scores [B] given embedded conditions [B, H]; linear in the embedding."""
+        """Return scores [B] of outlines [B, D]. embedding: embedded conditions [B, H]."""
         features = functional.leaky_relu(self.features(outlines), 0.2)
         return self.realness(features)[:, 0] + (features * embedding).sum(dim=1) / features.shape[1] ** 0.5
 

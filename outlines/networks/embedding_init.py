@@ -1,7 +1,7 @@
 """Initialisation of a decoder's embeddings and output bias from training-set counts.
 
-An embedding is computed from the tokens near a token (positive pointwise mutual information, reduced to the largest
-singular values), the output bias from its frequency. This saves about a third of a short training.
+A token's embedding is computed from its neighbours (positive pointwise mutual information, reduced to the largest singular
+values). Its output bias is computed from its frequency. This saves about a third of the time of a short training run.
 """
 
 import math
@@ -15,13 +15,13 @@ from outlines.corpus.tokenizer import SpecialIds
 from outlines.errors import OutlinesError
 from outlines.networks.decoder import Decoder
 
-REACH = 3  # maximum distance of neighbours; each distance and side has its own counts
-MAX_COUNTED_ROWS = 200_000  # bounds memory
+REACH = 3  # maximum distance of neighbours; each distance on each side has its own counts
+MAX_COUNTED_ROWS = 200_000  # training sentences; limits the memory for counts
 
 
 @torch.no_grad()
 def start_words(decoder: Decoder, rows: Sequence[np.ndarray], seed: int) -> None:
-    """Initialise a decoder's embeddings and output bias from training sentences, token ids without bos and eos."""
+    """Initialise a decoder's embeddings and output bias from training sentences. rows: token ids without bos and eos."""
     config, words = decoder.config, decoder.words()
     if not words:
         raise OutlinesError(f"Decoder {config.kind!r} has no embeddings to initialise from counts. Use --word-start random.")
@@ -34,7 +34,7 @@ def start_words(decoder: Decoder, rows: Sequence[np.ndarray], seed: int) -> None
 def word_vectors(rows: Sequence[np.ndarray], vocab_size: int, width: int, seed: int, special: SpecialIds) -> Tensor:
     """Return vectors [V, width] of tokens, with variance 1 / width; zeros for tokens without informative neighbours.
 
-    rows: token ids of sentences; bos and eos count as neighbours. seed: for a random rotation.
+    rows: token ids of sentences; bos and eos count as neighbours. seed: for the randomised SVD and a random rotation.
     Source: Levy and Goldberg, Neural Word Embedding as Implicit Matrix Factorization (2014), section 5, without a shift.
     Deviation: each distance and side has its own columns.
     """
@@ -43,7 +43,7 @@ def word_vectors(rows: Sequence[np.ndarray], vocab_size: int, width: int, seed: 
     places, counts = [], []
     for distance in range(1, REACH + 1):
         left, right = text[:-distance], text[distance:]
-        # REACH separators between two sentences, so that no pair spans both.
+        # Between two sentences are REACH separators (-1), so the tokens of a pair are from the same sentence.
         near = (left >= 0) & (right >= 0)
         pairs, number = np.unique(left[near].astype(np.int64) * vocab_size + right[near], return_counts=True)
         first, second = np.divmod(pairs, vocab_size)
@@ -67,7 +67,7 @@ def word_vectors(rows: Sequence[np.ndarray], vocab_size: int, width: int, seed: 
 
 
 def log_shares(rows: Sequence[np.ndarray], vocab_size: int, special: SpecialIds) -> Tensor:
-    """Return the log share [V] of each token among the targets, eos included; 0.5 is added to each count."""
+    """Return the log of each token's share of the targets [V], eos included. 0.5 is added to each count."""
     counts = np.bincount(np.concatenate(rows), minlength=vocab_size) + 0.5
     counts[special.eos_id] += len(rows)
     return torch.from_numpy(np.log(counts) - math.log(counts.sum())).float()

@@ -1,8 +1,9 @@
-"""A flow-matching generator of outlines: it moves draws of a fitted mixture to outlines, along a learned velocity.
+"""A flow-matching generator of outlines: it moves points, sampled from a fitted mixture, along a learned velocity.
 
-    x(0) = centre[k] + factor · noise,    dx/dt = velocity(x, t),    outline = x(1)
+    x(0) = centre[k] + factor · noise,    dx/dt = velocity(x, t),    outline = matrix · x(1) + shift
 
-Source: Lipman et al., Flow Matching for Generative Modeling (2023). Each path is a straight line from a draw to an outline.
+In training, each path is a straight line from a point to an outline. matrix and shift: see `compose_affine`.
+Source: Lipman et al., Flow Matching for Generative Modeling (2023).
 """
 
 import itertools
@@ -20,25 +21,25 @@ from outlines.networks.gan import Generator, GeneratorConfig, MixtureNoise
 from outlines.networks.generator import GENERATORS, OutlineGenerator
 from outlines.networks.mixture import Mixture, nearest_centre
 
-TOLERANCE, MOST_ITERATIONS = 1e-4, 200  # inverse of a step: largest error (scaled units), largest number of iterations
+TOLERANCE, MOST_ITERATIONS = 1e-4, 200  # inverse of a step: largest error (scaled units), maximum number of iterations
 
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """Shape of a FlowGenerator."""
+    """The sizes of a FlowGenerator."""
 
     outline_dim: int
-    num_centres: int  # 1 starts at the fitted Gaussian, more at a mixture
+    num_centres: int  # 1: start at one fitted Gaussian; more: at a mixture
     hidden_dim: int
     num_blocks: int
     num_steps: int  # Heun steps from the mixture to the outline
 
 
 class Velocity(nn.Module):
-    """The velocity [B, D] at points [B, D] and times [B]: residual blocks whose scale, shift and gate depend on the time.
+    """Maps points [B, D] and times [B] to velocities [B, D]. Scale, shift and gate of each residual block depend on time.
 
     Source: the adaptive normalisation of Peebles and Xie, Scalable Diffusion Models with Transformers (2023). The last layer
-    starts at zero, so an untrained flow is the mixture that it starts at.
+    starts at zero, so an untrained flow does not move the points.
     """
 
     def __init__(self, outline_dim: int, hidden_dim: int, num_blocks: int):
@@ -53,7 +54,7 @@ class Velocity(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, points: Tensor, times: Tensor) -> Tensor:
-        # Not stored in __init__: arithmetic while a file is checked (hardening.build_module) would import torch's compiler.
+        # Not computed in __init__: hardening.build_module runs it on the meta device, where this imports torch's compiler.
         frequencies = 1000 * torch.exp(torch.arange(32, device=times.device) * (-math.log(1000) / 31))
         angles = times[:, None] * frequencies
         embedded = self.of_time(torch.cat([angles.sin(), angles.cos()], dim=1))
@@ -102,32 +103,32 @@ class FlowGenerator(OutlineGenerator):
         return nearest_centre(outlines, self.start.centres)
 
     def pair(self, own: Tensor, normal: Tensor) -> Tensor:
-        """Return the start [B, D] of each outline's path. own: index [B] of the outline's nearest centre. normal: [B, D]."""
+        """Return the first point [B, D] of each outline's path. own: [B], index of its nearest centre. normal: [B, D]."""
         return self.start.around(self.start.centres[own], normal)
 
     def forward(self, noise: MixtureNoise) -> Tensor:
         return self._moved(self.start(noise))
 
     def around(self, centre: Tensor, normal: Tensor) -> Tensor:
-        """Return outlines [B, D] for normal noise [B, D] and centres [B, D], which are points, not indices."""
+        """Return outlines [B, D] for normal noise [B, D] and centres [B, D] (points, not indices)."""
         return self._moved(self.start.around(centre, normal))
 
     def inverse(self, outlines: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the noise of outlines [N, D]: normal values [N, D] and the likeliest centres [N, D].
+        """Return the noise that generates outlines [N, D]: normal values [N, D] and the likeliest centres [N, D].
 
-        The sampler's steps are inverted, so `around` maps the result back to these outlines, up to rounding.
+        Each step of the sampler is inverted, so `around` maps the result back to these outlines, up to small errors.
         """
         points = torch.linalg.solve(self.matrix, (outlines - self.shift).T).T
         for begin, end in reversed(self._steps()):
             points = self.heun_step_back(points, begin, end)
-        # In directions in which the outlines hardly vary, noise has no effect: the pseudoinverse leaves it at zero.
+        # Noise has no effect in directions in which the outlines hardly vary. The pseudoinverse returns zero there.
         inverse, centres, log_shares = torch.linalg.pinv(self.start.factor), self.start.centres, self.start.shares.log()
         nearest = [((row - centres) @ inverse.T).square().sum(dim=1).sub(2 * log_shares).argmin() for row in points]
         centre = centres[torch.stack(nearest)]
         return (points - centre) @ inverse.T, centre
 
     def _steps(self) -> list[tuple[float, float]]:
-        """Return begin and end of each step of the sampler."""
+        """Return the times (begin, end) of each step of the sampler."""
         return list(itertools.pairwise(torch.linspace(0, 1, self.config.num_steps + 1).tolist()))
 
     def _moved(self, points: Tensor) -> Tensor:
@@ -136,17 +137,17 @@ class FlowGenerator(OutlineGenerator):
         return points @ self.matrix.T + self.shift
 
     def heun_step(self, points: Tensor, begin: float, end: float) -> Tensor:
-        """Move points [B, D] from time `begin` to time `end` by one Heun step; return them."""
+        """Return points [B, D] at time `end`, one Heun step after points [B, D] at time `begin`."""
         times = points.new_ones(len(points))
         velocity = self.velocity(points, begin * times)
         ahead = self.velocity(points + (end - begin) * velocity, end * times)
         return points + (end - begin) * (velocity + ahead) / 2
 
     def heun_step_back(self, points: Tensor, begin: float, end: float) -> Tensor:
-        """Move points [B, D] from time `end` back to time `begin`; return them. This is the inverse of `heun_step`.
+        """Return the points [B, D] at time `begin` that `heun_step` moves to `points` [B, D] at time `end`.
 
-        A Heun step from `end` to `begin` is close to the inverse, but not equal to it. Fixed-point iteration removes the
-        remaining error. With long steps, the iteration would oscillate, so it is damped where the error grows.
+        A Heun step from `end` to `begin` is close to this inverse, but not equal to it. Fixed-point iteration removes the
+        remaining error. With long steps, the iteration could oscillate, so it is damped more where the error grows.
         """
         found = self.heun_step(points, end, begin)
         damping, previous = points.new_full((len(points), 1), 0.5), points.new_full((len(points), 1), math.inf)
@@ -161,7 +162,7 @@ class FlowGenerator(OutlineGenerator):
 
 
 def flow_matching_loss(velocity: Velocity, begin: Tensor, end: Tensor, times: Tensor) -> Tensor:
-    """Return the squared error of the velocity on the straight path from begin to end, per example [B].
+    """Return the squared error (mean over dimensions) of the velocity on straight paths from begin to end, per example [B].
 
     begin, end: [B, D]. times: [B], from 0 to 1. Source: Lipman et al. (2023), eq. 23 without noise.
     """

@@ -1,6 +1,7 @@
 """The adversarially trained generator of outlines, and its critic.
 
-The generator starts as a fitted mixture (networks/mixture.py) and learns a residual. Centre k has probability share[k]:
+By default, the generator starts as a fitted mixture (networks/mixture.py), in which centre k has probability share[k], and
+learns the residual, the output of the MLP:
 
     outline = centre[k] + factor · noise + mlp(noise, centre[k])
 """
@@ -20,18 +21,18 @@ from outlines.networks.mixture import Mixture
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Shape of a Generator."""
+    """The sizes of a Generator."""
 
     outline_dim: int
-    num_centres: int  # 0 starts at noise, 1 at the fitted Gaussian, more at a mixture
-    num_offsets: int = 0  # centres of the second level; each may be added to any centre of the first
+    num_centres: int  # 0: nothing is fitted; 1: start at one fitted Gaussian; more: at a mixture
+    num_offsets: int = 0  # centres of the second level; each can be added to each centre of the first
     hidden_dim: int = 512
     num_layers: int = 3
 
 
 @dataclass(frozen=True)
 class MixtureNoise:
-    """Input of a Generator: normal values [B, D], and indices of centres [B] and of offsets [B]; 0 if there are none."""
+    """The noise that a Generator reads. normal: [B, D]. centre, offset: indices [B]; 0 if the generator has none."""
 
     normal: Tensor
     centre: Tensor
@@ -45,7 +46,7 @@ class MixtureNoise:
 
 
 def mlp(input_dim: int, hidden_dim: int, num_layers: int, output_dim: int, zero: bool = False) -> nn.Sequential:
-    """Return a perceptron [B, input_dim] → [B, output_dim] that never mixes examples. zero: it outputs 0 before training."""
+    """Return an MLP [B, input_dim] → [B, output_dim] that never mixes examples. zero: before training, it returns zeros."""
     layers: list[nn.Module] = []
     for index in range(num_layers):
         layers += [nn.Linear(hidden_dim if index else input_dim, hidden_dim), nn.LeakyReLU(0.2)]
@@ -104,7 +105,7 @@ class Generator(OutlineGenerator):
         last: Any = self.mlp[-1]
         matrix, shift = float64(matrix), float64(shift)
         if self.config.num_centres:
-            # The MLP also reads the centre: its first layer undoes the map.
+            # The MLP also reads the centres, which the map changes, so its first layer must invert the map.
             width = self.config.outline_dim
             of_centre = torch.linalg.solve(matrix, float64(first.weight[:, width:]), left=False)
             first.weight[:, width:] = of_centre
@@ -135,7 +136,7 @@ class Generator(OutlineGenerator):
         return self.around(centre, noise.normal)
 
     def around(self, centre: Tensor, normal: Tensor) -> Tensor:
-        """Return outlines [B, D] for normal noise [B, D] and centres [B, D], which are points, not indices."""
+        """Return outlines [B, D] for normal noise [B, D] and centres [B, D] (points, not indices)."""
         if not self.config.num_centres:
             return self.mlp(normal)
         return centre + normal @ self.factor.T + self.mlp(torch.cat([normal, centre], dim=1))
@@ -145,8 +146,8 @@ GENERATORS["gan"] = Generator
 
 
 def _draw_by_shares(shares: Tensor, num: int, rng: torch.Generator) -> Tensor:
-    """Return indices [num], drawn with probabilities proportional to `shares` [K]."""
-    edges = float64(shares).cumsum(0)  # on the GPU if possible: moving them to the CPU would synchronise
+    """Return random indices [num], with probabilities proportional to `shares` [K]."""
+    edges = float64(shares).cumsum(0)  # on the GPU if possible, because moving the shares to the CPU would synchronise
     uniform = torch.rand(num, generator=rng, dtype=torch.float64, device=rng.device).to(edges.device)
     return torch.searchsorted(edges, uniform * edges[-1], right=True)
 
@@ -164,7 +165,7 @@ class Critic(nn.Module):
 
 @torch.no_grad()
 def update_ema(average: nn.Module, current: nn.Module, decay: float) -> None:
-    """average ← decay · average + (1 - decay) · current, parameter by parameter; buffers are copied."""
+    """Set each parameter of `average` to decay · average + (1 - decay) · current, and copy the buffers of `current`."""
     torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - decay)
     for kept, buffer in zip(average.buffers(), current.buffers(), strict=True):
         kept.copy_(buffer)

@@ -1,7 +1,7 @@
-"""Generators of outlines, noise → outlines: the interface of every kind, and the registry.
+"""Generators map noise to outlines: the interface of every generator, and the registry of their kinds.
 
-A new kind is one file that adds an OutlineGenerator to `GENERATORS`, and its import in networks/__init__.py.
-A kind that is trained, not only fitted, also needs a line in GENERATOR_STAGES of train/methods/outlines.py.
+To add a kind, write one file that adds a subclass of OutlineGenerator to `GENERATORS`, and import the file in
+networks/__init__.py. If the kind is trained, not only fitted, add a line to GENERATOR_STAGES in train/methods/outlines.py.
 """
 
 from abc import ABC, abstractmethod
@@ -24,13 +24,13 @@ class OutlineGenerator(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def configure(cls, outline_dim: int, num_rows: int, options: Mapping[str, Any]) -> Any:
-        """Return the config for a run's options and a corpus with `num_rows` outlines to fit to."""
+        """Return the config. num_rows: number of outlines to which the generator is fitted. options: a run's options."""
 
     @abstractmethod
     def draw(self, num: int, rng: torch.Generator) -> Any:
-        """Return noise for `num` outlines on the module's device, drawn on the device of `rng`.
+        """Return noise for `num` outlines. It is sampled on the device of `rng` and moved to the module's device.
 
-        The noise is a tensor, or an object that supports `noise[slice]` over outlines and `noise * scale`.
+        It is a tensor, or an object that supports `noise[slice]` (noise of some of the outlines) and `noise * scale`.
         """
 
     @abstractmethod
@@ -42,11 +42,11 @@ class OutlineGenerator(nn.Module, ABC):
         return
 
     def start_at(self, mixture: Mixture) -> None:
-        """Set the generator to a mixture before training, if the kind supports this."""
+        """Make the untrained generator sample from a mixture, if the kind supports this."""
         return
 
     def compose_affine(self, matrix: Tensor, shift: Tensor) -> None:
-        """Replace every generated outline x by matrix · x + shift, if the kind supports this. matrix: [D, D], invertible."""
+        """Change the weights so that each output x becomes matrix · x + shift, if supported. matrix: [D, D], invertible."""
         return
 
 
@@ -54,6 +54,6 @@ GENERATORS = Registry("generator")
 
 
 def build_generator(shape: Mapping[str, Any]) -> Any:
-    """Return an untrained OutlineGenerator. shape: the kind, and the fields of the config."""
+    """Return an untrained OutlineGenerator. shape: `kind`, and the fields of the kind's config."""
     kind: Any = GENERATORS[str(shape["kind"])]
     return kind(kind.config_class(**{name: value for name, value in shape.items() if name != "kind"}))

@@ -1,4 +1,4 @@
-"""The GRU decoder: a recurrent language model that reads the vector at its first state and at every step."""
+"""The GRU decoder: a recurrent language model that reads the vector in its first state and at every step."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class GRUConfig(TiedConfig):
 
 @dataclass
 class GRUCache:
-    """State of a GRU decoder, [layers, B, H]. terms: the vector's part of the embeddings and of the readout, [B, E] each."""
+    """state: [layers, B, H]. terms: added to every embedding and to every readout, computed from the vector, [B, E] each."""
 
     state: Tensor
     terms: tuple[Tensor, Tensor] | None = None

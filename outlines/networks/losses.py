@@ -14,9 +14,9 @@ def linear_nll(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, ma
     """Return -log p(targets), nats per sentence [B]. The logits, hidden · weightᵀ + bias, are computed in pieces.
 
     hidden: [B, T, E]. weight: [V, E]; bias: [V]. targets: [B, T] ids. mask: [B, T], True = a real target.
-    torch.nn.functional.linear_cross_entropy with one term per token is slower in float32. Forward and backward of 128 x 14
-    tokens, E = 256, one thread of an Intel Xeon with AVX-512: 96 ms against 84 ms (V = 4,000), 326 against 195 (V = 10,000).
-    In bfloat16 both are equally fast: 141 against 143 and 389 against 394. torch's chunked mode only returns the total.
+    torch.nn.functional.linear_cross_entropy with one term per token is slower in float32: 96 ms against 84 ms (V = 4,000),
+    326 ms against 195 ms (V = 10,000). In bfloat16 it is as fast: 141 against 143, 389 against 394. Its chunked mode only
+    returns the total. Measured: forward and backward of 128 x 14 tokens, E = 256, one thread of an Intel Xeon with AVX-512.
     """
     flat = hidden.flatten(0, 1), weight, bias, targets.flatten(), mask.flatten()
     nll: Tensor = _LinearNll.apply(*flat, torch.is_grad_enabled())
@@ -24,7 +24,7 @@ def linear_nll(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, ma
 
 
 class _LinearNll(torch.autograd.Function):
-    """The nll [N] of N tokens. The forward pass also computes the gradient of the sum, which training needs."""
+    """The nll [N] of N tokens. In training, the forward pass also computes the gradients of their sum."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, mask: Tensor,
@@ -47,11 +47,11 @@ class _LinearNll(torch.autograd.Function):
 
 def _nll_and_gradients(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, factors: Tensor,
                        wanted: Sequence[bool]) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Return factors · nll [N], and the gradients of its sum by hidden, weight and bias; None where `wanted` is False.
+    """Return factors · nll [N], and its sum's gradients with respect to hidden, weight and bias; None if not `wanted`.
 
     The logits are computed in pieces that fit the processor's cache.
     """
-    # At least 8 rows: the product of a matrix and a single row is summed in another order and rounds visibly.
+    # At least 8 rows: with a single row, torch sums in another order, and the rounding differs visibly.
     rows_at_once = max(8, (2**20 if hidden.device.type == "cpu" else 2**27) // len(bias))
     output, offset = weight.to(hidden.dtype), bias.to(hidden.dtype)
     nll = hidden.new_empty(len(hidden), dtype=torch.float32)
@@ -68,7 +68,7 @@ def _nll_and_gradients(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Te
         nll[piece] = ((normaliser.log() + largest - of_target) * factor)[:, 0]
         if not any(wanted):
             continue
-        slope.mul_(factor / normaliser).scatter_add_(1, target, -factor)  # softmax - one_hot, the gradient by the logits
+        slope.mul_(factor / normaliser).scatter_add_(1, target, -factor)  # softmax - one_hot, the gradient of the logits
         if of_bias is not None:
             of_bias += slope.sum(dim=0)
         slope = slope.to(hidden.dtype)
@@ -82,7 +82,7 @@ def _nll_and_gradients(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Te
 
 
 def relativistic_loss(higher: Tensor, lower: Tensor) -> Tensor:
-    """Return R3's loss per pair of scores [B]. higher: scores that must rise (critic: real, generator: fake).
+    """Return the loss of R3GAN per pair of scores [B]. higher: scores that must rise (critic: real, generator: fake).
 
     Source: Huang et al., The GAN is dead; long live the GAN! (arXiv 2501.05441), eq. 2.
     """
@@ -90,15 +90,15 @@ def relativistic_loss(higher: Tensor, lower: Tensor) -> Tensor:
 
 
 def wasserstein_loss(higher: Tensor, lower: Tensor | float = 0.0) -> Tensor:
-    """Return WGAN's loss per score [B]. Source: Arjovsky et al. 2017.
+    """Return the loss of WGAN per score [B]. Source: Arjovsky et al. 2017.
 
-    higher: scores that must rise (critic: real, generator: fake). lower: scores that must fall (only for the critic: fake).
+    higher: scores that must rise (critic: real, generator: fake). lower: scores that must fall (critic: fake).
     """
     return lower - higher
 
 
 def score_gradients(critic: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a critic's scores [B] at points [B, D] and their gradients [B, D], which are differentiable."""
+    """Return a critic's scores [B] at points [B, D] and the gradients [B, D] of the scores, which are differentiable."""
     points = points.detach().requires_grad_(True)
     scores = critic(points)
     # One sum yields per-example gradients only if the critic never mixes examples,
@@ -108,7 +108,7 @@ def score_gradients(critic: Callable[[Tensor], Tensor], points: Tensor) -> tuple
 
 
 def zero_centred_penalty(gradients: Tensor) -> Tensor:
-    """Return R1 (for gradients at real points) or R2 (at fake points), per example [B]. Source: Mescheder et al. 2018."""
+    """Return R1 (from gradients at real points) or R2 (at fake points), per example [B]. Source: Mescheder et al. 2018."""
     return gradients.square().sum(dim=1) / 2
 
 
@@ -132,7 +132,7 @@ def free_bits(mean_kl: Tensor, floor: float, num_groups: int) -> Tensor:
 
 
 def linear_kl_weight(step: float, rise_steps: float) -> float:
-    """Return the factor on the KL weight: linear over the first `rise_steps`, then 1. Source: Sønderby et al. (2016)."""
+    """Return the factor on the KL weight: from 0 to 1 in the first `rise_steps`, then 1. Source: Sønderby et al. (2016)."""
     return min(1.0, step / rise_steps)
 
 
@@ -146,7 +146,7 @@ def cyclical_kl_weight(step: int, num_steps: int, num_cycles: int, rise: float) 
 
 
 def moving_weight(start: float, end: float, per_step: float, step: int) -> float:
-    """Return a weight at a step: it moves from `start` to `end` by `per_step`, then stays. Source: Goyal et al. (2017)."""
+    """Return the weight at `step`. It changes from `start` to `end` by `per_step` per step. Source: Goyal et al. (2017)."""
     moved = per_step * step
     return min(end, start + moved) if end >= start else max(end, start - moved)
 
@@ -166,9 +166,10 @@ def bag_of_words_nll(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
 
 
 def importance_weighted_nll(log_weights: Tensor) -> Tensor:
-    """Return -log(mean importance weight), nats per sentence [N]. It is an upper bound of the nll, tighter for larger K.
+    """Return -log(mean importance weight), nats per sentence [N]. Its expectation is an upper bound of the nll, tighter for
+    larger K.
 
-    log_weights: [K, N], log p(x, z_k) - log q(z_k | x) with z_k drawn from q(z | x).
+    log_weights: [K, N], log p(x, z_k) - log q(z_k | x), with z_k sampled from q(z | x).
     Source: Burda et al., Importance Weighted Autoencoders (2016), eq. 8.
     """
     return math.log(len(log_weights)) - log_weights.logsumexp(dim=0)

@@ -1,4 +1,4 @@
-"""A mixture of Gaussians fitted to outlines without an adversary, and the matching of means and covariances."""
+"""A mixture of Gaussians that is fitted to outlines without a GAN, and an affine map that matches mean and covariance."""
 
 import itertools
 from collections.abc import Callable
@@ -15,10 +15,10 @@ K_MEANS_ITERATIONS = 15
 
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture of Gaussians with one covariance, factor · factorᵀ, in scaled units.
+    """A mixture of Gaussians that all have the covariance factor · factorᵀ, in scaled units.
 
-    centres [K, D] with shares [K]; factor [D, D]. Optional offsets [J, D] with shares [J]: each offset can be added to each
-    centre, so there are K × J Gaussians.
+    centres: [K, D], with probabilities `shares` [K]. factor: [D, D]. offsets, optional: [J, D], with probabilities
+    `offset_shares` [J]. Each offset can be added to each centre, so there are K × J Gaussians.
     """
 
     centres: Tensor
@@ -30,10 +30,10 @@ class Mixture:
 
 def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_offsets: int = 0,
                 progress: Callable[[int, int], None] | None = None) -> Mixture:
-    """Fit centres to outlines [N, D] by Lloyd's k-means, and a factor of the residuals' covariance.
+    """Return a mixture for outlines [N, D]: centres from Lloyd's k-means, and a factor of the residuals' covariance.
 
     num_offsets: centres of a second k-means on the residuals of the first (multiple stage vector quantisation: Juang and
-    Gray 1982). progress: called with (iterations done, total). Raises OutlinesError if too few residuals differ from zero.
+    Gray 1982). progress: called with (iterations done, maximum). Raises OutlinesError if too few residuals differ from zero.
     """
     done, total = itertools.count(1), K_MEANS_ITERATIONS * (2 if num_offsets else 1)
 
@@ -44,7 +44,7 @@ def fit_mixture(outlines: Tensor, num_centres: int, seed: int, num_offsets: int 
     centres, shares, residual = k_means(outlines, num_centres, seed, iterated)
     offsets = offset_shares = None
     if num_offsets:
-        # In a cluster with only one row, the residual is 0, which says nothing about distances from centres.
+        # In a cluster with only one row, the residual is 0, which contains no information about distances from centres.
         left = residual[residual.abs().sum(dim=1) > 0]
         if len(left) <= num_offsets:
             raise OutlinesError(f"Only {len(left)} outlines differ from their centres, too few for {num_offsets} offsets. "
@@ -72,7 +72,7 @@ def k_means(rows: Tensor, num_centres: int, seed: int, iterated: Callable[[], No
         previous = nearest
         counts = torch.bincount(nearest, minlength=num_centres)
         sums = torch.zeros_like(centres).index_add_(0, nearest, rows)
-        # A centre without rows keeps its place; its share will be zero.
+        # A centre without rows stays where it is.
         centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
         iterated()
         if num_centres == 1:
@@ -89,7 +89,7 @@ def nearest_centre(outlines: Tensor, centres: Tensor, chunk: int = 8192) -> Tens
 
 
 def moment_map(outlines: Tensor, like: Tensor, most: float = 2.0) -> tuple[Tensor, Tensor]:
-    """Return matrix [D, D] and shift [D] of the affine map from outlines [N, D] to the mean and covariance of `like` [M, D].
+    """Return matrix and shift of the affine map that gives outlines [N, D] the mean and covariance of `like` [M, D].
 
     It is the optimal transport between Gaussians (Olkin and Pukelsheim, The Distance between Two Random Vectors with Given
     Dispersion Matrices, 1982), except that no direction is stretched by more than the factor `most`.

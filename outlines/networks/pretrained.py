@@ -3,9 +3,9 @@
     inputs    = [prefix(vector), embedding(token) + every_step(vector)]
     p(token)  = softmax(language model(inputs) + output bias), over the pieces that the corpus uses
 
-The prefix is ClipCap's (Mokady et al. 2021): an MLP from the vector to a few embeddings. The language model is trained by
-low-rank adapters (LoRA, Hu et al. 2022), completely, or not at all. A run stores only the trained weights, and the name
-and the fingerprint of the language model.
+The prefix is an MLP from the vector to a few embeddings, as in ClipCap (Mokady et al. 2021). Training changes low-rank
+adapters of the language model (LoRA, Hu et al. 2022), all its weights, or none. A run stores only the trained weights, and
+the name and the fingerprint of the language model.
 """
 
 import importlib
@@ -35,7 +35,7 @@ class PretrainedConfig(DecoderConfig):
     base: str = ""  # name of the language model
     fingerprint: str = ""  # hash of its files
     rows: str = ""  # the language model's id of each token, as ranges
-    lm_tuning: str = "lora"  # which weights of the language model are trained
+    lm_tuning: str = "lora"  # trained weights of the language model: low-rank adapters, all (full) or none (frozen)
     prefix_len: int = 4
     lora_rank: int = 16
 
@@ -74,7 +74,7 @@ class PretrainedDecoder(Decoder):
         rows = from_ranges(config.rows, config.vocab_size)
         if len(rows) != config.vocab_size:
             raise ValueError(f"{len(rows)} rows for {config.vocab_size} tokens")
-        self.lm = found.model(empty=torch.empty(0).is_meta).train()  # in the mode of this module
+        self.lm = found.model(empty=torch.empty(0).is_meta).train()  # because a new module is in training mode
         width = _restrict(self.lm, rows)
         _choose_trained(self.lm, config)
         self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
@@ -85,11 +85,11 @@ class PretrainedDecoder(Decoder):
                                         nn.Linear(width, config.prefix_len * width))
             self.every_step = nn.Linear(config.vector_dim, width, bias=False)
             nn.init.zeros_(self.every_step.weight)
-            # The embeddings of language models are small (SmolLM2: 0.14). Without this factor, one step of AdamW changes the
-            # inputs by more than their size.
+            # The embeddings of language models are small (standard deviation of SmolLM2's: 0.14). Without this factor, one
+            # step of AdamW would change the inputs by more than their size.
             self.register_buffer("scale", self.lm.get_input_embeddings().weight.detach().std(), persistent=False)
         trained = {name for name, weights in self.named_parameters() if weights.requires_grad}
-        self.base = self.state_dict().keys() - trained  # not stored with a run
+        self.base = self.state_dict().keys() - trained  # names of the weights that a run does not store
         self.register_state_dict_post_hook(_remove_base)
         self.register_load_state_dict_pre_hook(_add_base)
 
@@ -155,7 +155,7 @@ def _restrict(lm: Any, rows: list[int]) -> int:
 
 
 def _choose_trained(lm: Any, config: PretrainedConfig) -> None:
-    """Add low-rank adapters for the tuning `lora`, and set which weights of a language model are trained."""
+    """Add low-rank adapters if `lm_tuning` is lora, and choose which weights of a language model are trained."""
     if config.lm_tuning == "lora":
         peft = importlib.import_module("peft")
         adapters = peft.LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules="all-linear")
@@ -167,13 +167,13 @@ def _choose_trained(lm: Any, config: PretrainedConfig) -> None:
 
 
 def _remove_base(decoder: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Remove the language model's own weights from the state of a module."""
+    """Remove the language model's untrained weights from the state of a decoder."""
     for name in decoder.base:
         del state[prefix + name]
 
 
 def _add_base(decoder: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Add the language model's own weights to a state before a module loads it."""
+    """Add the language model's untrained weights to a state before a decoder loads it."""
     own = dict([*decoder.named_parameters(remove_duplicate=False), *decoder.named_buffers(remove_duplicate=False)])
     state.update({prefix + name: own[name].detach() for name in decoder.base})
 

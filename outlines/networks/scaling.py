@@ -1,4 +1,4 @@
-"""Raw outlines to scaled outlines and back."""
+"""The map from raw outlines to scaled outlines, and back."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from outlines.errors import OutlinesError
 
 
 class Scaling(nn.Module):
-    """An affine map between raw outlines and scaled outlines (zero mean). mean: [D]. std: one number for all dimensions."""
+    """Maps raw outlines to scaled outlines (mean 0), and back. mean: [D]. std: one number for all dimensions."""
 
     mean: Tensor
     std: Tensor
@@ -20,9 +20,9 @@ class Scaling(nn.Module):
             raise OutlinesError("All outlines are equal, so they cannot be scaled. Check the corpus and the encoder.")
 
     def scale(self, outlines: Tensor) -> Tensor:
-        """Map raw outlines [..., D] to scaled outlines of the same dtype."""
+        """Return scaled outlines for raw outlines [..., D], in the same dtype."""
         return (outlines - self.mean.to(outlines.dtype)) / self.std.to(outlines.dtype)
 
     def unscale(self, scaled: Tensor) -> Tensor:
-        """Map scaled outlines [..., D] to raw outlines: the inverse of `scale`."""
+        """Return raw outlines for scaled outlines [..., D]. The inverse of `scale`."""
         return scaled * self.std.to(scaled.dtype) + self.mean.to(scaled.dtype)

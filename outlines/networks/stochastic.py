@@ -1,4 +1,4 @@
-"""The decoder of Z-Forcing (models/zforcing.py): an LSTM language model that reads a latent z_t beside every token."""
+"""The decoder of Z-Forcing (models/zforcing.py): an LSTM language model that reads a latent z_t with each token."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from torch.nn import functional
 
 from outlines.networks.tied import TiedConfig, TiedDecoder
 
-BOUND = 8.0  # bound of |mu| and |logvar| of every Gaussian, so that no KL can overflow
+BOUND = 8.0  # bound of |mu| and |logvar|, so that no KL can overflow
 
 
 @dataclass(frozen=True, kw_only=True)
 class StochasticDecoderConfig(TiedConfig):
-    """The sizes of a stochastic decoder; vector_dim is latent_dim times the steps of the longest sentence."""
+    """The sizes of a stochastic decoder. vector_dim: latent_dim times the number of steps of the longest sentence."""
 
     kind: str = "stochastic"
     latent_dim: int
@@ -22,7 +22,7 @@ class StochasticDecoderConfig(TiedConfig):
 
 
 class Gaussian(nn.Module):
-    """An MLP with one hidden layer that computes mu and logvar. Both are bounded."""
+    """An MLP with one hidden layer that returns mu and logvar, both between -BOUND and BOUND."""
 
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int):
         super().__init__()
@@ -30,7 +30,7 @@ class Gaussian(nn.Module):
         self.output = nn.Linear(hidden_dim, 2 * output_dim)
 
     def forward(self, inputs: Tensor, beside: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-        """Return mu and logvar [..., output_dim]. inputs: [..., input_dim]. beside: added before the activation."""
+        """Return mu and logvar [..., output_dim]. inputs: [..., input_dim]. beside: added to the hidden layer."""
         parameters = self.output(functional.leaky_relu(self.hidden(inputs) + beside)).float()
         mu, logvar = (BOUND * torch.tanh(parameters / BOUND)).chunk(2, dim=-1)
         return mu, logvar
@@ -38,7 +38,7 @@ class Gaussian(nn.Module):
 
 @dataclass
 class StochasticCache:
-    """states: h and c [B, H] of every layer. innovations: [B, steps, Z]. num_read: tokens read, the same for all rows."""
+    """states: h and c [B, H] of each layer. innovations: [B, steps, Z]. num_read: number of tokens read by every row."""
 
     states: list[tuple[Tensor, Tensor]]
     innovations: Tensor
@@ -49,9 +49,9 @@ class StochasticCache:
 
 
 class StochasticDecoder(TiedDecoder):
-    """p(x | innovations): z_t = mu_p + sigma_p · innovation_t, with mu_p and sigma_p of the prior, which reads h_{t-1}.
+    """p(x | innovations): z_t = mu_p + sigma_p · innovation_t. The prior computes mu_p and sigma_p from h_{t-1}.
 
-    If a sentence has more steps than there are innovations, they are used again from the first one on.
+    In a sentence with more steps than innovations, the innovations are repeated from the first one.
     """
 
     config_class = StochasticDecoderConfig
@@ -71,7 +71,7 @@ class StochasticDecoder(TiedDecoder):
         return StochasticCache(self.zeros(num), vector.unflatten(1, (-1, self.config.latent_dim)))
 
     def zeros(self, num: int) -> list[tuple[Tensor, Tensor]]:
-        """Return h and c before the first token, zeros [num, H], for every layer."""
+        """Return h and c of each layer before the first token: zeros [num, H]."""
         zeros = self.output_bias.new_zeros(num, self.config.hidden_dim)
         return [(zeros, zeros)] * self.config.num_layers
 
@@ -87,7 +87,7 @@ class StochasticDecoder(TiedDecoder):
     def unroll(self, tokens: Tensor, states: list[tuple[Tensor, Tensor]], draw: Callable[[int, Tensor], Tensor]) -> Tensor:
         """Return the readout's outputs [B, T, embed_dim] for tokens [B, T].
 
-        states: h and c of every layer. The list is updated: afterwards it has the states after the last token.
+        states: h and c of each layer. The call replaces them with the states after the last token.
         draw: (t, h_{t-1} of the top layer [B, H]) → z_t [B, Z].
         """
         words = self.dropout(self.embed(tokens))

@@ -1,4 +1,4 @@
-"""Base class of decoders whose output layer is tied to the embedding: loss, logits, one step."""
+"""Base class of decoders with one weight matrix for embedding and output layer (tied)."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ class TiedConfig(DecoderConfig):
     hidden_dim: int = 512
     num_layers: int = 1
     dropout: float = 0.1
-    num_sampled: int = 0  # words in the training softmax in addition to the batch's own; 0: all words
+    num_sampled: int = 0  # words that the training softmax sums over in addition to the batch's targets; 0: all words
 
 
 class LockedDropout(nn.Module):
     """Dropout of [B, T, width] with one mask per sentence, shared by all steps.
 
-    nn.Dropout draws T times as many random numbers, 7 % of the time of a training step on a CPU. Source: Gal and Ghahramani
-    (2016).
+    nn.Dropout needs T times as many random numbers, which takes 7 % of the time of a training step on a CPU. Source: Gal and
+    Ghahramani (2016).
     """
 
     def __init__(self, share: float):
@@ -43,7 +43,7 @@ class LockedDropout(nn.Module):
 
 
 class TiedDecoder(Decoder):
-    """A decoder with one weight matrix for embedding and output layer. A subclass defines the recurrence between them."""
+    """A decoder with one weight matrix for embedding and output layer. A subclass defines the layers between them."""
 
     config: TiedConfig
     embedding: nn.Embedding
@@ -55,10 +55,10 @@ class TiedDecoder(Decoder):
 
     @abstractmethod
     def advance(self, tokens: Tensor, cache: Any) -> Tensor:
-        """Return the readout's outputs [B, T, embed_dim] for tokens [B, T]; advances the cache."""
+        """Return hidden vectors [B, T, embed_dim], the input of the output layer, for tokens [B, T]. Updates the cache."""
 
     def read(self, inputs: Tensor, vector: Tensor | None) -> Tensor:
-        """Return the readout's outputs [B, T, embed_dim] for inputs [B, T], bos first."""
+        """Return hidden vectors [B, T, embed_dim] for inputs [B, T], which start with bos."""
         return self.advance(inputs, self.start(vector, len(inputs)))
 
     def nll(self, tokens: TokenBatch, vector: Tensor | None) -> Tensor:
@@ -72,11 +72,11 @@ class TiedDecoder(Decoder):
         return self.embedding(tokens) * self.config.embed_dim ** 0.5
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits [..., V] of the readout's outputs [..., embed_dim]."""
+        """Return the logits [..., V] for hidden vectors [..., embed_dim]."""
         return functional.linear(hidden, self.embedding.weight, self.output_bias)
 
     def hidden_nll(self, hidden: Tensor, tokens: TokenBatch) -> Tensor:
-        """Return -log p(targets), nats per sentence [B], of the readout's outputs [B, T, embed_dim]."""
+        """Return -log p(targets), nats per sentence [B], for hidden vectors [B, T, embed_dim]."""
         output = hidden, self.embedding.weight, self.output_bias, tokens.targets, tokens.mask
         if self.training and self.config.num_sampled:
             return sampled_nll(*output, self.config.num_sampled)

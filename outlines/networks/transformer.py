@@ -26,7 +26,7 @@ class TransformerConfig(TiedConfig):
 
 @dataclass
 class TransformerCache:
-    """keys, values: of every block, [B, heads, T, HEAD_DIM] for T positions. terms: added to every embedding, [B, E]."""
+    """keys, values: one tensor [B, heads, T, HEAD_DIM] per block, for T positions. terms: added to embeddings, [B, E]."""
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -48,9 +48,9 @@ class Block(nn.Module):
         self.feed = nn.Sequential(nn.Linear(width, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, width))
 
     def forward(self, inputs: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return outputs [B, T, E] and all keys and values [B, heads, S + T, HEAD_DIM].
+        """Return outputs [B, T, E] for inputs [B, T, E], and all keys and values [B, heads, S + T, HEAD_DIM].
 
-        keys, values: of S earlier positions. allowed: [T, S + T], whether a position can read another one.
+        keys, values: of S earlier positions. allowed: [T, S + T], whether a position (row) can read another one (column).
         """
         split = self.project(self.norm(inputs)).unflatten(2, (3, self.num_heads, -1))
         query, key, value = (part.transpose(1, 2) for part in split.unbind(dim=2))
@@ -63,7 +63,7 @@ class Block(nn.Module):
 
 
 def rotate(states: Tensor, first: int) -> Tensor:
-    """Return states [B, heads, T, width], rotated by their positions first, first + 1, … (RoFormer, eq. 34)."""
+    """Return states [B, heads, T, width] rotated according to their positions: first, first + 1, … (RoFormer, eq. 34)."""
     length, width = states.shape[2:]
     rates = 10000.0 ** (-torch.arange(0, width, 2, device=states.device) / width)
     angles = (first + torch.arange(length, device=states.device))[:, None] * rates
@@ -73,7 +73,7 @@ def rotate(states: Tensor, first: int) -> Tensor:
 
 
 class TransformerDecoder(TiedDecoder):
-    """Embedding → blocks → tied output layer. The vector is the first position, and is added to every embedding."""
+    """Embedding → blocks → tied output layer. The vector is projected to the first position, and added to every token."""
 
     config_class = TransformerConfig
 
@@ -105,7 +105,7 @@ class TransformerDecoder(TiedDecoder):
         return self.dropout(self.norm(self._through(self.dropout(inputs), cache)))
 
     def _through(self, hidden: Tensor, cache: TransformerCache) -> Tensor:
-        """Return the last block's outputs [B, T, E] for its inputs; adds their keys and values to the cache."""
+        """Return outputs [B, T, E] of all blocks for inputs [B, T, E]; add the new keys and values to the cache."""
         length, before = hidden.shape[1], cache.keys[0].shape[2]
         allowed = torch.ones(length, before + length, dtype=torch.bool, device=hidden.device).tril(before)
         for layer, block in enumerate(self.blocks):

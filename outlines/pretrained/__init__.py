@@ -1,7 +1,7 @@
 """Models that ship with the package, as directories with checksums (docs/reliability.md).
 
 english/: a run that writes everyday English; its README.md is the model card. benchmarks/english.py writes it.
-scenes/: the tokenizer of the embedded corpus, and the language model that judges samples of it.
+scenes/: the tokenizer of the embedded corpus, and the language model that scores samples of models trained on it.
 benchmarks/judge_of_scenes.py writes both.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 SCENES_MODEL = Path(__file__).parent / "scenes"
 ENGLISH = "english"
 SHIPPED = {ENGLISH: Path(__file__).parent / ENGLISH}
-"""runs that ship with the package, by the name that replaces a run's directory"""
+"""Runs that ship with the package: name → directory. The name can be used in place of the directory."""
 
 
 def run_path(run: str | Path) -> Path:

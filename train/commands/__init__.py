@@ -1,1 +1,1 @@
-"""One file per `python -m train VERB`."""
+"""The commands of `python -m train`, one file each, and what they share (parsing.py, judges.py)."""

@@ -1,6 +1,6 @@
-"""`python -m train ablate RUN`: train generators with other options for one run's decoder and compare them in a table.
+"""`python -m train ablate RUN`: train several generators for the decoder of one run, and compare them in a table.
 
-Each row is an ordinary run with RUN's decoder. The table has all rows of the directory, so a later command adds rows.
+Each generator is an ordinary run with RUN's decoder. The table has all rows of the directory, so a later command adds rows.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ from train.session import Session, begin_run, check_out, finished_run, run_confi
 
 FAMILY = OutlineModel.family
 TEMPERATURES = (0.7, 1.0)
-NUM_TIMED = 1024  # outlines in the batch whose time is measured
+NUM_TIMED = 1024  # number of outlines in the batch whose sampling time is measured
 CONTROLS = (REAL_OUTLINES, "mixture", "gaussian")
 GRID = ("objective=r3,wgan-gp", "start=noise,gaussian,mixture")
 DESCRIPTION = """\
@@ -75,7 +75,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     check_out(out)
     session = Session.of_run(run, options.quiet, signals, options.device)
     model, data = finished_run(run, session)
-    fitted = {base.training.seed: run}  # runs whose baselines the next rows of the same seed copy instead of fitting them
+    fitted = {base.training.seed: run}  # by seed, the run from which the next runs copy the fitted baselines
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         file, identity = out / "rows.json", sha256_file(run / "model" / MANIFEST)
@@ -134,7 +134,7 @@ def _yardstick(run: Path, base: RunConfig, data: Dataset, session: Session, outl
 
 
 def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[dict[str, Any], RunConfig]]:
-    """Yield each combination of settings, and the configuration of its run, with the decoder of `run`.
+    """Yield each combination of the settings in `vary`, and the configuration of its run with the decoder of `run`.
 
     Raises OutlinesError.
     """
@@ -161,7 +161,7 @@ def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[di
 
 
 def _value(kind: Any, text: str) -> Any:
-    """Convert a word to the field's type, if possible."""
+    """Return a text converted to a field's type, or the text itself if this is not possible."""
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     try:
@@ -171,7 +171,7 @@ def _value(kind: Any, text: str) -> Any:
 
 
 def _command(run: Path, settings: Mapping[str, Any], rejection: float, outlines_only: bool, out: Path | None) -> str:
-    """Return the command that makes one row."""
+    """Return the command that measures a single row."""
     vary = [f"{name.replace('_', '-')}={value}" for name, value in settings.items()]
     words = ["python", "-m", "train", "ablate", str(run), *(["--vary", *vary] if vary else [])]
     return shlex.join([*words, *(["--rejection", f"{rejection:g}"] if rejection != 1 else []),
@@ -179,7 +179,7 @@ def _command(run: Path, settings: Mapping[str, Any], rejection: float, outlines_
 
 
 def measured(model: TextModel, data: Dataset, yardstick: Yardstick, source: str, rejection: float = 1.0) -> Row:
-    """Return the figures of one source's outlines and, with judges, of the sentences decoded from them."""
+    """Return the metrics of a source's outlines and, if there are judges, of the sentences decoded from these outlines."""
     nll: Row = {}
     speed: Row = {} if source == REAL_OUTLINES else {"microseconds": _sampling_time(model, source)}
     if not yardstick.judges.forward:
@@ -195,7 +195,7 @@ def measured(model: TextModel, data: Dataset, yardstick: Yardstick, source: str,
 
 
 def _sampling_time(model: TextModel, source: str) -> float:
-    """Return the shortest of three times in which a source draws a batch of outlines, in microseconds per outline."""
+    """Return the time in which a source draws outlines, in microseconds per outline: the shortest of three measurements."""
     rng = torch.Generator().manual_seed(0)
 
     def once() -> float:
@@ -208,7 +208,7 @@ def _sampling_time(model: TextModel, source: str) -> float:
 
 def _row(directory: Path, config: RunConfig, rejection: float, yardstick: Yardstick, session: Session,
          rows: Mapping[str, Row], command: str) -> Row:
-    """Train one combination, or load it, and measure it."""
+    """Return the row of one combination of settings. Trains its run in `directory`, or loads it."""
     if not (directory / "run.json").exists():
         begin_run(config, directory, session, {"preset": "", "command": command,
                                                    "hashes": yardstick.data.hashes(encoder=False)})
@@ -226,8 +226,8 @@ def _row(directory: Path, config: RunConfig, rejection: float, yardstick: Yardst
 
 
 def _time(directory: Path) -> Row:
-    """Return the number of generator steps, their seconds and CPU seconds, without validations, summed over the stages."""
-    last: dict[str, int] = {}  # step of the last line of each stage
+    """Return number, seconds and CPU seconds of all steps of the generator's stages, without validations."""
+    last: dict[str, int] = {}  # by stage, the step of the last line
     seconds = cpu_seconds = 0.0
     for line in read_lines(directory / "metrics.jsonl"):
         if "speed/steps_per_sec" in line:

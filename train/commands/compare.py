@@ -1,6 +1,6 @@
-"""`python -m train compare`: train families on the same corpus with the same number of steps, and report them together.
+"""`python -m train compare`: train several families on the same corpus and report them together.
 
-A comparison is a directory of ordinary runs with a report, a picture of the collapse, and charts for TensorBoard.
+A comparison is a directory of ordinary runs with a report, a plot of posterior collapse, and charts for TensorBoard.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from train.runtime.run_directory import read_json, read_lines, runs_of
 
 COMPARE = "compare"
 LEADER, LATENT = "outlines", "vae"
-"""LEADER: the family whose options a comparison has; other families use those that they share. LATENT: has remedies."""
+"""LEADER: its options are the options of a comparison; each other family uses the ones it has. LATENT: has remedies."""
 DEFAULT_REMEDY = ("vae-freebits",)
 
 LAYOUT = charts("outlines and VAE: collapse", "outlines and VAE: quality", "outlines and VAE: diversity")
@@ -35,7 +35,7 @@ def remedies() -> list[str]:
 
 
 def compared(preset: str, remedy: Sequence[str] | None, names: str | None) -> dict[str, tuple[str, str]]:
-    """Return family and preset of each run of a comparison, by the name of its directory. names: see `members_of`."""
+    """Return family and preset of each run of a comparison, by the name of the run's directory. names: see `members_of`."""
     if names is not None:
         if remedy:
             raise OutlinesError("--remedy has no effect with --families. Add its preset to --families.")
@@ -47,7 +47,7 @@ def compared(preset: str, remedy: Sequence[str] | None, names: str | None) -> di
 
 
 def members_of(names: str, preset: str) -> dict[str, tuple[str, str]]:
-    """Return the family and the preset of each run, by the name of its directory. Raises OutlinesError.
+    """Return the family and the preset of each run, by the name of the run's directory. Raises OutlinesError.
 
     names: comma-separated families, presets that imply a family, and fitted baselines, which have no run of their own.
     """
@@ -55,7 +55,7 @@ def members_of(names: str, preset: str) -> dict[str, tuple[str, str]]:
     generators = {name for name, model in models.items() if model.sources}
     presets = {name: family for name, family in variants().items() if family in generators}
     controls = {source for family in generators for source in models[family].sources[1:]}
-    # Outlines first: the row of real text comes from the first run, and only theirs has outlines.
+    # Outlines first: the row of real text comes from the first run, and needs this family for its outline metrics.
     wanted = sorted((name.strip() for name in names.split(",")), key=lambda name: name != LEADER)
     if len(set(wanted)) < len(wanted):
         raise OutlinesError(f"--families {names!r} contains the same name twice. Leave one out.")
@@ -72,7 +72,7 @@ def members_of(names: str, preset: str) -> dict[str, tuple[str, str]]:
 
 
 def report_comparison(directory: Path, members: Sequence[Path]) -> str:
-    """Write the report, collapse.png and TensorBoard's events of finished runs; return the text for the terminal."""
+    """Write report, collapse.png and TensorBoard's events. Return the text for the terminal. members: finished runs."""
     rows: list[tuple[str, Row]] = []
     rebuilt: list[tuple[str, Row]] = []
     dims: dict[str, tuple[list[float], list[float]]] = {}
@@ -93,7 +93,7 @@ def report_comparison(directory: Path, members: Sequence[Path]) -> str:
 
     picture = collapse_picture({str(run.relative_to(directory)): read_lines(run / "metrics.jsonl") for run in runs}, dims)
     atomic_write(directory / "collapse.png", png(picture))
-    for stale in directory.glob("events.out.tfevents.*"):  # The runs keep their own events.
+    for stale in directory.glob("events.out.tfevents.*"):  # Not the events of the runs.
         stale.unlink()
     with SummaryWriter(str(directory)) as writer:
         writer.add_custom_scalars(LAYOUT)

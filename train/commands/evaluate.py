@@ -48,8 +48,8 @@ from train.runtime.run_directory import read_group, read_json, runs_of, write_js
 from train.runtime.signals import StopSignals
 from train.session import Session, check_out, command_line, finished_run, locked_run, run_config
 
-MOST = 10_000_000  # samples, and steps of a reverse judge
-VERSION = 7  # Part of every row's key. Raise it when the definition of a figure changes: kept rows are then measured again.
+MOST = 10_000_000  # largest number of samples, and of steps of a reverse judge
+VERSION = 7  # Part of every row's key. Raise it when the definition of a metric changes, so that rows are measured again.
 
 DESCRIPTION = """\
 Evaluate finished runs and their fitted baselines on the test split, at several temperatures.
@@ -94,7 +94,7 @@ def parser() -> Parser:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, loaded."""
+    """A finished run with its model and dataset."""
 
     directory: Path
     config: RunConfig
@@ -120,7 +120,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     session = Session.of_run(directories[0], options.quiet, signals, options.device)
     runs = [Run(directory, run_config(directory), *finished_run(directory, session)) for directory in directories]
     labels = label_runs(runs)
-    # The leader has outlines, if any run has: the yardstick needs the real ones.
+    # The leader is the first run with outlines, or else the first run: the yardstick needs real outlines if there are any.
     leader = next((run for run in runs if run.data.stores), runs[0])
     wanted = _check(runs, leader, options)
     encoder = None if options.encoder == "none" else load_encoder(options.encoder, leader.data.device.type)
@@ -172,7 +172,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
 
 
 def _features(name: str, device: torch.device) -> FeatureEncoder:
-    """Return the encoder with this name, of sentences or a pretrained language model. Raises OutlinesError."""
+    """Return the encoder with this name: a sentence encoder or a pretrained language model. Raises OutlinesError."""
     return PretrainedLM(name, device) if is_causal_lm(name) else load_encoder(name, device.type)
 
 
@@ -198,7 +198,7 @@ def _check(runs: Sequence[Run], leader: Run, options: argparse.Namespace) -> set
 
 
 def read_text(path: str, data: Dataset, num: int) -> list[str]:
-    """Return the first `num` sentences of a file, as the corpus's tokenizer decodes them. Raises OutlinesError."""
+    """Return the first `num` sentences of a file, encoded and decoded by the corpus's tokenizer. Raises OutlinesError."""
     files, report = CorpusFiles(), ReadingReport()
     sentences = [record.fields[0] for record in itertools.islice(read_records(files, [path], ["text"], report), num)]
     report.check(files.max_rejected)
@@ -208,7 +208,7 @@ def read_text(path: str, data: Dataset, num: int) -> list[str]:
 
 
 def _alike(config: RunConfig) -> str:
-    """Return the configuration without the seed, which all runs of a group share."""
+    """Return the configuration without the seed, as text. It is equal for runs that differ only in the seed."""
     unseeded = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=0))
     return json.dumps(unseeded.to_json(), sort_keys=True)
 
@@ -237,13 +237,13 @@ def label_runs(runs: Sequence[Run]) -> dict[Path, str]:
 
 
 def _home_of(directory: Path) -> Path:
-    """Return the directory of all seeds of a run, or the run's own."""
+    """Return the parent directory if it is a group of seeds, otherwise the directory of the run itself."""
     group = read_group(directory.parent)
     return directory.parent if group and group.kind == "seeds" else directory
 
 
 def label_of(run_label: str, own: str, source: str) -> str:
-    """Return the name of a source in a comparison. Samples of the family's default source have only the name of the run."""
+    """Return the name of a source in a report: its run's label, then the source unless it is `own`, the family's default."""
     if source == REAL_TEXT:
         return source
     return run_label + source[len(own):] if source.split(",")[0] == own else f"{run_label}: {source}"
@@ -253,8 +253,8 @@ def variants(run: Run, sources: set[str], noise_scales: Sequence[float], rejecti
              guidances: Sequence[float], strengths: Sequence[float]) -> list[Variant]:
     """Return the variants of a run to measure.
 
-    Each source is measured at every noise scale, the family's own source also with rejection. All these variants are then
-    measured with guidance, and at other strengths, if the decoder supports this.
+    Each source with noise is measured at every noise scale. The family's own source is also measured with rejection, if the
+    model has a critic. Then all these variants are added with guidance and at other strengths, if the decoder supports it.
     """
     decoder = run.model.decoder.config
     found = [Variant(source, noise_scale) for source in sources_of(run.model, run.data) if source in sources
@@ -271,7 +271,7 @@ def variants(run: Run, sources: set[str], noise_scales: Sequence[float], rejecti
 
 
 def _kept(run: Run, basis: Sequence[Any], measure: Callable[[], Row]) -> Row:
-    """Return the row stored in evaluation.json under `basis`. If there is none, measure and store it."""
+    """Return the row that evaluation.json stores under `basis`. If there is none, call `measure` and store its result."""
     file = run.directory / "evaluation.json"
     kept: dict[str, Row] = read_json(file) if file.exists() else {}
     key = hashlib.sha256(json.dumps([VERSION, sha256_file(run.directory / "model" / MANIFEST), run.data.corpus.fingerprint,
@@ -284,11 +284,11 @@ def _kept(run: Run, basis: Sequence[Any], measure: Callable[[], Row]) -> Row:
 
 def _measured(run: Run, yardstick: Yardstick, session: Session, variant: Variant, temperature: float | None,
               place: tuple[int, int]) -> Row:
-    """Return the row of a variant. place: its number, and the number of all rows."""
+    """Return the row of a variant. place: the number of this row, and the number of all rows."""
     session.reporter.step(f"{run.directory}: {variant}{'' if temperature is None else f' at T = {temperature:g}'}", *place)
     row: Row = {"source": str(variant), "temperature": temperature}
     if temperature is None:
-        # The reverse judges of real text learn the same number of real training sentences.
+        # For the row of real text, reverse judges are trained on the same number of real training sentences.
         learnt = yardstick.data.text("train", yardstick.data.sample_rows("train", yardstick.num_samples, seed=2))
         return row | yardstick.measure(yardstick.real_text(), learnt)
     sentences = draw(run.model, run.data, variant, temperature, yardstick.num_samples, further=True)
@@ -300,7 +300,7 @@ def _measured(run: Run, yardstick: Yardstick, session: Session, variant: Variant
 
 
 def _rebuilt(run: Run, num: int) -> Row:
-    """Return the nll and the reconstruction of `num` held-out sentences, and the use of the vector."""
+    """Return the metrics of at most `num` test sentences: nll, reconstruction, and use of the vector."""
     def measure() -> Row:
         row = reconstruction(run.model, run.data, num, FULL_DRAWS)
         diagnosis = diagnose_vector(run.model, run.data, num, run.directory, quick=False)
@@ -311,7 +311,7 @@ def _rebuilt(run: Run, num: int) -> Row:
 
 def render(lines: Sequence[tables.Line], rebuilt: Sequence[tuple[str, Row]],
            found: dict[str, dict[str, tables.Figures | None]], settings: dict[str, Any]) -> str:
-    """Return the report in Markdown. found: by judge, the difference in forward NLL of each label."""
+    """Return the report in Markdown. found: for each judge, the gap in forward NLL of each label (see `gaps`)."""
     num = settings["num_samples"]
     held_out = min((line.figures["num_held_out"].mean for line in lines if "num_held_out" in line.figures), default=num)
     filled = "" if held_out == num else f" (real outlines: {held_out:.0f} held-out ones, then training outlines)"

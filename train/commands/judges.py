@@ -1,4 +1,7 @@
-"""Training of the judges and of the LM baseline. Each model is kept in the cache under the hash of its inputs."""
+"""Training of the judges (evaluation/judges.py) and of the LM baseline.
+
+The cache stores each neural model, or only the score of a reverse judge, under a hash of everything that determines it.
+"""
 
 import dataclasses
 import functools
@@ -35,13 +38,13 @@ REVERSE_SEED = 2001
 REVERSE_BATCH_SIZE = 128
 
 def quick_judges(config: RunConfig, data: Dataset, session: Session) -> Judges:
-    """Train or load the judge for the report at the end of training; return it as `Judges`."""
+    """Return the judge for the report at the end of training, as `Judges`. Trains it, or loads it from the cache."""
     return Judges({"forward": neural_judge(scorer(config, data, session), data)})
 
 
 def full_judges(config: RunConfig, data: Dataset, session: Session, reverse_steps: int,
                 pretrained: PretrainedLM | None = None) -> Judges:
-    """Train or load the judges for a full evaluation. reverse_steps: optimiser steps of a language model of samples."""
+    """Return the judges for a full evaluation. reverse_steps: optimiser steps of a language model trained on samples."""
     def ngram_judge(rows: Sequence[np.ndarray]) -> Judge:
         return judge(NgramModel(rows, data.tokenizer.vocab_size, special=data.tokenizer.special).nll_of_rows, data)
 
@@ -62,7 +65,7 @@ def scorer(config: RunConfig, data: Dataset, session: Session) -> TextModel:
     """Return the language model that scores samples: the shipped one, or one trained on the run's corpus."""
     if (shipped := judge_of_scenes(data)) is not None:
         return shipped
-    # Runs of all seeds share one scorer. It must not have a run's seed: it would prefer the samples of that run.
+    # Runs of all seeds share one scorer. It must not have a run's seed, or else it would prefer the samples of that run.
     config = _from_scratch(config)
     seed = SCORER_SEED + (config.training.seed == SCORER_SEED)
     return _language_model(config, data, session, seed, config.training.evaluator_steps,
@@ -79,14 +82,14 @@ def judge_of_scenes(data: Dataset) -> TextModel | None:
 
 
 def baseline(config: RunConfig, data: Dataset, session: Session) -> TextModel:
-    """Train or load the language model with the run's seed, architecture, number of decoder steps, and pretrained start."""
+    """Return the LM baseline: a language model with the seed, decoder options and pretrained weights of the run."""
     return _language_model(config, data, session, config.training.seed, config.model.decoder_steps, "LM baseline",
                            pretrained_source(config, data.hashes()["corpus"]))
 
 
 def _language_model(config: RunConfig, data: Dataset, session: Session, seed: int, steps: int, name: str,
                     init_from: str = "") -> TextModel:
-    """Train or load a language model of the corpus in `data` with the shape of a run's decoder."""
+    """Return a language model of the corpus in `data`, with a run's decoder options. name: for the progress line."""
     options = {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 4), "init_from": init_from}
     run = _configuration(config, config.corpus, seed, options)
     directory = session.cache / f"lm-{_key(run, data.corpus.fingerprint)}"
@@ -94,7 +97,7 @@ def _language_model(config: RunConfig, data: Dataset, session: Session, seed: in
 
 
 def _configuration(config: RunConfig, corpus: CorpusConfig, seed: int, changes: dict[str, Any]) -> RunConfig:
-    """Return the configuration of a language model with the shape of a run's decoder."""
+    """Return the configuration of a language model with a run's decoder options, except for `changes`."""
     method = find_method(LanguageModel.family)
     model = method.config_class(**{field.name: getattr(config.model, field.name)
                                    for field in dataclasses.fields(method.config_class)} | changes)
@@ -104,7 +107,7 @@ def _configuration(config: RunConfig, corpus: CorpusConfig, seed: int, changes: 
 
 
 def _from_scratch(config: RunConfig) -> RunConfig:
-    """Return a run's configuration; if its decoder is a pretrained language model, with a GRU, because judges are small."""
+    """Return a run's configuration for a judge, which must be small: a GRU replaces a pretrained language model."""
     if not decoder_class(config.model.decoder).pretrained:
         return config
     changed = ("decoder", "decoder_learning_rate", "decoder_batch_size")
@@ -114,8 +117,8 @@ def _from_scratch(config: RunConfig) -> RunConfig:
 
 def _trained(directory: Path, run: RunConfig, data: Dataset, session: Session, name: str,
              hashes: dict[str, str]) -> TextModel:
-    """Train the run in this directory, or load its model. hashes: of its corpus, if known."""
-    if (directory / "model").exists():  # Read-only: several processes may share it.
+    """Return the model of the run in this directory, trained if necessary. hashes: of corpus and tokenizer, if known."""
+    if (directory / "model").exists():  # No lock: several processes may read the same model.
         return load_model(directory / "model").to(data.device)
     session.reporter.line(f"train the {name}")
     single = dataclasses.replace(session, ranks=Ranks())
@@ -123,17 +126,17 @@ def _trained(directory: Path, run: RunConfig, data: Dataset, session: Session, n
     # A second process on the same corpus waits here and then finds the model.
     with locked(directory, session.reporter.line):
         if not (directory / "model").exists():
-            # Written again after an interruption, because the corpus may have moved.
+            # run.json is written again after an interruption, because the corpus may have moved.
             begin_run(run, directory, single, {"preset": [], "command": name, "hashes": hashes})
         return train_run(directory, single)[0]
 
 
 def reverse_nll(samples: Sequence[str], held_out: Sequence[str], config: RunConfig, data: Dataset, session: Session,
                 steps: int) -> Nll:
-    """Score real held-out text with a language model trained only on samples.
+    """Return the NLL of real held-out text under a language model that is trained only on samples.
 
-    The model is validated on real text eight times in `steps` updates, and the best weights are kept. More samples lower the
-    score.
+    The model is validated on real text about eight times in `steps` updates, and the best weights are kept. The NLL falls if
+    there are more samples.
     Source: Zhao et al., Adversarially Regularized Autoencoders (2018), reverse perplexity.
     """
     config = _from_scratch(config)
@@ -164,6 +167,6 @@ def reverse_nll(samples: Sequence[str], held_out: Sequence[str], config: RunConf
 
 
 def _key(run: RunConfig, *parts: Any) -> str:
-    """Hash a configuration without its corpus, whose files may move, and `parts`: fingerprints and texts."""
+    """Return a hash of `parts` and of a configuration without its corpus, because corpus files may move."""
     content = dataclasses.replace(run, corpus=CorpusConfig()).to_json()
     return hashlib.sha256(json.dumps((content, *parts), sort_keys=True).encode()).hexdigest()[:16]

@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_session(parser: Parser) -> None:
-    """Add the options of `Session.of_run`."""
+    """Add the options for `Session.of_run`: --device and --quiet."""
     parser.add_argument("--device", choices=DEVICES, help="device; auto: cuda, else mps, else cpu (default: the run's)")
     parser.add_argument("--quiet", action="store_true", help="print no progress on stderr")
 
@@ -58,7 +58,7 @@ def unknown_option(kind: str, name: str, known: Iterable[str]) -> OutlinesError:
 
 
 def add_options(parser: Parser, method: type[Method], without: Iterable[str] = ()) -> None:
-    """Add one flag per configuration field, by group, except for `without`. A flag that is not given stays None."""
+    """Add a flag for each configuration field, by group. without: fields to leave out. A flag that is not given is None."""
     groups: dict[str, argparse._ActionsContainer] = {}
     for name, field in known_fields(method.config_class).items():
         if not field.metadata["flag"]:
@@ -81,7 +81,7 @@ def add_options(parser: Parser, method: type[Method], without: Iterable[str] = (
 
 
 def numbers(flag: str, text: str, low: float, high: float) -> list[float]:
-    """Return the distinct numbers of a comma-separated list in ascending order. Raises OutlinesError."""
+    """Return the distinct numbers of a comma-separated list, sorted. low, high: allowed range. Raises OutlinesError."""
     try:
         found = sorted({float(part) for part in text.split(",")})
     except ValueError as error:

@@ -30,7 +30,7 @@ from train.session import Session, begin_run, command_line, device_of, locked_ru
 from train.start_from import with_source
 
 OWN_OPTIONS = ("preset", "config", "remedy", "families", "runs", "out", "seeds")
-"""Options that decide a run and are not configuration fields."""
+"""options that determine a run, but are not configuration fields"""
 
 DESCRIPTION = """\
 Train a text generator and report its results.
@@ -95,7 +95,7 @@ class Plan:
     runs: dict[str, tuple[str, RunConfig]] = field(default_factory=dict)
     """preset and configuration of each run, by its path in the directory; "." is the directory itself"""
     groups: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
-    """kind and members of each group by its path in the directory, the innermost group first"""
+    """kind and members of each group, by the group's path in the directory; inner groups come first"""
 
     def begin(self, directory: Path, session: Session) -> None:
         """Write run.json of every run, then runs.json of every group."""
@@ -124,7 +124,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     preset, root = " ".join(options.preset or ["default"]), Path(options.runs or "runs")
     comparing = options.family == COMPARE
     file = options.config
-    if comparing and file:  # Each family uses the options that it has.
+    if comparing and file:  # Each family ignores options that it does not have.
         flags, file = {**read_toml(file), **flags}, None
     members = compared(preset, options.remedy, options.families) if comparing else {".": (options.family, preset)}
     runs = {name: (own_preset, _configuration(family, own_preset, file, flags, strict=not comparing))
@@ -150,7 +150,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 
 def _configuration(family: str, preset: str, file: str | None, flags: dict[str, Any], strict: bool) -> RunConfig:
-    """Return one family's configuration. strict: refuse flags that the family does not have."""
+    """Return one family's configuration. strict: if False, ignore flags that the family does not have."""
     method = find_method(family)
     fields = known_fields(method.config_class)
     for name in read_toml(file) if file else ():
@@ -160,7 +160,7 @@ def _configuration(family: str, preset: str, file: str | None, flags: dict[str, 
     config = absolute(resolve(family, method.config_class, method.presets, preset, file, own))
     config.model.check_source(family)
     config = with_source(config, {*own, *(read_toml(file) if file else ())})
-    fit_splits(config.corpus, Reporter(quiet=True))  # reports missing files and small corpora before a directory is made
+    fit_splits(config.corpus, Reporter(quiet=True))  # raises for missing files and small corpora before a directory is made
     return config
 
 
@@ -185,7 +185,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
-    """Finish the training of a run or a group of runs and print the reports. beside_lm: add the LM baseline."""
+    """Train a run or a group of runs to the end and print the reports. beside_lm: whether reports have an LM baseline."""
     group = read_group(directory)
     if group is None:
         session.reporter.begin()
@@ -196,7 +196,7 @@ def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
             if not (directory / "report.json").exists():
                 judges, lm, reporter = Judges(), None, session.reporter
                 if model.sources:
-                    # The second process trains the judge first, so both can be trained at the same time.
+                    # The LM baseline first, because a second process trains the judge first.
                     if beside_lm and model.family != LanguageModel.family:
                         with reporter.timed("LM baseline"):
                             lm = baseline(config, data, session)
@@ -209,7 +209,7 @@ def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
         session.ranks.barrier()
         return
     for member in group.runs:
-        # If the second process trains this member, wait for it. If another command uses it, that is an error.
+        # If the second process trains this member, wait for it. Without a second process, a locked member is an error.
         waiting = session.reporter.line if session.reporter.beside else None
         with locked(member, waiting) if session.ranks.first else contextlib.nullcontext():
             complete(member, session, beside_lm and group.kind != COMPARE)
@@ -240,7 +240,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
                 complete(directory, session)
     except OutlinesError:
         if made and not any(made.rglob("checkpoints")):
-            shutil.rmtree(made)  # No training has started in it.
+            shutil.rmtree(made)  # No training has started in this directory.
         raise
     except Stopped as stopped:
         if directory:

@@ -1,1 +1,1 @@
-"""Measuring finished models: judges, tables, reports."""
+"""Evaluation of finished models: judges, metrics, tables, reports."""

@@ -31,7 +31,7 @@ TITLE = (f"Texts written for conditions of the test split, {NUM_DRAWS} samples p
 
 
 class PairRows(NamedTuple):
-    """Rows of pairs, [B] each: the texts and their conditions."""
+    """Indices of the rows of pairs, [B] each: of the texts and of their conditions."""
 
     targets: np.ndarray
     conditions: np.ndarray
@@ -53,7 +53,7 @@ def conditions_of(model: ConditionalModel, data: Dataset, split: str, rows: Pair
 
 @torch.no_grad()
 def draws(model: ConditionalModel, conditions: Tensor, source: str, rng: torch.Generator) -> Tensor:
-    """Return outlines [N, NUM_DRAWS, D] drawn for conditions [N, P]."""
+    """Return outlines [N, NUM_DRAWS, D] from a source of the model for conditions [N, P]. rng: draws the noise."""
     repeated = conditions.repeat_interleave(NUM_DRAWS, dim=0)
     return model.given(repeated, model.generator.draw(len(repeated), rng), source).view(len(conditions), NUM_DRAWS, -1)
 
@@ -67,7 +67,8 @@ class Comparison:
         found = held_out_pairs(pairs, max(2, config.training.num_evaluation // NUM_DRAWS))
         texts = [[row for row in pairs.alike(target) if row not in (target, condition)]
                  for target, condition in zip(*found, strict=True)]
-        # The target serves as the real text, and is a reference only if its condition has no other text.
+        # The target is the real text; the other texts of its group are the references. If fewer than two groups have other
+        # texts, the targets are the references.
         kept = np.array([bool(others) for others in texts])
         self.has_others = bool(kept.sum() > 1)
         if self.has_others:
@@ -94,7 +95,7 @@ class Comparison:
             sampling = SamplingConfig(temperature=TEMPERATURE, max_len=data.corpus.meta["max_len"])
             texts = iter(data.tokenizer.lines(model.decode(outlines.flatten(0, 1), NOISE_SEED, sampling)))
             row = self._measured([list(islice(texts, NUM_DRAWS)) for _ in outlines])
-            if source != REAL_DECODED:  # Its outlines are the observed ones.
+            if source != REAL_DECODED:  # Its outlines are the observed outlines.
                 row["energy_score"] = float(energy_score(outlines, data.outlines("test", found.targets)).mean())
             rows.append({"source": source, "temperature": TEMPERATURE, **row})
         real = {"the condition itself": found.conditions, "random real text": np.roll(found.targets, 2)}
@@ -104,7 +105,7 @@ class Comparison:
                        for source, chosen in real.items()]
 
     def _retrieved(self) -> Tensor:
-        """Return for each condition outlines of texts in the group of the nearest training text: [N, NUM_DRAWS, D]."""
+        """Return outlines [N, NUM_DRAWS, D]: for each condition, of texts in the group of the nearest training sentence."""
         pairs = self.data.pairs("train")
         queries = torch.from_numpy(self.data.stores["test"].rows(self.found.conditions))
         nearest = nearest_rows(queries, self.data.stores["train"], 1)[1][:, 0].numpy()
@@ -114,7 +115,7 @@ class Comparison:
         return self.data.outlines("train", rows.ravel()).view(len(rows), NUM_DRAWS, -1)
 
     def _measured(self, texts: Sequence[list[str]]) -> Row:
-        """Return figures, averaged over conditions. texts: the same number of texts for each condition."""
+        """Return metrics, averaged over conditions. texts: the same number of texts for each condition."""
         flat = [text for group in texts for text in group]
         encoded = functional.normalize(torch.from_numpy(self.encoder.encode(flat))).view(len(texts), len(texts[0]), -1)
         raw = torch.from_numpy(self.data.stores["test"].rows(self.found.conditions))

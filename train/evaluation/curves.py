@@ -1,4 +1,4 @@
-"""Quality against diversity over temperature: curves of forward and reverse NLL, the gaps between them, their picture."""
+"""Quality against diversity over temperature: curves of forward and reverse NLL, gaps between curves, and a plot."""
 
 import io
 import re
@@ -14,11 +14,11 @@ from outlines.metrics.curves import interpolated_gap
 from train.evaluation.sampling import REAL_TEXT
 from train.evaluation.tables import Figures, Line, num_seeds
 
-JUDGES = {"": "the GRU language model", "_ngram": "the 5-gram model"}  # by the suffix of their figures' keys
+JUDGES = {"": "the GRU language model", "_ngram": "the 5-gram model"}  # by the suffix of the keys in a row
 
 
 def curves(lines: Sequence[Line], seed: int | None = None, judge: str = "") -> dict[str, list[tuple[float, float]]]:
-    """Return the points (reverse nll, forward nll) of each label, one per temperature. seed None: means over seeds."""
+    """Return the points (reverse nll, forward nll) of each label, one per temperature. seed: index; None: mean of seeds."""
     found: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
         both = [line.figures[key] for key in (f"reverse{judge}_nll_per_token", f"forward{judge}_nll_per_token")
@@ -34,7 +34,7 @@ def gaps(lines: Sequence[Line], against: str, judge: str = "") -> dict[str, Figu
     """Return the forward nll of `against` minus each label's forward nll, nats per token, at equal reverse nll.
 
     The gap is a mean over the common interval of reverse nlls. It has one value per seed or, if the numbers of seeds differ,
-    one value for the means over seeds. None: the curves do not overlap.
+    one value for the means over seeds. None: at least for one seed, the curves do not overlap.
     """
     found: dict[str, Figures | None] = {}
     counts = {label: max(len(line.figures["forward_nll_per_token"].values) for line in lines if line.label == label)
@@ -58,7 +58,7 @@ def render_gaps(found: Mapping[str, Figures | None], against: str, judge: str = 
 
 
 def picture(lines: Sequence[Line]) -> Figure:
-    """Plot forward against reverse NLL over temperature; the lower left is better."""
+    """Return a plot of forward against reverse NLL over temperature. A curve further down and left is better."""
     # Greedy decoding is left out, because the single greedy sentence of a language model would stretch the axes.
     lines = [line for line in lines if line.temperature != 0]
     figure = Figure(figsize=(8, 6), layout="constrained")
@@ -84,7 +84,7 @@ def picture(lines: Sequence[Line]) -> Figure:
 
 
 def write_curves(directory: Path, lines: Sequence[Line]) -> None:
-    """Write curve.png. Write the picture and the figures to tensorboard/, with 100 · T as the step."""
+    """Write the plot to curve.png, and the plot and all values to tensorboard/, with 100 · T as the step."""
     events = directory / "tensorboard"  # A separate directory, so that only our own events are deleted.
     shutil.rmtree(events, ignore_errors=True)
     figure = picture(lines)

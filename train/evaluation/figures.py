@@ -1,4 +1,4 @@
-"""Figures of a model: nll, use of the vector, critic. Every family has the same keys, in validation and in reports."""
+"""Metrics of a model: nll, use of the vector, critic. Names are the same for all families and reports."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,28 +20,31 @@ from train.data import Dataset
 
 DRAW_SEED = 13
 SOURCES = ("generator", "mixture", "gaussian", "real outlines")  # the sources that the verdict on a generator compares
-VALIDATION_DRAWS = 2  # draws of a sentence's latents; with two, the importance-weighted nll is a tighter bound than the ELBO
-NUM_SWAPPED = 500  # validation sentences scored with a swapped vector; the gap's error is about 0.01 nats per token
+VALIDATION_DRAWS = 2  # draws of a sentence's latents; with 2, the importance-weighted nll is a tighter bound than the ELBO
+NUM_SWAPPED = 500  # validation sentences to score with a swapped vector; the error of the gap is about 0.01 nats per token
 MAX_DIM_ROWS = 256
-NUM_DECODED, DECODED_LEN = 256, 64  # number and maximal length of the sentences decoded in a validation for `decoded_nll`
-QUICK_DIM_SCORINGS = 8192  # sentence scorings for the gaps of single dimensions in the quick report; seconds on a CPU
+NUM_DECODED, DECODED_LEN = 256, 64  # number of sentences, and their maximum length in tokens, for `decoded_nll`
+QUICK_DIM_SCORINGS = 8192  # scored sentences for the gaps of all dimensions in the quick report; seconds on a CPU
 
 
 def nll_figures(split: str, model: TextModel, rows: Sequence[np.ndarray], outlines: Tensor | None,
                 num_draws: int) -> dict[str, float]:
-    """Return the figures of all terms of `TextModel.nll_terms`, see `term_figures`."""
+    """Return the means of all terms of `TextModel.nll_terms`, with the keys of `term_figures`."""
     return term_figures(split, model.nll_terms(rows, outlines, num_draws, torch.Generator().manual_seed(DRAW_SEED)), rows)
 
 
 def term_figures(split: str, terms: Mapping[str, Tensor], rows: Sequence[np.ndarray]) -> dict[str, float]:
-    """Return each term [N] as SPLIT/TERM (nats per sentence) and SPLIT/TERM_per_token."""
+    """Return the mean of each term [N] as SPLIT/TERM (nats per sentence) and SPLIT/TERM_per_token."""
     num_targets = sum(len(row) + 1 for row in rows)
     return {f"{split}/{name}": float(values.mean()) for name, values in terms.items()} | {
         f"{split}/{name}_per_token": float(values.sum()) / num_targets for name, values in terms.items()}
 
 
 def swapped_gap(model: TextModel, rows: Sequence[np.ndarray], vectors: Tensor, own_nll: Tensor) -> float:
-    """Return the latent gap of the first NUM_SWAPPED sentences, nats per token. own_nll: nll [N] with their own vectors."""
+    """Return the rise of the nll, in nats per token, if NUM_SWAPPED sentences are scored with vectors of other sentences.
+
+    own_nll: nll [N] of the sentences with their own vectors.
+    """
     rows, vectors, own_nll = rows[:NUM_SWAPPED], vectors[:NUM_SWAPPED], own_nll[:NUM_SWAPPED]
     others = other_rows(len(rows), 1, torch.Generator().manual_seed(DRAW_SEED))[0]
     nll, num_targets = nll_of_rows(model.decoder, rows, vectors[others])
@@ -55,7 +58,10 @@ def held_out(data: Dataset, split: str, num: int, seed: int = 0) -> tuple[list[n
 
 
 def diagnose_vector(model: TextModel, data: Dataset, num: int, directory: Path, quick: bool) -> Diagnosis | None:
-    """Diagnose the vector on at most `num` test sentences; None if the decoder has none. directory: the run's directory."""
+    """Return the diagnosis of the vector on at most `num` test sentences; None if the decoder reads no vector.
+
+    directory: of the run. quick: use fewer sentences for the gaps of single dimensions.
+    """
     tokens, outlines, _ = held_out(data, "test", num, seed=1)
     rng, max_len = torch.Generator().manual_seed(DRAW_SEED), data.corpus.meta["max_len"]
     if model.latent_per_step:
@@ -77,7 +83,7 @@ def _num_dim_rows(num_dims: int, quick: bool) -> int:
 
 
 def collapse_figures(diagnosis: Diagnosis) -> dict[str, Any]:
-    """Return the figures of a diagnosis that concern the whole model, its verdict, and the verdict in words."""
+    """Return the verdict of a diagnosis, its explanation in words, and the metrics of the whole model."""
     information, change = diagnosis.mutual_information, diagnosis.output_change
     figures = {"verdict": str(diagnosis.verdict), "words": diagnosis.in_words(), "details": diagnosis.details(),
                "test/active_units": diagnosis.active_units, "test/active_positions": diagnosis.active_positions,
@@ -91,7 +97,7 @@ def collapse_figures(diagnosis: Diagnosis) -> dict[str, Any]:
 
 @torch.no_grad()
 def decoded_nll(model: TextModel, vectors: Tensor) -> float:
-    """Return the nll per token of sentences sampled from vectors [N, D] at T = 1, under the same decoder. Low if real."""
+    """Return the nll per token that a decoder gives its own samples (T = 1) from vectors [N, D]. Low for real outlines."""
     uniforms = torch.rand(len(vectors), DECODED_LEN, generator=torch.Generator().manual_seed(DRAW_SEED)).to(vectors.device)
     rows = [np.array(ids, dtype=np.int64) for ids in Sampler(model.decoder)(vectors, uniforms, SamplingConfig())]
     nll, num_targets = nll_of_rows(model.decoder, rows, vectors)
@@ -99,7 +105,7 @@ def decoded_nll(model: TextModel, vectors: Tensor) -> float:
 
 
 def memorised(model: TextModel, data: Dataset, split: str, num: int) -> float:
-    """Return the critic memorisation (`memorised_share`) on at most `num` outlines of each kind; 0 without a critic."""
+    """Return the critic memorisation (`memorised_share`) on at most `num` outlines of each set; 0 without a critic."""
     training, real = (held_out(data, name, num)[1] for name in ("train", split))
     if training is None or real is None or not model.has_critic:
         return 0.0
@@ -111,7 +117,7 @@ def memorised(model: TextModel, data: Dataset, split: str, num: int) -> float:
 @torch.no_grad()
 def diagnose_gan(model: TextModel, data: Dataset, num: int, start: str,
                  rows: Sequence[dict[str, Any]]) -> GanDiagnosis | None:
-    """Return the verdict on a generator; None if one of the SOURCES has no row. rows: rows of the report.
+    """Return the verdict on a generator; None if one of SOURCES has no row with outline metrics. rows: of the report.
 
     num: number of outlines for the critic memorisation. start: the run's option --start.
     """

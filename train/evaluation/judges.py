@@ -24,12 +24,12 @@ class Nll(NamedTuple):
 
 
 Judge = Callable[[Sequence[str]], Nll]  # sentences → their score
-ReverseJudge = Callable[[Sequence[str], Sequence[str]], Nll]  # samples to train on, real sentences → score of the latter
+ReverseJudge = Callable[[Sequence[str], Sequence[str]], Nll]  # samples to train on, real sentences → score of the real ones
 Scoring = Callable[[Sequence[np.ndarray]], tuple[np.ndarray, np.ndarray]]  # token ids → nll [N] in nats, targets [N]
 
 
 class Judges(NamedTuple):
-    """All judges of a corpus, by the prefix of their figures."""
+    """All judges of a corpus, by the prefix of their keys in a row."""
 
     forward: Mapping[str, Judge] = {}
     reverse: Mapping[str, ReverseJudge] = {}
@@ -37,7 +37,7 @@ class Judges(NamedTuple):
 
 
 def tokens_of(sentences: Sequence[str], data: Dataset) -> list[np.ndarray]:
-    """Return the token ids of sentences. A score must not depend on how the sampler split a word into tokens."""
+    """Return token ids of sentences, encoded anew: a score must not depend on how the sampler split words into tokens."""
     limit = data.corpus.meta["max_len"]
     return [np.array(ids[:limit], dtype=np.int64) for ids in data.tokenizer.encode(list(sentences))]
 

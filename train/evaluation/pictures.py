@@ -1,4 +1,4 @@
-"""Pictures of the use of the vector: signal and noise of each dimension, and the figures of collapse over training."""
+"""Plots of posterior collapse: signal and noise of each dimension, and metrics of collapse over training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ HISTORIES = {"valid/kl": "KL to the prior, nats per sentence",
 
 
 def draw_signal_noise(axes: Axes, signal: Sequence[float], noise: Sequence[float]) -> None:
-    """Plot signal and noise of each dimension, in order of falling signal-to-noise ratio."""
+    """Plot signal and noise of each dimension, sorted by falling signal-to-noise ratio."""
     ratios = np.array(signal) / np.maximum(noise, 1e-30)
     order = np.argsort(-ratios)
     for values, name, marker in ((signal, "signal: Var[mu]", "o"), (noise, "noise: E[sigma²]", "x")):
@@ -32,7 +32,7 @@ def signal_noise_picture(signal: Sequence[float], noise: Sequence[float]) -> Fig
 
 
 def kl_picture(kl_by_position: Sequence[float]) -> Figure:
-    """Plot the KL to the prior at each position of a sentence."""
+    """Return a plot of the KL to the prior at each position of a sentence. kl_by_position: nats per step."""
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
     axes.bar(range(len(kl_by_position)), kl_by_position)
@@ -43,9 +43,9 @@ def kl_picture(kl_by_position: Sequence[float]) -> Figure:
 
 def collapse_picture(histories: Mapping[str, Sequence[dict[str, Any]]],
                      dims: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Return a plot of the collapse metrics over training; below them, signal and noise of each family's first seed.
+    """Return plots of the collapse metrics over training and, below, of signal and noise of each family's first seed.
 
-    histories: the lines of metrics.jsonl of each run, named FAMILY or FAMILY/SEED. dims: signal and noise of each run.
+    histories: by run (FAMILY or FAMILY/SEED), the lines of its metrics.jsonl. dims: by run, its signal and noise.
     """
     families = list(dict.fromkeys(label.partition("/")[0] for label in histories))
     shades = colormaps["tab10" if len(families) <= 10 else "tab20"]

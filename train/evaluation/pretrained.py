@@ -16,27 +16,27 @@ from outlines.causal_lm import begin_token, find_causal_lm
 from outlines.corpus.batching import in_like_length
 from outlines.metrics.text import words
 
-NUM_JUDGED = 1000  # sentences that are scored: the first ones
+NUM_JUDGED = 1000  # number of sentences that are scored: the first ones
 BATCH_SIZE = 32
-MAX_LEN = 100  # tokens; longer sentences are not scored
+MAX_LEN = 100  # tokens; longer sentences are not scored, and are cut for features
 
 
 class PretrainedNll(NamedTuple):
-    """NLL of sentences in nats, without the ends of the sentences, and the numbers of tokens and of words."""
+    """Total NLL of sentences in nats, and the numbers of tokens and words. The end of a sentence is not scored."""
 
     nll: float
     num_tokens: int
     num_words: int
 
     def figures(self, name: str) -> dict[str, float]:
-        """Return the figures of a row, with the keys NAME_nll_per_word and NAME_nll_per_token; empty without words."""
+        """Return the values with the keys NAME_nll_per_word and NAME_nll_per_token; nothing if there are no words."""
         if not self.num_tokens or not self.num_words:
             return {}
         return {f"{name}_nll_per_word": self.nll / self.num_words, f"{name}_nll_per_token": self.nll / self.num_tokens}
 
 
 class PretrainedLM:
-    """A language model of outlines/causal_lm.py. Its weights are loaded when it first reads a sentence."""
+    """A language model from outlines/causal_lm.py. Its weights are loaded when it first reads a sentence."""
 
     def __init__(self, name: str, device: torch.device | str = "cpu"):
         self._found, self._device = find_causal_lm(name), device
@@ -56,7 +56,9 @@ class PretrainedLM:
 
     @torch.no_grad()
     def score(self, sentences: Sequence[str]) -> PretrainedNll:
-        """Return the NLL of the first NUM_JUDGED sentences, each on its own, after the token that begins a text.
+        """Return the NLL of the first NUM_JUDGED sentences, without those of more than MAX_LEN tokens.
+
+        Each sentence is scored on its own, after the token that begins a text.
 
         The end of a sentence is not predicted, because training texts of such a model are longer than one sentence.
         """
@@ -86,7 +88,7 @@ class PretrainedLM:
         return self._tokenizer(list(sentences), add_special_tokens=False)["input_ids"] if sentences else []
 
     def _batches(self, ids: Sequence[list[int]]) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-        """Yield batches of similar length: the numbers of the rows [B], their ids [B, T], their mask [B, T]."""
+        """Yield batches of rows with similar lengths: indices of the rows [B], token ids [B, T], mask [B, T]."""
         for chosen in in_like_length([np.array(row) for row in ids], BATCH_SIZE):
             lengths = torch.tensor([len(ids[row]) for row in chosen])
             mask = torch.arange(int(lengths.max())) < lengths[:, None]

@@ -27,7 +27,7 @@ from train.runtime.run_directory import read_json, read_run, write_json
 from train.start_from import pretraining_notes
 
 TEMPERATURES = (TEMPERATURE, 1.0)
-NUM_PROJECTED = 200  # vectors of each kind in TensorBoard's projector
+NUM_PROJECTED = 200  # number of vectors of each kind in TensorBoard's projector
 
 
 def measure_run(directory: Path, config: RunConfig, model: TextModel, data: Dataset, judges: Judges, lm: TextModel | None,
@@ -60,14 +60,14 @@ def _rows(yardstick: Yardstick, model: TextModel, lm: TextModel | None, reporter
     for number, (source, temperature) in enumerate(cases, start=1):
         owner = owners[source]
         reporter.step(f"evaluate {source} at T = {temperature:g}", number, len(cases))
-        # Real outlines must be held out. There is one for each sentence of real text.
+        # Use only held-out real outlines: one for each sentence of real text.
         num = len(yardstick.others) if source == REAL_OUTLINES else yardstick.num_samples
         sentences = sampling.draw(owner, data, sampling.Variant(source), temperature, num)
         yield {"source": source, "temperature": temperature, **yardstick.measure(sentences)}
 
 
 def _log(directory: Path, config: RunConfig, figures: dict[str, Any], model: TextModel, data: Dataset) -> None:
-    """Log the report to TensorBoard: figures at step 100 · T (of baselines only the forward NLL), options and vectors."""
+    """Log the report: metrics (of baselines only the forward NLL) with 100 · T as the step, options and vectors."""
     log = RunLog(directory, offset=(directory / "metrics.jsonl").stat().st_size, examples=10**9)
     rebuilt = {key: value for key, value in _finite(figures["reconstruction"]).items() if key.startswith("test/")}
     log.scalars(rebuilt, "report", 0, 0)
@@ -95,7 +95,7 @@ def _finite(row: dict[str, Any]) -> dict[str, float]:
 
 
 def _projected(model: TextModel, data: Dataset) -> Iterator[tuple[str, Tensor, list[str]]]:
-    """Yield the vectors [N, D] of real sentences and of every source, with their sentences: the projector's data."""
+    """Yield (name, vectors [N, D], sentences) of real sentences and of every source, for TensorBoard's projector."""
     tokens, outlines, text = held_out(data, "test", NUM_PROJECTED, seed=1)
     posterior = model.posterior(tokens, outlines)
     if posterior is None or model.latent_per_step:
@@ -113,7 +113,7 @@ def _projected(model: TextModel, data: Dataset) -> Iterator[tuple[str, Tensor, l
 
 
 def closing_report(directory: Path, config: RunConfig, model: TextModel, data: Dataset) -> str:
-    """Return the report of a measured run for the terminal: the main figures, ten samples, the next commands."""
+    """Return the report of a measured run for the terminal: the main metrics, ten samples, the next commands."""
     text = _render([read_json(directory / "report.json")], tables.WIDTH)
     following = [f"  python -m train outlines --encoder {quoted(f'recurrent:{directory}/encoder')}"]
     if model.sources:

@@ -1,4 +1,4 @@
-"""Sentences to be measured: drawn from a source of a run, or reconstructed from held-out sentences."""
+"""Sentences to evaluate: sampled from a source of a run, or reconstructed from held-out sentences."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,11 +16,11 @@ from train.data import Dataset
 from train.evaluation.figures import held_out, nll_figures
 
 SAMPLING_SEED = 11
-QUICK_DRAWS, FULL_DRAWS = 16, 100  # draws of a latent for the nll of held-out sentences
-MOST_LEARNT = 20_000  # rows per class for the two-sample classifier; with 2,500 it hardly detects a mixture of 2,000 centres
+QUICK_DRAWS, FULL_DRAWS = 16, 100  # number of latents that are drawn per held-out sentence for its nll
+MOST_LEARNT = 20_000  # rows per class to train the two-sample classifier; 2,500 hardly detect a mixture of 2,000 centres
 REAL_TEXT, REAL_OUTLINES, LM = "real text", "real outlines", "lm"
 
-Row = dict[str, Any]  # the figures of one line of a table, by key
+Row = dict[str, Any]  # the values of one line of a table, by key
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Sentences:
 
 
 class Variant(NamedTuple):
-    """A source of vectors, and the settings for drawing from this source."""
+    """A source of vectors, and the settings with which sentences are sampled from it."""
 
     source: str
     noise_scale: float = 1.0  # as in SamplingConfig; real outlines have no noise
@@ -54,7 +54,7 @@ def num_learnt(data: Dataset) -> int:
 def training_outlines(data: Dataset) -> tuple[Tensor, Tensor]:
     """Return two disjoint samples of raw training outlines, [M, D], for the two-sample classifier.
 
-    The first is the classifier's real class. If real outlines or real text are measured, the second is its fake class.
+    The first is the classifier's real class. If real outlines or real text are measured, the second is the fake class.
     """
     rows = data.sample_rows("train", 2 * num_learnt(data), seed=2)
     ours, others = (torch.from_numpy(data.stores["train"].rows(rows[start::2])) for start in (0, 1))
@@ -68,7 +68,7 @@ def sources_of(model: TextModel, data: Dataset) -> tuple[str, ...]:
 
 def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, num: int,
          further: bool = False) -> Sentences:
-    """Draw `num` sentences of a source, or all that it has. further: add `num_learnt` more outlines, without sentences."""
+    """Return `num` sentences of a source; fewer if there are fewer real outlines. further: add `num_learnt` outlines."""
     sampling = SamplingConfig(temperature=temperature, max_len=data.corpus.meta["max_len"], guidance=variant.guidance,
                               strength=variant.strength)
     more: Tensor | None = None
@@ -96,7 +96,10 @@ def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, 
 
 
 def draw_outlines(model: TextModel, data: Dataset, variant: Variant, num: int) -> Sentences:
-    """Draw `num` outlines of a source, or all that it has, and `num_learnt` more for the classifier; no sentences."""
+    """Return `num` outlines of a source, or all real outlines of the validation split if there are fewer; no sentences.
+
+    Adds `num_learnt` more outlines for the two-sample classifier.
+    """
     if variant.source == REAL_OUTLINES:
         raw = torch.from_numpy(data.stores["valid"].rows(data.sample_rows("valid", num, seed=1)))
         return Sentences([], raw, training_outlines(data)[1])
@@ -110,7 +113,10 @@ def draw_outlines(model: TextModel, data: Dataset, variant: Variant, num: int) -
 
 
 def reconstruction(model: TextModel, data: Dataset, num: int, num_draws: int) -> Row:
-    """Return nll, BLEU and chrF of reconstructed held-out sentences. num_draws: number of latents drawn for the nll."""
+    """Return the nll of at most `num` test sentences, and BLEU and chrF of their reconstructions.
+
+    num_draws: number of latents that are drawn per sentence for the nll.
+    """
     tokens, outlines, text = held_out(data, "test", num, seed=1)
     figures: Row = {"num_sentences": len(text), "unspaced": unspaced(text),
                     **nll_figures("test", model, tokens, outlines, num_draws)}

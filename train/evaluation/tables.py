@@ -1,4 +1,4 @@
-"""Rows of figures → lines over seeds → tables in Markdown, and report.md with report.json."""
+"""Tables and reports: rows of values → lines over all seeds → Markdown tables → report.md and report.json."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ WIDTH = 120  # characters of a line on a terminal
 
 
 class Column(NamedTuple):
-    """One column of a table: the key of a figure, and how it is printed."""
+    """One column of a table: the key of a value, and how this value is printed."""
 
     key: str
     title: str
@@ -59,7 +59,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a table: a source of sentences at a temperature (None: no temperature), with the figures of all seeds."""
+    """A line of a table: a source of sentences at a temperature (None: no temperature), with the values of all seeds."""
 
     label: str
     temperature: float | None
@@ -68,7 +68,7 @@ class Line:
     samples: tuple[str, ...] = ()  # sentences of the first seed
 
     def cell(self, key: str, decimals: int) -> str:
-        """Return a figure or the verdicts as text; empty if there is none."""
+        """Return the text for a key: the verdicts for `verdict`, otherwise a value; empty if there is none."""
         if key == "verdict":
             return counted(self.verdicts)
         return f"{self.figures[key]:{decimals}}" if key in self.figures else ""
@@ -81,7 +81,7 @@ def counted(verdicts: Sequence[str]) -> str:
 
 
 def over_seeds(rows: Iterable[tuple[str, Row]]) -> list[Line]:
-    """Group labelled rows of all seeds by label and temperature. A figure is kept only if every seed has it."""
+    """Return a line for each label and temperature, with the rows of all seeds. Keeps only values that every seed has."""
     grouped: dict[tuple[str, float | None], list[Row]] = defaultdict(list)
     for label, row in rows:
         grouped[label, row.get("temperature")].append(row)
@@ -96,7 +96,7 @@ def over_seeds(rows: Iterable[tuple[str, Row]]) -> list[Line]:
 
 
 def table(lines: Sequence[Line], columns: str | Sequence[Column], width: int | None = None, with_legend: bool = True) -> str:
-    """Return a Markdown table with a legend. Columns without figures or beyond `width` are left out.
+    """Return a Markdown table with a legend. Columns without values or beyond `width` are left out.
 
     columns: the name of a table in tables.toml, or the columns themselves.
     """
@@ -128,9 +128,9 @@ def wrap(text: str, width: int | None) -> str:
 
 
 def rows_section(rows: Sequence[tuple[str, Row]], rebuilt: Sequence[tuple[str, Row]], width: int | None = None) -> str:
-    """Return the head of a quick report and the table of its sources.
+    """Return the head of a quick report and the table of sources.
 
-    rows: figures of sources, with labels, of every seed. rebuilt: the same for reconstructions.
+    rows: label and row of each source, for every seed. rebuilt: label and row of each reconstruction, for every seed.
     """
     lines = over_seeds(rows)
     num = rebuilt[0][1]["num_sentences"]
@@ -139,7 +139,7 @@ def rows_section(rows: Sequence[tuple[str, Row]], rebuilt: Sequence[tuple[str, R
 
 
 def samples_section(lines: Sequence[Line]) -> str:
-    """Return the samples of all sources side by side, one table per temperature. Every table contains real text."""
+    """Return the samples of all sources side by side, one table per temperature. Real text is in every table."""
     shown = [line for line in lines if line.samples]
     parts = ["## Samples", "The first sentences of each source, in their order."]
     for temperature in sorted({line.temperature for line in shown if line.temperature is not None}):
@@ -158,7 +158,7 @@ def _as_cell(sentence: str) -> str:
 
 
 def reconstruction_section(rebuilt: Sequence[tuple[str, Row]], width: int | None = None) -> str:
-    """Return the tables of held-out sentences: nll, reconstruction, use of the vector. width: for a short form."""
+    """Return the tables of held-out sentences: nll, reconstruction, use of the vector. width None: the full form."""
     lines = over_seeds(rebuilt)
     with_vector = [line for line in lines if line.verdicts]
     if width is not None:
@@ -196,7 +196,7 @@ def to_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
 
 
 def write_report(directory: Path, text: str, data: dict[str, Any]) -> None:
-    """Write the same figures to report.md for people and to report.json for programs."""
+    """Write report.md (`text`, for people) and report.json (`data`, for programs)."""
     directory.mkdir(parents=True, exist_ok=True)
     atomic_write(directory / "report.md", (text + "\n").encode())
     write_json(directory / "report.json", data)
@@ -210,7 +210,7 @@ def write_group(directory: Path, text: str, runs: Sequence[Path], rows: Sequence
 
 
 def flat_options(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration in the form of TensorBoard's hparams: one level, words and numbers."""
+    """Return a configuration as TensorBoard's hparams need it: not nested, only texts and numbers as values."""
     options = {**config["corpus"], **config["training"], **config["model"]}
     return {"family": config["family"], **{key: value if isinstance(value, (int, float, str)) else json.dumps(value)
                                            for key, value in options.items()}}

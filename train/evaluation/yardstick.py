@@ -1,4 +1,4 @@
-"""All metrics of a source's sentences, measured against the test split of the corpus.
+"""All metrics of the sentences of one source (a generator, a baseline or real text), compared with the test split.
 
 A training run ends with the quick form of this evaluation; `python -m train evaluate` computes the full form. A new metric
 is one function in METRICS or FULL_METRICS, and its key and title in tables.toml. A new judge is one line in
@@ -49,19 +49,19 @@ class FeatureEncoder(Protocol):
         ...
 
 
-Split = list[list[str]]  # the words of sentences, lower case
+Split = list[list[str]]  # the lower-case words of each sentence
 
 NEIGHBOURS = 5
 LEAST_TWO_SAMPLE = 20
 NUM_SHOWN = 20  # samples of each source in a report
-MOST_HELD = 1_000_000  # largest number of training sentences whose words stay in memory, about 120 bytes each
+MOST_HELD = 1_000_000  # largest number of training sentences whose words are kept in memory, about 120 bytes per sentence
 
 
 class Yardstick:
-    """The held-out text of a corpus and its judges.
+    """Measures sentences with the judges and the held-out text of a corpus.
 
-    num_samples: samples for forward and reverse NLL in the full form; None: the quick form. encoder: encodes generated text
-    again. features: encodes text for MAUVE; None: `encoder`.
+    num_samples: number of samples for forward and reverse NLL in the full form; None: the quick form. encoder: encodes
+    generated text again, for metrics of this text. features: encodes text for MAUVE; None: use `encoder`.
     """
 
     def __init__(self, config: RunConfig, data: Dataset, judges: Judges, num_samples: int | None = None,
@@ -69,17 +69,17 @@ class Yardstick:
         self.data, self.judges, self.full, self.encoder = data, judges, num_samples is not None, encoder
         self.features = features or encoder
         self.num_samples = num_samples or config.training.num_evaluation
-        # Most figures depend on the number of sentences, so real text and references have the same number.
+        # Most metrics depend on the number of sentences, so real text has the same number of sentences as the references.
         size = min(self.num_samples, data.num_rows("test"), data.num_rows("valid"))
         self.rows = data.sample_rows("test", size, seed=1)
         self.references = data.text("test", self.rows)
         self.split_references = [words(sentence) for sentence in self.references]
         self.others = data.sample_rows("valid", size, seed=1)
-        self._training: list[Words] = []  # each distinct word once in memory
-        self._outline_figures: dict[bytes, Row] = {}  # they do not depend on the temperature
+        self._training: list[Words] = []  # each distinct word is in memory only once
+        self._outline_figures: dict[bytes, Row] = {}  # by hash of the outlines, because temperatures share outlines
 
     def training(self) -> Iterable[Words]:
-        """Return the words of the training sentences, lower case. Above MOST_HELD sentences, they are not kept in memory."""
+        """Return the lower-case words of each training sentence. Above MOST_HELD sentences, they are not kept in memory."""
         split = (words(sentence) for sentence in self.data.corpus.sentences["train"])
         if self.data.num_rows("train") > MOST_HELD:
             return split
@@ -125,7 +125,7 @@ class Yardstick:
         return Sentences(self.data.text("valid", self.others), raw, further)
 
     def measure(self, sentences: Sentences, learnt: Sequence[str] | None = None) -> Row:
-        """Return all figures of one source's sentences. learnt: text to train the reverse judges on; None: `sentences`."""
+        """Return all metrics of one source's sentences. learnt: text to train the reverse judges on; None: `sentences`."""
         text = sentences.text
         row: Row = {"num_samples": len(text), "samples": list(text[:NUM_SHOWN])}
         for name, judge in self.judges.forward.items():
@@ -153,14 +153,14 @@ class Yardstick:
         return row
 
     def mauve(self, text: Sequence[str], encoded: Tensor | None = None) -> Row:
-        """Return MAUVE of a source's sentences. encoded: their features, if they are known."""
+        """Return MAUVE of a source's sentences. encoded: features [N, D] of these sentences; None: compute them."""
         assert self.features
         if encoded is None:
             encoded = torch.from_numpy(self.features.encode(list(text[:len(self.references)])))
         return mauve_figures(self.features_of_references, encoded)
 
     def outline_figures(self, sentences: Sentences, full: bool) -> Row:
-        """Return figures of the outlines that sentences were decoded from."""
+        """Return the metrics of the outlines from which sentences were decoded. full: see the function `outline_figures`."""
         assert sentences.outlines is not None
         further = sentences.further if full else None
         learn_from = None if further is None else (training_outlines(self.data)[0], further)
@@ -171,17 +171,17 @@ class Yardstick:
         return row
 
     def reverse(self, text: Sequence[str]) -> Row:
-        """Return the reverse figures of samples. Skips samples that a corpus would reject: empty, or with NUL."""
+        """Return the scores of the reverse judges. Skips samples that a corpus would reject: empty ones, or with NUL."""
         text = [sentence for sentence in text if sentence.strip() and "\0" not in sentence]
         row: Row = {"num_reverse": len(text)}
-        if text:  # After little training, a model can write only empty sentences.
+        if text:  # After little training, all samples of a model can be empty.
             for name, judge in self.judges.reverse.items():
                 row |= judge(text, self.references).figures(name)
         return row
 
 
 def variety(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
-    """Return the shares of empty, distinct and copied sentences; if there are enough words, distinct-2 and self-BLEU."""
+    """Return the shares of empty, distinct and copied sentences and, if there are enough words, distinct-2 and self-BLEU."""
     row: Row = {"empty": split.count([]) / len(split), "unique": unique_rate(split),
                 "copied": copied_rate(split, yardstick.training())}
     row |= {"distinct_2": distinct_n(split, 2)} if any(len(sentence) > 1 for sentence in split) else {}
@@ -191,12 +191,15 @@ def variety(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
 
 
 def non_words(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
-    """Return the share of sentences with a word that is unknown to the corpus."""
+    """Return the share of sentences with a word that is neither in the training nor in the test split."""
     return {"non_words": sum(not yardstick.known_words.issuperset(sentence) for sentence in split) / len(split)}
 
 
 def in_grammar(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
-    """Return the share of sentences in the embedded grammar and their nll under it; nothing for other corpora."""
+    """Return the share of sentences that the embedded grammar can derive, and the mean nll of these sentences.
+
+    nll: under the grammar, nats per sentence. Returns nothing for other corpora.
+    """
     if not yardstick.data.embedded:
         return {}
     each = (grammar.scenes().log_prob(" ".join(sentence.split())) for sentence in text)
@@ -205,7 +208,7 @@ def in_grammar(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
 
 
 def likeness(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
-    """Return BLEU and length distance against the references, and the overlap with the nearest training sentence."""
+    """Return BLEU and length distance to the references, and the overlap with the nearest training sentence."""
     nearest = nearest_overlap(split, yardstick.training())
     return {"nearest_overlap": nearest.mean, "near_copies": nearest.near_copies,
             "length_distance": length_distance(split, yardstick.split_references),
@@ -213,25 +216,25 @@ def likeness(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
 
 
 def repetition(yardstick: Yardstick, text: Sequence[str], split: Split) -> Row:
-    """Return repetition within the samples and 4-grams from the training text; nothing if no sample has four words."""
+    """Return n-gram diversity and the share of 4-grams from the training text; nothing if no sample has four words."""
     if not any(len(sentence) >= 4 for sentence in split):
         return {}
     return {"diversity": diversity(split), "memorised_4grams": memorised_ngrams(split, yardstick.training(), 4)}
 
 
-Metric = Callable[[Yardstick, Sequence[str], Split], Row]  # yardstick, sentences, their words → figures
+Metric = Callable[[Yardstick, Sequence[str], Split], Row]  # yardstick, sentences, words of each sentence → metrics
 METRICS: tuple[Metric, ...] = (variety, non_words, in_grammar)
 FULL_METRICS: tuple[Metric, ...] = (likeness, repetition)
 
 
 def outline_figures(name: str, real: Tensor, fake: Tensor, full: bool,
                     learn_from: tuple[Tensor, Tensor] | None = None, device: torch.device | str = "cpu") -> Row:
-    """Return figures of equal numbers of real and fake raw outlines.
+    """Return metrics of real and fake raw outlines, [N, D] each; the larger set is cut to the size of the smaller one.
 
-    Returns no figures if there are too few rows or if all real outlines are equal.
+    Returns nothing if there are too few rows or if all real outlines are equal.
 
-    full: add Fréchet distance and two-sample test. learn_from: other raw outlines, real and fake, for the two-sample
-    classifier, which runs on `device`; None: it learns from half of the rows.
+    name: prefix of the keys. full: add Fréchet distance and two-sample test. learn_from: other raw outlines, real and fake,
+    from which the classifier of this test learns; None: it learns from half of the rows. device: of the classifier.
     """
     size = min(len(real), len(fake))
     mean = real.double().mean(dim=0)
@@ -254,7 +257,7 @@ def outline_figures(name: str, real: Tensor, fake: Tensor, full: bool,
 
 
 def mauve_figures(real: Tensor, fake: Tensor) -> Row:
-    """Return MAUVE and MAUVE* from raw features of real and of fake text; nothing if there are too few rows."""
+    """Return MAUVE and MAUVE* from the features [N, D] of real and of fake text; nothing if there are too few rows."""
     size = min(len(real), len(fake))
     if size < MIN_ROWS:
         return {}

@@ -1,7 +1,8 @@
-"""ARAE: autoencoder, critic and generator, trained together on one corpus; a step has a phase for each.
+"""ARAE, an adversarially regularised autoencoder: a step updates the critic, then the generator, then the autoencoder.
 
-The encoder has two gradients. Algorithm 1 of Zhao et al. (2018) makes a step of plain gradient descent with each. Here, one
-step uses their sum. AdamW rescales gradients, so two separate steps would not preserve the ratio of the gradients.
+The encoder has two gradients: from the reconstruction loss and from the critic. Algorithm 1 of Zhao et al. (2018) makes one
+step of plain gradient descent with each gradient. Here, one step uses the sum of both, because AdamW rescales gradients: two
+separate steps would not preserve the ratio of the two gradients.
 """
 
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ from train.methods.decoder_stage import DecoderStage, decoder_config
 from train.methods.gan_stage import update_critic
 
 VALIDATION_SEED = 17
-ANNEAL_EVERY = 100  # steps after which the noise on the codes is multiplied by noise_anneal
-MAX_GAUSSIAN_ROWS = 20_000  # codes to which the Gaussian baseline is fitted, about fifty per dimension
+ANNEAL_EVERY = 100  # number of steps between two multiplications of the codes' noise by noise_anneal
+MAX_GAUSSIAN_ROWS = 20_000  # maximum number of codes for the Gaussian baseline; about 50 per dimension of the default code
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,11 @@ class ARAEStage(DecoderStage):
         betas = (options.gan_beta1, options.gan_beta2)
         for name, module in (("generator", model.generator), ("critic", self.critic)):
             self.optimizers[name] = adamw([module], options.gan_learning_rate, betas, 0.0)
-        # The decoder's batches hold sentences of similar length; the critic must see the whole distribution.
+        # The sentences of a decoder batch have similar lengths. The critic needs random batches from the whole distribution.
         self.order = data.order(options.decoder_batch_size, False, seed)
 
     def step(self, step: int, batch: Batch, update: Update) -> dict[str, Tensor]:
-        # One generator for all noise, seeded before dropout draws, so that all ranks draw the same noise.
+        # One random number generator for all noise. It is seeded before dropout, so that all ranks draw the same noise.
         rng = torch.Generator().manual_seed(draw_seed())
         terms: dict[str, Tensor] = {}
         for codes, num_rows in self.real_codes(step, batch):
@@ -93,24 +94,24 @@ class ARAEStage(DecoderStage):
         return terms
 
     def _noise(self, num_rows: int, width: int, batch: Batch, rng: torch.Generator) -> Tensor:
-        """Return this rank's rows of normal noise [num_rows, width]."""
+        """Return this rank's rows of normal noise [num_rows, width] for a global batch."""
         return batch.own(torch.randn(num_rows, width, generator=rng)).to(self.data.device)
 
     def _generated(self, num_rows: int, batch: Batch, rng: torch.Generator) -> Tensor:
         return self.model.generate_codes(self._noise(num_rows, self.options.noise_dim, batch, rng))
 
     def real_codes(self, step: int, batch: Batch) -> list[tuple[Tensor, int]]:
-        """Return, for each critic round of a step, this rank's codes [B, D] (constants) and the global number of rows."""
+        """Return for each critic update of a step this rank's codes [B, D], as constants, and the global number of rows."""
         rounds = self.options.critic_steps
         batches = [self.order.batch(index) for index in range(step * rounds, (step + 1) * rounds)]
         own = [batch.own(rows) for rows in batches]
-        # All rounds are encoded together, in batches of similar length, which is a quarter faster.
+        # Encode the rows of all updates together, sorted by length. This is a quarter faster.
         codes = self.model.codes(self.data.corpus.tokens["train"].rows(np.concatenate(own)))
         return [(part, len(rows)) for part, rows in zip(codes.split([len(rows) for rows in own]), batches, strict=True)]
 
     def critic_step(self, real: Tensor, num_rows: int, batch: Batch, rng: torch.Generator,
                     update: Update) -> dict[str, Tensor]:
-        """Update the critic on real codes [B, D], which are constants. num_rows: rows of the global batch."""
+        """Update the critic; return the terms for the log. real: codes [B, D], constants. num_rows: of the global batch."""
         with torch.no_grad():
             fake = self._generated(num_rows, batch, rng)
         share = batch.own(torch.rand(num_rows, 1, generator=rng)).to(real.device)
@@ -132,11 +133,14 @@ class ARAEStage(DecoderStage):
         return self.nll_terms(batch, nll) | {"train/noise_radius": batch.share(radius), "norm/decoder": norm}
 
     def autoencoder_loss(self, batch: Batch, radius: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return this rank's part of the loss, and its summed nll. The decoder reads noisy codes, the critic clean ones."""
+        """Return this rank's share of the loss, and the summed nll of its sentences.
+
+        The decoder reads codes with noise, the critic reads codes without noise.
+        """
         codes = self.model.encoder(batch.tokens.inputs, batch.tokens.lengths)
         noised = codes + radius * self._noise(batch.num_rows, self.options.code_dim, batch, rng)
         nll = self.nll(batch, self.model.scaled(noised))
-        # The critic raises its scores of real codes; the encoder lowers them.
+        # The critic is trained to raise its scores of real codes, the encoder to lower them.
         return nll / batch.num_targets + self.options.encoder_share * self.critic(codes).sum() / batch.num_rows, nll
 
     @torch.no_grad()
@@ -151,7 +155,7 @@ class ARAEStage(DecoderStage):
         fake = torch.cat([vectors for _, vectors in blocks if vectors is not None])
         precision, recall = knn_precision_recall(real, fake)
         text = [sentence.replace("\0", " ") for sentence in self.data.tokenizer.decode(samples)]
-        # Low only if the samples are both good and diverse.
+        # The reverse NLL is low only if the samples are both good and diverse.
         nll, num_targets = NgramModel(tokens_of(text, self.data), self.data.tokenizer.vocab_size,
                                       special=self.data.tokenizer.special).nll_of_rows(tokens)
         reverse_nll = float(nll.sum() / num_targets.sum())

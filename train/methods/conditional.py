@@ -1,4 +1,4 @@
-"""Conditional outlines: the decoder of neural outlines, then a generator and a critic that both see a condition."""
+"""Conditional outlines: the decoder of neural outlines, then a generator and a critic that read a condition."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from train.methods.gan_stage import Game, GanOptions, GanStage
 from train.methods.outlines import OutlineDecoderOptions, OutlineDecoderStage, outline_decoder_config
 from train.runtime.progress import Progress, Reporter
 
-MAX_KEPT_CONDITIONS = 2000  # training conditions stored in a model, for sampling without a given condition
+MAX_KEPT_CONDITIONS = 2000  # maximum number of training conditions in a model, for sampling without a given condition
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class ConditionalOptions(GanOptions, OutlineDecoderOptions):
 
 @dataclass(frozen=True)
 class PairBatch(Batch):
-    """A batch of pairs. conditions: [B, P], the same for real and generated outlines."""
+    """A batch of pairs of condition and outline. conditions: [B, P], used for both real and generated outlines."""
 
     conditions: Tensor
 
 
 class PairGame(Game):
-    """The networks of conditional adversarial training. The critic compares generated pairs with real pairs."""
+    """The Game of conditional outlines: the critic compares generated pairs of condition and outline with real pairs."""
 
     def begin(self, progress: Progress) -> None:
         """Fit the linear-Gaussian baseline, set the generator to it, and store conditions in the model for sampling."""
@@ -52,7 +52,7 @@ class PairGame(Game):
             generator.start_at(start)
 
     def _pairs(self, targets: np.ndarray, uniforms: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return conditions [B, P] and outlines [B, D] of training texts; uniforms [B] choose the conditions."""
+        """Return conditions [B, P] and outlines [B, D] of training rows `targets`; uniforms [B] choose the conditions."""
         rows = PairRows(targets, self.data.pairs("train").conditions(targets, uniforms))
         return conditions_of(self.model, self.data, "train", rows), self.data.outlines("train", targets)
 
@@ -80,8 +80,8 @@ class PairGame(Game):
         score, score_at_start = (float(energy_score(outlines, real).mean()) for outlines in (fakes, starts))
         precision, recall = knn_precision_recall(real, fakes[:, 0], min(NEIGHBOURS, len(real) - 1))
         unlike = shortfall(precision, recall)
-        # The shortfall ignores conditions, and the energy score accepts outlines that only match in the mean. Their sum
-        # sees both; the energy score is divided by the start's energy score.
+        # The shortfall (1 - F1) ignores conditions. The energy score is also low if outlines match only in the mean. The sum
+        # detects both errors. The energy score is divided by that of the linear baseline, at which the generator starts.
         criterion = unlike + score / score_at_start
         return Validation({
             "valid/precision": precision, "valid/recall": recall, "valid/outline_shortfall": unlike,

@@ -1,4 +1,4 @@
-"""Maximum-likelihood training of a decoder, the stage that every family has."""
+"""Maximum-likelihood training of a decoder. Every family has this stage or a subclass of it."""
 
 import dataclasses
 from typing import Any
@@ -22,11 +22,14 @@ from train.evaluation.pictures import signal_noise_picture
 from train.method import Stage, Update, Validation, adamw
 from train.runtime.progress import Progress
 
-PATIENCE = 3  # validations without improvement after which the training of a copied decoder ends
+PATIENCE = 3  # number of validations without improvement after which the training of a decoder from --init-from ends
 
 
 def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int, **settings: Any) -> DecoderConfig:
-    """Return the decoder's configuration: the fields that its kind shares with the options, and the family's `settings`."""
+    """Return the decoder's configuration: the options that this kind of decoder has, and the family's `settings`.
+
+    Raises OutlinesError if this kind of decoder does not have one of the settings.
+    """
     kind = decoder_class(options.decoder)
     config_class = kind.config_class
     known = {field.name for field in dataclasses.fields(config_class)}
@@ -42,7 +45,7 @@ class DecoderStage(Stage):
 
     name = "decoder"
     like_length = True
-    term = "nll"  # name of the loss in log keys: nll, or reconstruction_nll if the decoder sees the sentence's own vector
+    term = "nll"  # name of the loss in log keys; reconstruction_nll if the decoder reads the sentence's own vector
 
     def __init__(self, options: Any, data: Dataset, model: Any, bfloat16: bool, seed: int, /, **modules: nn.Module):
         """modules: the trained modules, in the order of the optimiser's parameters."""
@@ -61,13 +64,13 @@ class DecoderStage(Stage):
             start_words(self.model.decoder, rows, self.seed)
 
     def copy_weights(self, found: TextModel) -> None:
-        """Copy the weights of another run's decoder, except for weights that it does not have in the same shape."""
+        """Copy the weights of another run's decoder that have the same name and shape. found: the other run's model."""
         own, theirs = self.model.decoder.state_dict(), found.decoder.state_dict()
         self.model.decoder.load_state_dict({name: theirs[name] if name in theirs and theirs[name].shape == own[name].shape
                                             else own[name] for name in own})
 
     def vector(self, batch: Batch) -> Tensor | None:
-        """Return the decoder's vectors [B, D] for a batch, or None for a decoder without a vector."""
+        """Return the vectors [B, D] that the decoder reads for a batch; None for a decoder without a vector."""
         return None
 
     def nll(self, batch: Batch, vector: Tensor | None) -> Tensor:
@@ -81,7 +84,7 @@ class DecoderStage(Stage):
         return self.nll_terms(batch, nll) | {"norm/decoder": norm}
 
     def nll_terms(self, batch: Batch, nll: Tensor) -> dict[str, Tensor]:
-        """Return the figures for the log. nll: the value of the method `nll`."""
+        """Return the terms for the log. nll: the sum that the method `nll` returned."""
         return {f"train/{self.term}_per_token": nll.detach() / batch.num_targets,
                 f"train/{self.term}": nll.detach() / batch.num_rows}
 
@@ -92,7 +95,7 @@ class DecoderStage(Stage):
 
 
 class LatentStage(DecoderStage):
-    """Trains a family with a latent on its ELBO."""
+    """Base class of stages that train a model with a latent on the ELBO, a lower bound of log p(x)."""
 
     term = "reconstruction_nll"
 
@@ -105,7 +108,7 @@ class LatentStage(DecoderStage):
                 "train/negative_elbo_per_token": (nll + kl) / batch.num_targets}
 
     def validation(self, figures: dict[str, float], mu: Tensor, logvar: Tensor, **pictures: Figure) -> Validation:
-        """Return a validation with the negative ELBO as criterion. mu, logvar: posteriors [N, Z]."""
+        """Return a Validation whose criterion is the negative ELBO per token. mu, logvar: posteriors [N, Z]."""
         strength = signal_noise(mu, logvar)
         pictures["signal_noise"] = signal_noise_picture(strength.signal.tolist(), strength.noise.tolist())
         return Validation(figures, figures["valid/negative_elbo_per_token"],

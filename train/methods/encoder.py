@@ -1,6 +1,6 @@
-"""The recurrent encoder, trained as a denoising autoencoder: rebuild a sentence from the outline of a noisy copy.
+"""The recurrent encoder, trained as a denoising autoencoder: reconstruct a sentence from the outline of a noisy copy.
 
-A finished run holds `encoder/`, for use as `--encoder recurrent:RUN/encoder`.
+A finished run contains the directory `encoder/`. Other runs use it with `--encoder recurrent:RUN/encoder`.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Flow matching: trains a FlowGenerator without an adversary, or as the start of a GAN."""
+"""Flow matching: trains a FlowGenerator without a critic, or as the start of a GAN."""
 
 import copy
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from train.method import Update, adamw
 from train.methods.gan_stage import FitStage, Game, GanStage
 from train.runtime.progress import Progress
 
-GENERATOR_RATE = 0.1  # learning rate of a GAN's generator that starts at a flow, as a share of the critic's
+GENERATOR_RATE = 0.1  # learning rate of a GAN's generator that starts as a flow, divided by the critic's learning rate
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class FlowOptions:
 
 
 class FlowLoss:
-    """The flow-matching loss of a batch. It stores the nearest centre of each training outline."""
+    """The flow-matching loss of a batch. This object also stores the nearest centre of each training outline."""
 
     def __init__(self, game: Game):
         self.game = game
-        self.own = torch.full((game.data.num_rows("train"),), -1)  # on the CPU: reading it must not synchronise a GPU
+        self.own = torch.full((game.data.num_rows("train"),), -1)  # index; on the CPU, to read it without a wait for the GPU
 
     def __call__(self, generator: Any, batch: Batch) -> Tensor:
         assert batch.outlines is not None
@@ -74,25 +74,25 @@ class FlowStage(FitStage):
     def step(self, step: int, batch: Batch, update: Update) -> dict[str, Tensor]:
         loss = self.loss(self.trained, batch)
         norm = update("flow loss", self.optimizers["flow"], loss)
-        # Early averages would remember the untrained flow.
+        # A constant decay would keep too much of the untrained flow in early averages.
         decay = min(self.options.ema_decay, (step + 1) / (step + 10))
         update_ema(self.game.generator.velocity, self.trained.velocity, decay)
         return {"train/flow_loss": loss.detach(), "norm/flow": norm}
 
     def finish(self, directory: Path) -> None:
-        if self.game.critic is None:  # With a critic, the GAN's stage follows and finishes.
+        if self.game.critic is None:  # With a critic, a FlowGanStage follows and calls `finish`.
             self.game.finish()
 
 
 class FlowGanStage(GanStage):
-    """Trains a flow further, against a critic; the flow is kept if no validation is better."""
+    """Continues to train a flow, against a critic. Keeps the initial flow if no later validation is better."""
 
     validates_start = True
 
     def __init__(self, options: Any, game: Game):
         super().__init__(options, game)
         self.flow_loss, self.flow_weight = FlowLoss(game), options.flow_weight
-        # At the critic's rate, the critic moves the flow away from the outlines before it can tell them apart.
+        # With the critic's learning rate, the flow would move away from real outlines before the critic can recognise them.
         rate = GENERATOR_RATE * options.gan_learning_rate
         self.optimizers["generator"] = adamw([self.generator.velocity], rate, (0.0, options.gan_beta2), 0.0)
 

@@ -1,4 +1,4 @@
-"""Adversarial training of a generator against a critic: R3 or WGAN-GP."""
+"""Adversarial training of a generator against a critic, with the loss of R3 or of WGAN-GP."""
 
 import copy
 import math
@@ -44,31 +44,31 @@ class GanOptions:
 
 
 class Game(ABC):
-    """The adversarial game of a GanStage: fits the start, generates and scores outlines, validates."""
+    """The part of generator training that a family defines: fit the start, generate and score outlines, validate."""
 
     def __init__(self, options: Any, data: Dataset, model: Any, seed: int, bfloat16: bool = False):
-        """model: its generator is saved. It is a moving average of the generator that the stage trains."""
+        """model: the generator of this model is saved. It is a moving average of the generator that a stage trains."""
         self.options, self.data, self.model, self.seed, self.bfloat16 = options, data, model, seed, bfloat16
         self.generator, self.critic = model.generator, model.critic
 
     def autocast(self) -> torch.autocast:
-        """Return the context of forward passes: matrix products in bfloat16 if the run uses it."""
+        """Return the context of forward passes. Inside it, matrix products use bfloat16 if `self.bfloat16` is True."""
         return torch.autocast(self.data.device.type, torch.bfloat16, enabled=self.bfloat16)
 
     @abstractmethod
     def begin(self, progress: Progress) -> None:
-        """Fit the baselines and the generator's start."""
+        """Fit the baselines, and the distribution at which the generator starts."""
 
     def real(self, batch: Batch) -> Batch:
-        """Return a batch with the real outlines of this step, of the same size as `batch`."""
+        """Return a batch of the same size as `batch`, with the real outlines of this step."""
         return batch
 
     @abstractmethod
     def fake(self, generator: Any, batch: Batch, rng: torch.Generator) -> Tensor:
-        """Return this rank's generated outlines [B, D]. The noise is drawn for the global batch."""
+        """Return this rank's generated outlines [B, D]. rng: draws the noise of the global batch."""
 
     def scorer(self, batch: Batch, rows: slice = slice(None)) -> Callable[[Tensor], Tensor]:
-        """Return the critic as a function from outlines [B, D] to scores [B]. rows: the batch rows of these outlines."""
+        """Return the critic as a function from outlines [B, D] to scores [B]. rows: rows of `batch` for which it is used."""
         return self.critic
 
     @abstractmethod
@@ -81,7 +81,10 @@ class Game(ABC):
 
 def update_critic(update: Update, optimizer: Optimizer, penalty_weight: float, num_rows: int, adversarial: Tensor,
                   penalty: Tensor, real_scores: Tensor, fake_scores: Tensor) -> dict[str, Tensor]:
-    """Update a critic and return the terms for the log. penalty: this rank's share of the mean; other tensors: [B]."""
+    """Update a critic and return the terms for the log.
+
+    penalty: this rank's share of the mean gradient penalty. adversarial, real_scores, fake_scores: [B], this rank's rows.
+    """
     means = {"train/critic_loss": adversarial.sum() / num_rows, "train/gradient_penalty": penalty,
              "scores/real": real_scores.sum() / num_rows, "scores/fake": fake_scores.sum() / num_rows}
     norm = update("critic loss", optimizer, means["train/critic_loss"] + penalty_weight * penalty)
@@ -89,7 +92,7 @@ def update_critic(update: Update, optimizer: Optimizer, penalty_weight: float, n
 
 
 class FitStage(Stage):
-    """Only calls the game's `begin`: for generators that are fitted, not trained."""
+    """The stage of a generator that is fitted, not trained: `begin` fits it, and the single step does nothing."""
 
     name, num_steps, batch_size, validate_every = "fit", 1, 1, 1
 
@@ -141,16 +144,16 @@ class GanStage(FitStage):
         return terms
 
     def fake(self, batch: Batch) -> Tensor:
-        """Return this rank's generated outlines [B, D], with noise seeded by torch's generator."""
-        # On a GPU the noise is drawn there. Drawing it on the CPU would double the time of a step.
+        """Return this rank's generated outlines [B, D]. The noise has a seed from torch's global random number generator."""
+        # With a GPU, draw the noise on the GPU. Drawing it on the CPU would double the time of a step.
         device = self.game.data.device if self.game.data.device.type == "cuda" else "cpu"
         return self.game.fake(self.generator, batch, torch.Generator(device).manual_seed(draw_seed()))
 
     def critic_step(self, batch: Batch, update: Update) -> dict[str, Tensor]:
-        """Update the critic; generated outlines are constants."""
+        """Update the critic and return the terms for the log. Generated outlines are constants."""
         assert batch.outlines is not None
         real, options = batch.outlines, self.options
-        # The penalty is computed at the first rows of the global batch, so that it does not depend on the number of ranks.
+        # The penalty uses the first rows of the global batch, so that it does not depend on the number of ranks.
         num_penalised = math.ceil(options.penalty_share * batch.num_rows)
         own = len(batch.own(range(num_penalised)))
         with self.game.autocast():
@@ -176,7 +179,7 @@ class GanStage(FitStage):
                              penalties.sum() / num_penalised, real_scores, fake_scores)
 
     def generator_step(self, batch: Batch, update: Update) -> dict[str, Tensor]:
-        """Update the generator; gradients pass through the critic, which does not change."""
+        """Update the generator; return the terms for the log. Gradients pass through the critic, which does not change."""
         assert batch.outlines is not None
         with frozen(self.critic):
             with self.game.autocast():
@@ -191,5 +194,5 @@ class GanStage(FitStage):
         return {**{key: value.detach() for key, value in terms.items()}, "norm/generator": norm}
 
     def further_terms(self, batch: Batch) -> dict[str, Tensor]:
-        """Return further terms of the generator's loss, besides the adversarial loss, by log key."""
+        """Return terms to add to the generator's adversarial loss, by log key: this rank's share of each global mean."""
         return {}

@@ -1,4 +1,4 @@
-"""The language model: maximum likelihood without a vector."""
+"""The language model: a decoder without a vector, trained by maximum likelihood."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Neural outlines: a decoder trained on (outline, sentence), then a generator of outlines."""
+"""Neural outlines: first train a decoder on pairs of outline and sentence, then a generator of outlines."""
 
 import dataclasses
 from collections.abc import Callable
@@ -36,15 +36,15 @@ from train.runtime.progress import Progress
 from train.runtime.run_directory import read_run
 
 NOISE_SEED = 7
-NUM_MATCHED = 20_000  # outlines, generated and real, from which moments are computed for the final moment matching
+NUM_MATCHED = 20_000  # maximum number of generated and of real outlines for matching mean and covariance
 GENERATOR_STAGES: dict[str, tuple[type[FitStage], ...]] = {
     "gan": (GanStage,), "flow": (FlowStage,), "flow-gan": (FlowStage, FlowGanStage)}
-"""the stages that train a kind of generator (networks/generator.py); other kinds are only fitted"""
+"""the stages that train each kind of generator (networks/generator.py); other kinds are only fitted"""
 
 
 @dataclass(frozen=True)
 class OutlineDecoderOptions(DecoderOptions):
-    """Options of a decoder that reads outlines of a frozen encoder."""
+    """Options of a decoder that reads the outlines of a frozen encoder."""
 
     group: ClassVar[str] = "outlines"
     encoder: str = option("minilm", "frozen sentence encoder: minilm, multilingual-minilm, st:MODEL or recurrent:DIRECTORY")
@@ -84,7 +84,7 @@ class OutlineDecoderOptions(DecoderOptions):
 
 @dataclass(frozen=True)
 class OutlineOptions(GanOptions, FlowOptions, OutlineDecoderOptions):
-    """Options of neural outlines: of the decoder, of flow and GAN, and of the generator's start."""
+    """Options of neural outlines: decoder, flow, GAN, and the initial distribution of the generator."""
 
     generator: str = option("gan", "kind of generator: gan, flow (flow matching), or flow-gan (a flow, then a GAN)",
                             choices=GENERATORS)
@@ -110,10 +110,10 @@ class OutlineDecoderStage(DecoderStage):
 
     def __init__(self, options: Any, data: Dataset, model: Any, bfloat16: bool, seed: int,
                  copied: Callable[[TextModel, int], None] = lambda model, seed: None):
-        """copied: called with the model and the seed of the --decoder-from run."""
+        """copied: called with the model and the seed of the --decoder-from run, if that run has the same corpus."""
         super().__init__(options, data, model, bfloat16, seed, decoder=model.decoder)
         self.copied = copied
-        if options.decoder_from:  # The stage still counts, so that the next stage's noise stays the same.
+        if options.decoder_from:  # The stage still counts, because its number determines the noise of the next stage.
             self.num_steps = 0
 
     def begin(self, progress: Progress) -> None:
@@ -130,13 +130,13 @@ class OutlineDecoderStage(DecoderStage):
             self.copied(found, description["training"]["seed"])
 
     def copy_weights(self, found: Any) -> None:
-        """Copy the weights of another run's decoder, and the scaling of the outlines that this decoder learned to read."""
+        """Copy the decoder weights of another run's model, and the outline scaling with which this decoder was trained."""
         super().copy_weights(found)
         if isinstance(found, OutlineDecoding):
             self.model.scaling.load_state_dict(found.scaling.state_dict())
 
     def vector(self, batch: Batch) -> Tensor:
-        """Return this rank's outlines [B, D], with outline dropout, at random strengths."""
+        """Return this rank's outlines [B, D], weakened to random strengths; outline dropout replaces some by zeros."""
         assert batch.outlines is not None
         outlines, options = batch.outlines, self.options
         strength = torch.empty(batch.num_rows, 1, device=outlines.device).uniform_(options.min_strength, 1)
@@ -153,7 +153,7 @@ class OutlineDecoderStage(DecoderStage):
         assert real is not None
         others = other_rows(len(real), 1, torch.Generator().manual_seed(NOISE_SEED))[0]
         gap = latent_gap(self.model.decoder, tokens, real, real[others])
-        # The generator is not trained yet, so the samples of this stage are written from real outlines.
+        # The generator is not trained yet, so this stage writes its samples from real outlines.
         return dataclasses.replace(found, figures={**found.figures, "valid/latent_gap_per_token": gap.per_token},
                                    vectors=real[:EVALUATION_SAMPLES])
 
@@ -164,13 +164,13 @@ def outline_decoder_config(options: Any, data: Dataset) -> DecoderConfig:
 
 
 class OutlineGame(Game):
-    """The adversarial game of generated outlines against the real outlines of a batch."""
+    """The Game of neural outlines: the critic compares generated outlines with the real outlines of a batch."""
 
     def begin(self, progress: Progress) -> None:
         model, start = self.model, self.options.start
         rows = self.data.sample_rows("train", MAX_FITTED_ROWS, seed=self.seed)
         outlines = self.data.outlines("train", rows)
-        if not model.mixture.centres.any():  # --decoder-from may have copied the baselines.
+        if not model.mixture.centres.any():  # With --decoder-from, the baselines may have been copied.
             shape = model.mixture.config
             model.mixture.start_at(fit_mixture(outlines, shape.num_centres, self.seed, shape.num_offsets, progress))
             model.gaussian.start_at(fit_mixture(outlines, 1, self.seed))
@@ -179,7 +179,7 @@ class OutlineGame(Game):
             self.generator.start_at((model.mixture if start == "mixture" else model.gaussian).mixture())
 
     def copy_baselines(self, found: Any, seed: int) -> None:
-        """Copy the baselines of another run if this run would fit the same ones."""
+        """Copy the baselines of another run if this run would fit equal ones. found, seed: that run's model and seed."""
         if (seed, found.mixture.config) == (self.seed, self.model.mixture.config):
             self.model.mixture.load_state_dict(found.mixture.state_dict())
             self.model.gaussian.load_state_dict(found.gaussian.state_dict())
@@ -203,13 +203,13 @@ class OutlineGame(Game):
     @cached_property
     @torch.no_grad()
     def _levels(self) -> dict[str, float]:
-        """Return the figures of the baselines and of real outlines, which do not change during the stage."""
+        """Return the metrics of the baselines and of real outlines. These metrics do not change during the stage."""
         real, rng = self._held_out(), torch.Generator().manual_seed(NOISE_SEED)
         others = {name: self.model.vectors(len(real), rng, name) for name in self.model.sources[1:]}
         others["real"] = self._training(len(real))
         levels: dict[str, float] = {}
         for name, vectors in others.items():
-            # Real outlines are decoded from the held-out split, because the decoder was trained on the training sentences.
+            # Of real outlines, decode held-out ones, because the decoder was trained on the training sentences.
             levels |= self._quality(real, vectors, real if name == "real" else vectors, f"_{name}")
         return levels
 
@@ -230,7 +230,10 @@ class OutlineGame(Game):
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Match the generator's moments to those of training outlines; calibrate the scores of a critic, if there is one."""
+        """Match the generator's mean and covariance to training outlines (not with `free_moments`), and fit the score slope.
+
+        The score slope is the slope of the log density ratio over the critic's score. Without a critic, it is not fitted.
+        """
         if not self.options.free_moments:
             self.generator.compose_affine(*moment_map(self._drawn(NUM_MATCHED), self._training(NUM_MATCHED)))
         if self.critic is not None:

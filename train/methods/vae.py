@@ -1,4 +1,4 @@
-"""The sentence VAE, with the loss (nll + KL) per token, and the remedies against its collapse, each in one option."""
+"""The sentence VAE. Its loss is nll + KL, per token. Each remedy against posterior collapse is enabled by one option."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ from train.methods.decoder_stage import LatentStage, decoder_config
 from train.runtime.ranks import Ranks
 
 VALIDATION_SEED = 13
-NUM_PROBES = 256  # validation sentences whose posteriors are compared from one validation to the next
-INNER_COMPARED = 10  # encoder steps per mean loss; each mean is compared with the previous one (He et al. 2019, their code)
+NUM_PROBES = 256  # number of probes: validation sentences whose posteriors are compared from one validation to the next
+INNER_COMPARED = 10  # encoder steps per sum of losses; each sum is compared with the previous one (code of He et al. 2019)
 
 
 @dataclass(frozen=True)
 class VAEOptions(DecoderOptions):
-    """Options of decoder and encoder, and of the remedies. By default, no remedy is enabled."""
+    """Options of decoder, encoder and remedies against posterior collapse. By default, no remedy is enabled."""
 
     group: ClassVar[str] = "VAE"
     reads_words: ClassVar[bool] = True
@@ -83,12 +83,12 @@ class VAEOptions(DecoderOptions):
 
 
 class Progress(nn.Module):
-    """Training state other than weights and step, in buffers, so that checkpoints contain it."""
+    """Training state in addition to weights and step. It is stored in buffers, so that checkpoints contain it."""
 
-    aggressive: Tensor  # whether aggressive training is still on
-    mutual_information: Tensor  # last measured value, nats
-    num_probed: Tensor
-    probe_mu: Tensor  # [2, P, Z], at the last two validations, the older one first; probe_logvar likewise
+    aggressive: Tensor  # whether training is still aggressive: several encoder updates per decoder update
+    mutual_information: Tensor  # the value that was measured last, nats
+    num_probed: Tensor  # number of validations so far
+    probe_mu: Tensor  # [2, P, Z], means of P probes at the last two validations, older first; probe_logvar: same shape
     probe_logvar: Tensor
 
     def __init__(self, aggressive: bool, num_probes: int, latent_dim: int):
@@ -100,13 +100,13 @@ class Progress(nn.Module):
         self.register_buffer("mutual_information", torch.tensor(0.0, dtype=torch.double))
 
     def probe(self, mu: Tensor, logvar: Tensor) -> None:
-        """Store the posteriors of the probes: the first P rows of this validation's mu and logvar, [N, Z] each."""
+        """Store the posteriors of the probes: the first P rows of mu and logvar, [N, Z] each, of this validation."""
         for probes, values in ((self.probe_mu, mu), (self.probe_logvar, logvar)):
             probes.copy_(torch.stack([probes[1], values[:probes.shape[1]].to(probes)]))
         self.num_probed += 1
 
     def probes(self) -> list[Posterior]:
-        """Return the probes' posteriors at the last two validations, or [] before the second validation."""
+        """Return the posteriors of the probes at the last two validations, or [] before the second validation."""
         return list(zip(self.probe_mu, self.probe_logvar, strict=True)) if int(self.num_probed) > 1 else []
 
 
@@ -114,11 +114,11 @@ class VAEStage(LatentStage):
     def __init__(self, options: VAEOptions, data: Dataset, model: VAE, bfloat16: bool, seed: int):
         modules: dict[str, nn.Module] = {"encoder": model.encoder, "decoder": model.decoder}
         self.bow: nn.Module | None = None
-        if options.bow_weight:  # Built last, so that the other weights start as in the plain VAE.
+        if options.bow_weight:  # Built last, so that the other initial weights are the same as in the plain VAE.
             self.bow = modules["bow"] = nn.Sequential(
                 nn.Linear(options.latent_dim, options.hidden_dim), nn.Tanh(),
                 nn.Linear(options.hidden_dim, data.tokenizer.vocab_size)).to(data.device)
-        # One optimiser for encoder and decoder: AdamW skips weights without a gradient, so one of them can rest.
+        # One optimiser for all modules: AdamW skips weights without a gradient, so a step can update only a part of them.
         super().__init__(options, data, model, bfloat16, seed, **modules)
         self.generative = [module for name, module in modules.items() if name != "encoder"]
         num_probes = min(NUM_PROBES, options.num_validation, data.num_rows("valid"))
@@ -139,15 +139,15 @@ class VAEStage(LatentStage):
         return {key: value.detach() for key, value in terms.items()}
 
     def terms(self, step: int, batch: Batch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss nll + kl_weight · KL + bow_weight · bag of words, per token, and its terms by log key."""
+        """Return the loss nll + kl_weight · KL + bow_weight · bag-of-words nll, per token, and its terms by log key."""
         options, tokens, rng = self.options, batch.tokens, torch.Generator().manual_seed(seed)
         mu, logvar = self.model.encode(tokens.inputs, tokens.lengths)
-        # Drawn for the global batch from its own generator, so that it does not depend on ranks or dropout.
+        # The noise of the global batch, from its own random number generator, does not depend on ranks or dropout.
         noise = batch.own(torch.randn(batch.num_rows, options.latent_dim, generator=rng)).to(mu.device)
         z = mu + (logvar / 2).exp() * noise
         read = batch
         if options.word_dropout:
-            # Drawn position by position, so that it does not depend on a rank's padding.
+            # Random numbers are drawn position by position, so they do not depend on a rank's padding.
             uniforms = batch.own(torch.rand(tokens.inputs.shape[1], batch.num_rows, generator=rng).T).to(mu.device)
             inputs = drop_words(tokens.inputs, tokens.lengths, options.word_dropout, uniforms,
                                 self.data.tokenizer.special.unk_id)
@@ -156,7 +156,7 @@ class VAEStage(LatentStage):
         kl = losses.kl_to_standard_normal(mu, logvar).sum(dim=0) / batch.num_rows
         charged = kl.sum()
         if options.free_bits:
-            # The minimum applies to the KL of the global batch: use this value, with this rank's gradient.
+            # The minimum applies to the mean KL of the global batch: use its value, but the gradient of this rank's KL.
             mean_kl = kl.detach().clone()
             batch.ranks.sum_([mean_kl])
             charged = losses.free_bits(mean_kl + kl - kl.detach(), options.free_bits,
@@ -169,7 +169,7 @@ class VAEStage(LatentStage):
         return nll / batch.num_targets + extra * (batch.num_rows / batch.num_targets), terms
 
     def train_encoder(self, step: int, ranks: Ranks, update: Update) -> int:
-        """Update the encoder on new batches until its loss stops falling, and return the number of updates.
+        """Update only the encoder, on new batches, until the loss stops falling; return the number of updates.
 
         Source: He et al., Lagging Inference Networks and Posterior Collapse (2019), algorithm 1.
         """
@@ -188,7 +188,10 @@ class VAEStage(LatentStage):
         return self.options.aggressive_steps
 
     def _check_mutual_information(self, ranks: Ranks) -> None:
-        """End aggressive training once I(x; z) on validation stops rising (He et al. 2019, section 4.2)."""
+        """End aggressive training if I(x; z) on the validation split has not risen since the last check.
+
+        Source: He et al. (2019), section 4.2.
+        """
         mu, logvar = self.model.posterior(self.validation_rows())
         value = ranks.agree(mutual_information(mu, logvar, torch.Generator().manual_seed(VALIDATION_SEED)).nats)
         if value <= float(self.progress.mutual_information):
@@ -205,12 +208,12 @@ class VAEStage(LatentStage):
                    "valid/active_units": float(active_units(mu)),
                    "valid/latent_gap_per_token": swapped_gap(self.model, rows, draws[0].latent, draws[0].nll)}
         self.progress.probe(mu, logvar)
-        if probes := self.progress.probes():  # The median: a dimension that hardly varies has a huge drift.
+        if probes := self.progress.probes():  # The median, because a dimension that hardly varies has a huge drift.
             figures["valid/drift"] = float(drift(probes).mu.median())
         return self.validation(figures, mu, logvar)
 
     def finish(self, directory: Path) -> None:
-        """Write `probes/`, from which the report measures drift."""
+        """Write the posteriors of the probes to `probes/`. The report computes their drift."""
         if self.progress.probes():
             write_state(directory / "probes", {"mu": self.progress.probe_mu, "logvar": self.progress.probe_logvar}, {})
 

@@ -46,7 +46,7 @@ class ZForcingOptions(DecoderOptions):
                                        "squared distance from the predicted mean", ("gaussian", "squared"))
     aux_sees: str = option("z", "input of the auxiliary network: only z, or z and the previous forward state",
                            ("z", "z_and_state"))
-    # With 0.01 the backward state contains little information, and the latents lose all information.
+    # With weight 0.01, the backward state contains little information, and the latents lose all information.
     backward_weight: float = option(1.0, "weight of the backward LSTM's NLL (gamma); 0 disables it", low=0)
 
     @property
@@ -72,7 +72,7 @@ class ZForcingOptions(DecoderOptions):
 
 class ZForcingStage(LatentStage):
     def __init__(self, options: ZForcingOptions, data: Dataset, model: ZForcing, bfloat16: bool, seed: int):
-        # Built last, and with or without forcing, so that the model always starts with the same weights.
+        # Always built, and after the model, so that the model starts with the same weights with and without forcing.
         self.forcing = Forcing(model, options.aux_sees == "z_and_state").to(data.device)
         # AdamW skips weights without a gradient, such as the weights of a disabled term.
         super().__init__(options, data, model, bfloat16, seed, model=model, forcing=self.forcing)
@@ -85,7 +85,7 @@ class ZForcingStage(LatentStage):
     def terms(self, step: int, batch: Batch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch at a step, and its terms by log key."""
         options, tokens, rng = self.options, batch.tokens, torch.Generator().manual_seed(seed)
-        # Drawn for the global batch, position by position, so that it does not depend on a rank's padding.
+        # The noise is drawn for the global batch, position by position, so that it does not depend on a rank's padding.
         drawn = [torch.randn(batch.num_rows, options.latent_dim, generator=rng) for _ in range(tokens.inputs.shape[1])]
         noise = batch.own(torch.stack(drawn, dim=1)).to(tokens.inputs.device)
         terms, extra = dict[str, Tensor](), list[Tensor]()
@@ -127,7 +127,7 @@ class ZForcingMethod(Method):
 
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: Any = config.model
-        # The longest sentence has one step more than tokens, because eos is written too.
+        # The number of steps is the number of tokens plus one, because eos is written too.
         vector_dim = options.latent_dim * (data.corpus.meta["max_len"] + 1)
         known = StochasticDecoderConfig.__dataclass_fields__
         shape = {name: value for name, value in vars(options).items() if name in known}

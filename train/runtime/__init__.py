@@ -1,1 +1,1 @@
-"""The environment of a run: directory, ranks, signals, progress, log, versions."""
+"""The environment of a run: directory, ranks, signals, progress, log, versions, other busy processes."""

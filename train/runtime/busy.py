@@ -1,6 +1,6 @@
 """Training while other processes are busy: how threads wait for each other, and a warning when steps become slow.
 
-`python -m benchmarks.busy_machine` measures the ways of waiting.
+`python -m benchmarks.busy_machine` compares the ways in which threads can wait.
 """
 
 import os
@@ -9,13 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-SLOW = 3.0  # warn if steps take this many times the duration of the fastest steps so far
-LEAST_LOAD = 0.5  # mean number of running processes over the last minute
+SLOW = 3.0  # warn if steps are slower than the fastest steps so far by this factor
+LEAST_LOAD = 0.5  # waiting threads sleep only if on average at least this number of processes ran in the last minute
 SET_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
 
 
 def num_running(stat: str = "/proc/stat") -> int:
-    """Return how many other processes use the processor now: the median of five readings in 0.1 s; 0 if unknown."""
+    """Return the number of other processes that run now: the median of five readings in 0.1 s; 0 if unknown."""
     counts = []
     for _ in range(5):
         found = re.search(r"procs_running (\d+)", Path(stat).read_text()) if Path(stat).exists() else None
@@ -27,24 +27,26 @@ def num_running(stat: str = "/proc/stat") -> int:
 def share_processor() -> None:
     """If other processes use the processor, let torch's threads sleep while they wait for each other.
 
-    Normally, a waiting thread spins: it checks in a loop. On an idle processor this is faster. Beside a busy process, a
-    spinning thread uses the core that the other threads need. Changes no variable that the user has set. Call it before
-    torch is imported.
+    Normally, a waiting thread spins: it checks in a loop. If another process is busy, the spinning thread uses the core that
+    the other threads need. Does nothing if the user has set one of SET_BY_USER. Call this function before torch is imported.
     """
     if "torch" in sys.modules or any(name in os.environ for name in SET_BY_USER):
         return
-    if os.getloadavg()[0] >= LEAST_LOAD and num_running():  # A process that runs only now may end soon.
+    if os.getloadavg()[0] >= LEAST_LOAD and num_running():  # A process that has just started may end soon.
         os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 class SlowSteps:
-    """Warns once when steps have become SLOW times slower."""
+    """Returns a warning once, when steps have become SLOW times slower than the fastest steps so far."""
 
     def __init__(self) -> None:
         self.fastest, self.told = 0.0, False
 
     def __call__(self, done: int, seconds: float) -> str | None:
-        """Return a warning the first time that steps are slow. done: steps or tokens in `seconds`; below 1 s: no check."""
+        """Return a warning the first time that steps are slow; otherwise None. No warning if `seconds` is below 1.
+
+        done: number of steps or tokens in this time.
+        """
         speed = done / max(seconds, 1e-9)
         self.fastest = max(self.fastest, speed)
         if self.told or seconds < 1 or speed * SLOW > self.fastest:

@@ -1,4 +1,4 @@
-"""The figures of a run: written to metrics.jsonl and TensorBoard, against examples seen."""
+"""The log of a run: metrics.jsonl and TensorBoard. The horizontal axis is the number of training examples seen."""
 
 import json
 import os
@@ -17,7 +17,7 @@ EVENTS = "events.out.tfevents.*"
 
 
 def charts(*categories: str) -> dict[str, Any]:
-    """Return these categories of charts.toml as a layout of TensorBoard's custom scalars."""
+    """Return these categories of charts.toml as a layout for TensorBoard's custom scalars."""
     known = read_toml(str(Path(__file__).parents[1] / "charts.toml"))
     return {name: {title: ["Multiline", [f"{tag}$"]] for title, tag in known[name].items()} for name in categories}
 
@@ -25,7 +25,7 @@ def charts(*categories: str) -> dict[str, Any]:
 def write_hparams(writer: Any, options: dict[str, Any]) -> None:
     """Write a run's options to TensorBoard, without the list of names that `SummaryWriter.add_hparams` writes.
 
-    TensorBoard would use the list of one run for all runs.
+    TensorBoard would use one run's list for all runs.
     """
     _, started, ended = hparams(options, {})
     for summary in (started, ended):
@@ -33,8 +33,8 @@ def write_hparams(writer: Any, options: dict[str, Any]) -> None:
 
 
 def _last_writer(directory: Path, purge_step: int | None) -> SummaryWriter:
-    """Return a writer whose file name sorts after all existing ones; stops trying after 1.5 s."""
-    # TensorBoard reads files by name (second, host, process, number): names can collide, or the clock can be set back.
+    """Return a TensorBoard writer whose file name sorts after all existing names. After 1.5 s, accept any name."""
+    # TensorBoard reads files by name (second, host, process, number). Names can be equal, and a clock can be set back.
     earlier, end = set(directory.glob(EVENTS)), time.monotonic() + 1.5
     while True:
         writer = SummaryWriter(str(directory), purge_step=purge_step, flush_secs=10)
@@ -58,9 +58,9 @@ class RunLog:
     """Writes metrics.jsonl and TensorBoard's events. Without a directory (ranks other than the first) it writes nothing."""
 
     def __init__(self, directory: Path | None, offset: int = 0, examples: int = 0):
-        """offset: bytes of metrics.jsonl that a resumed run keeps. examples: number of examples seen so far.
+        """offset: number of bytes of metrics.jsonl that a resumed run keeps. examples: number of examples seen so far.
 
-        TensorBoard hides events of later examples, which an earlier process wrote.
+        TensorBoard then hides the later events of an earlier process.
         """
         self._directory = directory
         self.writer: Any = _Silent()
@@ -68,7 +68,7 @@ class RunLog:
         if directory is not None:
             self._file = open(directory / "metrics.jsonl", "ab")  # noqa: SIM115 - closed by close()
             os.truncate(self._file.fileno(), min(offset, self._file.tell()))
-            # 0: nothing was saved, so the run starts again
+            # 0: nothing was saved, so the run starts again and all events are hidden
             purge_step = (examples + 1 if offset else 0) if any(directory.glob(EVENTS)) else None
             self.writer = _last_writer(directory, purge_step)
 
@@ -79,7 +79,7 @@ class RunLog:
             self.writer.add_scalar(key, value, examples)
 
     def vectors(self, vectors: Tensor, labels: list[list[str]], header: list[str]) -> None:
-        """Write vectors [N, D] for the projector, replacing earlier ones. header: names of the columns of labels."""
+        """Write vectors [N, D] for TensorBoard's projector and replace earlier ones. header: names of the label columns."""
         if self._directory is not None:
             shutil.rmtree(self._directory / "00000", ignore_errors=True)
             self.writer.add_embedding(vectors.cpu(), labels, metadata_header=header, global_step=0, tag="vectors")

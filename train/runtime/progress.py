@@ -1,4 +1,4 @@
-"""Progress on stderr: bars on a terminal, plain lines elsewhere, nothing with --quiet."""
+"""Progress on stderr: bars on a terminal, plain lines elsewhere, only warnings with --quiet."""
 
 import contextlib
 import math
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 
 class Progress(Protocol):
-    """Reports (done, total). It can be called at every step; `note`, such as a speed, is shown after the counts."""
+    """A function to call after any step: it shows `done` of `total`, then `note`, such as a speed."""
 
     def __call__(self, done: int, total: int, note: str = "", /) -> None: ...
 
@@ -24,7 +24,7 @@ class Reporter:
         """quiet: print only warnings. silent: print nothing."""
         self.quiet, self.silent = quiet or silent, silent
         self.noted = False  # whether the notes on lost text were printed
-        self.beside = False  # whether a second process trains the LM baseline
+        self.beside = False  # whether a second process trains, too (beside.py)
         self._bars = sys.stderr.isatty() and not self.quiet
         self._begun = math.inf, 0.0  # number and start time of the first step that `step` announced
         self.begin()
@@ -55,7 +55,7 @@ class Reporter:
             tqdm.write(text, file=sys.stderr)
 
     def step(self, text: str, number: int, total: int) -> None:
-        """Announce a slow step; from the second step on, with an estimate of the time left."""
+        """Print that a slow step begins; from the second step on, with an estimate of the time left."""
         if number <= self._begun[0]:
             self._begun = number, time.monotonic()
         first, started = self._begun

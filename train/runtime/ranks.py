@@ -1,8 +1,8 @@
-"""Data-parallel training with several processes, started by torchrun.
+"""Data-parallel training with several processes (ranks), started by torchrun.
 
-Every rank uses every `world`-th row of the same global batches. Losses are divided by the global number of rows, so their
-sum over ranks is the loss of the batch. Gradients are summed after the backward pass, because the hooks of
-DistributedDataParallel do not support the second derivatives of a gradient penalty.
+Each of the `world` ranks uses every `world`-th row of the same global batches. Each rank divides its loss by the number of
+rows of the global batch, so the sum over ranks is the loss of this batch. Gradients are summed after the backward pass,
+because the hooks of DistributedDataParallel do not support the second derivatives of a gradient penalty.
 """
 
 import json
@@ -27,7 +27,7 @@ VERSIONS: dict[str, Any] = {"python": platform.python_version(), "torch": torch.
 
 
 def _together(operation: Callable[..., object], *arguments: Any, **options: Any) -> None:
-    """Run a collective. Raises OutlinesError if another process has died."""
+    """Run an operation in which all ranks take part. Raises OutlinesError if another process has died."""
     try:
         operation(*arguments, **options)
     except RuntimeError as error:
@@ -38,14 +38,14 @@ def _together(operation: Callable[..., object], *arguments: Any, **options: Any)
 class Ranks:
     """The position of this process among all processes of the job."""
 
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    device: str = "cpu"  # of the messages between processes
+    rank: int = 0  # index of this process
+    world: int = 1  # number of processes
+    local_rank: int = 0  # index of this process on its machine
+    device: str = "cpu"  # device of the messages between processes
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that writes."""
+        """Whether this is rank 0, which writes the files of the run."""
         return self.rank == 0
 
     def own(self, values: Any) -> Any:
@@ -78,7 +78,7 @@ class Ranks:
             tensor.copy_(part.view_as(tensor))
 
     def largest(self, number: int) -> int:
-        """Return the largest of the ranks' numbers."""
+        """Return the largest `number` of all ranks."""
         if self.world == 1:
             return number
         box = torch.tensor([number], device=self.device)
@@ -87,7 +87,10 @@ class Ranks:
 
 
 def join(device: str) -> Ranks:
-    """Join the process group that torchrun describes in the environment, if there is one."""
+    """Return the Ranks of this process, after it has joined the process group of torchrun, if there is one.
+
+    Raises OutlinesError if this process has no GPU of its own.
+    """
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         return Ranks()
     local_rank = int(os.environ["LOCAL_RANK"])
@@ -108,7 +111,7 @@ def leave() -> None:
 
 
 def machine(device: torch.device, ranks: Ranks) -> dict[str, Any]:
-    """Return the device's name (for a CPU its instruction set, which selects torch's kernels), threads and processes."""
+    """Return device (a CPU: its instruction set, which selects torch's kernels) and numbers of threads and processes."""
     name = (torch.cuda.get_device_name(device) if device.type == "cuda"
             else torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else platform.machine())
     return {"device": f"{device.type} ({name})", "threads": torch.get_num_threads(), "processes": ranks.world}

@@ -1,4 +1,4 @@
-"""The directory of a run (docs/runs.md) or of a group of runs (with runs.json): its files, lock and checkpoints."""
+"""Files, lock and checkpoints in the directory of a run (docs/runs.md) or of a group of runs (with runs.json)."""
 
 import contextlib
 import json
@@ -83,14 +83,14 @@ def read_run(directory: Path) -> dict[str, Any]:
 
 
 class Group(NamedTuple):
-    """A directory of several runs: the seeds of one run, or a comparison. Each of its runs can be another group."""
+    """A directory of several runs. kind: seeds or compare. runs: directories, each of a run or of another group."""
 
     kind: str
     runs: list[Path]
 
 
 def begin_group(directory: Path, kind: str, names: Sequence[str]) -> None:
-    """Write runs.json, after the runs with these names in `directory` have begun."""
+    """Write runs.json. names: directories in `directory`, whose run.json or runs.json must already be written."""
     write_json(directory / GROUP, {"format": FORMAT, "kind": kind, "runs": list(names)})
 
 
@@ -105,7 +105,7 @@ def read_group(directory: Path) -> Group | None:
             isinstance(name, str) and re.fullmatch(r"[\w-]+", name) for name in names):
         raise OutlinesError(f"{file}: damaged (it names no runs). Restore it from a copy.")
     for name in names:
-        if (directory / name).is_symlink():  # it could point back here, an endless recursion
+        if (directory / name).is_symlink():  # a link back to this directory would be an endless recursion
             raise OutlinesError(f"{file}: {name} is a link. Replace it by the run's directory.")
     return Group(data["kind"], [directory / name for name in names])
 
@@ -140,7 +140,7 @@ def newest_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any], 
             return tensors, meta, damaged
         except CheckpointError as error:
             damaged.append(str(error))
-    if found != (now := checkpoints(directory)) and now:  # a trainer replaced them in the meantime
+    if found != (now := checkpoints(directory)) and now:  # a training process has replaced them in the meantime
         return newest_checkpoint(directory)
     if damaged:
         raise OutlinesError(f"{damaged[0]} No other checkpoint of this run is valid. If you have no copy, train it again.")
@@ -148,7 +148,7 @@ def newest_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Any], 
 
 
 def prune(directory: Path, keep: int, newest: Path) -> None:
-    """Keep the last `keep` checkpoints up to `newest`. Delete older ones, later ones (damaged) and leftovers of writes."""
+    """Keep the last `keep` checkpoints up to `newest`. Delete the others (later ones are damaged) and partial writes."""
     found = checkpoints(directory)
     for path in set(found) - set([path for path in found if path <= newest][-keep:]):
         shutil.rmtree(path)

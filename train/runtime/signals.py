@@ -5,7 +5,7 @@ from types import FrameType
 
 
 class Stopped(BaseException):
-    """A signal stopped the run. Like KeyboardInterrupt, it is not an Exception, so no handler of errors catches it."""
+    """A signal stopped the run. Like KeyboardInterrupt, it is not an Exception: `except Exception` does not catch it."""
 
     advice = "nothing to resume"  # the user's next step; set by the command once the run has a directory
 
@@ -15,7 +15,7 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """Handles SIGINT and SIGTERM in a block: raises Stopped. While `deferred` is set, it only records the first signal."""
+    """Raises Stopped for SIGINT and SIGTERM in a block. While `deferred` is True, it only records the first signal."""
 
     def __init__(self) -> None:
         self.received = 0
