@@ -74,8 +74,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "like": Option("use the outline of this sentence (default: sampled outlines)", metavar="SENTENCE"),
         "file": Option("read the sentences from this file, one per line", Path),
         "unique": Option("skip duplicate sentences", bool),
-        "with_score": Option("also print the NLL of each sentence given its outline (nats) and, with a critic, the "
-                             "outline's score", bool),
+        "with_score": Option("also print the NLL of each sentence given its outline (nats) and, if the run has a critic, "
+                             "the critic's score of the outline", bool),
         "smoothness": Option("also print the mean and the largest distance between consecutive sentences, and the NLL of "
                              "the sentences between A and B", bool),
         "lm": Option("language model (family lm) for the NLL of --smoothness (default: the decoder)", Path, metavar="RUN"),
@@ -192,7 +192,8 @@ def _parser(verb: str) -> Parser:
         parser.description = ("Use a trained run. Without a verb: sample new sentences.\n\n"
                               f"  {prog} runs/001-outlines-default --num 5 --temperature 0.5\n\n"
                               f"verbs (each has its own --help):\n{listed}\n\nThe options below are for sampling.")
-        parser.epilog = "The same run, seed, options and device produce the same sentences. --num only changes their number."
+        parser.epilog = ("The same run, seed, options and device produce the same sentences. Without --condition, --num "
+                         "only changes their number.")
     help = "a run's directory, such as runs/001-outlines-default; or english, the model that ships with the package"
     if verb == SAMPLE:  # The other verbs have further arguments, so they cannot have a default run.
         parser.add_argument("run", metavar="RUN", type=run_path, nargs="?", default=SHIPPED[ENGLISH],

@@ -46,5 +46,5 @@ def quoted(path: Path | str) -> str:
 def no_run(directory: Path) -> OutlinesError:
     """Return the error for a directory without run.json. The message lists the runs in its subdirectories, if any."""
     runs = [quoted(file.parent) for pattern in ("*/run.json", "*/*/run.json") for file in sorted(directory.glob(pattern))]
-    found = f"It contains {len(runs)} runs: {', '.join(runs[:10])}{' and others' if runs[10:] else ''}. Choose one of them."
+    found = f"Runs in it: {', '.join(runs[:10])}{' and others' if runs[10:] else ''}. Choose one."
     return OutlinesError(f"{directory}: no run here (no run.json). {found if runs else 'Check the path.'}")

@@ -21,9 +21,9 @@ def option(default: Any = MISSING, help: str = "", choices: Iterable[str] = (), 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> OutlinesError:
     """Return the error for an unknown name. The error suggests the most similar known name, or lists all names."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"Choose from {', '.join(known)}."
+    known = {each.lstrip("-"): each for each in sorted(known)}
+    near = difflib.get_close_matches(name.lstrip("-"), known, n=1)
+    hint = f"Did you mean {known[near[0]]!r}?" if near else f"Choose from {', '.join(known.values())}."
     return OutlinesError(f"unknown {kind} {name!r}. {hint}")
 
 

@@ -53,8 +53,8 @@ def test_a_directory_of_runs_lists_them(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "run.json").touch()
     assert str(no_run(tmp_path)) == (
-        f"{tmp_path}: no run here (no run.json). It contains 3 runs: '{tmp_path}/001-two words', {tmp_path}/002-lm, "
-        f"{tmp_path}/003-seeds/seed-1. Choose one of them.")
+        f"{tmp_path}: no run here (no run.json). Runs in it: '{tmp_path}/001-two words', {tmp_path}/002-lm, "
+        f"{tmp_path}/003-seeds/seed-1. Choose one.")
     for number in range(20):
         (tmp_path / f"{number}").mkdir()
         (tmp_path / f"{number}" / "run.json").touch()

@@ -142,8 +142,8 @@ def _find(path: Path, column: str, names: Sequence[str]) -> str:
         if name in names and name.strip().lower() == column.strip().lower():
             return name
     found = ", ".join(repr(name[:40]) for name in names[:10]) or "no column at all"
-    raise CorpusError(f"{path}:1: no column {column!r}; found {found}. Choose one with --text-column, "
-                      "or name the columns in the first line.")
+    raise CorpusError(f"{path}:1: no column {column!r}; found {found}. Choose one with --text-column. "
+                      "The first line of a .csv or .tsv file must name the columns.")
 
 
 def _record_fields(path: Path, records: Iterable[tuple[int, Any]], columns: Sequence[str]) -> Iterator[Fields]:

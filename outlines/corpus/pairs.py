@@ -14,7 +14,8 @@ from outlines.corpus.reading import SPLITS, CorpusFiles, ReadingReport, read_cor
 class Pairs:
     """The groups of one split. The rows of a group describe the same item and are contiguous.
 
-    first: [N], for each row, the first row of the same group. targets: indices of the rows that have a condition.
+    first: [N], for each row, the first row of the same group. targets: indices of the rows for which another
+        row of the group can be the condition.
     labels: [N], index of each row's label; -1: no label.
     """
 

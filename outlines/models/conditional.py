@@ -37,7 +37,7 @@ class ConditionalModel(OutlineDecoding):
         return torch.cat([outlines, one_hot.to(outlines)], dim=1)
 
     def number_of(self, label: str | None) -> int:
-        """Return the index of a label; -1: no label. Raises OutlinesError for an unknown label, or if a label is missing."""
+        """Return the index of a label, or -1 if the run has no labels. Raises OutlinesError if it is unknown or missing."""
         if label is None and not self.labels:
             return -1
         if label is None or label not in self.labels:

@@ -27,7 +27,7 @@ class LinearGaussian(NamedTuple):
 def fit_linear_gaussian(conditions: Tensor, outlines: Tensor, chunk: int = 8192) -> LinearGaussian:
     """Return the least-squares regression of outlines [N, D] on conditions [N, P], with a factor of the residual covariance.
 
-    If conditions are linearly dependent, as one-hot labels are, this is the solution with the smallest norm.
+    If the centred columns of the conditions are linearly dependent (one-hot labels), returns the solution of smallest norm.
     """
     num, width = conditions.shape
     size = width + outlines.shape[1]

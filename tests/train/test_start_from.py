@@ -97,7 +97,8 @@ def test_fine_tuning_improves_the_source(tiny_run: Path, other_corpus: Path, tmp
 
 @pytest.mark.parametrize(("flags", "message"), [
     (["--embed-dim", "32"], "--embed-dim: RUN was trained with embed_dim = 16, not 32. Leave the option out."),
-    (["--vocab-size", "99"], "vocab_size = 0, not 99"), (["--word-start", "counts"], "--word-start has no effect here"),
+    (["--vocab-size", "99"], "--vocab-size has no effect, because RUN has its own tokenizer. Leave it out."),
+    (["--word-start", "counts"], "--word-start has no effect here"),
     (["--decoder-from", "RUN"], "--decoder-from has no effect with --init-from")])
 def test_options_that_contradict_the_source(flags: list[str], message: str, tiny_run: Path, other_corpus: Path,
                                             capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_a_second_trainer_is_refused_with_the_firsts_pid(tiny_run: Path, run_mod
     (["--resume", "nowhere", "--seed", "3"], "no effect with --resume"),
     (["--encoder", "recurrent:nowhere", "--preset", "tiny"], "nowhere"),
     (["--seed", "one"], "invalid int value"),
-    (["--gan-patience", "3"], "--gan-patience is not a flag. Set gan_patience in a TOML file"),
+    (["--gan-patience", "3"], "--gan-patience does not work on the command line. Set gan_patience in a TOML file"),
     (["lm", "--group-lines", "5"], "--group-lines has no effect here. Only the family conditional has it. Leave it out."),
     (["lm", "--gan-steps=4"], "--gan-steps has no effect here. Only the families conditional and outlines have it. Leave"),
     (["lm", "--gan-patience", "4"], "Only the families conditional and outlines have it."),

@@ -25,7 +25,8 @@ class Parser(argparse.ArgumentParser):
             flag = word.partition("=")[0]
             name = flag[2:].replace("-", "_")
             if flag in self.file_only:
-                raise OutlinesError(f"{flag} is not a flag. Set {name} in a TOML file, and use --config FILE.toml.")
+                raise OutlinesError(f"{flag} does not work on the command line. Set {name} in a TOML file, and "
+                                    "use --config FILE.toml.")
             if word.startswith("--"):
                 raise unknown_option("option", flag, {*self._option_string_actions, *self.file_only})
         if surplus:

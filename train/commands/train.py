@@ -55,8 +55,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     comparing = family == COMPARE
     method = find_method(LEADER if comparing else family)
     parser = Parser("python -m train", DESCRIPTION, f"families: {', '.join(families)}\npresets that imply a family: "
-                    f"{', '.join(sorted(variants()))}\nThe options of a family: `python -m train FAMILY --help`. The "
-                    "defaults shown are the values in --preset default.")
+                    f"{', '.join(sorted(variants()))}\nThe options of a family: `python -m train FAMILY --help`. "
+                    "A file can set more options (docs/runs.md). The defaults shown are the values in --preset default.")
     parser.usage = f"python -m train {word if word in arguments else '[FAMILY]'} [options]"
     add = parser.add_argument
     add("family", nargs="?", default="outlines",

@@ -113,7 +113,7 @@ def _projected(model: TextModel, data: Dataset) -> Iterator[tuple[str, Tensor, l
 
 
 def closing_report(directory: Path, config: RunConfig, model: TextModel, data: Dataset) -> str:
-    """Return the report of a measured run for the terminal: the main metrics, ten samples, the next commands."""
+    """Return the report for the terminal of a run with report.json: the main metrics, ten samples, the next commands."""
     text = _render([read_json(directory / "report.json")], tables.WIDTH)
     following = [f"  python -m train outlines --encoder {quoted(f'recurrent:{directory}/encoder')}"]
     if model.sources:

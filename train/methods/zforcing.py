@@ -83,7 +83,7 @@ class ZForcingStage(LatentStage):
         return {key: value.detach() for key, value in terms.items()}
 
     def terms(self, step: int, batch: Batch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a batch at a step, and its terms by log key."""
+        """Return the loss of a batch at a step, and its terms by their names in the training log."""
         options, tokens, rng = self.options, batch.tokens, torch.Generator().manual_seed(seed)
         # The noise is drawn for the global batch, position by position, so that it does not depend on a rank's padding.
         drawn = [torch.randn(batch.num_rows, options.latent_dim, generator=rng) for _ in range(tokens.inputs.shape[1])]
