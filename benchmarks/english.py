@@ -5,7 +5,7 @@
     python -m benchmarks.english sample RUN TRAINING         measure new sentences
 
 DATA: directory with the files that EVERYDAY and BOOKS name. FILE, TRAINING: file of the training sentences. RUN: a finished
-run; for sample, also english. SCENES: number of added sentences of the embedded corpus. Like captions, they say who does
+run; for sample, also english. SCENES: number of added sentences of the built-in corpus. Like captions, they say who does
 what, where, in which clothes. The model card, outlines/pretrained/english/README.md, has the commands.
 """
 

@@ -1,4 +1,4 @@
-"""Make the tokenizer and the language model of the embedded corpus, which ship in outlines/pretrained/scenes.
+"""Make the tokenizer and the language model of the built-in corpus, which ship in outlines/pretrained/scenes.
 
   python -m benchmarks.judge_of_scenes tokenizer FILE       train the tokenizer
   python -m benchmarks.judge_of_scenes ship RUN             copy a run's language model and its tokenizer into the package

@@ -176,7 +176,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _usage(verb: str) -> str:
-    start = "[RUN]" if verb == SAMPLE else f"{verb} RUN"
+    start = "[sample] [RUN]" if verb == SAMPLE else f"{verb} RUN"
     return " ".join([start, *(ARGUMENTS[name][0] for name in VERBS[verb].arguments.split())])
 
 

@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from outlines.pretrained import SHIPPED
+
 MEMORY = ("MemoryError|out.of.memory|not enough memory|allocate memory|alloc_failed|storage size calculation overflowed|"
           "could not create a primitive")  # the last message is from oneDNN
 
@@ -45,6 +47,9 @@ def quoted(path: Path | str) -> str:
 
 def no_run(directory: Path) -> OutlinesError:
     """Return the error for a directory without run.json. The message lists the runs in its subdirectories, if any."""
+    if str(directory) in SHIPPED:
+        return OutlinesError(f"{directory} ships without its training text, so this command is not available. Use a run "
+                             "that you have trained.")
     runs = [quoted(file.parent) for pattern in ("*/run.json", "*/*/run.json") for file in sorted(directory.glob(pattern))]
     found = f"Runs in it: {', '.join(runs[:10])}{' and others' if runs[10:] else ''}. Choose one."
     return OutlinesError(f"{directory}: no run here (no run.json). {found if runs else 'Check the path.'}")

@@ -75,6 +75,11 @@ def test_a_run_with_this_name_comes_first(tmp_path: Path, monkeypatch: pytest.Mo
     assert run_path("runs/none") == Path("runs/none")
 
 
+def test_commands_that_need_the_training_text_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(["evaluate", ENGLISH]) == 2
+    assert "english ships without its training text, so this command is not available." in capsys.readouterr().err
+
+
 def test_nearest_says_that_the_training_text_does_not_ship() -> None:
     with pytest.raises(OutlinesError, match="training sentences do not ship"):
         outlines.load("english", "cpu").nearest(["A dog runs."])

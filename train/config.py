@@ -26,7 +26,7 @@ class CorpusConfig(CorpusFiles):
     """Options of the corpus and the tokenizer."""
 
     group: ClassVar[str] = "corpus"
-    num_sentences: int = option(20000, "number of sentences of the embedded corpus, all splits together", low=100)
+    num_sentences: int = option(20000, "number of sentences of the built-in corpus, all splits together", low=100)
     tokenizer: str = option("", "tokenizer: a SentencePiece model file, or the tokenizer of a language model: smollm2 or "
                             "hf:NAME_OR_DIRECTORY (default: train a SentencePiece model on the training split)")
     vocab_size: int = option(0, "vocabulary size of the SentencePiece model; 0: computed from the corpus's word counts",
@@ -52,7 +52,8 @@ class TrainingConfig:
                                 flag=False)
     log_every: int = option(50, "optimiser steps between two log lines", low=1, flag=False)
     checkpoint_every: int = option(500, "optimiser steps between two checkpoints", low=1, flag=False)
-    evaluator_steps: int = option(1200, "optimiser steps of the judge, the language model that scores samples", low=1)
+    evaluator_steps: int = option(1200, "optimiser steps of the judge, the language model that scores samples; "
+                                        "not used for the built-in corpus, whose judge ships", low=1)
     num_evaluation: int = option(2000, "maximum number of test sentences in the report, and of samples from each "
                                 "model or baseline", low=20)
     keep_checkpoints: int = option(3, "checkpoints to keep; each contains the best weights on validation", low=1, flag=False)
@@ -294,7 +295,7 @@ def check(config: RunConfig, given: set[str]) -> None:
     else:
         without_effect += ["valid", "test", "text_column", "strict", "max_chars", "max_rejected"]
         if config.model.learns_pairs:
-            raise OutlinesError(f"'{config.family}' models learn from pairs. The embedded corpus has none. Use --corpus.")
+            raise OutlinesError(f"'{config.family}' models learn from pairs. The built-in corpus has none. Use --corpus.")
     if corpus.tokenizer:
         without_effect += ["vocab_size", "lowercase"]
     reasons = dict.fromkeys(without_effect, f"{'with' if corpus.corpus else 'without'} --corpus")

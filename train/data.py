@@ -37,7 +37,7 @@ from train.runtime.ranks import Ranks
 from train.runtime.run_directory import locked, read_run
 
 EMBEDDED = "embedded grammar"
-EMBEDDED_SEED = 20181203  # seed of the embedded corpus, the same for every run
+EMBEDDED_SEED = 20181203  # seed of the built-in corpus, the same for every run
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _key(data: dict[str, object]) -> str:
 
 
 def embedded_source() -> str:
-    """Return a text that identifies this version of the embedded corpus."""
+    """Return a text that identifies this version of the built-in corpus."""
     return f"{EMBEDDED} {grammar.scenes().entropy():.12f}"
 
 

@@ -76,7 +76,7 @@ def pretraining_notes(config: RunConfig, corpus: str) -> list[str]:
     """Return a list with a note for the report if the decoder was pretrained; else []. corpus: hash of this run's corpus."""
     if not (source := pretrained_source(config, corpus)):
         return []
-    files = ", ".join(Path(path).name for path in read_run(run_path(source))["corpus"]["corpus"]) or "the embedded corpus"
+    files = ", ".join(Path(path).name for path in read_run(run_path(source))["corpus"]["corpus"]) or "the built-in corpus"
     further = " and then trained on this corpus" if config.model.init_from else ""
     return [f"The decoder was pretrained in {source} on {files}{further}. The LM baseline starts from the same weights, "
             "without outlines, and is trained on this corpus."]

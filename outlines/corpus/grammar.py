@@ -1,4 +1,4 @@
-"""The embedded corpus: a probabilistic grammar of everyday scenes with exact log-probabilities and entropy.
+"""The built-in corpus: a probabilistic grammar of everyday scenes with exact log-probabilities and entropy.
 
 The entropy of derivations equals the entropy of sentences if every sentence has only one derivation. A test shows that this
 holds for the scenes. Source: Grenander, Syntax-Controlled Probabilities (1967).

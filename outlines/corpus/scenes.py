@@ -1,4 +1,4 @@
-"""Expand scenes.toml, the lexicon of the embedded corpus, into rules for `Grammar`, with agreement and inflection."""
+"""Expand scenes.toml, the lexicon of the built-in corpus, into rules for `Grammar`, with agreement and inflection."""
 
 import re
 import tomllib

@@ -34,7 +34,7 @@ from outlines.models.base import BATCH, Draw, TextModel
 from outlines.models.registry import load_model
 from outlines.pretrained import SHIPPED
 
-TEMPERATURE = 0.5  # default; chosen by measurements on the embedded corpus: docs/results.md, "The default run"
+TEMPERATURE = 0.5  # default; chosen by measurements on the built-in corpus: docs/results.md, "The default run"
 
 
 class Sentence(NamedTuple):

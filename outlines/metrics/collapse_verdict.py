@@ -97,7 +97,7 @@ class Dimension:
 class Diagnosis:
     """The verdict on the model, the verdicts on the dimensions, and all metrics. KL: nats per sentence.
 
-    With a latent at every step, KL and information are sums over steps.
+    With a latent at every step, the KL is a sum over steps, and the information is that of one step times the mean length.
     """
 
     verdict: Verdict

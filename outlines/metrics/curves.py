@@ -8,7 +8,7 @@ Curve = Sequence[tuple[float, float]]
 
 
 def efficient_points(curve: Curve) -> list[tuple[float, float]]:
-    """Return the points that no other point equals or beats in both nlls, in order of rising reverse nll."""
+    """Return the different points that no other point equals or beats in both nlls, in order of rising reverse nll."""
     efficient: list[tuple[float, float]] = []
     for reverse, forward in sorted(curve):
         if not efficient or forward < efficient[-1][1]:

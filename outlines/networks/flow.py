@@ -103,7 +103,10 @@ class FlowGenerator(OutlineGenerator):
         return nearest_centre(outlines, self.start.centres)
 
     def pair(self, own: Tensor, normal: Tensor) -> Tensor:
-        """Return the first point [B, D] of each outline's path. own: [B], index of its nearest centre. normal: [B, D]."""
+        """Return the first points [B, D] of the paths of B outlines.
+
+        own: [B], index of each outline's nearest centre. normal: [B, D], standard normal noise.
+        """
         return self.start.around(self.start.centres[own], normal)
 
     def forward(self, noise: MixtureNoise) -> Tensor:

@@ -16,7 +16,7 @@ from outlines.networks.sampled_softmax import sampled_nll
 
 @dataclass(frozen=True)
 class TiedConfig(DecoderConfig):
-    """The sizes of a tied decoder."""
+    """The settings of a tied decoder."""
 
     embed_dim: int = 256
     hidden_dim: int = 512

@@ -1,7 +1,7 @@
 """Models that ship with the package, as directories with checksums (docs/reliability.md).
 
 english/: a run that writes everyday English; its README.md is the model card. benchmarks/english.py writes it.
-scenes/: the tokenizer of the embedded corpus, and the language model that scores samples of models trained on it.
+scenes/: the tokenizer of the built-in corpus, and the language model that scores samples of models trained on it.
 benchmarks/judge_of_scenes.py writes both.
 """
 

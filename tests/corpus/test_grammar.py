@@ -1,4 +1,4 @@
-"""The embedded corpus: hand-computed values of tiny grammars, exact identities, and correct English in the scenes."""
+"""The built-in corpus: hand-computed values of tiny grammars, exact identities, and correct English in the scenes."""
 
 import functools
 import math

@@ -35,7 +35,7 @@ OWN_OPTIONS = ("preset", "config", "remedy", "families", "runs", "out", "seeds")
 DESCRIPTION = """\
 Train a text generator and report its results.
 
-  python -m train                      neural outlines on the embedded corpus
+  python -m train                      neural outlines on the built-in corpus
   python -m train lm --preset small    another family, another preset
   python -m train flow                 neural outlines with the preset flow: flow matching, no GAN
   python -m train --seeds 1,2,3        several seeds, reported together
@@ -56,7 +56,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     method = find_method(LEADER if comparing else family)
     parser = Parser("python -m train", DESCRIPTION, f"families: {', '.join(families)}\npresets that imply a family: "
                     f"{', '.join(sorted(variants()))}\nThe options of a family: `python -m train FAMILY --help`. "
-                    "A file can set more options (docs/runs.md). The defaults shown are the values in --preset default.")
+                    "A file given with --config can set more (docs/runs.md). The defaults shown are the values in "
+                    "--preset default.")
     parser.usage = f"python -m train {word if word in arguments else '[FAMILY]'} [options]"
     add = parser.add_argument
     add("family", nargs="?", default="outlines",

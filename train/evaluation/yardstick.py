@@ -171,7 +171,7 @@ class Yardstick:
         return row
 
     def reverse(self, text: Sequence[str]) -> Row:
-        """Return the scores of the reverse judges. Skips samples that a corpus would reject: empty ones, or with NUL."""
+        """Return the scores of the reverse judges. Skips samples that no corpus contains: empty ones and ones with NUL."""
         text = [sentence for sentence in text if sentence.strip() and "\0" not in sentence]
         row: Row = {"num_reverse": len(text)}
         if text:  # After little training, all samples of a model can be empty.

@@ -51,7 +51,7 @@ class OutlineDecoderOptions(DecoderOptions):
     encoder_prompt: str = option("", "prompt before each sentence, such as 'query: '; few encoders need one")
     encoder_dim: int = option(0, "keep only the first INT dimensions of each outline; 0: keep all", low=0, high=2**20)
     min_strength: float = option(0.0, "smallest strength in decoder training: some outlines are multiplied by a random "
-                                      "strength from this value to 1, and noise is added; with 1, all stay exact",
+                                      "strength from this value to 1, and noise is added; with 1, none is changed",
                                  low=0, high=1)
     exact_outlines: float = option(0.5, "fraction of outlines that keep strength 1 in decoder training; with --min-strength "
                                         "below 1", low=0, high=1, flag=False)
@@ -164,7 +164,7 @@ def outline_decoder_config(options: Any, data: Dataset) -> DecoderConfig:
 
 
 class OutlineGame(Game):
-    """The Game of neural outlines: the critic compares generated outlines with the real outlines of a batch."""
+    """The Game of neural outlines: generates outlines; a critic, if there is one, compares them with real outlines."""
 
     def begin(self, progress: Progress) -> None:
         model, start = self.model, self.options.start

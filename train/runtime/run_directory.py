@@ -72,7 +72,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_run(directory: Path) -> dict[str, Any]:
-    """Return run.json. Raises OutlinesError if it is missing, damaged or has another format."""
+    """Return the content of run.json. Raises OutlinesError if it is missing or damaged, or has another format."""
     if not (directory / "run.json").exists():
         raise no_run(directory)
     data = read_json(directory / "run.json")

@@ -347,7 +347,7 @@ def test_words_start_at_the_counts_of_the_training_split(yardstick: Yardstick, c
 
 
 def of_scenes(session: Session, **flags: object) -> tuple[RunConfig, Dataset]:
-    """Return a small configuration on the embedded corpus, and its data."""
+    """Return a small configuration on the built-in corpus, and its data."""
     method = find_method("lm")
     config = resolve("lm", method.config_class, method.presets, "tiny", None, {"num_sentences": 500, **flags})
     return config, open_dataset(config.corpus, None, session.cache, torch.device("cpu"), Ranks(), session.reporter)

@@ -334,7 +334,7 @@ def test_options_of_pairs(captions: Path) -> None:
     assert configured("conditional", corpus=("pairs.jsonl",)).corpus.condition_column == "condition"
     assert configured("conditional", corpus=("lines.txt",), group_lines=5).corpus.condition_column == ""
     for family, flags, message in (("outlines", {"group_lines": 5}, "does not learn from pairs"),
-                                   ("conditional", {}, "The embedded corpus has none")):
+                                   ("conditional", {}, "The built-in corpus has none")):
         with pytest.raises(OutlinesError, match=message):
             configured(family, **({"corpus": (str(captions),)} if flags else {}), **flags)
 
