@@ -138,7 +138,7 @@ def test_the_embedded_corpus_needs_no_file(recurrent_encoder: Path, run_module: 
 def test_the_python_example_runs(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example, = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(example.replace("runs/001-outlines-default", str(tiny_run)), {})
-    assert len(capsys.readouterr().out.splitlines()) >= 3
+    assert len(capsys.readouterr().out.splitlines()) == example.count("print(") > 0
 
 
 def test_the_encoder_you_train_can_be_used(tiny_corpus: Path, run_module: Command, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_files_of_sentences_are_read_like_a_corpus(tmp_path: Path) -> None:
 
 
 def test_lines_that_are_all_bad_are_one_error() -> None:
-    with pytest.raises(OutlinesError, match=r"^line 1: invalid.* The other 1 cannot be used either\.$"):
+    with pytest.raises(OutlinesError, match=r"^line 1: invalid.* The other line cannot be used either\.$"):
         list(_usable([("line 1", "a"), ("line 2", "b")], int_or_error))
 
 

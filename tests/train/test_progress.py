@@ -33,7 +33,7 @@ def test_a_run_prints_length_samples_and_times(tiny_arguments: list[str], tmp_pa
     assert re.search(r"about \d+ min until", printed)
     validations = re.findall(r"^(?:decoder|gan) step .*\n((?:  .*\n)*)", printed, re.M)
     assert validations and all(shown.count("\n") == loop.NUM_SHOWN for shown in validations)
-    assert re.search(r"time: \d+ s \(corpus and outlines \d+ s, decoder \d+ s, gan \d+ s, judge \d+ s, LM baseline \d+ s, "
+    assert re.search(r"time: \d+ s \(corpus and outlines \d+ s, decoder \d+ s, gan \d+ s, LM baseline \d+ s, judge \d+ s, "
                      r"evaluation \d+ s\)", printed)
 
 
