@@ -105,10 +105,10 @@ def changed(file: Path, **values: object) -> None:
 @pytest.mark.parametrize(("file", "values", "message"), [
     ("config.json", {"architectures": ["BertForMaskedLM"]}, "not a causal language model"),
     ("config.json", {"architectures": None}, "not a causal language model"),
-    ("config.json", {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}, "'auto_map' can make a model run"),
-    ("config.json", {"text_config": {"attn_implementation": "somebody/kernel"}}, "'attn_implementation' can make a model run"),
-    ("config.json", {"quantization_config": {"quant_method": "awq"}}, "'quantization_config' can make a model run"),
-    ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}, "'auto_map' can make a model run"),
+    ("config.json", {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}, "'auto_map' can make"),
+    ("config.json", {"text_config": {"attn_implementation": "somebody/kernel"}}, "'attn_implementation' can make"),
+    ("config.json", {"quantization_config": {"quant_method": "awq"}}, "'quantization_config' can make"),
+    ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}, "'auto_map' can make"),
 ])
 def test_code_and_other_models_are_refused_before_they_are_loaded(file: str, values: dict[str, object], message: str,
                                                                   copy: Path) -> None:
