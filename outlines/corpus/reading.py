@@ -27,7 +27,7 @@ class CorpusFiles:
     """The files of a corpus, and how they are read and split."""
 
     corpus: tuple[str, ...] = option((), "training files: .txt, .jsonl, .json, .csv, .tsv or .parquet, optionally .gz "
-                                         "(default: an built-in corpus of everyday scenes)")
+                                         "(default: a built-in corpus of everyday scenes)")
     valid: tuple[str, ...] = option((), "validation files (default: a fraction of --corpus)")
     test: tuple[str, ...] = option((), "test files (default: a fraction of --corpus)")
     text_column: str = option("text", "column with the sentences, in files other than .txt")

@@ -131,7 +131,7 @@ class FastReader:
         return torch.autocast(self.tokens.device.type, torch.bfloat16, enabled=self._bfloat16)
 
     def _terms_of(self, to_inputs: Tensor, to_readout: Tensor) -> Tensor:
-        """Return what the vectors add at every step to the first gates and to the readout: [N, 3H + embed_dim]."""
+        """Return the part of the first gates and of the readout that depends only on the vectors: [N, 3H + embed_dim]."""
         to_gates = functional.linear(to_inputs, self._fast.decoder.gru.all_weights[0][0])
         return torch.cat([to_gates, to_readout], dim=1).float()
 

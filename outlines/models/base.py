@@ -111,7 +111,7 @@ class TextModel(nn.Module):
 
     @classmethod
     def from_shape(cls, shape: dict[str, Any]) -> Self:
-        """Return an untrained model. shape: what the method `shape` returned."""
+        """Return an untrained model. shape: the result of the method `shape`."""
         kinds, arguments = get_type_hints(cls.__init__), dict(shape)
         for name, value in shape.items():
             if kinds[name] is DecoderConfig:

@@ -28,7 +28,7 @@ class TiedConfig(DecoderConfig):
 class LockedDropout(nn.Module):
     """Dropout of [B, T, width] with one mask per sentence, shared by all steps.
 
-    nn.Dropout needs T times as many random numbers, which takes 7 % of the time of a training step on a CPU. Source: Gal and
+    nn.Dropout needs T times as many random numbers, which would need 7 % of a training step's time on a CPU. Source: Gal and
     Ghahramani (2016).
     """
 

@@ -1,1 +1,1 @@
-"""The commands of `python -m train`, one file each, and what they share (parsing.py, judges.py)."""
+"""The commands of `python -m train`, one file each, and their shared modules (parsing.py, judges.py)."""

@@ -56,7 +56,7 @@ class PretrainedLM:
 
     @torch.no_grad()
     def score(self, sentences: Sequence[str]) -> PretrainedNll:
-        """Return the NLL of the first NUM_JUDGED sentences, without those of more than MAX_LEN tokens.
+        """Return the NLL of the first NUM_JUDGED sentences. Skips sentences of more than MAX_LEN tokens.
 
         Each sentence is scored on its own, after the token that begins a text.
 
