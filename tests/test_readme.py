@@ -20,10 +20,17 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def bash_lines(text: str) -> list[str]:
-    """Return the command lines of the bash blocks: continued lines joined, comments removed, $VARIABLES expanded."""
+    """Return the command lines of the bash blocks: continued lines joined, comments removed, $VARIABLES expanded.
+
+    Earlier blocks of the same text can define the variables.
+    """
     lines: list[str] = []
+    variables: dict[str, str] = {}
     for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
-        variables = dict(re.findall(r"^(\w+)=(\S*|\".*\")$", block, re.MULTILINE))
+        for name, value in re.findall(r"^(\w+)=(\S*|\".*\")$", block, re.MULTILINE):
+            for known, found in variables.items():
+                value = value.replace(f"${known}", found.strip('"'))
+            variables[name] = value
         for line in re.sub(r"\\\n\s*", "", block).splitlines():
             for name, value in variables.items():
                 line = line.replace(f"${name}", value.strip('"'))
@@ -38,8 +45,8 @@ def commands(module: str) -> list[str]:
         text = document.read_text()
         found += re.findall(r"`(python -m [^`]+|torchrun [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
         found += [part for line in bash_lines(text) for part in re.split(r" && | \| |; ", line)]
-    files = "--corpus train.txt --valid val.txt --test test.txt"
-    found = [re.sub(r"\$F\b", files, command) for command in found]
+    files = "--corpus train.txt --valid val.txt --test test.txt --config docs/earlier.toml"
+    found = [re.sub(r"\$F\b", files, command) for command in found]  # in text
     incomplete = r"…|FAMILY|-m (train|generate) (evaluate|ablate|nearest|serve)$"
     return sorted({command for command in found
                    if re.search(rf"(python|torchrun).* -m {module}\b", command) and not re.search(incomplete, command)})

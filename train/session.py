@@ -85,7 +85,7 @@ def half_of_threads(config: RunConfig, session: Session) -> int:
     The result depends only on the run and the machine, so it is the same for a resumed run.
     """
     device, model = choose_device(session.device, session.ranks.local_rank), config.model
-    small = getattr(model, "decoder_steps", 0) * getattr(model, "decoder_batch_size", 0) < LEAST_SENTENCES
+    small = model.decoder_steps * model.decoder_batch_size < LEAST_SENTENCES
     if small or session.all_threads or device.type != "cpu" or session.ranks.world > 1:
         return 0
     return torch.get_num_threads() // 2

@@ -79,7 +79,8 @@ def parser() -> Parser:
     add("--strengths", default="", metavar="LIST", help="add rows with other outline strengths, for runs with "
         "--min-strength below 1: comma-separated, from 0 to 1 (default: none)")
     add("--reverse-steps", type=int, default=800, metavar="INT",
-        help="optimiser steps of each language model that is trained on samples, for reverse NLL (default: 800)")
+        help="optimiser steps of each language model that is trained on samples, for reverse NLL; 0: without reverse NLL, "
+             "which takes most of the time (default: 800)")
     add("--encoder", default="minilm", metavar="NAME", help="frozen encoder of the generated text, for the columns "
         "'text: ...': minilm, st:NAME_OR_DIRECTORY, recurrent:DIRECTORY, or none (default: minilm)")
     add("--mauve-features", metavar="NAME", help="encoder for MAUVE: any value of --encoder, smollm2, or "
@@ -110,7 +111,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     rejections = numbers("--rejection", options.rejection, 1, MAX_MEAN_DRAWS) if options.rejection else []
     guidances = numbers("--guidance", options.guidance, 0, 100) if options.guidance else []
     strengths = numbers("--strengths", options.strengths, 0, 1) if options.strengths else []
-    for flag, value, least in (("--num-samples", options.num_samples, 20), ("--reverse-steps", options.reverse_steps, 1)):
+    for flag, value, least in (("--num-samples", options.num_samples, 20), ("--reverse-steps", options.reverse_steps, 0)):
         if not least <= value <= MOST:
             raise OutlinesError(f"{flag} must be from {least} to {MOST:,}, not {value}.")
     first = Path(options.runs[0])
@@ -167,7 +168,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
         **{f"gaps{judge}": {label: gap and gap.to_json() for label, gap in by_label.items()}
            for judge, by_label in found.items()}})
     write_curves(out, lines)
-    print(f"{text}\n\nwritten to {out}: report.md, report.json, curve.png\nnext:\n"
+    print(f"{text}\n\nwritten to {out}: report.md, report.json{', curve.png' if options.reverse_steps else ''}\nnext:\n"
           f"  tensorboard --logdir {quoted(out / 'tensorboard')}")
 
 
@@ -315,10 +316,12 @@ def render(lines: Sequence[tables.Line], rebuilt: Sequence[tuple[str, Row]],
     num = settings["num_samples"]
     held_out = min((line.figures["num_held_out"].mean for line in lines if "num_held_out" in line.figures), default=num)
     filled = "" if held_out == num else f" (real outlines: {held_out:.0f} held-out ones, then training outlines)"
-    head = (f"Test split; {tables.num_seeds(lines)}. Forward and reverse NLL use {num} samples{filled}; other figures "
-            f"use {settings['num_compared']}. report.json has the numbers of each row. NLL in nats. The judges are a GRU "
-            "language model and a modified Kneser-Ney 5-gram model. BLEU and self-BLEU are Texygen's. The GRU for reverse "
-            f"NLL is trained for {settings['reverse_steps']} steps.")
+    kinds = "Forward and reverse NLL use" if settings["reverse_steps"] else "Forward NLL uses"
+    head = (f"Test split; {tables.num_seeds(lines)}. {kinds} {num} samples{filled}; other figures use "
+            f"{settings['num_compared']}. report.json has the numbers of each row. NLL in nats. The judges are a GRU "
+            "language model and a modified Kneser-Ney 5-gram model. BLEU and self-BLEU are Texygen's.")
+    if settings["reverse_steps"]:
+        head += f" The GRU for reverse NLL is trained for {settings['reverse_steps']} steps."
     if settings["judge"]:
         head += f" The pretrained judge is {settings['judge']}. It scores the first {NUM_JUDGED} samples."
     parts = [f"`{settings['command']}`", head, tables.table(lines, "main")]

@@ -24,7 +24,7 @@ from outlines.networks.decoder import decoder_class
 from outlines.pretrained import SCENES_MODEL
 from train.config import CorpusConfig, DecoderOptions, RunConfig, TrainingConfig
 from train.data import Dataset
-from train.evaluation.judges import Judge, Judges, Nll, judge, tokens_of
+from train.evaluation.judges import Judge, Judges, Nll, ReverseJudge, judge, tokens_of
 from train.evaluation.pretrained import PretrainedLM
 from train.method import find_method
 from train.runtime.progress import Reporter
@@ -37,6 +37,7 @@ SCORER_SEED = 1001
 REVERSE_SEED = 2001
 REVERSE_BATCH_SIZE = 128
 
+
 def quick_judges(config: RunConfig, data: Dataset, session: Session) -> Judges:
     """Return the judge for the report at the end of training, as `Judges`. Trains it, or loads it from the cache."""
     return Judges({"forward": neural_judge(scorer(config, data, session), data)})
@@ -44,17 +45,20 @@ def quick_judges(config: RunConfig, data: Dataset, session: Session) -> Judges:
 
 def full_judges(config: RunConfig, data: Dataset, session: Session, reverse_steps: int,
                 pretrained: PretrainedLM | None = None) -> Judges:
-    """Return the judges for a full evaluation. reverse_steps: optimiser steps of a language model trained on samples."""
+    """Return the judges for a full evaluation.
+
+    reverse_steps: optimiser steps of a language model trained on samples; 0: no reverse judges.
+    """
     def ngram_judge(rows: Sequence[np.ndarray]) -> Judge:
         return judge(NgramModel(rows, data.tokenizer.vocab_size, special=data.tokenizer.special).nll_of_rows, data)
 
-    training = data.corpus.tokens["train"]
-    return Judges(
-        forward={**quick_judges(config, data, session).forward,
-                 "forward_ngram": ngram_judge(training.rows(range(len(training))))},
-        reverse={"reverse": functools.partial(reverse_nll, config=config, data=data, session=session, steps=reverse_steps),
-                 "reverse_ngram": lambda samples, held_out: ngram_judge(tokens_of(samples, data))(held_out)},
-        pretrained=pretrained)
+    tokens = data.corpus.tokens["train"]
+    forward = {**quick_judges(config, data, session).forward, "forward_ngram": ngram_judge(tokens.rows(range(len(tokens))))}
+    reverse: dict[str, ReverseJudge] = {}
+    if reverse_steps:
+        reverse["reverse"] = functools.partial(reverse_nll, config=config, data=data, session=session, steps=reverse_steps)
+        reverse["reverse_ngram"] = lambda samples, held_out: ngram_judge(tokens_of(samples, data))(held_out)
+    return Judges(forward, reverse, pretrained)
 
 
 def neural_judge(model: TextModel, data: Dataset) -> Judge:
@@ -127,7 +131,7 @@ def _trained(directory: Path, run: RunConfig, data: Dataset, session: Session, n
     with locked(directory, session.reporter.line):
         if not (directory / "model").exists():
             # run.json is written again after an interruption, because the corpus may have moved.
-            begin_run(run, directory, single, {"preset": [], "command": name, "hashes": hashes})
+            begin_run(run, directory, single, {"preset": "", "command": name, "hashes": hashes})
         return train_run(directory, single)[0]
 
 

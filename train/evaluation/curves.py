@@ -84,13 +84,15 @@ def picture(lines: Sequence[Line]) -> Figure:
 
 
 def write_curves(directory: Path, lines: Sequence[Line]) -> None:
-    """Write the plot to curve.png, and the plot and all values to tensorboard/, with 100 · T as the step."""
+    """Write the plot, if there are curves, to curve.png, and plot and values to tensorboard/, with 100 · T as the step."""
     events = directory / "tensorboard"  # A separate directory, so that only our own events are deleted.
     shutil.rmtree(events, ignore_errors=True)
-    figure = picture(lines)
-    atomic_write(directory / "curve.png", png(figure))
-    with SummaryWriter(str(events)) as writer:
-        writer.add_figure("evaluation/curve", figure)
+    (directory / "curve.png").unlink(missing_ok=True)
+    if curves(lines):
+        figure = picture(lines)
+        atomic_write(directory / "curve.png", png(figure))
+        with SummaryWriter(str(events)) as writer:
+            writer.add_figure("evaluation/curve", figure)
     for label in {line.label: None for line in lines}:
         with SummaryWriter(str(events / re.sub(r"[^\w.]+", "-", label).strip("-."))) as writer:
             for line in (line for line in lines if line.label == label):

@@ -106,7 +106,7 @@ class ConditionalMethod(Method):
             data.normalized, store.encoder)
         data.set_scaling(model)
         self.assemble(OutlineDecoderStage(options, data, model, bfloat16, seed),
-                      GanStage(options, PairGame(options, data, model, seed)),
+                      GanStage(options, PairGame(options, data, model, seed, bfloat16)),
                       linear=model.linear, conditions=model.conditions, scaling=model.scaling)
 
     @classmethod

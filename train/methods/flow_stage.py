@@ -56,7 +56,7 @@ class FlowLoss:
 class FlowStage(FitStage):
     """Trains a flow by flow matching, and keeps a moving average of it."""
 
-    name = "flow"
+    name, batch_flag = "flow", "flow_batch_size (an option for --config FILE)"
 
     def __init__(self, options: Any, game: Game):
         super().__init__(options, game)

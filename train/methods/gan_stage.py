@@ -30,7 +30,8 @@ class GanOptions:
     gan_num_layers: int = option(3, "hidden layers of generator and critic", low=1, flag=False)
     gan_steps: int = option(1000, "number of generator updates", low=1)
     gan_batch_size: int = option(512, "outlines per generator update", low=2)
-    gan_learning_rate: float = option(1e-3, "peak learning rate of Adam for generator and critic", low=0)
+    gan_learning_rate: float = option(1e-3, "peak learning rate of Adam for generator and critic; with flow-gan, the "
+                                      "generator has a tenth of it", low=0)
     gan_beta2: float = option(0.99, "second beta of Adam for generator and critic; the first is 0", low=0, high=0.9999,
                               flag=False)
     critic_steps: int = option(1, "critic updates per generator update, each with new noise but the same real batch", low=1)
@@ -46,7 +47,7 @@ class GanOptions:
 class Game(ABC):
     """The part of generator training that a family defines: fit the start, generate and score outlines, validate."""
 
-    def __init__(self, options: Any, data: Dataset, model: Any, seed: int, bfloat16: bool = False):
+    def __init__(self, options: Any, data: Dataset, model: Any, seed: int, bfloat16: bool):
         """model: the generator of this model is saved. It is a moving average of the generator that a stage trains."""
         self.options, self.data, self.model, self.seed, self.bfloat16 = options, data, model, seed, bfloat16
         self.generator, self.critic = model.generator, model.critic

@@ -388,6 +388,20 @@ def test_several_seeds_are_evaluated_as_one_line(seeds: Path, capsys: pytest.Cap
     assert "Test split; one seed." in capsys.readouterr().out
 
 
+def test_without_reverse_steps_no_language_model_learns_from_samples(
+        lm_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.commands.judges.reverse_nll", lambda *arguments, **named: pytest.fail("a reverse judge"))
+    (tmp_path / "curve.png").write_bytes(b"of an earlier evaluation with reverse NLL")
+    options = ["--encoder", "none", "--temperatures", "1", "--num-samples", "40", "--reverse-steps", "0", "--quiet"]
+    assert main(["evaluate", str(lm_run), *options, "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "Forward NLL uses 40 samples" in shown and "everse NLL" not in shown
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md", "tensorboard"]
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert all("forward_ngram_nll_per_token" in row["figures"] for row in rows)
+    assert not any("reverse" in key and key != "num_reverse" for row in rows for key in row["figures"])
+
+
 def test_one_of_several_seeds_is_locked_while_it_is_trained(seeds: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with locked(seeds / "seed-2"):
         assert main(["--resume", str(seeds), "--quiet"]) == 2
