@@ -107,7 +107,7 @@ class Loop:
         if stage.validates_start and self.step == 0:
             self._validate(stage)
         since, cpu_since, slow = time.monotonic(), time.process_time(), SlowSteps()
-        with self.reporter.bar(f"train {stage.name}", "steps") as progress:
+        with self.reporter.bar(f"train {stage.name}", "steps", self.step) as progress:
             while self.step < stage.num_steps and not (stage.patience and self.stale >= stage.patience):
                 self._check_signals()
                 factor = learning_rate_factor(self.step, stage.num_steps, self.config.warmup_steps,

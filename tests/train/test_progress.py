@@ -47,3 +47,12 @@ def test_slow_steps_show_the_time_left(capsys: pytest.CaptureFixture[str], monke
     assert [re.sub(r"\x1b.*?m", "", line) for line in lines] == [
         "evaluate (3 of 5)", "evaluate (4 of 5, 20 s left)", "evaluate (5 of 5, 15 s left)",
         "evaluate (1 of 5)", "evaluate (2 of 5, 20 s left)"]
+
+
+def test_a_resumed_stage_counts_only_its_own_steps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("train.runtime.progress.time.monotonic", lambda: now[0])
+    with Reporter().bar("train decoder", "steps", 900) as progress:
+        now[0] = 10.0
+        progress(950, 1000)
+    assert capsys.readouterr().err.splitlines() == ["train decoder: 950 of 1,000 steps, 5/s, 10 s left"]

@@ -68,11 +68,11 @@ class Reporter:
             tqdm.write(text, file=sys.stderr)
 
     @contextlib.contextmanager
-    def bar(self, name: str, unit: str) -> Iterator[Progress]:
-        """Yield the function that updates a progress bar."""
+    def bar(self, name: str, unit: str, begun: int = 0) -> Iterator[Progress]:
+        """Yield the function that updates a progress bar. begun: number of units that were done before."""
         started = last = time.monotonic()
         # The delay hides bars of work that finishes at once.
-        bar = tqdm(desc=name, unit=f" {unit}", file=sys.stderr, disable=not self._bars, delay=0.5)
+        bar = tqdm(desc=name, unit=f" {unit}", initial=begun, file=sys.stderr, disable=not self._bars, delay=0.5)
 
         def progress(done: int, total: int, note: str = "", /) -> None:
             nonlocal last
@@ -84,7 +84,7 @@ class Reporter:
                 bar.update(done - bar.n)
             elif now - last >= 10 or done == total:  # a plain line every 10 s
                 last = now
-                rate = max(done / max(now - started, 1e-9), 1e-9)
+                rate = max((done - begun) / max(now - started, 1e-9), 1e-9)
                 self.line(f"{name}: {done:,} of {total:,} {unit}, {rate:,.0f}/s{', ' + note if note else ''}, "
                           f"{(total - done) / rate:,.0f} s left")
 
