@@ -49,7 +49,8 @@ def test_slow_steps_show_the_time_left(capsys: pytest.CaptureFixture[str], monke
         "evaluate (1 of 5)", "evaluate (2 of 5, 20 s left)"]
 
 
-def test_a_resumed_stage_counts_only_its_own_steps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_stage_counts_only_its_own_steps(capsys: pytest.CaptureFixture[str],
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("train.runtime.progress.time.monotonic", lambda: now[0])
     with Reporter().bar("train decoder", "steps", 900) as progress:
