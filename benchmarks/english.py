@@ -32,7 +32,6 @@ EVERYDAY = {"tatoeba": "english/tatoeba.train.txt.gz", "dialogue": "english/dial
 BOOKS = "english/classic_books.train.txt.gz"
 MIN_COUNT = 5  # sentences with a word that is rarer than this in the everyday sources are left out
 NUM_BOOKS = 50_000
-STRENGTH = 0.3  # default for new sentences, chosen from the table of `sample`
 STRENGTHS = (0.2, 0.3, 0.5, 1.0)
 NAMES = re.compile(r"\b(Tom|Mary)\b")  # in a fifth of Tatoeba; about a third of these sentences is used
 WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
@@ -65,9 +64,7 @@ def corpus(data: Path, file: Path, num_scenes: int = 0) -> None:
 def ship(run: Path) -> None:
     """Write a run's model, tokenizer and run.json (without paths) to the package."""
     target, model = SHIPPED[ENGLISH], load_model(run / "model")
-    shape = model.shape()
-    shape["decoder"]["strength"] = STRENGTH
-    write_state(target / "model", half_tensors(model), {"family": model.family, "shape": shape})
+    write_state(target / "model", half_tensors(model), {"family": model.family, "shape": model.shape()})
     shutil.copy(run / "tokenizer.model", target)
     description = {name: value for name, value in read_run(run).items() if name not in ("cache", "command", "machine")}
     description["corpus"] |= {"corpus": [Path(name).name for name in description["corpus"]["corpus"]], "tokenizer": ""}

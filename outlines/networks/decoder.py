@@ -26,7 +26,7 @@ class DecoderConfig(SpecialIds):
     kind: str = ""
     vector_dropout: float = 0.0  # fraction of training sentences with a zero vector; above 0, sampling can use guidance
     min_strength: float = 1.0  # smallest strength in training; below 1, the decoder can read vectors that are `weakened`
-    strength: float = 0.5  # default for new sentences, at least min_strength; see docs/results.md, "Outline strength"
+    strength: float = 0.3  # default for new sentences, at least min_strength; see docs/results.md, "Outline strength"
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "DecoderConfig":

@@ -260,10 +260,10 @@ def test_guidance_has_its_own_line_for_runs_with_outline_dropout(
 
 def test_other_strengths_have_their_own_lines(evaluated: Evaluated, lm_run: Path, tmp_path: Path,
                                               capsys: pytest.CaptureFixture[str]) -> None:
-    weak = ["--strengths", "0.2,0.5,1", "--sources", "real outlines,generator,lm", "--out", str(tmp_path / "weak")]
+    weak = ["--strengths", "0.2,0.3,1", "--sources", "real outlines,generator,lm", "--out", str(tmp_path / "weak")]
     assert main(["evaluate", *evaluated.runs, *COMMAND, "--temperatures", "1", "--encoder", "none", *weak, "--quiet"]) == 0
     rows = json.loads((tmp_path / "weak" / "report.json").read_text())["rows"]
-    assert [row["source"] for row in rows] == [  # 0.5 is the usual strength
+    assert [row["source"] for row in rows] == [  # 0.3 is the usual strength
         "real text", "outlines: real outlines", "outlines", "outlines: real outlines, strength 0.2",
         "outlines, strength 0.2", "outlines: real outlines, strength 1", "outlines, strength 1", "lm"]
     nll = {row["source"]: row["figures"]["forward_nll_per_token"] for row in rows}
