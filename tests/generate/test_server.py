@@ -83,7 +83,7 @@ def test_about_says_what_the_run_can_do(server: Server, tiny_run: Path) -> None:
     assert ask(server, "/about") == (200, {
         "run": tiny_run.name, "family": "outlines", "sources": ["generator", "mixture", "gaussian"],
         "walks": ["linear", "spherical", "noise", "gradient"], "neighbours": True, "noise": True, "guided": True,
-        "strength": 0.5, "min_strength": 0.0, "max_sentences": 100})
+        "strength": 0.3, "min_strength": 0.0, "max_sentences": 100})
 
 
 def test_endpoints_do_what_the_verbs_do(server: Server, pipeline: Pipeline) -> None:
