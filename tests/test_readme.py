@@ -46,7 +46,8 @@ def commands(module: str) -> list[str]:
         found += re.findall(r"`(python -m [^`]+|torchrun [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
         found += [part for line in bash_lines(text) for part in re.split(r" && | \| |; ", line)]
     files = "--corpus train.txt --valid val.txt --test test.txt"  # the value of these variables in text
-    found = [command.replace("$DATA", files).replace("$F", f"{files} --config docs/earlier.toml") for command in found]
+    for name, value in (("DATA", files), ("F", f"{files} --config docs/earlier.toml")):
+        found = [re.sub(rf"\${name}\b", value, command) for command in found]
     incomplete = r"…|FAMILY|-m (train|generate) (evaluate|ablate|nearest|serve)$"
     return sorted({command for command in found
                    if re.search(rf"(python|torchrun).* -m {module}\b", command) and not re.search(incomplete, command)})

@@ -300,6 +300,8 @@ def test_a_run_needs_neither_its_corpus_nor_its_places(tiny_run: Path, tmp_path:
     assert main(["--resume", str(run.relative_to(tmp_path)), "--quiet"]) == 0
     assert capsys.readouterr().err == ""
     assert not (tmp_path / "gone").exists()
+    # A judge is a run, too: --resume reads the same keys.
+    assert {read_run(judge)["preset"] for judge in (home / "runs-cache").glob("lm-*")} == {""}
     shutil.rmtree(home / "runs-cache")
     assert main(["--resume", str(run), "--quiet"]) == 2
     assert "nowhere.txt: no such file" in capsys.readouterr().err

@@ -79,8 +79,8 @@ def parser() -> Parser:
     add("--strengths", default="", metavar="LIST", help="add rows with other outline strengths, for runs with "
         "--min-strength below 1: comma-separated, from 0 to 1 (default: none)")
     add("--reverse-steps", type=int, default=800, metavar="INT",
-        help="optimiser steps of each language model that is trained on samples, for reverse NLL; 0: without reverse NLL, "
-             "which takes most of the time (default: 800)")
+        help="optimiser steps of each language model that is trained on samples, for reverse NLL; 0: no reverse NLL, which "
+             "needs most of the time (default: 800)")
     add("--encoder", default="minilm", metavar="NAME", help="frozen encoder of the generated text, for the columns "
         "'text: ...': minilm, st:NAME_OR_DIRECTORY, recurrent:DIRECTORY, or none (default: minilm)")
     add("--mauve-features", metavar="NAME", help="encoder for MAUVE: any value of --encoder, smollm2, or "
@@ -168,7 +168,8 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
         **{f"gaps{judge}": {label: gap and gap.to_json() for label, gap in by_label.items()}
            for judge, by_label in found.items()}})
     write_curves(out, lines)
-    print(f"{text}\n\nwritten to {out}: report.md, report.json{', curve.png' if options.reverse_steps else ''}\nnext:\n"
+    written = ", ".join(file for file in ("report.md", "report.json", "curve.png") if (out / file).exists())
+    print(f"{text}\n\nwritten to {out}: {written}\nnext:\n"
           f"  tensorboard --logdir {quoted(out / 'tensorboard')}")
 
 

@@ -84,7 +84,7 @@ def picture(lines: Sequence[Line]) -> Figure:
 
 
 def write_curves(directory: Path, lines: Sequence[Line]) -> None:
-    """Write the plot, if there are curves, to curve.png, and plot and values to tensorboard/, with 100 · T as the step."""
+    """Write curve.png if there are curves, and the plot and all values to tensorboard/, with 100 · T as the step."""
     events = directory / "tensorboard"  # A separate directory, so that only our own events are deleted.
     shutil.rmtree(events, ignore_errors=True)
     (directory / "curve.png").unlink(missing_ok=True)

@@ -69,7 +69,7 @@ class Reporter:
 
     @contextlib.contextmanager
     def bar(self, name: str, unit: str, begun: int = 0) -> Iterator[Progress]:
-        """Yield the function that updates a progress bar. begun: number of units that were done before."""
+        """Yield the function that updates a progress bar. begun: number of units already done."""
         started = last = time.monotonic()
         # The delay hides bars of work that finishes at once.
         bar = tqdm(desc=name, unit=f" {unit}", initial=begun, file=sys.stderr, disable=not self._bars, delay=0.5)
