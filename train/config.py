@@ -53,7 +53,7 @@ class TrainingConfig:
     log_every: int = option(50, "optimiser steps between two log lines", low=1, flag=False)
     checkpoint_every: int = option(500, "optimiser steps between two checkpoints", low=1, flag=False)
     evaluator_steps: int = option(1200, "optimiser steps of the judge, the language model that scores samples; no effect "
-                                        "with the built-in corpus and its own tokenizer: their judge ships", low=1)
+                                        "with the built-in corpus and its default tokenizer, whose judge ships", low=1)
     num_evaluation: int = option(2000, "maximum number of test sentences in the report, and of samples from each "
                                 "model or baseline", low=20)
     keep_checkpoints: int = option(3, "checkpoints to keep; each contains the best weights on validation", low=1, flag=False)

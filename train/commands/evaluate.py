@@ -79,8 +79,8 @@ def parser() -> Parser:
     add("--strengths", default="", metavar="LIST", help="add rows with other outline strengths, for runs with "
         "--min-strength below 1: comma-separated, from 0 to 1 (default: none)")
     add("--reverse-steps", type=int, default=800, metavar="INT",
-        help="optimiser steps of each language model that is trained on samples, for reverse NLL; 0: no reverse NLL, which "
-             "needs most of the time (default: 800)")
+        help="optimiser steps of each language model that is trained on samples, for reverse NLL; 0 skips reverse NLL, "
+             "the slowest part (default: 800)")
     add("--encoder", default="minilm", metavar="NAME", help="frozen encoder of the generated text, for the columns "
         "'text: ...': minilm, st:NAME_OR_DIRECTORY, recurrent:DIRECTORY, or none (default: minilm)")
     add("--mauve-features", metavar="NAME", help="encoder for MAUVE: any value of --encoder, smollm2, or "

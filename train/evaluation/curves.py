@@ -84,7 +84,10 @@ def picture(lines: Sequence[Line]) -> Figure:
 
 
 def write_curves(directory: Path, lines: Sequence[Line]) -> None:
-    """Write curve.png if there are curves, and the plot and all values to tensorboard/, with 100 · T as the step."""
+    """Write all values to tensorboard/, with 100 · T as the step. Plot the curves, if there are any, there and in curve.png.
+
+    Deletes the files of an earlier evaluation.
+    """
     events = directory / "tensorboard"  # A separate directory, so that only our own events are deleted.
     shutil.rmtree(events, ignore_errors=True)
     (directory / "curve.png").unlink(missing_ok=True)

@@ -31,7 +31,7 @@ class GanOptions:
     gan_steps: int = option(1000, "number of generator updates", low=1)
     gan_batch_size: int = option(512, "outlines per generator update", low=2)
     gan_learning_rate: float = option(1e-3, "peak learning rate of Adam for generator and critic; with flow-gan, the "
-                                      "generator has a tenth of it", low=0)
+                                      "generator uses a tenth of this rate", low=0)
     gan_beta2: float = option(0.99, "second beta of Adam for generator and critic; the first is 0", low=0, high=0.9999,
                               flag=False)
     critic_steps: int = option(1, "critic updates per generator update, each with new noise but the same real batch", low=1)
