@@ -74,6 +74,8 @@ class DecoderOptions:
                             "or none (frozen)", TUNINGS, flag=False)
     embed_dim: int = option(256, "width of the token embeddings, tied with the output layer", low=1)
     hidden_dim: int = option(512, "width of the GRU state, or of the transformer's feed-forward layers", low=1)
+    mix_dim: int = option(0, "width of a hidden layer of the GRU decoder that reads the state and the vector together; 0: "
+                             "none", low=0, flag=False)
     num_layers: int = option(0, "layers of the decoder; 0: 1 for gru, 4 for transformer", low=0, flag=False)
     num_sampled: int = option(0, "number of words in the training softmax, in addition to those of the batch; 0: all",
                               low=0, flag=False)
@@ -104,7 +106,7 @@ class DecoderOptions:
         kind = _decoder_class(self.decoder)
         known = {field.name for field in dataclasses.fields(kind.config_class)}
         known |= {"embed_dim"} if self.reads_words else set()
-        kinds_own = "hidden_dim", "num_layers", "dropout", "num_sampled", "lm_tuning", "embed_dim"
+        kinds_own = "hidden_dim", "mix_dim", "num_layers", "dropout", "num_sampled", "lm_tuning", "embed_dim"
         names = [name for name in kinds_own if name not in known] + ["word_start"] * kind.pretrained
         unused = dict.fromkeys(names, f"decoder {self.decoder!r} does not use it")
         return unused | ({"word_start": "with --init-from"} if self.init_from else {})

@@ -10,7 +10,7 @@ from outlines.pretrained import run_path
 from train.config import RunConfig, flag_of
 from train.runtime.run_directory import read_run
 
-SHAPE = {"decoder", "lm_tuning", "embed_dim", "hidden_dim", "num_layers"}
+SHAPE = {"decoder", "lm_tuning", "embed_dim", "hidden_dim", "mix_dim", "num_layers"}
 READS_OUTLINES = {"encoder", "encoder_prompt", "encoder_dim"}
 TOKENS = {"tokenizer", "vocab_size", "lowercase", "max_len"}
 
@@ -48,8 +48,8 @@ def with_source(config: RunConfig, given: set[str]) -> RunConfig:
     else:
         shared = model.decides_decoder() | READS_OUTLINES
         tokens = {name: description["corpus"][name] for name in TOKENS}
-    theirs = {name: description["model"][name] for name in shared
-              if name in description["model"] and hasattr(model, name)} | tokens
+    stored = {"mix_dim": 0, **description["model"]}  # runs of earlier versions have no mix_dim
+    theirs = {name: stored[name] for name in shared if name in stored and hasattr(model, name)} | tokens
     for name in sorted(given & theirs.keys()):
         own = getattr(model, name, getattr(config.corpus, name, None))
         if own != theirs[name] and name in ("tokenizer", "vocab_size", "lowercase"):

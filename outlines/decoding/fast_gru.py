@@ -110,7 +110,7 @@ class FastReader:
         with self._cast():
             caches = [decoder.start(each, num) for each in vectors]
             terms = [self._terms_of(*cache.terms) for cache in caches if cache.terms]
-            # The states [G, N, H] of each layer, then the vectors' terms [G, N, 3H + embed_dim], if there are any. Always
+            # The states [G, N, H] of each layer, then the vectors' terms [G, N, 3H + E + M], if there are any. Always
             # float32, because values that are kept from step to step must not be rounded.
             self._carried = list(torch.stack([cache.state.float() for cache in caches], dim=1))
             self._carried += [torch.stack(terms)] if terms else []
@@ -131,7 +131,7 @@ class FastReader:
         return torch.autocast(self.tokens.device.type, torch.bfloat16, enabled=self._bfloat16)
 
     def _terms_of(self, to_inputs: Tensor, to_readout: Tensor) -> Tensor:
-        """Return the part of the first gates and of the readout that depends only on the vectors: [N, 3H + embed_dim]."""
+        """Return the part of the first gates and of the readout that depends only on the vectors: [N, 3H + E + M]."""
         to_gates = functional.linear(to_inputs, self._fast.decoder.gru.all_weights[0][0])
         return torch.cat([to_gates, to_readout], dim=1).float()
 
@@ -149,7 +149,7 @@ class FastReader:
             if index:
                 inputs = functional.linear(states[index - 1].flatten(0, 1), *self._fast.input_layer(index)).float()
             states[index] = _gru_step(inputs, states[index].flatten(0, 1), weight, bias).view_as(states[index])
-        return decoder.readout(states[decoder.config.num_layers - 1]) + to_readout
+        return decoder.mixed(decoder.readout(states[decoder.config.num_layers - 1]) + to_readout)
 
     def _hidden(self, tokens: Tensor) -> Tensor:
         """Read tokens [N] and return the inputs of the output layer, [N, embed_dim + ONES]."""

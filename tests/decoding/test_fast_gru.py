@@ -15,7 +15,8 @@ from outlines.networks.gru import GRUConfig, GRUDecoder
 BOS, EOS, PAD, UNK = SPECIAL.bos_id, SPECIAL.eos_id, SPECIAL.pad_id, SPECIAL.unk_id
 
 
-@pytest.mark.parametrize("shape", [{}, {"num_layers": 3}, {"vector_into": "first_state"}, {"vector_dim": 0}])
+@pytest.mark.parametrize("shape", [{}, {"num_layers": 3}, {"vector_into": "first_state"}, {"vector_dim": 0}, {"mix_dim": 64},
+                                   {"mix_dim": 64, "vector_dim": 0}])
 @pytest.mark.parametrize("config", [SamplingConfig(max_len=20), SamplingConfig(temperature=0, max_len=20),
                                     SamplingConfig(temperature=0.7, top_p=0.9, top_k=50, max_len=20)])
 @pytest.mark.parametrize("prefix", [[], [5, 7]])

@@ -25,6 +25,7 @@ NUM_SWAPPED = 500  # validation sentences to score with a swapped vector; the er
 MAX_DIM_ROWS = 256
 NUM_DECODED, DECODED_LEN = 256, 64  # number of sentences, and their maximum length in tokens, for `decoded_nll`
 QUICK_DIM_SCORINGS = 8192  # scored sentences for the gaps of all dimensions in the quick report; seconds on a CPU
+FULL_DIM_SCORINGS = 32768  # the same for `evaluate`; a minute or two on a CPU
 
 
 def nll_figures(split: str, model: TextModel, rows: Sequence[np.ndarray], outlines: Tensor | None,
@@ -79,7 +80,7 @@ def diagnose_vector(model: TextModel, data: Dataset, num: int, directory: Path, 
 
 
 def _num_dim_rows(num_dims: int, quick: bool) -> int:
-    return min(MAX_DIM_ROWS, max(16, QUICK_DIM_SCORINGS // num_dims)) if quick else MAX_DIM_ROWS
+    return min(MAX_DIM_ROWS, max(16, (QUICK_DIM_SCORINGS if quick else FULL_DIM_SCORINGS) // num_dims))
 
 
 def collapse_figures(diagnosis: Diagnosis) -> dict[str, Any]:

@@ -54,7 +54,8 @@ class ZForcingOptions(DecoderOptions):
         return self.aux_start > 0 or self.aux_weight > 0
 
     def without_effect(self) -> dict[str, str]:
-        reasons = super().without_effect() | dict.fromkeys(("decoder", "init_from"), "Z-Forcing has its own decoder")
+        reasons = super().without_effect() | dict.fromkeys(("decoder", "init_from", "mix_dim"),
+                                                               "Z-Forcing has its own decoder")
         if self.kl_start == self.kl_weight:
             reasons["kl_step"] = "--kl-start equals --kl-weight"
         if self.aux_start == self.aux_weight:
