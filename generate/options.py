@@ -92,7 +92,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "guidance": Option("influence of the outline on each token; 0: none; 1: normal; below 1: likelier sentences; "
                            "values other than 1 need a run trained with --outline-dropout", float, 1.0, max_served=10),
         "strength": Option("how much the decoder trusts the outline, from the run's --min-strength to 1; lower: likelier, "
-                           "less faithful sentences (default: the model's own value, usually 0.5, for new sentences and "
+                           "less faithful sentences (default: the model's own value, usually 0.3, for new sentences and "
                            "the verbs 'vary' and 'complete'; otherwise 1)", float, high=1),
         "max_len": Option("maximum length of a sentence in tokens (default: as in training)", int, low=1),
         "precision": Option("precision of matrix products when sampling; auto: bfloat16 if it is faster; greedy decoding, "

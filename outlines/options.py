@@ -3,13 +3,13 @@
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, field
+from dataclasses import field
 from typing import Any
 
 from outlines.errors import OutlinesError
 
 
-def option(default: Any = MISSING, help: str = "", choices: Iterable[str] = (), low: float = -math.inf,
+def option(default: Any, help: str, choices: Iterable[str] = (), low: float = -math.inf,
            high: float = math.inf, flag: bool = True) -> Any:
     """Return a dataclass field of an option.
 

@@ -12,7 +12,6 @@ from generate.options import parse as parse_generation
 from tests.conftest import Command
 from train.commands import ablate, evaluate, train
 from train.commands.train import parse, plan_of
-from train.methods.outlines import OutlineDecoderOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -90,7 +89,6 @@ def test_every_training_command_parses(command: str, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(ROOT)
     # The documented files do not exist here.
     monkeypatch.setattr(train, "fit_splits", lambda corpus, *_: corpus)
-    monkeypatch.setattr(OutlineDecoderOptions, "check_source", lambda *_: None)
     monkeypatch.setattr(train, "with_source", lambda config, _: config)
     words = shlex.split(command.replace("$K", "2000"))
     if "--help" in words:

@@ -48,15 +48,12 @@ class TrainingConfig:
     min_learning_rate: float = option(0.02, "final fraction of the peak learning rate, after cosine decay", low=0, high=1,
                                       flag=False)
     clip_norm: float = option(1.0, "gradient norm above which gradients are scaled down", low=1e-09, flag=False)
-    max_bad_steps: int = option(10, "stop after this many consecutive steps with a non-finite loss or gradient", low=1,
-                                flag=False)
     log_every: int = option(50, "optimiser steps between two log lines", low=1, flag=False)
     checkpoint_every: int = option(500, "optimiser steps between two checkpoints", low=1, flag=False)
     evaluator_steps: int = option(1200, "optimiser steps of the judge, the language model that scores samples; no effect "
                                         "with the built-in corpus and its default tokenizer, whose judge ships", low=1)
     num_evaluation: int = option(2000, "maximum number of test sentences in the report, and of samples from each "
                                 "model or baseline", low=20)
-    keep_checkpoints: int = option(3, "checkpoints to keep; each contains the best weights on validation", low=1, flag=False)
 
 
 @dataclass(frozen=True)
@@ -93,13 +90,6 @@ class DecoderOptions:
     def encoder_name(self) -> str | None:
         """Return the name of the frozen encoder, or None for a family without outlines."""
         return None
-
-    def check_source(self, family: str) -> None:
-        """Raise OutlinesError if the run that --decoder-from names is missing or belongs to another family."""
-
-    def decides_decoder(self) -> set[str]:
-        """Return the names of the options that a run copies from the run of --decoder-from if both use the same corpus."""
-        return {field.name for field in dataclasses.fields(self)}
 
     def without_effect(self) -> dict[str, str]:
         """Return the options that have no effect with these values, with the reason. Setting such an option is an error."""

@@ -241,12 +241,11 @@ def fit_splits(config: CorpusConfig, reporter: Reporter) -> CorpusConfig:
 
 def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
     given: Tokenizer | None = None
+    # The tokenizer of a language model is loaded below, only if the corpus must be prepared.
     lm = find_causal_lm(config.tokenizer) if is_causal_lm(config.tokenizer) else None
-    if lm:
-        pass  # The tokenizer is loaded below, only if the corpus must be prepared.
-    elif config.tokenizer:
+    if config.tokenizer and not lm:
         given = load_tokenizer(Path(config.tokenizer))
-    elif not (config.corpus or config.vocab_size or config.lowercase):
+    elif not (config.tokenizer or config.corpus or config.vocab_size or config.lowercase):
         given = load_tokenizer(SCENES_MODEL / "tokenizer.model", verify(SCENES_MODEL)["tokenizer.model"])
     source = fingerprint(config) if config.corpus else f"{embedded_source()} x {config.num_sentences}"
     key = _key({"source": source, "vocab_size": config.vocab_size, "lowercase": config.lowercase,

@@ -29,6 +29,8 @@ from train.runtime.ranks import VERSIONS, Ranks, machine
 from train.runtime.run_directory import checkpoint_path, newest_checkpoint, prune
 from train.runtime.signals import Stopped, StopSignals
 
+MAX_BAD_STEPS = 10  # number of consecutive steps with a non-finite loss or gradient after which a run stops
+NUM_KEPT = 3  # number of checkpoints on disk; each contains the best weights on validation
 SHOWN_AFTER, NUM_SHOWN = 60, 2  # after 60 s, each validation prints two samples
 TIMED_STEPS = 20  # number of first steps whose duration gives an estimate of the run's duration
 COUNTERS = ("step", "begun", "examples", "stale", "bad_steps", "bad_in_a_row")
@@ -156,9 +158,9 @@ class Loop:
         """Count a failed step. Raises NotFinite if too many consecutive steps have failed."""
         self.bad_steps += 1
         self.bad_in_a_row += 1
-        where, limit = f"stage {stage.name}, step {self.step}", self.config.max_bad_steps
-        if self.bad_in_a_row >= limit:
-            raise NotFinite(f"{where}: {error}, in {limit} consecutive steps. The last good checkpoint is kept. "
+        where = f"stage {stage.name}, step {self.step}"
+        if self.bad_in_a_row >= MAX_BAD_STEPS:
+            raise NotFinite(f"{where}: {error}, in {MAX_BAD_STEPS} consecutive steps. The last good checkpoint is kept. "
                             "Lower the learning rate.") from error
         self.reporter.line(f"{where}: {error}; step skipped")
 
@@ -259,7 +261,7 @@ class Loop:
                     "best_criterion": None if math.isinf(self.best_criterion) else self.best_criterion,
                     "log_offset": self.log.flush(), "versions": VERSIONS, "machine": machine(self.data.device, self.ranks)}
             checkpoint.write_state(path, tensors, meta)
-            prune(self.directory, self.config.keep_checkpoints, path)
+            prune(self.directory, NUM_KEPT, path)
         except OSError as error:
             raise OutlinesError(f"{path}: cannot save: {error.strerror or error}. Earlier checkpoints are intact. "
                                 f"Free some disk space, then continue with --resume {quoted(self.directory)}") from error

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +140,13 @@ def check_out(out: Path) -> None:
         raise OutlinesError(f"--out {out} contains a run or is a file. Choose another directory.")
 
 
-def locked_run(directory: Path, session: Session) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which the first rank locks a run's directory. Other ranks write nothing in it."""
-    return locked(directory) if session.ranks.first else contextlib.nullcontext()
+def locked_run(directory: Path, session: Session,
+               waiting: Callable[[str], None] | None = None) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which the first rank locks a run's directory. Other ranks write nothing in it.
+
+    waiting: see `locked`.
+    """
+    return locked(directory, waiting) if session.ranks.first else contextlib.nullcontext()
 
 
 def _check_hashes(directory: Path, data: Dataset) -> None:

@@ -34,10 +34,14 @@ def with_source(config: RunConfig, given: set[str]) -> RunConfig:
     """
     if not (source := source_of(config)):
         return config
-    run, model = run_path(source), config.model
+    model: Any = config.model
+    run = run_path(source)
     description = read_run(run)
     if model.init_from and getattr(model, "decoder_from", ""):
         raise OutlinesError("--decoder-from has no effect with --init-from. Leave one of them out.")
+    if not model.init_from and description.get("family") != config.family:
+        raise OutlinesError(f"--decoder-from {run}: this is a run of '{description.get('family')}'. "
+                            f"Use a run of '{config.family}'.")
     if not (run / "model").is_dir():
         raise OutlinesError(f"{source}: training has not finished. Finish it with --resume.")
     load_tokenizer(run / "tokenizer.model", str(description.get("hashes", {}).get("tokenizer")))  # raises if damaged
@@ -48,8 +52,8 @@ def with_source(config: RunConfig, given: set[str]) -> RunConfig:
     else:
         shared = model.decides_decoder() | READS_OUTLINES
         tokens = {name: description["corpus"][name] for name in TOKENS}
-    stored = {"mix_dim": 0, **description["model"]}  # runs of earlier versions have no mix_dim
-    theirs = {name: stored[name] for name in shared if name in stored and hasattr(model, name)} | tokens
+    theirs = {name: description["model"][name] for name in shared
+              if name in description["model"] and hasattr(model, name)} | tokens
     for name in sorted(given & theirs.keys()):
         own = getattr(model, name, getattr(config.corpus, name, None))
         if own != theirs[name] and name in ("tokenizer", "vocab_size", "lowercase"):

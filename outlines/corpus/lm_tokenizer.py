@@ -23,7 +23,6 @@ from outlines.errors import TokenizerError, one_line
 NUM_SPECIAL = len(vars(SPECIAL))
 CHUNK = 4096  # sentences that are encoded together
 TRIAL = "A dog, 12 cats: é 漢 🐶!"  # must stay the same if it is encoded as single bytes and decoded
-NOT_AN_LM = "not the tokenizer of a language model"
 
 
 def to_ranges(ids: Iterable[int]) -> str:
@@ -74,7 +73,8 @@ class LMTokenizer(StoredTokenizer):
             raise TokenizerError(f"the tokenizer of a language model needs the package tokenizers ({one_line(error)}). "
                                  "Run pip install '.[pretrained]'.") from error
         except Exception as error:  # the library raises plain Exceptions
-            raise TokenizerError(f"{NOT_AN_LM}, or damaged ({one_line(error)}). Use another file.") from error
+            raise TokenizerError(f"not the tokenizer of a language model, or damaged ({one_line(error)}). "
+                                 "Use another file.") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True  # read special tokens in a text as ordinary text

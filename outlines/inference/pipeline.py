@@ -221,9 +221,7 @@ class Pipeline:
     def source(self, name: str | None, sampling: SamplingConfig, rejection: float = 1.0) -> Draw:
         """Return a function that samples vectors from a source (None: the family's own). rejection: see `sentences`."""
         draw = self.model.source(name, sampling.noise_scale)
-        if rejection == 1:
-            return draw
-        if name and name != (own := self.model.sources[0]):
+        if rejection != 1 and name and name != (own := self.model.sources[0]):
             raise OutlinesError(f"The critic was trained against the {own}, so rejection does not work with the source "
                                 f"{name}. Use only one of the two options.")
         return rejecting(self.model, draw, rejection)

@@ -55,6 +55,8 @@ def rejecting(model: TextModel, draw: Draw, mean_draws: float) -> Draw:
     """
     if not 1 <= mean_draws <= MAX_MEAN_DRAWS:
         raise OutlinesError(f"rejection must be from 1 to {MAX_MEAN_DRAWS:g}, not {mean_draws:g}.")
+    if mean_draws == 1:
+        return draw
 
     def drawn(num: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         vectors = draw(num, rng)

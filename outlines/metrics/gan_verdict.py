@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from outlines.metrics.outlines import f1
+
 MARGIN = 0.02
 """Smallest difference of F1 that counts: two standard errors, if both values are near 0.9, on 2,000 outlines each."""
 MAX_RECALL_LOSS = 0.1  # modes are missing if recall is more than this below the recall of real outlines and of the mixture
@@ -42,7 +44,7 @@ class Quality(NamedTuple):
     @property
     def f1(self) -> float:
         """The harmonic mean of precision and recall."""
-        return 2 * self.precision * self.recall / max(self.precision + self.recall, 1e-9)
+        return f1(self.precision, self.recall)
 
     def compare(self, other: "Quality", real: "Quality", name: str) -> tuple[bool, str]:
         """Return whether this source is better than `other`, and the reason.
@@ -50,15 +52,15 @@ class Quality(NamedTuple):
         Better: F1 is higher by at least MARGIN and, if it is known, the decoded NLL is nearer to that of real outlines. A
         low NLL does not prove quality: from vague outlines, the decoder writes likely sentences without variety.
         """
-        f1 = f"Its F1 of precision and recall is {self.f1:.3f}, the {name}'s {other.f1:.3f}"
+        text = f"Its F1 of precision and recall is {self.f1:.3f}, the {name}'s {other.f1:.3f}"
         if not self.f1 >= other.f1 + MARGIN:
-            return False, f"{f1}; better means at least {MARGIN} higher."
+            return False, f"{text}; better means at least {MARGIN} higher."
         if self.decoded_nll is None or other.decoded_nll is None or real.decoded_nll is None:
-            return True, f"{f1} (margin {MARGIN})."
+            return True, f"{text} (margin {MARGIN})."
         nearer = abs(self.decoded_nll - real.decoded_nll) < abs(other.decoded_nll - real.decoded_nll)
         nll = (f"its sentences have an NLL of {self.decoded_nll:.3f} nats per token, the {name}'s {other.decoded_nll:.3f}, "
                f"the real outlines' {real.decoded_nll:.3f}")
-        return nearer, f"{f1}, {'and' if nearer else 'but'} {nll}."
+        return nearer, f"{text}, {'and' if nearer else 'but'} {nll}."
 
 
 class GanDiagnosis(NamedTuple):

@@ -92,11 +92,11 @@ class ZForcing(TextModel):
         return Path(hidden, states, mu, logvar, *self.decoder.prior(states))
 
     @torch.no_grad()
-    def follow_rows(self, rows: Sequence[np.ndarray], noise: Tensor, batch_size: int = 128) -> tuple[Steps, Tensor]:
+    def follow_rows(self, rows: Sequence[np.ndarray], noise: Tensor) -> tuple[Steps, Tensor]:
         """Return the posteriors of all steps for `noise` [N, num_steps, Z], and -log p(x | z) in nats [N]; on the CPU."""
         device = next(self.parameters()).device
         mu, logvar, nll = torch.zeros_like(noise), torch.zeros_like(noise), torch.zeros(len(rows), dtype=torch.double)
-        for chosen in in_like_length(rows, batch_size):
+        for chosen in in_like_length(rows, 128):
             batch = collate([rows[row] for row in chosen], self.decoder.config).to(device)
             num_steps = batch.inputs.shape[1]
             path = self.follow(batch, self.backward_states(batch), noise[chosen, :num_steps].to(device))

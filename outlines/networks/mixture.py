@@ -11,6 +11,7 @@ from outlines.devices import float64
 from outlines.errors import OutlinesError
 
 K_MEANS_ITERATIONS = 15
+MOST_STRETCH = 2.0  # largest factor by which `moment_map` stretches a direction
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,11 @@ def nearest_centre(outlines: Tensor, centres: Tensor, chunk: int = 8192) -> Tens
     return torch.cat([(rows @ centres.T - half_norms).argmax(dim=1) for rows in outlines.split(chunk)])
 
 
-def moment_map(outlines: Tensor, like: Tensor, most: float = 2.0) -> tuple[Tensor, Tensor]:
+def moment_map(outlines: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return matrix and shift of the affine map that gives outlines [N, D] the mean and covariance of `like` [M, D].
 
     It is the optimal transport between Gaussians (Olkin and Pukelsheim, The Distance between Two Random Vectors with Given
-    Dispersion Matrices, 1982), except that no direction is stretched by more than the factor `most`.
+    Dispersion Matrices, 1982), except that no direction is stretched by more than the factor MOST_STRETCH.
     """
     def root(covariance: Tensor, power: float) -> Tensor:
         values, directions = torch.linalg.eigh(covariance)
@@ -103,5 +104,5 @@ def moment_map(outlines: Tensor, like: Tensor, most: float = 2.0) -> tuple[Tenso
     covariance, wanted = torch.cov(outlines.T), torch.cov(like.T)
     half, inverse = root(covariance, 0.5), root(covariance, -0.5)
     values, directions = torch.linalg.eigh(inverse @ root(half @ wanted @ half, 0.5) @ inverse)
-    matrix = (directions * values.clamp(max=most)) @ directions.T
+    matrix = (directions * values.clamp(max=MOST_STRETCH)) @ directions.T
     return matrix, wanted_mean - matrix @ mean

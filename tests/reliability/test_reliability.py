@@ -577,9 +577,11 @@ def test_a_run_continues_from_the_newest_valid_checkpoint(bench: Bench, tmp_path
     assert outcome(resumed) == outcome(whole)
 
 
-def test_a_valid_checkpoint_is_not_deleted_for_damaged_later_ones(bench: Bench, tmp_path: Path) -> None:
+def test_a_valid_checkpoint_is_not_deleted_for_damaged_later_ones(bench: Bench, tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that resumed from a checkpoint before damaged ones keeps its new checkpoints."""
-    config = bench.config("lm", keep_checkpoints=1, checkpoint_every=5)
+    monkeypatch.setattr("train.loop.NUM_KEPT", 1)
+    config = bench.config("lm", checkpoint_every=5)
     with pytest.raises(Stopped):
         bench.loop(tmp_path, config, StopsAt(1 + 5)).run()
     for step in (20, 30):
@@ -740,8 +742,10 @@ def test_a_bad_step_changes_nothing(thorough: bool, family: str, preset: str, be
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=full)])
-def test_bad_steps_are_skipped_counted_and_stop_a_run(thorough: bool, family: str, bench: Bench, tmp_path: Path) -> None:
-    config = bench.config(family, max_bad_steps=3, checkpoint_every=1, log_every=1)
+def test_bad_steps_are_skipped_counted_and_stop_a_run(thorough: bool, family: str, bench: Bench, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.loop.MAX_BAD_STEPS", 3)
+    config = bench.config(family, checkpoint_every=1, log_every=1)
 
     def loop(directory: Path, signals: StopSignals | None = None) -> Loop:
         made = bench.loop(directory, config, signals)

@@ -26,7 +26,6 @@ from train.__main__ import main
 from train.commands.train import parse, plan_of
 from train.loop import learning_rate_factor
 from train.method import NotFinite, Update
-from train.methods.outlines import OutlineDecoderOptions
 from train.runtime.log import EVENTS, RunLog
 from train.runtime.ranks import Ranks
 from train.runtime.run_directory import locked, read_run, write_json
@@ -377,8 +376,7 @@ def test_losses_of_text_are_noted_once(tiny_corpus: Path, tmp_path: Path, capsys
 
 def test_paths_are_stored_absolute(tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(OutlineDecoderOptions, "check_source", lambda *_: None)  # there is no such run
-    monkeypatch.setattr("train.commands.train.with_source", lambda config, _: config)
+    monkeypatch.setattr("train.commands.train.with_source", lambda config, _: config)  # there is no such run
     shutil.copyfile(tiny_corpus, "a.txt")
     plan = plan_of(parse(["--corpus", "a.txt", "--encoder", "recurrent:encoder", "--decoder-from", "run", "--runs", "."]))
     config: Any = plan.runs["."][1]

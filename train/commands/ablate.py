@@ -30,7 +30,7 @@ from train.evaluation.judges import Judges
 from train.evaluation.sampling import REAL_OUTLINES, Row, Variant, draw, draw_outlines
 from train.evaluation.tables import TABLES, Column, over_seeds, table, write_report
 from train.evaluation.yardstick import Yardstick
-from train.method import NotFinite, find_method
+from train.method import NotFinite
 from train.methods.outlines import OutlineOptions
 from train.runtime.run_directory import locked, read_json, read_lines, write_json
 from train.runtime.signals import StopSignals
@@ -138,8 +138,8 @@ def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[di
 
     Raises OutlinesError.
     """
-    method = find_method(FAMILY)
-    fields = known_fields(method.config_class)
+    assert isinstance(base.model, OutlineOptions)
+    fields = known_fields(OutlineOptions)
     axes: dict[str, list[Any]] = {}
     for given in vary:
         name, equals, values = given.partition("=")

@@ -1,7 +1,6 @@
 """`python -m train [FAMILY] [options]`: train one run, several seeds, or a comparison, and report the results."""
 
 import argparse
-import contextlib
 import dataclasses
 import os
 import shutil
@@ -24,7 +23,7 @@ from train.evaluation.quick import closing_report, measure_run, report_seeds
 from train.method import all_methods, find_method, variants
 from train.runtime.progress import Reporter
 from train.runtime.ranks import join
-from train.runtime.run_directory import GROUP, begin_group, locked, new_run_directory, read_group, read_run, runs_of
+from train.runtime.run_directory import GROUP, begin_group, new_run_directory, read_group, read_run, runs_of
 from train.runtime.signals import Stopped, StopSignals
 from train.session import Session, begin_run, command_line, device_of, locked_run, run_config, train_run
 from train.start_from import with_source
@@ -159,7 +158,6 @@ def _configuration(family: str, preset: str, file: str | None, flags: dict[str, 
             raise unknown_option(f"option in {file}:", name, fields)
     own = {name: coerce(fields[name], value, "command line") for name, value in flags.items() if strict or name in fields}
     config = absolute(resolve(family, method.config_class, method.presets, preset, file, own))
-    config.model.check_source(family)
     config = with_source(config, {*own, *(read_toml(file) if file else ())})
     fit_splits(config.corpus, Reporter(quiet=True))  # raises for missing files and small corpora before a directory is made
     return config
@@ -212,7 +210,7 @@ def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
     for member in group.runs:
         # If the second process trains this member, wait for it. Without a second process, a locked member is an error.
         waiting = session.reporter.line if session.reporter.beside else None
-        with locked(member, waiting) if session.ranks.first else contextlib.nullcontext():
+        with locked_run(member, session, waiting):
             complete(member, session, beside_lm and group.kind != COMPARE)
     if session.ranks.first:
         report = report_comparison if group.kind == COMPARE else report_seeds

@@ -105,14 +105,13 @@ def decoded_nll(model: TextModel, vectors: Tensor) -> float:
     return float(nll.sum() / num_targets.sum())
 
 
-def memorised(model: TextModel, data: Dataset, split: str, num: int) -> float:
+def memorised(model: Any, data: Dataset, num: int) -> float:
     """Return the critic memorisation (`memorised_share`) on at most `num` outlines of each set; 0 without a critic."""
-    training, real = (held_out(data, name, num)[1] for name in ("train", split))
-    if training is None or real is None or not model.has_critic:
+    if not model.has_critic:
         return 0.0
+    training, real = (data.outlines(split, data.sample_rows(split, num)) for split in ("train", "test"))
     fake = model.vectors(len(real), torch.Generator().manual_seed(DRAW_SEED), model.sources[0])
-    scores = [model.critic_scores(outlines) for outlines in (training, real, fake) if outlines is not None]
-    return memorised_share(*(score for score in scores if score is not None))
+    return memorised_share(*map(model.critic_scores, (training, real, fake)))
 
 
 @torch.no_grad()
@@ -134,7 +133,7 @@ def diagnose_gan(model: TextModel, data: Dataset, num: int, start: str,
 
     generator, mixture, gaussian, real = map(quality, SOURCES)
     return judge_generator(generator, mixture, gaussian, real, {"mixture": mixture, "gaussian": gaussian}.get(start),
-                           memorised(model, data, "test", num))
+                           memorised(model, data, num))
 
 
 def read_probes(directory: Path) -> list[Posterior]:

@@ -79,9 +79,7 @@ def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, 
         vectors = [torch.cat(both)[:num]]
         ids = model.decode(vectors[0], SAMPLING_SEED, model.chosen(sampling))
     else:
-        vectors_of = model.source(variant.source, variant.noise_scale)
-        if variant.rejection != 1:
-            vectors_of = rejecting(model, vectors_of, variant.rejection)
+        vectors_of = rejecting(model, model.source(variant.source, variant.noise_scale), variant.rejection)
         blocks = list(model.generate(num, SAMPLING_SEED, sampling, vectors_of))
         vectors = [part for _, part in blocks if part is not None]
         if further and vectors and data.stores:
@@ -103,9 +101,7 @@ def draw_outlines(model: TextModel, data: Dataset, variant: Variant, num: int) -
     if variant.source == REAL_OUTLINES:
         raw = torch.from_numpy(data.stores["valid"].rows(data.sample_rows("valid", num, seed=1)))
         return Sentences([], raw, training_outlines(data)[1])
-    vectors_of = model.source(variant.source, variant.noise_scale)
-    if variant.rejection != 1:
-        vectors_of = rejecting(model, vectors_of, variant.rejection)
+    vectors_of = rejecting(model, model.source(variant.source, variant.noise_scale), variant.rejection)
     drawn = [vectors_of(size, torch.Generator().manual_seed(SAMPLING_SEED + part))
              for part, size in enumerate((num, num_learnt(data)))]
     outlines, further = (data.scaling.unscale(part).cpu() for part in drawn if part is not None)

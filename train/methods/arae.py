@@ -67,7 +67,6 @@ class ARAEOptions(DecoderOptions):
 
 class ARAEStage(DecoderStage):
     several_updates = True
-    term = "reconstruction_nll"
 
     def __init__(self, options: ARAEOptions, data: Dataset, model: ARAE, bfloat16: bool, seed: int):
         super().__init__(options, data, model, bfloat16, seed, encoder=model.encoder, decoder=model.decoder)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outlines.metrics.outlines import energy_score, knn_precision_recall, shortfall
+from outlines.metrics.outlines import energy_score, f1, knn_precision_recall
 from outlines.models.conditional import ConditionalModel
 from outlines.networks.conditional import ConditionalGeneratorConfig, fit_linear_gaussian
 from train.config import RunConfig
@@ -79,7 +79,7 @@ class PairGame(Game):
                          for source in self.model.sources)
         score, score_at_start = (float(energy_score(outlines, real).mean()) for outlines in (fakes, starts))
         precision, recall = knn_precision_recall(real, fakes[:, 0], min(NEIGHBOURS, len(real) - 1))
-        unlike = shortfall(precision, recall)
+        unlike = 1 - f1(precision, recall)
         # The shortfall (1 - F1) ignores conditions. The energy score is also low if outlines match only in the mean. The sum
         # detects both errors. The energy score is divided by that of the linear baseline, at which the generator starts.
         criterion = unlike + score / score_at_start

@@ -45,12 +45,12 @@ class DecoderStage(Stage):
 
     name = "decoder"
     like_length = True
-    term = "nll"  # name of the loss in log keys; reconstruction_nll if the decoder reads the sentence's own vector
 
     def __init__(self, options: Any, data: Dataset, model: Any, bfloat16: bool, seed: int, /, **modules: nn.Module):
         """modules: the trained modules, in the order of the optimiser's parameters."""
         self.options, self.data, self.model, self.bfloat16, self.seed = options, data, model, bfloat16, seed
         self.modules = modules
+        self.term = "reconstruction_nll" if model.decoder.config.vector_dim else "nll"  # name of the loss in log keys
         self.num_steps, self.batch_size = options.decoder_steps, options.decoder_batch_size
         self.validate_every = options.decoder_validate_every
         self.optimizers = {"decoder": adamw(modules.values(), options.decoder_learning_rate)}
@@ -96,8 +96,6 @@ class DecoderStage(Stage):
 
 class LatentStage(DecoderStage):
     """Base class of stages that train a model with a latent on the ELBO, a lower bound of log p(x)."""
-
-    term = "reconstruction_nll"
 
     def validation_rows(self) -> list[np.ndarray]:
         return held_out(self.data, "valid", self.options.num_validation)[0]

@@ -32,7 +32,6 @@ class EncoderOptions(DecoderOptions):
 
 
 class EncoderStage(DecoderStage):
-    term = "reconstruction_nll"
 
     def vector(self, batch: Batch) -> Tensor:
         noise = torch.Generator().manual_seed(draw_seed())

@@ -14,7 +14,7 @@ from outlines.errors import OutlinesError
 from outlines.inference.rejection import fit_slope
 from outlines.metrics.collapse import latent_gap, other_rows
 from outlines.metrics.gan_verdict import memorised_share
-from outlines.metrics.outlines import knn_precision_recall, shortfall
+from outlines.metrics.outlines import f1, knn_precision_recall
 from outlines.models.base import TextModel
 from outlines.models.outlines import OutlineDecoding, OutlineModel
 from outlines.models.registry import load_model
@@ -63,16 +63,8 @@ class OutlineDecoderOptions(DecoderOptions):
     def encoder_name(self) -> str:
         return encoder_name(self.encoder, self.encoder_prompt, self.encoder_dim)
 
-    def check_source(self, family: str) -> None:
-        if not self.decoder_from:
-            return
-        run = run_path(self.decoder_from)
-        description = read_run(run)
-        if description.get("family") != family:
-            raise OutlinesError(f"--decoder-from {run}: this is a run of '{description.get('family')}'. "
-                                f"Use a run of '{family}'.")
-
     def decides_decoder(self) -> set[str]:
+        """Return the names of the options that a run copies from the run of --decoder-from if both use the same corpus."""
         return {field.name for field in dataclasses.fields(OutlineDecoderOptions)} - {
             "num_validation", "encoder", "encoder_prompt", "encoder_dim", "decoder_from"}
 
@@ -105,8 +97,6 @@ class OutlineOptions(GanOptions, FlowOptions, OutlineDecoderOptions):
 
 class OutlineDecoderStage(DecoderStage):
     """Trains a decoder that reads outlines, or copies it from another run."""
-
-    term = "reconstruction_nll"
 
     def __init__(self, options: Any, data: Dataset, model: Any, bfloat16: bool, seed: int,
                  copied: Callable[[TextModel, int], None] = lambda model, seed: None):
@@ -192,7 +182,7 @@ class OutlineGame(Game):
         real = self._held_out()
         fake = self._drawn(len(real))
         figures = self._quality(real, fake, fake)
-        figures["valid/outline_shortfall"] = shortfall(figures["valid/precision"], figures["valid/recall"])
+        figures["valid/outline_shortfall"] = 1 - f1(figures["valid/precision"], figures["valid/recall"])
         if self.critic is not None:
             training = self.critic(self._training(len(real)))
             held, generated = self.critic(real), self.critic(fake)

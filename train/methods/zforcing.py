@@ -23,6 +23,7 @@ from train.method import Method, Update, Validation, draw_seed
 from train.methods.decoder_stage import LatentStage
 
 VALIDATION_SEED = 13
+KL_START = 0.2  # KL weight (beta) at the first update, as in the authors' code
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,6 @@ class ZForcingOptions(DecoderOptions):
     latent_dim: int = option(32, "width of z, one z per token", low=1)
     mlp_dim: int = option(256, "width of the hidden layer of prior, posterior and auxiliary network", low=1)
     backward_hidden_dim: int = option(256, "width of the backward LSTM's state", low=1)
-    kl_start: float = option(0.2, "KL weight (beta) at the first update", low=0)
     kl_weight: float = option(1.0, "final KL weight; 1: the loss contains the negative ELBO", low=0)
     kl_step: float = option(5e-5, "change of the KL weight per update", low=0)
     aux_start: float = option(0.005, "weight of the auxiliary loss (alpha) at the first update; the loss is a sum over the "
@@ -56,8 +56,8 @@ class ZForcingOptions(DecoderOptions):
     def without_effect(self) -> dict[str, str]:
         reasons = super().without_effect() | dict.fromkeys(("decoder", "init_from", "mix_dim"),
                                                                "Z-Forcing has its own decoder")
-        if self.kl_start == self.kl_weight:
-            reasons["kl_step"] = "--kl-start equals --kl-weight"
+        if self.kl_weight == KL_START:
+            reasons["kl_step"] = f"the KL weight starts at {KL_START:g}, and --kl-weight is equal"
         if self.aux_start == self.aux_weight:
             reasons["aux_step"] = "--aux-start equals --aux-weight"
         if not self.forces:
@@ -65,7 +65,7 @@ class ZForcingOptions(DecoderOptions):
         return reasons
 
     def kl_weight_at(self, step: int) -> float:
-        return moving_weight(self.kl_start, self.kl_weight, self.kl_step, step)
+        return moving_weight(KL_START, self.kl_weight, self.kl_step, step)
 
     def aux_weight_at(self, step: int) -> float:
         return moving_weight(self.aux_start, self.aux_weight, self.aux_step, step)

@@ -291,14 +291,14 @@ def test_off_starts_as_on_and_leaves_the_forcing_at_rest(data: Dataset, tiny_cor
 
 
 @pytest.mark.parametrize("changed", [{"aux_form": "squared"}, {"aux_sees": "z_and_state"}, {"backward_weight": 0.0},
-                                     {"aux_start": 1.0}, {"kl_start": 0.5}])
+                                     {"aux_start": 1.0}])
 def test_every_option_changes_the_first_step(changed: dict[str, object], data: Dataset, tiny_corpus: Path) -> None:
     losses = [method(data, tiny_corpus, **flags).stages[0].terms(0, batch(data), seed=1)[0] for flags in ({}, changed)]
     assert losses[0].item() != pytest.approx(losses[1].item(), rel=1e-6)
 
 
 def test_the_loss_is_the_sum_of_its_terms_at_their_weights(data: Dataset, tiny_corpus: Path) -> None:
-    made = method(data, tiny_corpus, kl_start=0.2, kl_step=0.3, aux_start=0.0, aux_weight=0.04, aux_step=0.01,
+    made = method(data, tiny_corpus, kl_step=0.3, aux_start=0.0, aux_weight=0.04, aux_step=0.01,
                   backward_weight=0.5)
     one = batch(data)
     for step, beta, alpha in ((0, 0.2, 0.0), (2, 0.8, 0.02), (9, 1.0, 0.04)):
@@ -381,7 +381,7 @@ def test_killed_and_resumed_equals_uninterrupted(data: Dataset, tiny_corpus: Pat
 # The command line
 
 
-@pytest.mark.parametrize("flags", [{"kl_step": 0.1, "kl_start": 1.0}, {"aux_step": 0.1},
+@pytest.mark.parametrize("flags", [{"kl_step": 0.1, "kl_weight": 0.2}, {"aux_step": 0.1},
                                    {"aux_form": "squared", "aux_start": 0.0, "aux_weight": 0.0}])
 def test_an_option_without_effect_is_an_error(flags: dict[str, object], tiny_corpus: Path) -> None:
     with pytest.raises(OutlinesError, match=r"has no effect here \(--"):
