@@ -57,7 +57,7 @@ class ZForcingOptions(DecoderOptions):
         reasons = super().without_effect() | dict.fromkeys(("decoder", "init_from", "mix_dim"),
                                                                "Z-Forcing has its own decoder")
         if self.kl_weight == KL_START:
-            reasons["kl_step"] = f"the KL weight starts at {KL_START:g}, and --kl-weight is equal"
+            reasons["kl_step"] = f"--kl-weight equals the start of the KL weight, {KL_START:g}"
         if self.aux_start == self.aux_weight:
             reasons["aux_step"] = "--aux-start equals --aux-weight"
         if not self.forces:
