@@ -54,8 +54,8 @@ class ZForcingOptions(DecoderOptions):
         return self.aux_start > 0 or self.aux_weight > 0
 
     def without_effect(self) -> dict[str, str]:
-        reasons = super().without_effect() | dict.fromkeys(("decoder", "init_from", "mix_dim"),
-                                                               "Z-Forcing has its own decoder")
+        names = ("decoder", "init_from", *(["mix_dim"] if self.mix_dim else []))
+        reasons = super().without_effect() | dict.fromkeys(names, "Z-Forcing has its own decoder")
         if self.kl_weight == KL_START:
             reasons["kl_step"] = f"--kl-weight equals the start of the KL weight, {KL_START:g}"
         if self.aux_start == self.aux_weight:
