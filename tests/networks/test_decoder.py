@@ -47,12 +47,20 @@ def test_the_vector_moves_every_logit() -> None:
 
 def test_step_by_step_equals_teacher_forcing() -> None:
     tokens, vector = torch.randint(4, 11, (3, 5)), torch.randn(3, 5)
-    for shape in ({}, {"num_layers": 1}, {"vector_into": "first_state"}, {"vector_dim": 0}):
+    for shape in ({}, {"num_layers": 1}, {"vector_into": "first_state"}, {"vector_dim": 0}, {"mix_dim": 4}):
         model = GRUDecoder(dataclasses.replace(decoder().config, **shape)).eval()
         given = vector if model.config.vector_dim else None
         cache = model.start(given, 3)
         logits = torch.stack([model.step(token, cache) for token in tokens.T], dim=1)
         assert torch.allclose(logits, model.logits(model.read(tokens, given)), atol=1e-6), shape
+
+
+def test_mix_dim_adds_a_hidden_layer_to_the_readout() -> None:
+    model = GRUDecoder(dataclasses.replace(CONFIG, mix_dim=4))
+    readouts = torch.randn(3, CONFIG.embed_dim + 4)
+    linear, inner = readouts[:, :CONFIG.embed_dim], readouts[:, CONFIG.embed_dim:]
+    gelu = inner * (1 + torch.erf(inner / 2 ** 0.5)) / 2
+    assert torch.allclose(model.mixed(readouts), linear + gelu @ model.mix.weight.T, atol=1e-6)
 
 
 def test_embeddings_are_tied_and_shapes_hold() -> None:

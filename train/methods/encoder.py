@@ -32,7 +32,6 @@ class EncoderOptions(DecoderOptions):
 
 
 class EncoderStage(DecoderStage):
-
     def vector(self, batch: Batch) -> Tensor:
         noise = torch.Generator().manual_seed(draw_seed())
         noisy = corrupt(batch.tokens.inputs, batch.tokens.lengths, self.options.drop, self.options.shuffle_distance, noise,

@@ -54,6 +54,7 @@ class ZForcingOptions(DecoderOptions):
         return self.aux_start > 0 or self.aux_weight > 0
 
     def without_effect(self) -> dict[str, str]:
+        # mix_dim = 0 (none) also describes its own decoder, so a file of options for several families can contain it.
         names = ("decoder", "init_from", *(["mix_dim"] if self.mix_dim else []))
         reasons = super().without_effect() | dict.fromkeys(names, "Z-Forcing has its own decoder")
         if self.kl_weight == KL_START:
