@@ -34,8 +34,8 @@ class GRUDecoder(TiedDecoder):
     """Embedding → GRU → readout → tied output layer. The vector sets the first state and is added at every step.
 
     With `vector_into="first_state"` it only sets the first state, and later tokens can overwrite it. With `mix_dim` M, the
-    readout has M more outputs, which go through a hidden layer: so the next word can depend on which parts of the vector
-    the state has already written.
+    readout has M more outputs, which go through a hidden layer. So the next word can depend on vector and state together,
+    for example on a part of the vector that is not yet in words.
     """
 
     config_class = GRUConfig
