@@ -1,14 +1,19 @@
 """Conditional outlines: noise and a condition → generator → outline → decoder → sentence."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from outlines.errors import OutlinesError
 from outlines.models.outlines import OutlineDecoding
-from outlines.networks.conditional import ConditionalGenerator, ConditionalGeneratorConfig, ProjectionCritic
+from outlines.networks.conditional import (
+    ConditionalFlow,
+    ConditionalGenerator,
+    ConditionalGeneratorConfig,
+    ProjectionCritic,
+)
 from outlines.networks.decoder import DecoderConfig
 
 
@@ -17,18 +22,21 @@ class ConditionalModel(OutlineDecoding):
 
     family = "conditional"
     sources = ("generator", "linear")
-    generator: ConditionalGenerator
+    generator: ConditionalGenerator | ConditionalFlow
     linear: ConditionalGenerator
+    critic: ProjectionCritic | None
 
-    def __init__(self, decoder: DecoderConfig, generator: ConditionalGeneratorConfig, labels: Sequence[str],
-                 num_conditions: int, normalized: bool, encoder: dict[str, str]):
-        """labels: names of all labels. num_conditions: number of stored conditions. Other arguments: see OutlineDecoding."""
-        super().__init__(decoder, normalized, encoder, generator=generator, labels=labels, num_conditions=num_conditions)
+    def __init__(self, decoder: DecoderConfig, generator: ConditionalGeneratorConfig, critic: Mapping[str, int] | None,
+                 labels: Sequence[str], num_conditions: int, normalized: bool, encoder: dict[str, str]):
+        """critic: hidden_dim, num_layers; None: no critic. labels: names of all labels. num_conditions: number of stored
+        conditions. Other arguments: see OutlineDecoding.
+        """
+        super().__init__(decoder, normalized, encoder, generator=generator, critic=critic, labels=labels,
+                         num_conditions=num_conditions)
         self.labels = tuple(labels)
-        self.generator = ConditionalGenerator(generator)
+        self.generator = (ConditionalFlow if generator.num_blocks else ConditionalGenerator)(generator)
         self.linear = ConditionalGenerator(dataclasses.replace(generator, hidden_dim=1, num_layers=1)).requires_grad_(False)
-        self.critic = ProjectionCritic(generator.outline_dim, generator.condition_dim, generator.hidden_dim,
-                                       generator.num_layers)
+        self.critic = ProjectionCritic(generator.outline_dim, generator.condition_dim, **critic) if critic else None
         self.conditions = nn.Embedding(num_conditions, generator.condition_dim).requires_grad_(False)
 
     def condition(self, outlines: Tensor, labels: Tensor) -> Tensor:
@@ -49,7 +57,7 @@ class ConditionalModel(OutlineDecoding):
 
     def given(self, condition: Tensor, noise: Tensor, source: str | None = None) -> Tensor:
         """Return generated outlines [B, D], in scaled units, for conditions [B, P] and normal noise [B, D]."""
-        generator: ConditionalGenerator = getattr(self, self.check_source(source))
+        generator: ConditionalGenerator | ConditionalFlow = getattr(self, self.check_source(source))
         return self.normalise(generator(noise, condition))
 
     def vectors(self, num: int, rng: torch.Generator, source: str, noise_scale: float = 1.0) -> Tensor:

@@ -1,11 +1,15 @@
-"""The conditional generator of outlines, the linear-Gaussian model that it starts from, and its critic. The generator:
+"""Conditional generators of outlines, the linear-Gaussian model that they start from, and their critic.
 
-    outline = A · condition + b + factor · noise + mlp(noise, condition)
+    linear-Gaussian: A · condition + b + factor · noise
+    ConditionalGenerator: linear-Gaussian + mlp(noise, condition)
+    ConditionalFlow: moves a sample x of the linear-Gaussian along dx/dt = velocity(x, t, condition)
 
 The condition is another sentence's outline and, if pairs have labels, a label.
 """
 
+import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from outlines.devices import float64
+from outlines.networks.flow import Velocity, VelocityField, moved
 from outlines.networks.gan import mlp
 
 
@@ -55,6 +60,8 @@ class ConditionalGeneratorConfig:
     condition_dim: int  # P: the outline's width plus the number of labels
     hidden_dim: int = 512
     num_layers: int = 3
+    num_blocks: int = 0  # of a flow; 0: no flow
+    num_steps: int = 0  # Heun steps of a flow
 
 
 class ConditionalGenerator(nn.Module):
@@ -81,6 +88,28 @@ class ConditionalGenerator(nn.Module):
     def forward(self, noise: Tensor, condition: Tensor) -> Tensor:
         """Return outlines [B, D], before normalisation, for noise [B, D] and conditions [B, P]."""
         return self.linear(condition) + noise @ self.factor.T + self.mlp(torch.cat([noise, condition], dim=1))
+
+
+class ConditionalFlow(nn.Module):
+    """Like a FlowGenerator (flow.py), but starts at the linear-Gaussian model, and its velocity also reads the condition."""
+
+    def __init__(self, config: ConditionalGeneratorConfig):
+        super().__init__()
+        self.config = config
+        self.start = ConditionalGenerator(dataclasses.replace(config, hidden_dim=1, num_layers=1)).requires_grad_(False)
+        self.velocity = Velocity(config.outline_dim, config.hidden_dim, config.num_blocks, config.condition_dim)
+
+    def start_at(self, start: LinearGaussian) -> None:
+        self.start.start_at(start)
+
+    def draw(self, num: int, rng: torch.Generator) -> Tensor:
+        return self.start.draw(num, rng)
+
+    def forward(self, noise: Tensor, condition: Tensor) -> Tensor:
+        return moved(self.velocity_given(condition), self.start(noise, condition), self.config.num_steps)
+
+    def velocity_given(self, condition: Tensor) -> VelocityField:
+        return partial(self.velocity, condition=condition)
 
 
 class ProjectionCritic(nn.Module):

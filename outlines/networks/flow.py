@@ -8,7 +8,7 @@ Source: Lipman et al., Flow Matching for Generative Modeling (2023).
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ from outlines.networks.gan import Generator, GeneratorConfig, MixtureNoise
 from outlines.networks.generator import GENERATORS, OutlineGenerator
 from outlines.networks.mixture import Mixture, nearest_centre
 
+VelocityField = Callable[[Tensor, Tensor], Tensor]  # maps points [B, D] and times [B] to velocities [B, D]
 TOLERANCE, MOST_ITERATIONS = 1e-4, 200  # inverse of a step: largest error (scaled units), maximum number of iterations
 
 
@@ -38,13 +39,15 @@ class FlowConfig:
 class Velocity(nn.Module):
     """Maps points [B, D] and times [B] to velocities [B, D]. Scale, shift and gate of each residual block depend on time.
 
+    condition_dim: width P of a condition [B, P] that it also reads; 0: none.
+
     Source: the adaptive normalisation of Peebles and Xie, Scalable Diffusion Models with Transformers (2023). The last layer
     starts at zero, so an untrained flow does not move the points.
     """
 
-    def __init__(self, outline_dim: int, hidden_dim: int, num_blocks: int):
+    def __init__(self, outline_dim: int, hidden_dim: int, num_blocks: int, condition_dim: int = 0):
         super().__init__()
-        self.first, self.last = nn.Linear(outline_dim, hidden_dim), nn.Linear(hidden_dim, outline_dim)
+        self.first, self.last = nn.Linear(outline_dim + condition_dim, hidden_dim), nn.Linear(hidden_dim, outline_dim)
         self.of_time = nn.Sequential(nn.Linear(64, 64), nn.SiLU())
         self.adapt = nn.ModuleList(nn.Linear(64, 3 * hidden_dim) for _ in range(num_blocks))
         self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(hidden_dim, hidden_dim), nn.SiLU(),
@@ -53,12 +56,12 @@ class Velocity(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, points: Tensor, times: Tensor) -> Tensor:
+    def forward(self, points: Tensor, times: Tensor, condition: Tensor | None = None) -> Tensor:
         # Not computed in __init__: hardening.build_module runs it on the meta device, where this imports torch's compiler.
         frequencies = 1000 * torch.exp(torch.arange(32, device=times.device) * (-math.log(1000) / 31))
         angles = times[:, None] * frequencies
         embedded = self.of_time(torch.cat([angles.sin(), angles.cos()], dim=1))
-        hidden = self.first(points)
+        hidden = self.first(points if condition is None else torch.cat([points, condition], dim=1))
         for adapt, block in zip(self.adapt, self.blocks, strict=True):
             shift, scale, gate = adapt(embedded).chunk(3, dim=1)
             hidden = hidden + (1 + gate) * block(functional.layer_norm(hidden, hidden.shape[1:]) * (1 + scale) + shift)
@@ -122,7 +125,7 @@ class FlowGenerator(OutlineGenerator):
         Each step of the sampler is inverted, so `around` maps the result back to these outlines, up to small errors.
         """
         points = torch.linalg.solve(self.matrix, (outlines - self.shift).T).T
-        for begin, end in reversed(self._steps()):
+        for begin, end in reversed(steps_of(self.config.num_steps)):
             points = self.heun_step_back(points, begin, end)
         # Noise has no effect in directions in which the outlines hardly vary. The pseudoinverse returns zero there.
         inverse, centres, log_shares = torch.linalg.pinv(self.start.factor), self.start.centres, self.start.shares.log()
@@ -130,21 +133,8 @@ class FlowGenerator(OutlineGenerator):
         centre = centres[torch.stack(nearest)]
         return (points - centre) @ inverse.T, centre
 
-    def _steps(self) -> list[tuple[float, float]]:
-        """Return the times (begin, end) of each step of the sampler."""
-        return list(itertools.pairwise(torch.linspace(0, 1, self.config.num_steps + 1).tolist()))
-
     def _moved(self, points: Tensor) -> Tensor:
-        for begin, end in self._steps():
-            points = self.heun_step(points, begin, end)
-        return points @ self.matrix.T + self.shift
-
-    def heun_step(self, points: Tensor, begin: float, end: float) -> Tensor:
-        """Return points [B, D] at time `end`, one Heun step after points [B, D] at time `begin`."""
-        times = points.new_ones(len(points))
-        velocity = self.velocity(points, begin * times)
-        ahead = self.velocity(points + (end - begin) * velocity, end * times)
-        return points + (end - begin) * (velocity + ahead) / 2
+        return moved(self.velocity, points, self.config.num_steps) @ self.matrix.T + self.shift
 
     def heun_step_back(self, points: Tensor, begin: float, end: float) -> Tensor:
         """Return the points [B, D] at time `begin` that `heun_step` moves to `points` [B, D] at time `end`.
@@ -152,10 +142,10 @@ class FlowGenerator(OutlineGenerator):
         A Heun step from `end` to `begin` is close to this inverse, but not equal to it. Fixed-point iteration removes the
         remaining error. With long steps, the iteration could oscillate, so it is damped more where the error grows.
         """
-        found = self.heun_step(points, end, begin)
+        found = heun_step(self.velocity, points, end, begin)
         damping, previous = points.new_full((len(points), 1), 0.5), points.new_full((len(points), 1), math.inf)
         for _ in range(MOST_ITERATIONS):
-            error = points - self.heun_step(found, begin, end)
+            error = points - heun_step(self.velocity, found, begin, end)
             size = error.abs().amax(dim=1, keepdim=True)
             if float(size.max()) < TOLERANCE:
                 break
@@ -164,7 +154,27 @@ class FlowGenerator(OutlineGenerator):
         return found
 
 
-def flow_matching_loss(velocity: Velocity, begin: Tensor, end: Tensor, times: Tensor) -> Tensor:
+def steps_of(num_steps: int) -> list[tuple[float, float]]:
+    """Return the times (begin, end) of each step of the sampler."""
+    return list(itertools.pairwise(torch.linspace(0, 1, num_steps + 1).tolist()))
+
+
+def moved(velocity: VelocityField, points: Tensor, num_steps: int) -> Tensor:
+    """Return points [B, D] at time 1, moved from points [B, D] at time 0 by Heun steps."""
+    for begin, end in steps_of(num_steps):
+        points = heun_step(velocity, points, begin, end)
+    return points
+
+
+def heun_step(velocity: VelocityField, points: Tensor, begin: float, end: float) -> Tensor:
+    """Return points [B, D] at time `end`, one Heun step after points [B, D] at time `begin`."""
+    times = points.new_ones(len(points))
+    first = velocity(points, begin * times)
+    ahead = velocity(points + (end - begin) * first, end * times)
+    return points + (end - begin) * (first + ahead) / 2
+
+
+def flow_matching_loss(velocity: VelocityField, begin: Tensor, end: Tensor, times: Tensor) -> Tensor:
     """Return the squared error (mean over dimensions) of the velocity on straight paths from begin to end, per example [B].
 
     begin, end: [B, D]. times: [B], from 0 to 1. Source: Lipman et al. (2023), eq. 23 without noise.

@@ -11,6 +11,7 @@ from torch import Tensor
 from outlines.metrics.outlines import energy_score, f1, knn_precision_recall
 from outlines.models.conditional import ConditionalModel
 from outlines.networks.conditional import ConditionalGeneratorConfig, fit_linear_gaussian
+from outlines.networks.flow import VelocityField
 from train.config import RunConfig
 from train.data import MAX_FITTED_ROWS, Batch, Dataset
 from train.evaluation import conditions as evaluation
@@ -18,7 +19,8 @@ from train.evaluation.conditions import PairRows, conditions_of, draws, held_out
 from train.evaluation.sampling import Row
 from train.evaluation.yardstick import NEIGHBOURS
 from train.method import Method, Validation
-from train.methods.gan_stage import Game, GanOptions, GanStage
+from train.methods.flow_stage import GENERATOR_STAGES, GeneratorOptions
+from train.methods.gan_stage import Game, GanStage
 from train.methods.outlines import OutlineDecoderOptions, OutlineDecoderStage, outline_decoder_config
 from train.runtime.progress import Progress, Reporter
 
@@ -26,8 +28,11 @@ MAX_KEPT_CONDITIONS = 2000  # maximum number of training conditions in a model, 
 
 
 @dataclass(frozen=True)
-class ConditionalOptions(GanOptions, OutlineDecoderOptions):
+class ConditionalOptions(GeneratorOptions, OutlineDecoderOptions):
     learns_pairs: ClassVar[bool] = True
+
+    def without_effect(self) -> dict[str, str]:
+        return super().without_effect() | self.unused()
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,9 @@ class PairGame(Game):
         conditions, outlines = self._pairs(rows, chosen[:, 1])
         return PairBatch(rows, batch.read_tokens, outlines, batch.num_rows, batch.num_targets, batch.ranks, conditions)
 
+    def path(self, generator: Any, batch: Any, normal: Tensor) -> tuple[Tensor, VelocityField]:
+        return generator.start(normal, batch.conditions), generator.velocity_given(batch.conditions)
+
     def fake(self, generator: Any, batch: Any, rng: torch.Generator) -> Tensor:
         return self.model.normalise(generator(batch.own(generator.draw(batch.num_rows, rng)), batch.conditions))
 
@@ -83,11 +91,12 @@ class PairGame(Game):
         # The shortfall (1 - F1) ignores conditions. The energy score is also low if outlines match only in the mean. The sum
         # detects both errors. The energy score is divided by that of the linear baseline, at which the generator starts.
         criterion = unlike + score / score_at_start
-        return Validation({
-            "valid/precision": precision, "valid/recall": recall, "valid/outline_shortfall": unlike,
-            "valid/energy_score": score, "valid/conditional_shortfall": criterion,
-            "scores/held_out": float(self.critic(real, conditions).mean()),
-            "scores/generated": float(self.critic(fakes[:, 0], conditions).mean())}, criterion)
+        figures = {"valid/precision": precision, "valid/recall": recall, "valid/outline_shortfall": unlike,
+                   "valid/energy_score": score, "valid/conditional_shortfall": criterion}
+        if self.critic is not None:
+            figures |= {"scores/held_out": float(self.critic(real, conditions).mean()),
+                        "scores/generated": float(self.critic(fakes[:, 0], conditions).mean())}
+        return Validation(figures, criterion)
 
 
 class ConditionalMethod(Method):
@@ -99,14 +108,19 @@ class ConditionalMethod(Method):
         options: Any = config.model
         seed = config.training.seed
         store, labels = data.stores["train"], data.pairing.labels if data.pairing else ()
-        generator = ConditionalGeneratorConfig(store.dim, store.dim + len(labels), options.gan_hidden_dim,
-                                               options.gan_num_layers)
+        stages, flow = GENERATOR_STAGES[options.generator], options.generator != "gan"
+        critic = {"hidden_dim": options.gan_hidden_dim, "num_layers": options.gan_num_layers}
+        sizes = {"hidden_dim": options.flow_hidden_dim, "num_blocks": options.flow_blocks,
+                 "num_steps": options.flow_sampling_steps} if flow else critic
         self.model = model = ConditionalModel(
-            outline_decoder_config(options, data), generator, labels, min(MAX_KEPT_CONDITIONS, data.num_rows("train")),
-            data.normalized, store.encoder)
+            outline_decoder_config(options, data),
+            ConditionalGeneratorConfig(store.dim, store.dim + len(labels), **sizes),
+            critic if issubclass(stages[-1], GanStage) else None,
+            labels, min(MAX_KEPT_CONDITIONS, data.num_rows("train")), data.normalized, store.encoder)
         data.set_scaling(model)
+        game = PairGame(options, data, model, seed, bfloat16)
         self.assemble(OutlineDecoderStage(options, data, model, bfloat16, seed),
-                      GanStage(options, PairGame(options, data, model, seed, bfloat16)),
+                      *(stage(game) for stage in stages),
                       linear=model.linear, conditions=model.conditions, scaling=model.scaling)
 
     @classmethod

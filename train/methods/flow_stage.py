@@ -1,6 +1,7 @@
 """Flow matching: trains a FlowGenerator without a critic, or as the start of a GAN."""
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,9 +14,10 @@ from outlines.networks.gan import update_ema
 from outlines.options import option
 from train.data import Batch
 from train.method import Update, adamw
-from train.methods.gan_stage import FitStage, Game, GanStage
+from train.methods.gan_stage import FitStage, Game, GanOptions, GanStage
 from train.runtime.progress import Progress
 
+GENERATOR_HELP = "kind of generator: gan, flow (flow matching), or flow-gan (a flow, then a GAN)"
 GENERATOR_RATE = 0.1  # learning rate of a GAN's generator that starts as a flow, divided by the critic's learning rate
 
 
@@ -34,23 +36,28 @@ class FlowOptions:
     flow_validate_every: int = option(500, "updates of the flow between two validations", low=1, flag=False)
 
 
-class FlowLoss:
-    """The flow-matching loss of a batch. This object also stores the nearest centre of each training outline."""
+@dataclass(frozen=True)
+class GeneratorOptions(GanOptions, FlowOptions):
+    """The kind of generator, and the options of its training."""
 
-    def __init__(self, game: Game):
-        self.game = game
-        self.own = torch.full((game.data.num_rows("train"),), -1)  # index; on the CPU, to read it without a wait for the GPU
+    generator: str = option("gan", GENERATOR_HELP, ("gan", "flow", "flow-gan"))
 
-    def __call__(self, generator: Any, batch: Batch) -> Tensor:
-        assert batch.outlines is not None
-        rows = torch.from_numpy(batch.rows)
-        if (self.own[rows] < 0).any():
-            self.own[rows] = generator.nearest(batch.outlines).cpu()
-        normal, times = torch.randn(batch.num_rows, batch.outlines.shape[1]), torch.randn(batch.num_rows).sigmoid()
-        begin = generator.pair(self.own[rows].to(batch.outlines.device), batch.own(normal).to(batch.outlines))
-        with self.game.autocast():
-            losses = flow_matching_loss(generator.velocity, begin, batch.outlines, batch.own(times).to(begin))
-        return losses.sum() / batch.num_rows
+    def unused(self) -> dict[str, str]:
+        """Return the options that have no effect with this kind of generator, with the reason."""
+        others: Any = {"gan": FlowOptions, "flow": GanOptions}.get(self.generator)
+        names = {field.name for field in dataclasses.fields(others)} - {"ema_decay"} if others else set()
+        names |= {"flow_weight"} if self.generator == "flow" else set()
+        return dict.fromkeys(names, f"with generator {self.generator}")
+
+
+def flow_loss(game: Game, generator: Any, batch: Batch) -> Tensor:
+    """Return this rank's share of the mean flow-matching loss of a batch."""
+    assert batch.outlines is not None
+    normal, times = torch.randn(batch.num_rows, batch.outlines.shape[1]), torch.randn(batch.num_rows).sigmoid()
+    begin, velocity = game.path(generator, batch, batch.own(normal).to(batch.outlines))
+    with game.autocast():
+        losses = flow_matching_loss(velocity, begin, batch.outlines, batch.own(times).to(begin))
+    return losses.sum() / batch.num_rows
 
 
 class FlowStage(FitStage):
@@ -58,9 +65,9 @@ class FlowStage(FitStage):
 
     name, batch_flag = "flow", "flow_batch_size (an option for --config FILE)"
 
-    def __init__(self, options: Any, game: Game):
-        super().__init__(options, game)
-        self.options, self.loss = options, FlowLoss(game)
+    def __init__(self, game: Game):
+        super().__init__(game)
+        options = self.options
         self.trained = copy.deepcopy(game.generator)
         self.modules = {"flow": self.trained, "ema": game.generator}
         self.num_steps, self.batch_size = options.flow_steps, options.flow_batch_size
@@ -72,7 +79,7 @@ class FlowStage(FitStage):
         self.trained.load_state_dict(self.game.generator.state_dict())
 
     def step(self, step: int, batch: Batch, update: Update) -> dict[str, Tensor]:
-        loss = self.loss(self.trained, batch)
+        loss = flow_loss(self.game, self.trained, self.game.real(batch))
         norm = update("flow loss", self.optimizers["flow"], loss)
         # A constant decay would keep too much of the untrained flow in early averages.
         decay = min(self.options.ema_decay, (step + 1) / (step + 10))
@@ -89,14 +96,18 @@ class FlowGanStage(GanStage):
 
     validates_start = True
 
-    def __init__(self, options: Any, game: Game):
-        super().__init__(options, game)
-        self.flow_loss, self.flow_weight = FlowLoss(game), options.flow_weight
+    def __init__(self, game: Game):
+        super().__init__(game)
         # With the critic's learning rate, the flow would move away from real outlines before the critic can recognise them.
-        rate = GENERATOR_RATE * options.gan_learning_rate
-        self.optimizers["generator"] = adamw([self.generator.velocity], rate, (0.0, options.gan_beta2), 0.0)
+        rate = GENERATOR_RATE * self.options.gan_learning_rate
+        self.optimizers["generator"] = adamw([self.generator.velocity], rate, (0.0, self.options.gan_beta2), 0.0)
 
     def further_terms(self, batch: Batch) -> dict[str, Tensor]:
-        if not self.flow_weight:
+        if not (weight := self.options.flow_weight):
             return {}
-        return {"train/flow_loss": self.flow_weight * self.flow_loss(self.generator, batch)}
+        return {"train/flow_loss": weight * flow_loss(self.game, self.generator, batch)}
+
+
+GENERATOR_STAGES: dict[str, tuple[type[FitStage], ...]] = {
+    "gan": (GanStage,), "flow": (FlowStage,), "flow-gan": (FlowStage, FlowGanStage)}
+"""the stages that train each kind of generator (networks/generator.py); other kinds are only fitted"""

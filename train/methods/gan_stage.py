@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from outlines.networks import losses
+from outlines.networks.flow import VelocityField
 from outlines.networks.gan import update_ema
 from outlines.options import option
 from train.data import Batch, Dataset
@@ -68,6 +69,13 @@ class Game(ABC):
     def fake(self, generator: Any, batch: Batch, rng: torch.Generator) -> Tensor:
         """Return this rank's generated outlines [B, D]. rng: draws the noise of the global batch."""
 
+    def path(self, generator: Any, batch: Any, normal: Tensor) -> tuple[Tensor, VelocityField]:
+        """Return, for flow matching, where the paths to real outlines begin [B, D], and the velocity that is trained.
+
+        normal: [B, D], standard normal noise.
+        """
+        raise NotImplementedError
+
     def scorer(self, batch: Batch, rows: slice = slice(None)) -> Callable[[Tensor], Tensor]:
         """Return the critic as a function from outlines [B, D] to scores [B]. rows: rows of `batch` for which it is used."""
         return self.critic
@@ -97,8 +105,8 @@ class FitStage(Stage):
 
     name, num_steps, batch_size, validate_every = "fit", 1, 1, 1
 
-    def __init__(self, options: GanOptions, game: Game):
-        self.game = game
+    def __init__(self, game: Game):
+        self.game, self.options = game, game.options
         self.modules, self.optimizers = {"ema": game.generator}, {}
 
     def begin(self, progress: Progress) -> None:
@@ -121,9 +129,9 @@ class GanStage(FitStage):
     several_updates = True
     passes = 3
 
-    def __init__(self, options: GanOptions, game: Game):
-        super().__init__(options, game)
-        self.options, self.critic = options, game.critic
+    def __init__(self, game: Game):
+        super().__init__(game)
+        options, self.critic = self.options, game.critic
         self.generator = copy.deepcopy(game.generator)
         self.modules = {"generator": self.generator, "ema": game.generator, "critic": self.critic}
         self.num_steps, self.batch_size = options.gan_steps, options.gan_batch_size

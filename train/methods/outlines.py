@@ -19,6 +19,7 @@ from outlines.models.base import TextModel
 from outlines.models.outlines import OutlineDecoding, OutlineModel
 from outlines.models.registry import load_model
 from outlines.networks.decoder import DecoderConfig, weakened
+from outlines.networks.flow import VelocityField
 from outlines.networks.gan import Generator
 from outlines.networks.generator import GENERATORS
 from outlines.networks.mixture import fit_mixture, moment_map
@@ -29,17 +30,14 @@ from train.data import MAX_FITTED_ROWS, Batch, Dataset
 from train.evaluation.figures import NUM_DECODED, decoded_nll, held_out
 from train.method import EVALUATION_SAMPLES, Method, Validation
 from train.methods.decoder_stage import DecoderStage, decoder_config
-from train.methods.flow_stage import FlowGanStage, FlowOptions, FlowStage
-from train.methods.gan_stage import FitStage, Game, GanOptions, GanStage
+from train.methods.flow_stage import GENERATOR_HELP, GENERATOR_STAGES, GeneratorOptions
+from train.methods.gan_stage import FitStage, Game, GanStage
 from train.runtime.log import charts
 from train.runtime.progress import Progress
 from train.runtime.run_directory import read_run
 
 NOISE_SEED = 7
 NUM_MATCHED = 20_000  # maximum number of generated and of real outlines for matching mean and covariance
-GENERATOR_STAGES: dict[str, tuple[type[FitStage], ...]] = {
-    "gan": (GanStage,), "flow": (FlowStage,), "flow-gan": (FlowStage, FlowGanStage)}
-"""the stages that train each kind of generator (networks/generator.py); other kinds are only fitted"""
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,10 @@ class OutlineDecoderOptions(DecoderOptions):
 
 
 @dataclass(frozen=True)
-class OutlineOptions(GanOptions, FlowOptions, OutlineDecoderOptions):
+class OutlineOptions(GeneratorOptions, OutlineDecoderOptions):
     """Options of neural outlines: decoder, flow, GAN, and the initial distribution of the generator."""
 
-    generator: str = option("gan", "kind of generator: gan, flow (flow matching), or flow-gan (a flow, then a GAN)",
-                            choices=GENERATORS)
+    generator: str = option("gan", GENERATOR_HELP, choices=GENERATORS)
     start: str = option("mixture", "distribution of the untrained generator: a mixture or one Gaussian fitted to training "
                                   "outlines; or noise: nothing is fitted", ("mixture", "gaussian", "noise"))
     num_centres: int = option(5000, "number of k-means centres of the mixture, at most one per 20 training outlines", low=2)
@@ -89,10 +86,8 @@ class OutlineOptions(GanOptions, FlowOptions, OutlineDecoderOptions):
                                 flag=False)
 
     def without_effect(self) -> dict[str, str]:
-        unused: Any = {"gan": FlowOptions, "flow": GanOptions}.get(self.generator)
-        names = {field.name for field in dataclasses.fields(unused)} - {"ema_decay"} if unused else set()
-        names |= {"flow": {"num_offsets", "flow_weight"}, "flow-gan": {"num_offsets"}}.get(self.generator, set())
-        return super().without_effect() | dict.fromkeys(names, f"with generator {self.generator}")
+        offsets = {"num_offsets": f"with generator {self.generator}"} if self.generator in ("flow", "flow-gan") else {}
+        return super().without_effect() | self.unused() | offsets
 
 
 class OutlineDecoderStage(DecoderStage):
@@ -174,6 +169,17 @@ class OutlineGame(Game):
             self.model.mixture.load_state_dict(found.mixture.state_dict())
             self.model.gaussian.load_state_dict(found.gaussian.state_dict())
 
+    @cached_property
+    def _nearest(self) -> Tensor:
+        """Index of the nearest centre of each training outline; -1: not yet known. On the CPU, so no GPU has to wait."""
+        return torch.full((self.data.num_rows("train"),), -1)
+
+    def path(self, generator: Any, batch: Any, normal: Tensor) -> tuple[Tensor, VelocityField]:
+        rows = torch.from_numpy(batch.rows)
+        if (self._nearest[rows] < 0).any():
+            self._nearest[rows] = generator.nearest(batch.outlines).cpu()
+        return generator.pair(self._nearest[rows].to(normal.device), normal), generator.velocity
+
     def fake(self, generator: Any, batch: Batch, rng: torch.Generator) -> Tensor:
         return self.model.normalise(generator(batch.own(generator.draw(batch.num_rows, rng))))
 
@@ -251,5 +257,5 @@ class OutlinesMethod(Method):
         data.set_scaling(model)
         game = OutlineGame(options, data, model, seed, bfloat16)
         decoder = OutlineDecoderStage(options, data, model, bfloat16, seed, game.copy_baselines)
-        self.assemble(decoder, *(stage(options, game) for stage in stages), mixture=model.mixture, gaussian=model.gaussian,
+        self.assemble(decoder, *(stage(game) for stage in stages), mixture=model.mixture, gaussian=model.gaussian,
                       scaling=model.scaling)

@@ -22,11 +22,13 @@ from outlines.inference.pipeline import Condition, Pipeline
 from outlines.metrics.outlines import energy_score
 from outlines.models.lm import LanguageModel
 from outlines.networks.conditional import (
+    ConditionalFlow,
     ConditionalGenerator,
     ConditionalGeneratorConfig,
     ProjectionCritic,
     fit_linear_gaussian,
 )
+from outlines.networks.flow import flow_matching_loss
 from outlines.networks.gru import GRUConfig
 from tests.conftest import Command
 from tests.train.test_training import weights
@@ -186,6 +188,46 @@ def test_the_generator_starts_as_exactly_the_linear_gaussian() -> None:
     assert all(parameter.grad is not None for parameter in generator.parameters())
 
 
+def test_an_untrained_flow_is_the_linear_gaussian_and_a_trained_one_reads_the_condition() -> None:
+    conditions, outlines, _, _ = known(500)
+    torch.manual_seed(0)
+    flow = ConditionalFlow(ConditionalGeneratorConfig(4, 8, hidden_dim=6, num_blocks=2, num_steps=2))
+    flow.start_at(fit_linear_gaussian(conditions, outlines))
+    noise = flow.draw(7, torch.Generator().manual_seed(1))
+    assert torch.equal(flow(noise, conditions[:7]), flow.start(noise, conditions[:7]))
+    torch.nn.init.normal_(flow.velocity.last.weight)
+    shift = flow(noise, conditions[:7]) - flow.start(noise, conditions[:7])
+    others = flow(noise, conditions[7:14]) - flow.start(noise, conditions[7:14])
+    assert shift.abs().mean() > 0.1 and (shift - others).abs().mean() > 0.1
+
+
+def test_flow_matching_learns_a_distribution_that_is_not_gaussian_given_the_condition() -> None:
+    torch.manual_seed(0)
+    conditions, sign = torch.randn(4000, 1), torch.randint(2, (4000, 1)) * 2.0 - 1
+    outlines = torch.cat([conditions * sign, conditions.abs() + 0.1 * torch.randn(4000, 1)], dim=1)
+    flow = ConditionalFlow(ConditionalGeneratorConfig(2, 1, hidden_dim=64, num_blocks=2, num_steps=4))
+    flow.start_at(fit_linear_gaussian(conditions, outlines))
+    optimizer = torch.optim.Adam(flow.velocity.parameters(), 3e-3)
+
+    def errors(drawn: torch.Tensor) -> list[float]:
+        """Return the mean distance from the nearer of the two points that each condition has, in both dimensions."""
+        near = torch.cat([drawn[:, :1].abs() - conditions.abs(), drawn[:, 1:] - conditions.abs()], dim=1)
+        return near.abs().mean(dim=0).tolist()
+
+    assert min(errors(flow(torch.randn(4000, 2), conditions))) > 0.45
+    for _ in range(300):
+        rows = torch.randint(4000, (256,))
+        begin = flow.start(torch.randn(256, 2), conditions[rows])
+        loss = flow_matching_loss(flow.velocity_given(conditions[rows]), begin, outlines[rows], torch.rand(256)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        drawn = flow(torch.randn(4000, 2), conditions)
+    assert max(errors(drawn)) < 0.3
+    assert 0.3 < float((drawn[:, 0] * conditions[:, 0] > 0).float().mean()) < 0.7, "both points are as likely"
+
+
 def test_the_critics_score_is_linear_in_the_embedded_condition_and_mixes_no_examples() -> None:
     torch.manual_seed(0)
     critic = ProjectionCritic(4, 6, hidden_dim=8, num_layers=2)
@@ -259,6 +301,28 @@ def test_resumed_amid_the_gan_equals_uninterrupted(run: Path, run_module: Comman
     done = run_module("train", "--resume", resumed, "--quiet")
     assert done.returncode == 0, done.stderr
     assert weights(resumed) == weights(run)
+
+
+@pytest.mark.parametrize("generator", ["flow", "flow-gan"])
+def test_a_flow_is_trained_compared_resumed_and_used(generator: str, arguments: list[str], captions: Path,
+                                                     tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (options := tmp_path / "options.toml").write_text("checkpoint_every = 5\nflow_steps = 10\nflow_validate_every = 5\n")
+    given = [str(options) if word.endswith("options.toml") else word for word in arguments]
+    if generator == "flow":
+        place = given.index("--gan-steps")
+        del given[place:place + 2]
+    assert train([*given, "--generator", generator, "--runs", str(tmp_path), "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    rows = {row["source"]: row for row in json.loads((tmp_path / "run" / "report.json").read_text())["own"]}
+    assert rows["generator"]["energy_score"] != rows["linear"]["energy_score"]
+    resumed = shutil.copytree(tmp_path / "run", tmp_path / "resumed")
+    shutil.rmtree(resumed / "model")
+    for checkpoint in sorted((resumed / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(checkpoint)
+    assert train(["--resume", str(resumed), "--quiet"]) == 0
+    assert weights(resumed) == weights(tmp_path / "run")
+    capsys.readouterr()
+    assert generate([str(resumed), "--condition", written(tmp_path / "one.txt", ["Two dogs run."]), "--max-len", "8"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_generate_writes_for_each_condition(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
