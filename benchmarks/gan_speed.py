@@ -31,7 +31,7 @@ def main(run: Path) -> None:
 
     def arm(share: float) -> Callable[[], object]:
         options = dataclasses.replace(config.model, penalty_share=share)
-        stage = OutlinesMethod(dataclasses.replace(config, model=options), data, bfloat16=False).stages[1]
+        stage = OutlinesMethod(dataclasses.replace(config, model=options), data, bfloat16=False).stages[-1]
         return lambda: stage.step(0, batch, Update(Ranks(), 1.0))
 
     best = shortest({share: arm(share) for share in SHARES}, ROUNDS)
