@@ -1,7 +1,9 @@
 """Make the model of everyday English that ships in outlines/pretrained/english, and measure it.
 
     python -m benchmarks.english corpus DATA FILE [SCENES]   write the training sentences
-    python -m benchmarks.english ship RUN                    copy a run's model and tokenizer into the package, in float16
+    python -m benchmarks.english widen RUN NEW WIDTH         copy a run, with a hidden layer (mix_dim) that has no effect yet
+    python -m benchmarks.english ship RUN TRAINING           copy a run's model, in float16, its tokenizer and a filter of
+                                                             the training sentences into the package
     python -m benchmarks.english sample RUN TRAINING         measure new sentences
 
 DATA: directory with the files that EVERYDAY and BOOKS name. FILE, TRAINING: file of the training sentences. RUN: a finished
@@ -19,11 +21,12 @@ from pathlib import Path
 
 import outlines
 from benchmarks.judge_of_scenes import half_tensors
-from outlines.checkpoint import MANIFEST, sha256_file, write_state
+from outlines.checkpoint import MANIFEST, atomic_write, sha256_file, write_state
 from outlines.corpus import grammar
+from outlines.inference.copies import FILTER, BloomFilter
 from outlines.metrics.text import copied_rate, distinct_n, words
-from outlines.models.registry import load_model
-from outlines.pretrained import ENGLISH, SHIPPED
+from outlines.models.registry import load_model, save_model
+from outlines.pretrained import ENGLISH, SHIPPED, run_path
 from train.evaluation.pretrained import PretrainedLM
 from train.runtime.run_directory import read_run, write_json
 
@@ -61,8 +64,25 @@ def corpus(data: Path, file: Path, num_scenes: int = 0) -> None:
     print(*(f"{name}: {len(set(sentences)):,}" for name, sentences in chosen.items()), f"all: {len(lines):,}", sep="\n")
 
 
-def ship(run: Path) -> None:
-    """Write a run's model, tokenizer and run.json (without paths) to the package."""
+def widen(run: str, new: Path, width: int) -> None:
+    """Copy a run, with a hidden layer of this width in its decoder. Its output weights are 0: nothing changes yet."""
+    model, description = load_model(run_path(run) / "model"), read_run(run_path(run))
+    shape = model.shape()
+    wide = type(model).from_shape(shape | {"decoder": shape["decoder"] | {"mix_dim": width}})
+    state = wide.state_dict()
+    for name, tensor in model.state_dict().items():
+        state[name].flatten()[:tensor.numel()] = tensor.flatten()  # the new outputs of a layer are its last rows
+    state["decoder.mix.weight"].zero_()
+    wide.load_state_dict(state)
+    new.mkdir(parents=True)
+    save_model(new / "model", wide)
+    shutil.copy(run_path(run) / "tokenizer.model", new)
+    description["model"]["mix_dim"] = width
+    write_json(new / "run.json", description)
+
+
+def ship(run: Path, training: Path) -> None:
+    """Write a run's model, tokenizer, run.json (without paths) and filter of training sentences to the package."""
     target, model = SHIPPED[ENGLISH], load_model(run / "model")
     write_state(target / "model", half_tensors(model), {"family": model.family, "shape": model.shape()})
     shutil.copy(run / "tokenizer.model", target)
@@ -70,7 +90,9 @@ def ship(run: Path) -> None:
     description["corpus"] |= {"corpus": [Path(name).name for name in description["corpus"]["corpus"]], "tokenizer": ""}
     description["model"]["init_from"] = Path(description["model"]["init_from"]).name
     write_json(target / "run.json", description)
-    write_json(target / MANIFEST, {name: sha256_file(target / name) for name in ("run.json", "tokenizer.model")})
+    lines = training.read_text(encoding="utf-8").splitlines()
+    atomic_write(target / FILTER, BloomFilter.of(lines, num_bytes=len(lines)).bits.tobytes())
+    write_json(target / MANIFEST, {name: sha256_file(target / name) for name in ("run.json", "tokenizer.model", FILTER)})
     print(f"{sum(file.stat().st_size for file in target.rglob('*') if file.is_file()):,} bytes")
 
 
@@ -102,9 +124,15 @@ if __name__ == "__main__":
     verb.add_argument("file", type=Path)
     verb.add_argument("scenes", type=int, nargs="?", default=0)
     verb.set_defaults(run_verb=lambda options: corpus(options.data, options.file, options.scenes))
+    verb = verbs.add_parser("widen")
+    verb.add_argument("run")
+    verb.add_argument("new", type=Path)
+    verb.add_argument("width", type=int)
+    verb.set_defaults(run_verb=lambda options: widen(options.run, options.new, options.width))
     verb = verbs.add_parser("ship")
     verb.add_argument("run", type=Path)
-    verb.set_defaults(run_verb=lambda options: ship(options.run))
+    verb.add_argument("training", type=Path)
+    verb.set_defaults(run_verb=lambda options: ship(options.run, options.training))
     verb = verbs.add_parser("sample")
     verb.add_argument("run")
     verb.add_argument("training", type=Path)

@@ -20,7 +20,7 @@ def output(path: Path | None) -> Iterator[IO[str]]:
     if path is None:
         yield sys.stdout
         return
-    staging = path.with_name(path.name + ".part")
+    staging = Path(f"{path}.part")
     try:
         with open(staging, "w", encoding="utf-8", newline="\n") as file:
             yield file

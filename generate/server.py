@@ -17,6 +17,7 @@ from generate.batcher import ANSWER_SEC, Batcher, Busy, Job, turn
 from generate.options import BY_NAME
 from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError, memory_advice
+from outlines.inference.copies import with_spare
 from outlines.inference.pipeline import Pipeline
 from outlines.pretrained import SHIPPED
 
@@ -224,10 +225,14 @@ class Server(ThreadingHTTPServer):
         fields.end()
         config = self.pipeline.model.chosen(config)
         self.pipeline.tokenizer.encode([prefix])  # raises an error for invalid text
-        draw = self.pipeline.source(source or None, config)
-        vectors, uniforms = self.pipeline.model.draw_rows(draw, 0, num, seed, config.max_len)
+        draw, known = self.pipeline.source(source or None, config), self.pipeline.known_text
+        rows = num if known is None else with_spare(num)
+        vectors, uniforms = self.pipeline.model.draw_rows(draw, 0, rows, seed, config.max_len)
         ids = self.batcher.decode(Job(vectors, uniforms, (config, prefix)))
-        return {"sentences": [sentence.data() for sentence in self.pipeline.written(ids, vectors, scored=True)]}
+        with turn(self._turn, ANSWER_SEC):
+            written = self.pipeline.written(ids, vectors, scored=True)
+        new = [sentence for sentence in written if known is None or sentence.text not in known]
+        return {"sentences": [sentence.data() for sentence in (new if len(new) >= num else written)[:num]]}
 
     def reconstruct(self, fields: Fields) -> dict[str, Any]:
         sentences = fields.texts("sentences")

@@ -233,11 +233,11 @@ def resolve(family: str, model_config: Any, presets: dict[str, dict[str, Any]], 
 def absolute(config: RunConfig) -> RunConfig:
     """Return the configuration with absolute paths, so that a run does not depend on the working directory."""
     def full(path: str) -> str:
-        return str(Path(path).absolute()) if path else path
+        return str(Path(path).expanduser().absolute()) if path else path
 
     def named(name: str) -> str:
         kind, colon, path = name.partition(":")
-        is_path = kind == "recurrent" or (kind in ("st", "hf") and Path(path).is_dir())
+        is_path = kind == "recurrent" or (kind in ("st", "hf") and Path(path).expanduser().is_dir())
         return kind + colon + (full(path) if is_path else path)
 
     corpus: dict[str, Any] = {name: tuple(map(full, getattr(config.corpus, name))) for name in ("corpus", "valid", "test")}
@@ -276,21 +276,20 @@ def check(config: RunConfig, given: set[str]) -> None:
 
     given: names of the options that a file or flags set.
     """
-    corpus = config.corpus
-    without_effect = []
+    corpus, reasons = config.corpus, dict[str, str]()
     if corpus.corpus:
-        without_effect += ["num_sentences"]
+        reasons["num_sentences"] = "with --corpus"
         if not any(kind in path for paths in corpus.paths().values() for path in paths for kind in TABLES):
-            without_effect += ["text_column"]
-        without_effect += ["valid_fraction"] if corpus.valid else []
-        without_effect += ["test_fraction"] if corpus.test else []
+            reasons["text_column"] = "no file has columns"
+        reasons |= {"valid_fraction": "with --valid"} if corpus.valid else {}
+        reasons |= {"test_fraction": "with --test"} if corpus.test else {}
     else:
-        without_effect += ["valid", "test", "text_column", "strict", "max_chars", "max_rejected"]
+        files_only = ("valid", "test", "text_column", "strict", "max_chars", "max_rejected")
+        reasons |= dict.fromkeys(files_only, "without --corpus")
         if config.model.learns_pairs:
             raise OutlinesError(f"'{config.family}' models learn from pairs. The built-in corpus has none. Use --corpus.")
     if corpus.tokenizer:
-        without_effect += ["vocab_size", "lowercase"]
-    reasons = dict.fromkeys(without_effect, f"{'with' if corpus.corpus else 'without'} --corpus")
+        reasons |= dict.fromkeys(("vocab_size", "lowercase"), "with --tokenizer")
     if _decoder_class(config.model.decoder).pretrained:
         reasons |= dict.fromkeys(("tokenizer", "vocab_size", "lowercase"),
                                  f"decoder {config.model.decoder!r} has its own tokenizer")

@@ -98,7 +98,7 @@ class Dataset:
 
     def report_losses(self, reporter: Reporter) -> None:
         for note in [] if reporter.noted else self.notes:  # cut sentences are normal: no warning
-            (reporter.line if " are cut " in note else reporter.warning)(note)
+            (reporter.line if " are cut to --max-len " in note else reporter.warning)(note)
         reporter.noted = True
 
     def set_scaling(self, model: OutlineDecoding) -> None:

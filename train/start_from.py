@@ -50,7 +50,7 @@ def with_source(config: RunConfig, given: set[str]) -> RunConfig:
         tokens = {"tokenizer": str(run / "tokenizer.model"), "vocab_size": 0, "lowercase": False,
                   "max_len": description["corpus"]["max_len"]}
     else:
-        shared = model.decides_decoder() | READS_OUTLINES
+        shared = model.decides_decoder()
         tokens = {name: description["corpus"][name] for name in TOKENS}
     theirs = {name: description["model"][name] for name in shared
               if name in description["model"] and hasattr(model, name)} | tokens

@@ -75,6 +75,6 @@ def load_encoder(name: str, device: str = "cpu", run: Path | None = None) -> Sen
     if base in ("minilm", "multilingual-minilm") or (kind == "st" and argument):
         return load_sentence_transformer(name, base, device, unquote(prompt), int(dim or 0))
     if kind == "recurrent" and argument and base == name:
-        return FrozenRecurrentEncoder(Path(argument), device)
+        return FrozenRecurrentEncoder(Path(argument).expanduser(), device)
     raise OutlinesError(f"Unknown encoder {name!r}. Use minilm, multilingual-minilm, st:NAME_OR_DIRECTORY or "
                         "recurrent:DIRECTORY.")

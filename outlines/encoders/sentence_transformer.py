@@ -4,6 +4,7 @@ Source: Reimers and Gurevych, Sentence-BERT (2019).
 """
 
 import hashlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +64,22 @@ class SentenceTransformerEncoder:
     def unread(self, sentences: list[str]) -> tuple[float, float]:
         if not getattr(self._tokenizer, "is_fast", False):  # for example, the tokenizer of static embeddings
             return 0.0, 0.0
-        vocab, limit = self._tokenizer.get_vocab(), self._model.max_seq_length or 10**9
-        foreign = {number for piece, number in vocab.items() if any(char > "\u024f" and char.isalpha() for char in piece)}
-        # An English vocabulary has a few non-Latin letters, but no words in other scripts, so these letters are unknown.
-        unknown = {self._tokenizer.unk_token_id, *(foreign if len(foreign) < len(vocab) / 10 else ())}
+        unknown, limit = self._unknown, self._model.max_seq_length or 10**9
         texts = [(self._options["prompt"] or "") + sentence for sentence in sentences]
         rows = self._tokenizer(texts, verbose=False).encodings
         parts = [text[start:end] for text, row in zip(texts, rows, strict=True)
                  for start, end in {span for token, span in zip(row.ids, row.offsets, strict=True) if token in unknown}]
         unread, letters = (sum(map(str.isalpha, "".join(strings))) for strings in (parts, texts))
         return unread / max(letters, 1), sum(len(row) > limit for row in rows) / max(len(rows), 1)
+
+
+    @cached_property
+    def _unknown(self) -> set[int]:
+        """The ids of tokens that stand for text that the encoder does not know."""
+        vocab = self._tokenizer.get_vocab()
+        foreign = {number for piece, number in vocab.items() if any(char > "\u024f" and char.isalpha() for char in piece)}
+        # An English vocabulary has a few non-Latin letters, but no words in other scripts, so these letters are unknown.
+        return {self._tokenizer.unk_token_id, *(foreign if len(foreign) < len(vocab) / 10 else ())}
 
 
 def load_sentence_transformer(name: str, base: str, device: str, prompt: str, dim: int) -> SentenceTransformerEncoder:

@@ -24,6 +24,7 @@ from outlines.encoders import MOST_UNREAD, SentenceEncoder, load_encoder
 from outlines.errors import OutlinesError, TokenizerError, no_run, quoted
 from outlines.hardening import read_json
 from outlines.inference import interpolation
+from outlines.inference.copies import FILTER, BloomFilter, with_spare
 from outlines.inference.correction import correct
 from outlines.inference.interpolation import Smoothness, Walk
 from outlines.inference.inversion import can_invert
@@ -90,7 +91,7 @@ class Pipeline:
         if not (run / "model").is_dir():
             raise OutlinesError(f"{run}: training has not finished. Continue: `python -m train --resume {quoted(run)}`.")
         if run in SHIPPED.values():
-            verify(run, ("run.json", "tokenizer.model"))
+            verify(run, ("run.json", "tokenizer.model", FILTER))
         remedy = "Restore it from a backup, or train again."
         description = read_json(run / "run.json", remedy)
         try:
@@ -123,6 +124,11 @@ class Pipeline:
     @cached_property
     def training_set(self) -> TrainingSet:
         return training_set(self.run, self.description)
+
+    @cached_property
+    def known_text(self) -> BloomFilter | None:
+        """The training sentences of a run that ships with the package; None for other runs."""
+        return BloomFilter.read(self.run / FILTER) if self.run in SHIPPED.values() else None
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -250,14 +256,27 @@ class Pipeline:
         source: a name, or a function like the result of `around`. prefix: the beginning of every sentence. batch_size:
         sentences decoded together (None: a suitable number). rejection: average number of sampled vectors per accepted
         vector. workers: number of threads, each of which decodes its own batches. Before you use more than one on a CPU, set
-        torch to one thread per operation. Use drafts only with one worker.
+        torch to one thread per operation. Use drafts only with one worker. A run that ships with the package skips sentences
+        of its training text if it samples the vectors itself; then the numbers of later sentences change.
         """
         draw = source if callable(source) else self.source(source, sampling, rejection)
         if sampling.drafts > 1:
             batch_size = batch_size or max(1, BATCH // sampling.drafts)
-        batches = self.model.generate(num, seed, sampling, draw, batch_size, workers, partial(self.write, prefix=prefix))
-        return (sentence for ids, vectors in batches
-                for sentence in self.written(self._counted(ids, sampling), vectors, scored))
+        known = None if callable(source) else self.known_text
+        if known and num:
+            batch_size = batch_size or min(BATCH, with_spare(num))
+            workers = workers if num > batch_size else 1  # Other threads would decode more batches than necessary.
+        batches = self.model.generate(None if known else num, seed, sampling, draw, batch_size, workers,
+                                      partial(self.write, prefix=prefix))
+        written = ((row, sentence) for ids, vectors in batches
+                   for row, sentence in zip(ids, self.written(ids, vectors, scored), strict=True))
+        return self._one_by_one(islice(written if known is None else known.new(written), num), sampling)
+
+    def _one_by_one(self, written: Iterable[tuple[list[int], Sentence]], sampling: SamplingConfig) -> Iterator[Sentence]:
+        """Yield the sentences of pairs of token ids and sentence. Counts them only when they are used."""
+        for row, sentence in written:
+            self._counted([row], sampling)
+            yield sentence
 
     def given(self, conditions: Iterable[Condition], num: int = 1, seed: int = 1,
               sampling: SamplingConfig | None = None, source: str | None = None, scored: bool = False,

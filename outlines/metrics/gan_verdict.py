@@ -35,11 +35,11 @@ MEANINGS = {GanVerdict.BETTER_THAN_MIXTURE: "is better than the mixture",
 
 
 class Quality(NamedTuple):
-    """k-NN precision and recall of a source's outlines, and NLL per token of the decoded sentences (None: unknown)."""
+    """k-NN precision and recall of a source's outlines, and NLL per token of the decoded sentences."""
 
     precision: float
     recall: float
-    decoded_nll: float | None = None
+    decoded_nll: float
 
     @property
     def f1(self) -> float:
@@ -49,14 +49,12 @@ class Quality(NamedTuple):
     def compare(self, other: "Quality", real: "Quality", name: str) -> tuple[bool, str]:
         """Return whether this source is better than `other`, and the reason.
 
-        Better: F1 is higher by at least MARGIN and, if it is known, the decoded NLL is nearer to that of real outlines. A
+        Better: F1 is higher by at least MARGIN, and the decoded NLL is nearer to that of real outlines. A
         low NLL does not prove quality: from vague outlines, the decoder writes likely sentences without variety.
         """
         text = f"Its F1 of precision and recall is {self.f1:.3f}, the {name}'s {other.f1:.3f}"
         if not self.f1 >= other.f1 + MARGIN:
             return False, f"{text}; better means at least {MARGIN} higher."
-        if self.decoded_nll is None or other.decoded_nll is None or real.decoded_nll is None:
-            return True, f"{text} (margin {MARGIN})."
         nearer = abs(self.decoded_nll - real.decoded_nll) < abs(other.decoded_nll - real.decoded_nll)
         nll = (f"its sentences have an NLL of {self.decoded_nll:.3f} nats per token, the {name}'s {other.decoded_nll:.3f}, "
                f"the real outlines' {real.decoded_nll:.3f}")
@@ -95,7 +93,7 @@ def judge_generator(generator: Quality, mixture: Quality, gaussian: Quality, rea
     start: quality of the baseline at which the generator started; None: the generator started at noise.
     """
     def decide() -> tuple[GanVerdict, str]:
-        if not all(map(math.isfinite, [memorised, *(value for value in generator if value is not None)])):
+        if not all(map(math.isfinite, [memorised, *generator])):
             return GanVerdict.DIVERGED, "One of its figures is not finite."
         recall = min(real.recall, mixture.recall)
         # If the precision is lower, missing modes are not the only fault.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from outlines.corpus.tokenizer import SPECIAL, SpecialIds
+from outlines.corpus.tokenizer import SPECIAL
 
 Row = np.ndarray | Sequence[int]
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
@@ -73,17 +73,17 @@ class NgramModel:
     occurrences, as in KenLM.
     """
 
-    def __init__(self, rows: Iterable[Row], vocab_size: int, order: int = 5, special: SpecialIds = SPECIAL) -> None:
+    def __init__(self, rows: Iterable[Row], vocab_size: int, order: int = 5) -> None:
         """Count the grams of `rows`: token ids of each sentence, without BOS and EOS."""
-        self.vocab_size, self._special = vocab_size, special
+        self.vocab_size = vocab_size
         tokens, _ = self._joined(rows)
         self._orders: list[_Grams] = []
         # For each order and token: `ids` has the gram that ends at the token, `contexts` the gram that ends before it.
         keys, ids, counts = np.unique(tokens, return_inverse=True, return_counts=True)
-        counts[keys == special.bos_id] = 0  # BOS is only a context
+        counts[keys == SPECIAL.bos_id] = 0  # BOS is only a context
         num_contexts = 1
         for _ in range(order - 1):
-            contexts = _as_contexts(ids, tokens, len(keys), special.bos_id)
+            contexts = _as_contexts(ids, tokens, len(keys), SPECIAL.bos_id)
             present = np.flatnonzero(contexts < len(keys))
             longer_keys, first, inverse, longer_counts = np.unique(
                 contexts[present] * vocab_size + tokens[present], return_index=True, return_inverse=True, return_counts=True)
@@ -104,12 +104,12 @@ class NgramModel:
 
     def _probabilities(self, tokens: np.ndarray) -> np.ndarray:
         """Return the probability of each of `tokens` given the tokens before it. The values at BOS have no meaning."""
-        probabilities = np.full(len(tokens), 1 / (self.vocab_size - len(self._special.never_written)))
+        probabilities = np.full(len(tokens), 1 / (self.vocab_size - len(SPECIAL.never_written)))
         contexts = np.zeros_like(tokens)
         for grams in self._orders:
             ids = grams.find(contexts * self.vocab_size + tokens)
             probabilities = grams.discounted[ids] + grams.backoff[contexts] * probabilities
-            contexts = _as_contexts(ids, tokens, grams.unseen, self._special.bos_id)
+            contexts = _as_contexts(ids, tokens, grams.unseen, SPECIAL.bos_id)
         return probabilities
 
     def _joined(self, rows: Iterable[Row]) -> tuple[np.ndarray, np.ndarray]:
@@ -117,11 +117,10 @@ class NgramModel:
         pieces = [np.asarray(row, dtype=np.int64) for row in rows]
         ends = np.array([len(piece) for piece in pieces], dtype=np.int64).cumsum()
         inner = np.concatenate([*pieces, np.empty(0, dtype=np.int64)])
-        special = self._special
-        if len(inner) and not (max(vars(special).values()) < inner.min() and inner.max() < self.vocab_size):
+        if len(inner) and not (max(vars(SPECIAL).values()) < inner.min() and inner.max() < self.vocab_size):
             raise ValueError(f"n-gram model: rows contain ids from {inner.min()} to {inner.max()}. Only ids of pieces below "
                              f"{self.vocab_size} are allowed.")
         starts = np.append(0, ends)[:-1]
         bounds = np.stack([starts, ends], axis=1).ravel()
-        tokens = np.insert(inner, bounds, np.tile([special.bos_id, special.eos_id], len(pieces)))
+        tokens = np.insert(inner, bounds, np.tile([SPECIAL.bos_id, SPECIAL.eos_id], len(pieces)))
         return tokens, starts + 2 * np.arange(len(pieces))

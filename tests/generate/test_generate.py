@@ -130,6 +130,7 @@ def test_sampling_options_reach_the_sampler(written: Written) -> None:
     (["--source", "vae"], "hoose from generator, mixture, gaussian"),
     (["--beams", "3"], "Did you mean '--beam'"),
     (["--out", "/nowhere/file"], "cannot be written"),
+    (["--out", "."], "cannot be written"),
 ])
 def test_bad_options_are_one_line_and_status_2(arguments: list[str], message: str, written: Written) -> None:
     assert written("sample", *arguments, error=message) == []

@@ -96,6 +96,9 @@ def test_what_the_encoder_does_not_read_is_reported_also_from_the_cache(
             data = open_dataset(config, "letters", tmp_path / kind, torch.device("cpu"), Ranks(), QUIET)
             data.report_losses(Reporter())
             said = [line for line in capsys.readouterr().err.splitlines() if "letters" in line or "outline" in line]
+            data.report_losses(Reporter(quiet=True))
+            quiet = capsys.readouterr().err
+            assert all(note in quiet for note in said), "warnings, even with --quiet"
             assert said == data.notes == data.losses["encoder"] and len(said) == len(expected)
             assert all(part in note for part, note in zip(expected, said, strict=True))
 

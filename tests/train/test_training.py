@@ -129,6 +129,9 @@ def test_a_second_trainer_is_refused_with_the_firsts_pid(tiny_run: Path, run_mod
     (["lm", "--group-lines", "5"], "--group-lines has no effect here. Only the family conditional has it. Leave it out."),
     (["lm", "--gan-steps=4"], "--gan-steps has no effect here. Only the families conditional and outlines have it. Leave"),
     (["lm", "--gan-patience", "4"], "Only the families conditional and outlines have it."),
+    (["--valid", "v.txt"], "--valid has no effect here (without --corpus)"),
+    (["--tokenizer", "spm.model", "--vocab-size", "500"], "--vocab-size has no effect here (with --tokenizer)"),
+    (["--corpus", "a.txt", "--text-column", "line"], "--text-column has no effect here (no file has columns)"),
     (["evaluate", "run", "--num-evaluation", "20"], "--num-evaluation has no effect here. Only the families arae,"),
     (["evaluate", "run", "--num-sample", "20"], "unknown option '--num-sample'. Did you mean '--num-samples'?"),
 ])
@@ -386,6 +389,8 @@ def test_paths_are_stored_absolute(tiny_corpus: Path, tmp_path: Path, monkeypatc
     assert plan_of(parse(["lm", "--runs", "."])).cache == plan.cache, "an empty variable is as good as none"
     monkeypatch.setenv("OUTLINES_CACHE", "elsewhere")
     assert plan_of(parse(["lm"])).cache == Path("elsewhere")
+    home = plan_of(parse(["--encoder", "recurrent:~/encoder"])).runs["."][1].model.encoder
+    assert home == f"recurrent:{Path.home() / 'encoder'}", "a shell does not expand ~ after a colon"
     assert config.model.encoder == f"recurrent:{tmp_path / 'encoder'}" and config.model.decoder_from == str(tmp_path / "run")
 
 

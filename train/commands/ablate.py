@@ -147,7 +147,7 @@ def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[di
         if not equals or name in axes:
             raise OutlinesError(f"--vary {given!r} is not valid. Write each option once, as in start=noise,mixture.")
         own = base.training if name == "seed" else base.model
-        if not hasattr(own, name) or name == "decoder_from":
+        if name not in vars(own) or name == "decoder_from":
             raise unknown_name("option to vary:", name, vars(base.model))
         if name in base.model.decides_decoder():
             raise OutlinesError(f"--vary {name} has no effect, because all generators use RUN's decoder. Vary an option of "

@@ -12,38 +12,20 @@ from outlines.checkpoint import atomic_write
 from outlines.errors import OutlinesError, quoted
 from outlines.models.registry import families
 from train.commands.evaluate import label_of
-from train.config import SIZES, unknown_name
+from train.config import unknown_name
 from train.evaluation import tables
 from train.evaluation.curves import png
 from train.evaluation.pictures import collapse_picture
 from train.evaluation.sampling import REAL_TEXT, Row
-from train.method import find_method, variants
+from train.method import variants
 from train.runtime.log import charts
 from train.runtime.run_directory import read_json, read_lines, runs_of
 
 COMPARE = "compare"
-LEADER, LATENT = "outlines", "vae"
-"""LEADER: its options are the options of a comparison; each other family uses the ones it has. LATENT: has remedies."""
-DEFAULT_REMEDY = ("vae-freebits",)
+DEFAULT_FAMILIES = "outlines,lm,vae,vae-freebits"
+LEADER = "outlines"  # its options are the options of a comparison; each other family uses the ones it has
 
 LAYOUT = charts("outlines and VAE: collapse", "outlines and VAE: quality", "outlines and VAE: diversity")
-
-
-def remedies() -> list[str]:
-    """Return the presets of the VAE that set a remedy against posterior collapse."""
-    return sorted(set(find_method(LATENT).presets) - {*SIZES, LATENT})
-
-
-def compared(preset: str, remedy: Sequence[str] | None, names: str | None) -> dict[str, tuple[str, str]]:
-    """Return family and preset of each run of a comparison, by the name of the run's directory. names: see `members_of`."""
-    if names is not None:
-        if remedy:
-            raise OutlinesError("--remedy has no effect with --families. Add its preset to --families.")
-        return members_of(names, preset)
-    remedy = remedy or DEFAULT_REMEDY
-    remedied = "-".join([LATENT, *(name.removeprefix(f"{LATENT}-") for name in remedy)])
-    return {**{family: (family, preset) for family in (LEADER, "lm", LATENT)},
-            remedied: (LATENT, " ".join([preset, *remedy]))}
 
 
 def members_of(names: str, preset: str) -> dict[str, tuple[str, str]]:

@@ -50,7 +50,7 @@ def full_judges(config: RunConfig, data: Dataset, session: Session, reverse_step
     reverse_steps: optimiser steps of a language model trained on samples; 0: no reverse judges.
     """
     def ngram_judge(rows: Sequence[np.ndarray]) -> Judge:
-        return judge(NgramModel(rows, data.tokenizer.vocab_size, special=data.tokenizer.special).nll_of_rows, data)
+        return judge(NgramModel(rows, data.tokenizer.vocab_size).nll_of_rows, data)
 
     tokens = data.corpus.tokens["train"]
     forward = {**quick_judges(config, data, session).forward, "forward_ngram": ngram_judge(tokens.rows(range(len(tokens))))}

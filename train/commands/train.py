@@ -13,7 +13,7 @@ from outlines.corpus.prepared import cache_of
 from outlines.errors import OutlinesError, quoted
 from outlines.models.lm import LanguageModel
 from train.beside import beside
-from train.commands.compare import COMPARE, DEFAULT_REMEDY, LEADER, compared, remedies, report_comparison
+from train.commands.compare import COMPARE, DEFAULT_FAMILIES, LEADER, members_of, report_comparison
 from train.commands.judges import baseline, quick_judges
 from train.commands.parsing import Parser, add_options, unknown_option
 from train.config import RunConfig, absolute, coerce, flag_of, known_fields, read_toml, resolve
@@ -28,7 +28,7 @@ from train.runtime.signals import Stopped, StopSignals
 from train.session import Session, begin_run, command_line, device_of, locked_run, run_config, train_run
 from train.start_from import with_source
 
-OWN_OPTIONS = ("preset", "config", "remedy", "families", "runs", "out", "seeds")
+OWN_OPTIONS = ("preset", "config", "families", "runs", "out", "seeds")
 """options that determine a run, but are not configuration fields"""
 
 DESCRIPTION = """\
@@ -65,12 +65,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--preset", nargs="+", metavar="NAME", help=f"presets (sets of options): {', '.join(sorted(method.presets))}; later "
         "presets override earlier ones (default: default)")
     add("--config", metavar="FILE.toml", help="TOML file of options, such as decoder_steps = 100")
-    parser.set_defaults(remedy=None, families=None)
+    parser.set_defaults(families=None)
     if comparing:
-        add("--remedy", nargs="+", choices=remedies(), metavar="NAME", help="presets with remedies for the second VAE: "
-            f"{', '.join(remedies())} (default: {' '.join(DEFAULT_REMEDY)})")
         add("--families", metavar="LIST", help="comma-separated families, presets such as vae-lagging, and fitted "
-            "baselines such as mixture; the family of a baseline must be in the list")
+            f"baselines such as mixture; the family of a baseline must be in the list (default: {DEFAULT_FAMILIES})")
     add("--runs", metavar="DIR", help="directory for new runs; the cache is in DIR-cache (default: runs)")
     add("--out", metavar="RUN", help="directory of this run (default: a new numbered directory)")
     add("--seeds", metavar="LIST", help="comma-separated seeds; train a run for each and report mean ± standard deviation")
@@ -119,14 +117,14 @@ def plan_of(options: argparse.Namespace) -> Plan:
         resumed = Path(options.resume)
         first = runs_of(resumed)[0]
         return Plan(resumed, resumed.parent, cache_of(first, read_run(first)), device_of(first, device))
-    if options.seeds is not None and "seed" in flags:
+    if options.seeds is not None and "seed" in {**flags, **(read_toml(options.config) if options.config else {})}:
         raise OutlinesError("--seed has no effect with --seeds. Leave it out.")
     preset, root = " ".join(options.preset or ["default"]), Path(options.runs or "runs")
     comparing = options.family == COMPARE
     file = options.config
     if comparing and file:  # Each family ignores options that it does not have.
         flags, file = {**read_toml(file), **flags}, None
-    members = compared(preset, options.remedy, options.families) if comparing else {".": (options.family, preset)}
+    members = members_of(options.families or DEFAULT_FAMILIES, preset) if comparing else {".": (options.family, preset)}
     runs = {name: (own_preset, _configuration(family, own_preset, file, flags, strict=not comparing))
             for name, (family, own_preset) in members.items()}
     if comparing:

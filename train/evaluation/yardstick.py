@@ -33,7 +33,7 @@ from outlines.metrics.text import (
     words,
 )
 from train.config import RunConfig
-from train.data import Dataset
+from train.data import LEAST_ROWS, Dataset
 from train.evaluation.judges import Judges
 from train.evaluation.sampling import Row, Sentences, training_outlines
 
@@ -174,7 +174,7 @@ class Yardstick:
         """Return the scores of the reverse judges. Skips samples that no corpus contains: empty ones and ones with NUL."""
         text = [sentence for sentence in text if sentence.strip() and "\0" not in sentence]
         row: Row = {"num_reverse": len(text)}
-        if text:  # After little training, all samples of a model can be empty.
+        if len(text) >= LEAST_ROWS:  # After little training, most samples of a model can be empty.
             for name, judge in self.judges.reverse.items():
                 row |= judge(text, self.references).figures(name)
         return row

@@ -155,8 +155,7 @@ class ARAEStage(DecoderStage):
         precision, recall = knn_precision_recall(real, fake)
         text = [sentence.replace("\0", " ") for sentence in self.data.tokenizer.decode(samples)]
         # The reverse NLL is low only if the samples are both good and diverse.
-        nll, num_targets = NgramModel(tokens_of(text, self.data), self.data.tokenizer.vocab_size,
-                                      special=self.data.tokenizer.special).nll_of_rows(tokens)
+        nll, num_targets = NgramModel(tokens_of(text, self.data), self.data.tokenizer.vocab_size).nll_of_rows(tokens)
         reverse_nll = float(nll.sum() / num_targets.sum())
         return Validation({
             **nll_figures("valid", self.model, tokens, None, num_draws=0),
@@ -180,7 +179,7 @@ class ARAEMethod(Method):
         generator = {"noise_dim": options.noise_dim, "hidden_dim": options.gan_hidden_dim,
                      "num_layers": options.gan_num_layers}
         encoder = RecurrentEncoderConfig(data.tokenizer.vocab_size, options.embed_dim, options.encoder_hidden_dim,
-                                         options.code_dim, dropout=0.0, **vars(data.tokenizer.special))
+                                         options.code_dim, dropout=0.0)
         self.model = ARAE(encoder, generator, decoder_config(options, data, options.code_dim)).to(data.device)
         stage = ARAEStage(options, data, self.model, bfloat16, config.training.seed)
         self.assemble(stage, critic=stage.critic)

@@ -37,7 +37,7 @@ def decoder_config(options: DecoderOptions, data: Dataset, vector_dim: int, **se
         raise OutlinesError(f"Decoder {options.decoder!r} has no option {name!r}. Choose another --decoder.")
     shape = {name: value for name, value in vars(options).items() if name in known and (name, value) != ("num_layers", 0)}
     given = kind.settings(options.decoder, data.tokenizer) | settings
-    return config_class(data.tokenizer.vocab_size, vector_dim, **{**vars(data.tokenizer.special), **shape, **given})
+    return config_class(data.tokenizer.vocab_size, vector_dim, **shape | given)
 
 
 class DecoderStage(Stage):

@@ -49,7 +49,7 @@ class EncoderMethod(Method):
     def __init__(self, config: RunConfig, data: Dataset, bfloat16: bool):
         options: Any = config.model
         encoder = RecurrentEncoderConfig(data.tokenizer.vocab_size, options.embed_dim, options.encoder_hidden_dim,
-                                         options.outline_dim, options.dropout, **vars(data.tokenizer.special))
+                                         options.outline_dim, options.dropout)
         self.model = model = Autoencoder(encoder, decoder_config(options, data, options.outline_dim)).to(data.device)
         self.assemble(EncoderStage(options, data, model, bfloat16, config.training.seed, encoder=model.encoder,
                                    decoder=model.decoder))

@@ -102,6 +102,9 @@ class FlowGanStage(GanStage):
         rate = GENERATOR_RATE * self.options.gan_learning_rate
         self.optimizers["generator"] = adamw([self.generator.velocity], rate, (0.0, self.options.gan_beta2), 0.0)
 
+    def begin(self, progress: Progress) -> None:
+        self.continue_from_saved()  # The FlowStage has fitted everything.
+
     def further_terms(self, batch: Batch) -> dict[str, Tensor]:
         if not (weight := self.options.flow_weight):
             return {}

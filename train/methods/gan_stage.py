@@ -141,6 +141,10 @@ class GanStage(FitStage):
 
     def begin(self, progress: Progress) -> None:
         super().begin(progress)
+        self.continue_from_saved()
+
+    def continue_from_saved(self) -> None:
+        """Start the trained generator at the saved one."""
         self.generator.load_state_dict(self.game.generator.state_dict())
 
     def step(self, step: int, batch: Batch, update: Update) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ class OutlineDecoderOptions(DecoderOptions):
     def decides_decoder(self) -> set[str]:
         """Return the names of the options that a run copies from the run of --decoder-from if both use the same corpus."""
         return {field.name for field in dataclasses.fields(OutlineDecoderOptions)} - {
-            "num_validation", "encoder", "encoder_prompt", "encoder_dim", "decoder_from"}
+            "num_validation", "decoder_from"}
 
     def without_effect(self) -> dict[str, str]:
         names = ("encoder_prompt", "encoder_dim") if self.encoder.startswith("recurrent:") else ()

@@ -82,7 +82,7 @@ class VAEOptions(DecoderOptions):
         return self.kl_weight
 
 
-class Progress(nn.Module):
+class VAEState(nn.Module):
     """Training state in addition to weights and step. It is stored in buffers, so that checkpoints contain it."""
 
     aggressive: Tensor  # whether training is still aggressive: several encoder updates per decoder update
@@ -122,7 +122,7 @@ class VAEStage(LatentStage):
         super().__init__(options, data, model, bfloat16, seed, **modules)
         self.generative = [module for name, module in modules.items() if name != "encoder"]
         num_probes = min(NUM_PROBES, options.num_validation, data.num_rows("valid"))
-        self.progress = Progress(options.aggressive_steps > 0, num_probes, options.latent_dim)
+        self.progress = VAEState(options.aggressive_steps > 0, num_probes, options.latent_dim)
         self.several_updates = options.aggressive_steps > 0
         self.order = data.order(options.decoder_batch_size, True, seed)
 
@@ -227,7 +227,7 @@ class VAEMethod(Method):
         settings = {} if options.z_into == "every_step" else {"vector_into": options.z_into}
         decoder = decoder_config(options, data, options.latent_dim, **settings)
         encoder = RecurrentEncoderConfig(data.tokenizer.vocab_size, options.embed_dim, options.encoder_hidden_dim,
-                                         2 * options.latent_dim, dropout=0.0, **vars(data.tokenizer.special))
+                                         2 * options.latent_dim, dropout=0.0)
         self.model = VAE(encoder, decoder).to(data.device)
         stage = VAEStage(options, data, self.model, bfloat16, config.training.seed)
         self.assemble(stage, progress=stage.progress)

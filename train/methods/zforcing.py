@@ -134,5 +134,5 @@ class ZForcingMethod(Method):
         known = StochasticDecoderConfig.__dataclass_fields__
         shape = {name: value for name, value in vars(options).items() if name in known}
         self.model = ZForcing(options.backward_hidden_dim, StochasticDecoderConfig(
-            data.tokenizer.vocab_size, vector_dim, **vars(data.tokenizer.special), **shape)).to(data.device)
+            data.tokenizer.vocab_size, vector_dim, **shape)).to(data.device)
         self.assemble(ZForcingStage(options, data, self.model, bfloat16, config.training.seed))

@@ -162,6 +162,8 @@ def test_unsuitable_directories_are_refused(ablation: Path, tiny_run: Path, tmp_
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--vary", "gan-stepz=4"], "'gan_steps'"), (["--vary", "gan-steps"], "Write each option once"),
     (["--vary", "gan-steps=4", "gan_steps=5"], "Write each option once"),
+    (["--vary", "encoder-name=x"], "unknown option to vary: 'encoder_name'"),
+    (["--vary", "encoder=multilingual-minilm"], "because all generators use RUN's decoder"),
     (["--vary", "gan-steps=many"], "Use a whole number"),
     (["--vary", "start=nowhere"], "Use mixture or gaussian or noise"), (["--rejection", "x"], "Write numbers with commas")])
 def test_bad_arguments(tiny_run: Path, tmp_path: Path, arguments: list[str], message: str,

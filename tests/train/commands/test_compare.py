@@ -40,7 +40,7 @@ def train(*arguments: object) -> None:
 def comparison(tiny_arguments: list[str], tiny_run: Path) -> Path:
     """A comparison, killed while its plain VAE trained, and gone on with."""
     directory = tiny_run.parent / "comparison"
-    process = start(["compare", *tiny_arguments[1:], "--remedy", "vae-cyclical", "--num-evaluation", "30", "--runs",
+    process = start(["compare", *tiny_arguments[1:], "--families", ",".join(MEMBERS), "--num-evaluation", "30", "--runs",
                      str(tiny_run.parent), "--out", str(directory), "--quiet"])
     wait_for(lambda: len(list(directory.glob("vae/checkpoints/[0-9]*"))) >= 2, process)
     process.kill()
@@ -239,7 +239,7 @@ def test_tensorboard_projects_vectors(tensorboard: Ask, comparison: Path) -> Non
 
 def test_seeds_of_a_comparison_are_runs_of_runs(tiny_run: Path, tiny_arguments: list[str]) -> None:
     directory = tiny_run.parent / "comparison-seeds"
-    train("compare", *tiny_arguments[1:], "--remedy", "vae-cyclical", "--num-evaluation", 20, "--decoder-steps", 4,
+    train("compare", *tiny_arguments[1:], "--families", ",".join(MEMBERS), "--num-evaluation", 20, "--decoder-steps", 4,
           "--gan-steps", 4, "--seeds", "1,2", "--runs", tiny_run.parent, "--out", directory)
     assert [str(run.relative_to(directory)) for run in runs_of(directory)] == [
         f"{name}/seed-{seed}" for name in MEMBERS for seed in (1, 2)]
@@ -253,10 +253,10 @@ def test_seeds_of_a_comparison_are_runs_of_runs(tiny_run: Path, tiny_arguments: 
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--remedy", "vae-annealled"], "invalid choice: 'vae-annealled'"),
+    (["--families", "outlines,vae-annealled"], "Did you mean 'vae-annealed'"),
     (["--preset", "vae-annealed"], "unknown preset 'vae-annealed'"),
     (["--kl-weight", "2"], "--kl-weight has no effect here. Only the families vae and zforcing have it. Leave it out."),
-    (["--resume", "nowhere", "--remedy", "vae-bow"], "--remedy has no effect with --resume"),
+    (["--resume", "nowhere", "--families", "lm,vae-bow"], "--families has no effect with --resume"),
     (["--seed", "1", "--seeds", "1,2"], "--seed has no effect with --seeds"),
 ])
 def test_bad_options_are_refused_in_one_line(arguments: list[str], message: str, tmp_path: Path,
@@ -287,8 +287,7 @@ def test_families_to_compare_are_named() -> None:
     ("lm,area", [], "Did you mean 'arae'"), ("encoder,lm", [], "unknown name"),
     ("lm,lm", [], "contains the same name twice"),
     ("lm,arae-snli", [], "arae-snli and lm use different corpora or tokenizers"),
-    ("lm,vae", ["--gan-steps", "3"], "--gan-steps has no effect on lm, vae"),
-    ("lm,vae", ["--remedy", "vae-bow"], "--remedy has no effect with --families")])
+    ("lm,vae", ["--gan-steps", "3"], "--gan-steps has no effect on lm, vae")])
 def test_families_that_cannot_be_compared_are_named(families: str, arguments: list[str], message: str) -> None:
     with pytest.raises(OutlinesError, match=message):
         compared(families, *arguments)

@@ -38,6 +38,9 @@ def test_an_option_of_another_family_in_a_file_is_named(tmp_path: Path, capsys: 
     assert main(["lm", "--config", str(file)]) == 2
     assert capsys.readouterr().err == ("error: gan_steps has no effect here. Only the families conditional and outlines "
                                        "have it. Leave it out.\n")
+    file.write_text("seed = 4\n")
+    assert main(["lm", "--config", str(file), "--seeds", "1,2"]) == 2
+    assert "--seed has no effect with --seeds" in capsys.readouterr().err
     file.write_text("decoder_step = 4\n")
     assert main(["lm", "--config", str(file)]) == 2
     assert f"unknown option in {file}: 'decoder_step'. Did you mean 'decoder_steps'?" in capsys.readouterr().err

@@ -312,6 +312,8 @@ def test_empty_sentences_can_be_measured(yardstick: Yardstick, quick: Yardstick)
     """A model that was hardly trained writes empty sentences at T = 0."""
     row = yardstick.measure(Sentences([""] * 40))
     assert row["num_reverse"] == 0 and "reverse_nll_per_token" not in row
+    few = yardstick.reverse(["", "A dog runs."] * 3)
+    assert few == {"num_reverse": 3}, "too few to train on"
     assert row["empty"] == 1 and row["copied"] == 0.0 and row["unique"] == 1 / 40
     assert not {"distinct_2", "self_bleu_4"} & row.keys()  # 0 would look like much or no diversity
     assert "distinct_2" not in quick.measure(Sentences(["Dog", "Cat"] * 20))  # no bigrams
