@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from outlines.errors import OutlinesError, quoted
-from outlines.options import misplaced, unknown_name
+from outlines.options import DEVICES, PRECISIONS, misplaced, unknown_name
 from outlines.pretrained import ENGLISH, SHIPPED, run_path
 
 SAMPLE = "sample"
@@ -83,7 +83,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "port": Option("port to listen on; 0 chooses a free one", int, 8000, high=65535),
         "format": Option("plain text, or one JSON object per line", default="txt", choices=("txt", "jsonl")),
         "out": Option("write to this file (default: standard output)", Path),
-        "device": Option("device; auto: cuda, else mps, else cpu", str, "auto", choices=("auto", "cpu", "cuda", "mps")),
+        "device": Option("device; auto: cuda, else mps, else cpu", str, "auto", choices=DEVICES),
     },
     "choice of tokens": {
         "greedy": Option("always choose the likeliest token", bool),
@@ -96,7 +96,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
                            "the verbs 'vary' and 'complete'; otherwise 1)", float, high=1),
         "max_len": Option("maximum length of a sentence in tokens (default: as in training)", int, low=1),
         "precision": Option("precision of matrix products when sampling; auto: bfloat16 if it is faster; greedy decoding, "
-                            "beam search and scores use float32", str, "auto", choices=("auto", "float32", "bfloat16")),
+                            "beam search and scores use float32", str, "auto", choices=PRECISIONS),
     },
     "correction (only for models with a frozen encoder)": {
         "drafts": Option("write N sentences per outline, encode them again, and keep the one nearest to the outline", int, 1,

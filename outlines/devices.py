@@ -7,9 +7,6 @@ from torch import Tensor
 
 from outlines.errors import OutlinesError
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = ("auto", "float32", "bfloat16")
-
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """Return the device with this name, or for `auto` the first available of cuda, mps, cpu. Raises OutlinesError."""

@@ -8,6 +8,9 @@ from typing import Any
 
 from outlines.errors import OutlinesError
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
 
 def option(default: Any, help: str, choices: Iterable[str] = (), low: float = -math.inf,
            high: float = math.inf, flag: bool = True) -> Any:

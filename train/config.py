@@ -13,11 +13,10 @@ from typing import Any, ClassVar
 from outlines.causal_lm import is_causal_lm
 from outlines.corpus.formats import TABLES
 from outlines.corpus.reading import CorpusFiles
-from outlines.devices import DEVICES, PRECISIONS
 from outlines.errors import OutlinesError
 from outlines.networks.decoder import Decoder, decoder_class
 from outlines.networks.pretrained import TUNINGS
-from outlines.options import Registry, option, unknown_name
+from outlines.options import DEVICES, PRECISIONS, Registry, option, unknown_name
 from outlines.pretrained import SHIPPED
 
 

@@ -4,9 +4,8 @@ import argparse
 from collections.abc import Iterable
 from typing import Any
 
-from outlines.devices import DEVICES
 from outlines.errors import OutlinesError
-from outlines.options import misplaced, unknown_name
+from outlines.options import DEVICES, misplaced, unknown_name
 from train.config import PAIRING, flag_of, group_of, known_fields
 from train.method import Method, all_methods
 
