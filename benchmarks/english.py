@@ -29,6 +29,7 @@ from outlines.models.registry import load_model, save_model
 from outlines.pretrained import ENGLISH, SHIPPED, run_path
 from train.evaluation.pretrained import PretrainedLM
 from train.runtime.run_directory import read_run, write_json
+from train.session import check_out
 
 EVERYDAY = {"tatoeba": "english/tatoeba.train.txt.gz", "dialogue": "english/dialogue.train.txt.gz",
             "wordnet": "english/wordnet_examples.train.txt.gz", "captions": "coco/train.txt.gz"}
@@ -74,7 +75,8 @@ def widen(run: str, new: Path, width: int) -> None:
         state[name].flatten()[:tensor.numel()] = tensor.flatten()  # the new outputs of a layer are its last rows
     state["decoder.mix.weight"].zero_()
     wide.load_state_dict(state)
-    new.mkdir(parents=True)
+    check_out(new)
+    new.mkdir(parents=True, exist_ok=True)
     save_model(new / "model", wide)
     shutil.copy(run_path(run) / "tokenizer.model", new)
     description["model"]["mix_dim"] = width

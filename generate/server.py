@@ -19,7 +19,7 @@ from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError, memory_advice
 from outlines.inference.copies import with_spare
 from outlines.inference.pipeline import Pipeline
-from outlines.pretrained import SHIPPED
+from outlines.pretrained import is_shipped
 
 PAGE = Path(__file__).with_name("page.html")
 MAX_SENTENCES = int(BY_NAME["num"].max_served)
@@ -210,7 +210,7 @@ class Server(ThreadingHTTPServer):
 
     def about(self) -> dict[str, Any]:
         pipeline, model = self.pipeline, self.pipeline.model
-        has_neighbours = model.frozen_encoder() is not None and pipeline.run not in SHIPPED.values()
+        has_neighbours = model.frozen_encoder() is not None and not is_shipped(pipeline.run)
         config = model.decoder.config
         return {"run": pipeline.run.name, "family": model.family, "sources": list(model.sources),
                 "walks": list(pipeline.walks), "neighbours": has_neighbours, "noise": config.vector_dim > 0,
@@ -229,10 +229,11 @@ class Server(ThreadingHTTPServer):
         rows = num if known is None else with_spare(num)
         vectors, uniforms = self.pipeline.model.draw_rows(draw, 0, rows, seed, config.max_len)
         ids = self.batcher.decode(Job(vectors, uniforms, (config, prefix)))
-        with turn(self._turn, ANSWER_SEC):
-            written = self.pipeline.written(ids, vectors, scored=True)
-        new = [sentence for sentence in written if known is None or sentence.text not in known]
-        return {"sentences": [sentence.data() for sentence in (new if len(new) >= num else written)[:num]]}
+        texts = self.pipeline.tokenizer.lines(ids)
+        chosen = sorted(range(rows), key=lambda row: known is not None and texts[row] in known)[:num]  # new ones first
+        of_chosen = None if vectors is None else vectors[chosen]
+        written = self.pipeline.written([ids[row] for row in chosen], of_chosen, scored=True)
+        return {"sentences": [sentence.data() for sentence in written]}
 
     def reconstruct(self, fields: Fields) -> dict[str, Any]:
         sentences = fields.texts("sentences")

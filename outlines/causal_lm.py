@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -112,7 +113,7 @@ def find_causal_lm(name: str) -> CausalLM:
     given = name.removeprefix("hf:")
     if not is_causal_lm(name) or not given:
         raise OutlinesError(f"Unknown language model {name!r}. Use {SMOLLM2}, or hf:NAME_OR_DIRECTORY.")
-    directory = Path(given).expanduser()
+    directory = Path(os.path.expanduser(given))  # leaves a name like ~unknown unchanged
     if not directory.is_dir() and (given.startswith(("/", ".", "~")) or given.count("/") > 1):
         raise OutlinesError(f"{given}: no such directory. Check the path after hf:.")
     try:

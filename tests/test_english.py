@@ -33,7 +33,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_it_is_small_and_complete() -> None:
     assert sum(file.stat().st_size for file in files()) <= MOST_BYTES
-    assert {"README.md", "manifest.json", "run.json", "tokenizer.model"} <= {file.name for file in files()}
+    assert {"README.md", "manifest.json", "run.json", "tokenizer.model", "training.bloom"} <= {file.name for file in files()}
 
 
 def test_run_json_has_no_paths_of_the_machine_that_trained_it() -> None:
@@ -85,7 +85,8 @@ def test_nearest_says_that_the_training_text_does_not_ship() -> None:
         outlines.load("english", "cpu").nearest(["A dog runs."])
 
 
-@pytest.mark.parametrize("name", ["run.json", "tokenizer.model", "model/meta.json", "model/tensors.safetensors"])
+@pytest.mark.parametrize("name", ["run.json", "tokenizer.model", "training.bloom", "model/meta.json",
+                                  "model/tensors.safetensors"])
 def test_a_flipped_bit_is_detected(copy: Path, name: str) -> None:
     data = bytearray((copy / name).read_bytes())
     data[len(data) // 2] ^= 1

@@ -5,6 +5,7 @@ Precedence: defaults < preset < --config FILE.toml < flags. An unknown name is a
 
 import dataclasses
 import math
+import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,11 +233,11 @@ def resolve(family: str, model_config: Any, presets: dict[str, dict[str, Any]], 
 def absolute(config: RunConfig) -> RunConfig:
     """Return the configuration with absolute paths, so that a run does not depend on the working directory."""
     def full(path: str) -> str:
-        return str(Path(path).expanduser().absolute()) if path else path
+        return str(Path(os.path.expanduser(path)).absolute()) if path else path
 
     def named(name: str) -> str:
         kind, colon, path = name.partition(":")
-        is_path = kind == "recurrent" or (kind in ("st", "hf") and Path(path).expanduser().is_dir())
+        is_path = kind == "recurrent" or (kind in ("st", "hf") and os.path.isdir(os.path.expanduser(path)))
         return kind + colon + (full(path) if is_path else path)
 
     corpus: dict[str, Any] = {name: tuple(map(full, getattr(config.corpus, name))) for name in ("corpus", "valid", "test")}

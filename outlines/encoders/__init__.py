@@ -6,6 +6,7 @@
     recurrent:PATH       a frozen bidirectional GRU from `python -m train encoder`; needs no extra
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Protocol
@@ -75,6 +76,6 @@ def load_encoder(name: str, device: str = "cpu", run: Path | None = None) -> Sen
     if base in ("minilm", "multilingual-minilm") or (kind == "st" and argument):
         return load_sentence_transformer(name, base, device, unquote(prompt), int(dim or 0))
     if kind == "recurrent" and argument and base == name:
-        return FrozenRecurrentEncoder(Path(argument).expanduser(), device)
+        return FrozenRecurrentEncoder(Path(os.path.expanduser(argument)), device)
     raise OutlinesError(f"Unknown encoder {name!r}. Use minilm, multilingual-minilm, st:NAME_OR_DIRECTORY or "
                         "recurrent:DIRECTORY.")

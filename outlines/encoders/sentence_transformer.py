@@ -4,6 +4,7 @@ Source: Reimers and Gurevych, Sentence-BERT (2019).
 """
 
 import hashlib
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,6 @@ class SentenceTransformerEncoder:
         # An English vocabulary has a few non-Latin letters, but no words in other scripts, so these letters are unknown.
         return {self._tokenizer.unk_token_id, *(foreign if len(foreign) < len(vocab) / 10 else ())}
 
-
 def load_sentence_transformer(name: str, base: str, device: str, prompt: str, dim: int) -> SentenceTransformerEncoder:
     """Return the model `base` from a package, a directory, the hub's cache or the hub. Raises OutlinesError."""
     try:
@@ -98,7 +98,7 @@ def load_sentence_transformer(name: str, base: str, device: str, prompt: str, di
                                 f"{MINILM_SHA256}). Install or download the model again.")
     else:
         given = base.removeprefix("st:") if base.startswith("st:") else MULTILINGUAL_HUB_NAME
-        directory = Path(given).expanduser()
+        directory = Path(os.path.expanduser(given))
         if not directory.is_dir():
             if given.startswith(("/", ".", "~")) or given.count("/") > 1:
                 raise OutlinesError(f"{given}: no such directory. Check the path after st:.")

@@ -43,15 +43,16 @@ class BloomFilter:
     def new(self, drawn: Iterable[tuple[Item, Any]]) -> Iterator[tuple[Item, Any]]:
         """Yield the pairs of anything and a sentence (with a `text`) that is not in the set.
 
-        After MAX_SKIPPED consecutive copies, the next pair is yielded in any case, so that no loop is endless.
+        After MAX_SKIPPED consecutive copies, copies are yielded, too, until a new sentence appears. So no loop is endless.
         """
         skipped = 0
         for item, sentence in drawn:
-            if sentence.text in self and skipped < MAX_SKIPPED:
-                skipped += 1
-            else:
+            if sentence.text not in self:
                 skipped = 0
-                yield item, sentence
+            elif skipped < MAX_SKIPPED:
+                skipped += 1
+                continue
+            yield item, sentence
 
 
 def with_spare(num: int) -> int:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from outlines.corpus.prepared import PreparedCorpus, Sentences, cache_of, find_prepared
 from outlines.encoders.store import META, OutlineStore, read_sealed
 from outlines.errors import OutlinesError
-from outlines.pretrained import SHIPPED
+from outlines.pretrained import is_shipped
 
 
 class Neighbour(NamedTuple):
@@ -31,7 +31,7 @@ class TrainingSet(NamedTuple):
 
 def training_set(run: Path, description: dict[str, Any]) -> TrainingSet:
     """Return the training set of a run. description: the data in run.json. Raises OutlinesError if it is not available."""
-    if run in SHIPPED.values():
+    if is_shipped(run):
         raise OutlinesError(f"{run.name}: its training sentences do not ship with the package, so this command is not "
                             "available. Use a run of your own.")
     hashes = description.get("hashes", {})

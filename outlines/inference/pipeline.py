@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from outlines.inference.rejection import rejecting
 from outlines.metrics.bleu import reconstruction_bleu
 from outlines.models.base import BATCH, Draw, TextModel
 from outlines.models.registry import load_model
-from outlines.pretrained import SHIPPED
+from outlines.pretrained import is_shipped
 
 TEMPERATURE = 0.5  # default; chosen by measurements on the built-in corpus: docs/results.md, "The default run"
 
@@ -90,7 +90,7 @@ class Pipeline:
             raise no_run(run)
         if not (run / "model").is_dir():
             raise OutlinesError(f"{run}: training has not finished. Continue: `python -m train --resume {quoted(run)}`.")
-        if run in SHIPPED.values():
+        if is_shipped(run):
             verify(run, ("run.json", "tokenizer.model", FILTER))
         remedy = "Restore it from a backup, or train again."
         description = read_json(run / "run.json", remedy)
@@ -128,7 +128,7 @@ class Pipeline:
     @cached_property
     def known_text(self) -> BloomFilter | None:
         """The training sentences of a run that ships with the package; None for other runs."""
-        return BloomFilter.read(self.run / FILTER) if self.run in SHIPPED.values() else None
+        return BloomFilter.read(self.run / FILTER) if is_shipped(self.run) else None
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -257,20 +257,25 @@ class Pipeline:
         sentences decoded together (None: a suitable number). rejection: average number of sampled vectors per accepted
         vector. workers: number of threads, each of which decodes its own batches. Before you use more than one on a CPU, set
         torch to one thread per operation. Use drafts only with one worker. A run that ships with the package skips sentences
-        of its training text if it samples the vectors itself; then the numbers of later sentences change.
+        of its training text if it samples the vectors itself; then i counts the remaining sentences.
         """
         draw = source if callable(source) else self.source(source, sampling, rejection)
         if sampling.drafts > 1:
             batch_size = batch_size or max(1, BATCH // sampling.drafts)
+
+        def drawn(num: int | None) -> Iterator[tuple[list[int], Sentence]]:
+            """Yield the token ids and the text of the first `num` sentences."""
+            batches = self.model.generate(num, seed, sampling, draw, batch_size, workers, partial(self.write, prefix=prefix))
+            return ((row, sentence) for ids, vectors in batches
+                    for row, sentence in zip(ids, self.written(ids, vectors, scored), strict=True))
+
         known = None if callable(source) else self.known_text
-        if known and num:
-            batch_size = batch_size or min(BATCH, with_spare(num))
-            workers = workers if num > batch_size else 1  # Other threads would decode more batches than necessary.
-        batches = self.model.generate(None if known else num, seed, sampling, draw, batch_size, workers,
-                                      partial(self.write, prefix=prefix))
-        written = ((row, sentence) for ids, vectors in batches
-                   for row, sentence in zip(ids, self.written(ids, vectors, scored), strict=True))
-        return self._one_by_one(islice(written if known is None else known.new(written), num), sampling)
+        if known is None:
+            return self._one_by_one(drawn(num), sampling)
+        first = None if num is None else with_spare(num)
+        # If there are many copies, the first sentences are sampled once more, to reach the ones after them.
+        more = () if first is None else islice(drawn(None), first, None)
+        return self._one_by_one(islice(known.new(chain(drawn(first), more)), num), sampling)
 
     def _one_by_one(self, written: Iterable[tuple[list[int], Sentence]], sampling: SamplingConfig) -> Iterator[Sentence]:
         """Yield the sentences of pairs of token ids and sentence. Counts them only when they are used."""

@@ -54,7 +54,7 @@ def fit_linear_gaussian(conditions: Tensor, outlines: Tensor, chunk: int = 8192)
 
 @dataclass(frozen=True)
 class ConditionalGeneratorConfig:
-    """The sizes of a ConditionalGenerator."""
+    """The sizes of a ConditionalGenerator or a ConditionalFlow."""
 
     outline_dim: int
     condition_dim: int  # P: the outline's width plus the number of labels

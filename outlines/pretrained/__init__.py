@@ -13,6 +13,11 @@ SHIPPED = {ENGLISH: Path(__file__).parent / ENGLISH}
 """Runs that ship with the package: name → directory. The name can be used in place of the directory."""
 
 
+def is_shipped(run: Path) -> bool:
+    """Return whether this directory is a run that ships with the package."""
+    return run.resolve() in {directory.resolve() for directory in SHIPPED.values()}
+
+
 def run_path(run: str | Path) -> Path:
     """Return the directory of a run. run: a directory, or the name of a run that ships with the package."""
     shipped = SHIPPED.get(str(run))

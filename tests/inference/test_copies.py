@@ -2,13 +2,15 @@
 
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 import outlines
+from generate.server import Fields, Server
 from outlines.corpus import grammar
 from outlines.inference.copies import MAX_SKIPPED, BloomFilter
+from outlines.pretrained import SHIPPED
 
 
 class Text(NamedTuple):
@@ -30,7 +32,7 @@ def test_new_skips_copies_but_ends() -> None:
     drawn = ["A.", "I see.", "B.", "i see.", "I see", "A."]
     assert [drawn[row] for row, _ in known.new(enumerate(map(Text, drawn)))] == ["A.", "B.", "I see", "A."]
     endless = known.new((row, Text("I see.")) for row in count())
-    assert [next(endless)[0] for _ in range(3)] == [MAX_SKIPPED, 2 * MAX_SKIPPED + 1, 3 * MAX_SKIPPED + 2]
+    assert [next(endless)[0] for _ in range(3)] == [MAX_SKIPPED, MAX_SKIPPED + 1, MAX_SKIPPED + 2]
     assert not list(known.new([(0, Text("I see."))] * MAX_SKIPPED))
 
 
@@ -44,5 +46,37 @@ def test_english_skips_sentences_of_its_training_text(monkeypatch: pytest.Monkey
     assert 200 < len(kept) < 295
     sampled = outlines.load("english", "cpu").sample(300)
     assert sampled[:len(kept)] == kept and len(sampled) == 300
-    (same,) = run.sentences(1, 1, run.greedy, run.around(run.encode(["I don't know."])[0], 0.0))
-    assert same.text == "I don't know."
+
+
+def test_variations_of_a_training_sentence_are_not_skipped() -> None:
+    run = outlines.load("english", "cpu")
+    assert run.known_text is not None and "Where are you?" in run.known_text
+    (same,) = run.sentences(1, 1, run.greedy, run.around(run.encode(["Where are you?"])[0], 0.0))
+    assert same.text == "Where are you?"
+
+
+def test_few_sentences_are_decoded_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, decoded = outlines.load("english", "cpu"), list[int]()
+    write = run.write
+
+    def counted(vectors: Any, uniforms: Any, sampling: Any, prefix: str) -> Any:
+        decoded.append(len(uniforms))
+        return write(vectors, uniforms, sampling, prefix)
+
+    monkeypatch.setattr(run, "write", counted)
+    assert len(run.sample(10)) == 10 and sum(decoded) < 25
+    decoded.clear()
+    assert len(list(run.sentences(10, 1, run.greedy, workers=2, batch_size=4096))) == 10 and sum(decoded) < 25
+
+
+def test_the_filter_works_by_any_path_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(SHIPPED["english"].parent)
+    assert outlines.load("english/../english", "cpu").known_text is not None
+
+
+def test_the_server_prefers_new_sentences() -> None:
+    run = outlines.load("english", "cpu")
+    with Server(run, "127.0.0.1", 0) as server:
+        fields = {"num": 60, "seed": 1, "temperature": 0.5}
+        texts = [row["text"] for row in server.sample(Fields(fields))["sentences"]]
+    assert texts == run.sample(60)

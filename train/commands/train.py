@@ -124,7 +124,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
     file = options.config
     if comparing and file:  # Each family ignores options that it does not have.
         flags, file = {**read_toml(file), **flags}, None
-    members = members_of(options.families or DEFAULT_FAMILIES, preset) if comparing else {".": (options.family, preset)}
+    names = DEFAULT_FAMILIES if options.families is None else options.families
+    members = members_of(names, preset) if comparing else {".": (options.family, preset)}
     runs = {name: (own_preset, _configuration(family, own_preset, file, flags, strict=not comparing))
             for name, (family, own_preset) in members.items()}
     if comparing:

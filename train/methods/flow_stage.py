@@ -1,4 +1,4 @@
-"""Flow matching: trains a FlowGenerator without a critic, or as the start of a GAN."""
+"""Flow matching: trains a flow (networks/flow.py, networks/conditional.py) without a critic, or as the start of a GAN."""
 
 import copy
 import dataclasses
@@ -31,7 +31,7 @@ class FlowOptions:
     flow_learning_rate: float = option(2e-3, "peak learning rate of AdamW for the flow", low=0, flag=False)
     flow_hidden_dim: int = option(384, "width of the flow's residual blocks", low=1, flag=False)
     flow_blocks: int = option(2, "residual blocks of the flow", low=1, flag=False)
-    flow_sampling_steps: int = option(2, "Heun steps from the mixture to an outline", low=1, flag=False)
+    flow_sampling_steps: int = option(2, "Heun steps from the start to an outline", low=1, flag=False)
     flow_weight: float = option(0.0, "flow-gan: weight of the flow-matching loss in the generator's loss", low=0, flag=False)
     flow_validate_every: int = option(500, "updates of the flow between two validations", low=1, flag=False)
 

@@ -23,7 +23,7 @@ from train.runtime.progress import Progress
 
 @dataclass(frozen=True)
 class GanOptions:
-    """Options of the generator, the critic and their training."""
+    """Options of the generator, the critic and their training. With flow-gan, FlowOptions set the generator's sizes."""
 
     group: ClassVar[str] = "GAN"
     objective: str = option("r3", "adversarial loss", ("r3", "wgan-gp"))
