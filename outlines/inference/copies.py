@@ -11,7 +11,7 @@ from outlines.metrics.text import words
 
 FILTER = "training.bloom"  # file of a run that ships without its training text
 NUM_HASHES = 5
-MAX_SKIPPED = 100  # With greedy decoding and one outline, for example, all sentences can be the same copy.
+MAX_SKIPPED = 100  # consecutive copies; with greedy decoding of one outline, for example, all sentences are equal
 Item = TypeVar("Item")
 
 

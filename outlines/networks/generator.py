@@ -1,7 +1,8 @@
 """Generators map noise to outlines: the interface of every generator, and the registry of their kinds.
 
 To add a kind, write one file that adds a subclass of OutlineGenerator to `GENERATORS`, and import the file in
-networks/__init__.py. If the kind is trained, not only fitted, add a line to GENERATOR_STAGES in train/methods/flow_stage.py.
+networks/__init__.py. If the kind is trained, not only fitted, add a line to
+train/methods/generator_stages.py.
 """
 
 from abc import ABC, abstractmethod

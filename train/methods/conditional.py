@@ -19,8 +19,8 @@ from train.evaluation.conditions import PairRows, conditions_of, draws, held_out
 from train.evaluation.sampling import Row
 from train.evaluation.yardstick import NEIGHBOURS
 from train.method import Method, Validation
-from train.methods.flow_stage import GENERATOR_STAGES, GeneratorOptions
 from train.methods.gan_stage import Game, GanStage
+from train.methods.generator_stages import GENERATOR_STAGES, GeneratorOptions
 from train.methods.outlines import OutlineDecoderOptions, OutlineDecoderStage, outline_decoder_config
 from train.runtime.progress import Progress, Reporter
 

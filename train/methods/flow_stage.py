@@ -1,7 +1,6 @@
 """Flow matching: trains a flow (networks/flow.py, networks/conditional.py) without a critic, or as the start of a GAN."""
 
 import copy
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,10 +13,9 @@ from outlines.networks.gan import update_ema
 from outlines.options import option
 from train.data import Batch
 from train.method import Update, adamw
-from train.methods.gan_stage import FitStage, Game, GanOptions, GanStage
+from train.methods.gan_stage import FitStage, Game, GanStage
 from train.runtime.progress import Progress
 
-GENERATOR_HELP = "kind of generator: gan, flow (flow matching), or flow-gan (a flow, then a GAN)"
 GENERATOR_RATE = 0.1  # learning rate of a GAN's generator that starts as a flow, divided by the critic's learning rate
 
 
@@ -34,20 +32,6 @@ class FlowOptions:
     flow_sampling_steps: int = option(2, "Heun steps from the start to an outline", low=1, flag=False)
     flow_weight: float = option(0.0, "flow-gan: weight of the flow-matching loss in the generator's loss", low=0, flag=False)
     flow_validate_every: int = option(500, "updates of the flow between two validations", low=1, flag=False)
-
-
-@dataclass(frozen=True)
-class GeneratorOptions(GanOptions, FlowOptions):
-    """The kind of generator, and the options of its training."""
-
-    generator: str = option("gan", GENERATOR_HELP, ("gan", "flow", "flow-gan"))
-
-    def unused(self) -> dict[str, str]:
-        """Return the options that have no effect with this kind of generator, with the reason."""
-        others: Any = {"gan": FlowOptions, "flow": GanOptions}.get(self.generator)
-        names = {field.name for field in dataclasses.fields(others)} - {"ema_decay"} if others else set()
-        names |= {"flow_weight"} if self.generator == "flow" else set()
-        return dict.fromkeys(names, f"with generator {self.generator}")
 
 
 def flow_loss(game: Game, generator: Any, batch: Batch) -> Tensor:
@@ -109,8 +93,3 @@ class FlowGanStage(GanStage):
         if not (weight := self.options.flow_weight):
             return {}
         return {"train/flow_loss": weight * flow_loss(self.game, self.generator, batch)}
-
-
-GENERATOR_STAGES: dict[str, tuple[type[FitStage], ...]] = {
-    "gan": (GanStage,), "flow": (FlowStage,), "flow-gan": (FlowStage, FlowGanStage)}
-"""the stages that train each kind of generator (networks/generator.py); other kinds are only fitted"""

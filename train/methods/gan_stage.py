@@ -69,12 +69,12 @@ class Game(ABC):
     def fake(self, generator: Any, batch: Batch, rng: torch.Generator) -> Tensor:
         """Return this rank's generated outlines [B, D]. rng: draws the noise of the global batch."""
 
+    @abstractmethod
     def path(self, generator: Any, batch: Any, normal: Tensor) -> tuple[Tensor, VelocityField]:
         """Return, for flow matching, where the paths to real outlines begin [B, D], and the velocity that is trained.
 
         normal: [B, D], standard normal noise.
         """
-        raise NotImplementedError
 
     def scorer(self, batch: Batch, rows: slice = slice(None)) -> Callable[[Tensor], Tensor]:
         """Return the critic as a function from outlines [B, D] to scores [B]. rows: rows of `batch` for which it is used."""

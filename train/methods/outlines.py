@@ -30,8 +30,8 @@ from train.data import MAX_FITTED_ROWS, Batch, Dataset
 from train.evaluation.figures import NUM_DECODED, decoded_nll, held_out
 from train.method import EVALUATION_SAMPLES, Method, Validation
 from train.methods.decoder_stage import DecoderStage, decoder_config
-from train.methods.flow_stage import GENERATOR_HELP, GENERATOR_STAGES, GeneratorOptions
 from train.methods.gan_stage import FitStage, Game, GanStage
+from train.methods.generator_stages import GENERATOR_HELP, GENERATOR_STAGES, GeneratorOptions
 from train.runtime.log import charts
 from train.runtime.progress import Progress
 from train.runtime.run_directory import read_run
