@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from generate.batcher import ANSWER_SEC, Batcher, Busy, Job, turn
 from generate.options import BY_NAME
+from outlines.decoding.best_of import best_of
 from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError, memory_advice
 from outlines.inference.copies import with_spare
@@ -220,15 +221,16 @@ class Server(ThreadingHTTPServer):
     def sample(self, fields: Fields) -> dict[str, Any]:
         num, seed = fields.number("num"), fields.number("seed")
         config = SamplingConfig(max_len=self.pipeline.max_len, **{name: fields.number(name) for name in
-                                   ("temperature", "top_k", "top_p", "noise_scale", "guidance", "strength")})
+                                   ("temperature", "top_k", "top_p", "noise_scale", "guidance", "strength", "best_of")})
         source, prefix = fields.text("source", ""), fields.text("prefix", "")
         fields.end()
-        config = self.pipeline.model.chosen(config)
+        config = self.pipeline.chosen(config)
         self.pipeline.tokenizer.encode([prefix])  # raises an error for invalid text
         draw, known = self.pipeline.source(source or None, config), self.pipeline.known_text
-        rows = num if known is None else with_spare(num)
-        vectors, uniforms = self.pipeline.model.draw_rows(draw, 0, rows, seed, config.max_len)
+        rows, group = num if known is None else with_spare(num), config.best_of or 1
+        vectors, uniforms = self.pipeline.model.draw_rows(draw, 0, group * rows, seed, config.max_len)
         ids = self.batcher.decode(Job(vectors, uniforms, (config, prefix)))
+        ids, vectors = best_of(self.pipeline.model.decoder, ids, vectors, group)
         texts = self.pipeline.tokenizer.lines(ids)
         chosen = sorted(range(rows), key=lambda row: known is not None and texts[row] in known)[:num]  # new ones first
         of_chosen = None if vectors is None else vectors[chosen]

@@ -38,12 +38,15 @@ class SamplingConfig:
     strength: float | None = None
     drafts: int = 1  # sentences written per vector; the sentence with the nearest outline is kept (inference/correction.py)
     rounds: int = 0  # rounds after the first drafts; each moves the vector by half of the error and writes new drafts
+    # Sentences written per new sentence, each with its own vector; the likeliest is kept (decoding/best_of.py). None: 4 for
+    # new sentences of a model that ships with the package, otherwise 1.
+    best_of: int | None = None
 
     def __post_init__(self) -> None:
         # Outside these bounds, float32 overflows or the memory is not sufficient.
         bounds = {"temperature": (1e-3, 1e3), "top_k": (0, math.inf), "top_p": (1e-6, 1), "max_len": (1, 10_000),
                   "beam": (0, 256), "noise_scale": (0, 1e3), "guidance": (0, 1e3), "strength": (0, 1), "drafts": (1, 1024),
-                  "rounds": (0, 100)}
+                  "rounds": (0, 100), "best_of": (1, 1024)}
         for name, (least, most) in bounds.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most and (name, value) != ("temperature", 0):

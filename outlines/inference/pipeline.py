@@ -35,6 +35,7 @@ from outlines.models.base import BATCH, Draw, TextModel
 from outlines.models.registry import load_model
 from outlines.pretrained import is_shipped
 
+BEST_OF = 4  # default for new sentences of a model that ships: the model card says why
 TEMPERATURE = 0.5  # default; chosen by measurements on the built-in corpus: docs/results.md, "The default run"
 
 
@@ -224,6 +225,11 @@ class Pipeline:
         sampling = SamplingConfig(**{"temperature": TEMPERATURE, "max_len": self.max_len, **choice})  # type: ignore[arg-type]
         return [sentence.text for sentence in self.sentences(num, seed, sampling, source)]
 
+    def chosen(self, sampling: SamplingConfig) -> SamplingConfig:
+        """Return `sampling`. A strength or best_of of None becomes this run's default for new sentences."""
+        best_of = sampling.best_of or (BEST_OF if is_shipped(self.run) else 1)
+        return self.model.chosen(replace(sampling, best_of=best_of))
+
     def source(self, name: str | None, sampling: SamplingConfig, rejection: float = 1.0) -> Draw:
         """Return a function that samples vectors from a source (None: the family's own). rejection: see `sentences`."""
         draw = self.model.source(name, sampling.noise_scale)
@@ -256,10 +262,12 @@ class Pipeline:
         source: a name, or a function like the result of `around`. prefix: the beginning of every sentence. batch_size:
         sentences decoded together (None: a suitable number). rejection: average number of sampled vectors per accepted
         vector. workers: number of threads, each of which decodes its own batches. Before you use more than one on a CPU, set
-        torch to one thread per operation. Use drafts only with one worker. A run that ships with the package skips sentences
-        of its training text if it samples the vectors itself; then i counts the remaining sentences.
+        torch to one thread per operation. Use drafts only with one worker. If a run that ships with the package samples the
+        vectors itself, it writes BEST_OF sentences for each sentence, keeps the likeliest (`SamplingConfig.best_of`), and
+        skips sentences of its training text; then i counts the remaining sentences.
         """
         draw = source if callable(source) else self.source(source, sampling, rejection)
+        sampling = sampling if callable(source) else self.chosen(sampling)
         if sampling.drafts > 1:
             batch_size = batch_size or max(1, BATCH // sampling.drafts)
 

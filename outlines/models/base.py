@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from outlines.decoding.best_of import best_of
 from outlines.decoding.decode import Sampler
 from outlines.decoding.sample import SamplingConfig
 from outlines.decoding.scoring import LatentDraw, bound_terms, nll_of_rows
@@ -144,13 +145,13 @@ class TextModel(nn.Module):
         """
         draw = source if callable(source) else self.source(source, sampling.noise_scale)
         sampling = self.chosen(sampling)
-        sampler = sampler or Sampler(self.decoder)
+        sampler, group = sampler or Sampler(self.decoder), sampling.best_of or 1
 
         def decoded(span: tuple[int, int]) -> tuple[list[list[int]], Tensor | None]:
-            vectors, uniforms = self.draw_rows(draw, *span, seed, sampling.max_len)
-            return sampler(vectors, uniforms, sampling), vectors
+            vectors, uniforms = self.draw_rows(draw, group * span[0], group * span[1], seed, sampling.max_len)
+            return best_of(self.decoder, sampler(vectors, uniforms, sampling), vectors, group)
 
-        suited = BATCH if next(self.parameters()).device.type == "cpu" else GPU_BATCH
+        suited = max(1, (BATCH if next(self.parameters()).device.type == "cpu" else GPU_BATCH) // group)
         return in_order(decoded, spans(num, batch_size or suited), workers)
 
     def decode(self, vectors: Tensor, seed: int, sampling: SamplingConfig, sampler: Write | None = None) -> list[list[int]]:

@@ -21,6 +21,8 @@ class OutlineGenerator(nn.Module, ABC):
 
     config_class: ClassVar[type[Any]]  # a frozen dataclass of JSON values
     config: Any
+    learns_moments: ClassVar[bool] = False
+    """whether training alone leads to the right mean and covariance; if not, they are matched after training"""
 
     @classmethod
     @abstractmethod

@@ -74,6 +74,8 @@ def parser() -> Parser:
     add("--noise-scales", default="1", metavar="LIST", help="comma-separated factors on the generator's noise (default: 1)")
     add("--rejection", default="", metavar="LIST", help="add rows with rejection sampling, for runs with a critic: "
         "comma-separated average numbers of draws per accepted vector (default: none)")
+    add("--best-of", default="", metavar="LIST", help="add rows with best-of-N sampling: comma-separated values of N "
+        "(default: none)")
     add("--guidance", default="", metavar="LIST", help="add rows with guidance, for runs with --outline-dropout: "
         "comma-separated strengths; 1 is no guidance (default: none)")
     add("--strengths", default="", metavar="LIST", help="add rows with other outline strengths, for runs with "
@@ -109,6 +111,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     temperatures = numbers("--temperatures", options.temperatures, 0, 100)
     noise_scales = numbers("--noise-scales", options.noise_scales, 0, 100)
     rejections = numbers("--rejection", options.rejection, 1, MAX_MEAN_DRAWS) if options.rejection else []
+    best_ofs = [int(number) for number in numbers("--best-of", options.best_of, 1, 1024)] if options.best_of else []
     guidances = numbers("--guidance", options.guidance, 0, 100) if options.guidance else []
     strengths = numbers("--strengths", options.strengths, 0, 1) if options.strengths else []
     for flag, value, least in (("--num-samples", options.num_samples, 20), ("--reverse-steps", options.reverse_steps, 0)):
@@ -138,7 +141,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     rebuilt: list[tuple[str, Row]] = []
     cases: dict[Path, list[tuple[Variant, float | None]]] = {run.directory: [
         *([(Variant(REAL_TEXT), None)] if run is leader else []),
-        *itertools.product(variants(run, wanted, noise_scales, rejections, guidances, strengths), temperatures)]
+        *itertools.product(variants(run, wanted, noise_scales, rejections, best_ofs, guidances, strengths), temperatures)]
         for run in runs}
     texts = {file: read_text(file, leader.data, options.num_samples) for file in options.texts}
     number, total = itertools.count(1), sum(map(len, cases.values())) + len(texts)
@@ -252,17 +255,18 @@ def label_of(run_label: str, own: str, source: str) -> str:
 
 
 def variants(run: Run, sources: set[str], noise_scales: Sequence[float], rejections: Sequence[float],
-             guidances: Sequence[float], strengths: Sequence[float]) -> list[Variant]:
+             best_ofs: Sequence[int], guidances: Sequence[float], strengths: Sequence[float]) -> list[Variant]:
     """Return the variants of a run to measure.
 
     Each source with noise is measured at every noise scale. The family's own source is also measured with rejection, if the
-    model has a critic. Then all these variants are added with guidance and at other strengths, if the decoder supports it.
+    model has a critic, and with best-of-N sampling. Then all these variants are added with guidance and at other strengths, if the decoder supports it.
     """
     decoder = run.model.decoder.config
     found = [Variant(source, noise_scale) for source in sources_of(run.model, run.data) if source in sources
              for noise_scale in (noise_scales if decoder.vector_dim and source != REAL_OUTLINES else [1.0])]
     if run.model.has_critic:
         found += [Variant(run.model.sources[0], rejection=rejection) for rejection in rejections if rejection != 1]
+    found += [Variant(run.model.sources[0], best_of=best_of) for best_of in best_ofs if best_of != 1]
     if decoder.vector_dropout:
         found += [variant._replace(guidance=guidance) for guidance in guidances if guidance != 1 for variant in tuple(found)]
     if decoder.min_strength < 1:

@@ -40,10 +40,11 @@ class Variant(NamedTuple):
     rejection: float = 1.0  # average number of draws per accepted vector (outlines/inference/rejection.py)
     guidance: float = 1.0  # as in SamplingConfig
     strength: float | None = None  # as in SamplingConfig
+    best_of: int = 1  # as in SamplingConfig
 
     def __str__(self) -> str:
         changed = (("noise x", self.noise_scale, 1), ("rejection", self.rejection, 1), ("guidance", self.guidance, 1),
-                   ("strength", self.strength, None))
+                   ("strength", self.strength, None), ("best of", self.best_of, 1))
         return ", ".join([self.source, *(f"{name} {value:g}" for name, value, usual in changed if value != usual)])
 
 
@@ -70,7 +71,7 @@ def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, 
          further: bool = False) -> Sentences:
     """Return `num` sentences of a source; fewer if there are fewer real outlines. further: add `num_learnt` outlines."""
     sampling = SamplingConfig(temperature=temperature, max_len=data.corpus.meta["max_len"], guidance=variant.guidance,
-                              strength=variant.strength)
+                              strength=variant.strength, best_of=variant.best_of)
     more: Tensor | None = None
     if variant.source == REAL_OUTLINES:
         more = training_outlines(data)[1] if further else None

@@ -82,12 +82,12 @@ class OutlineOptions(GeneratorOptions, OutlineDecoderOptions):
     num_centres: int = option(5000, "number of k-means centres of the mixture, at most one per 20 training outlines", low=2)
     num_offsets: int = option(0, "number of offsets that can be added to each centre of the mixture; k-means finds them in "
                               "the differences between outlines and centres", low=0)
-    free_moments: bool = option(False, "do not match the generated outlines' mean and covariance to the training outlines",
+    free_moments: bool = option(False, "do not match the mean and covariance of a GAN's outlines to the training outlines",
                                 flag=False)
 
     def without_effect(self) -> dict[str, str]:
-        offsets = {"num_offsets": f"with generator {self.generator}"} if self.generator in ("flow", "flow-gan") else {}
-        return super().without_effect() | self.unused() | offsets
+        names = ("num_offsets", "free_moments") if GENERATORS[self.generator].learns_moments else ()
+        return super().without_effect() | self.unused() | dict.fromkeys(names, f"with generator {self.generator}")
 
 
 class OutlineDecoderStage(DecoderStage):
@@ -226,11 +226,11 @@ class OutlineGame(Game):
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Match the generator's mean and covariance to training outlines (not with `free_moments`), and fit the score slope.
+        """Match the generator's mean and covariance to training outlines, if training does not, and fit the score slope.
 
         The score slope is the slope of the log density ratio over the critic's score. Without a critic, it is not fitted.
         """
-        if not self.options.free_moments:
+        if not (self.generator.learns_moments or self.options.free_moments):
             self.generator.compose_affine(*moment_map(self._drawn(NUM_MATCHED), self._training(NUM_MATCHED)))
         if self.critic is not None:
             real = self._held_out()

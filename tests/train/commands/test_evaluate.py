@@ -272,6 +272,15 @@ def test_other_strengths_have_their_own_lines(evaluated: Evaluated, lm_run: Path
         ["evaluate", str(lm_run), "--strengths", "0.5", *COMMAND, "--encoder", "none"], capsys)
 
 
+def test_best_of_has_its_own_lines_for_every_family(evaluated: Evaluated, tmp_path: Path) -> None:
+    best = ["--best-of", "4", "--sources", "generator,lm", "--out", str(tmp_path / "best")]
+    assert main(["evaluate", *evaluated.runs, *COMMAND, "--temperatures", "1", "--encoder", "none", *best, "--quiet"]) == 0
+    rows = json.loads((tmp_path / "best" / "report.json").read_text())["rows"]
+    assert [row["source"] for row in rows] == ["real text", "outlines", "outlines, best of 4", "lm", "lm, best of 4"]
+    nll = [row["figures"]["forward_nll_per_token"]["mean"] for row in rows]
+    assert nll[1] != nll[2] and nll[3] != nll[4]
+
+
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(arguments) == 2
     errors = capsys.readouterr().err

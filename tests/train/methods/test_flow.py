@@ -62,12 +62,12 @@ def test_a_preset_can_stand_for_its_family() -> None:
 
 def test_a_gan_keeps_its_flow_if_no_validation_is_better(tiny_arguments: list[str], tmp_path: Path) -> None:
     # The GAN's learning rate is so small that its validations equal the flow's.
-    (tmp_path / "options.toml").write_text(OPTIONS + "gan_learning_rate = 1e-12\nfree_moments = true\n")
+    (tmp_path / "options.toml").write_text(OPTIONS + "gan_learning_rate = 1e-12\n")
     for generator in ("flow", "flow-gan"):
         options = [*tiny_arguments, "--runs", str(tmp_path), "--generator", generator, "--decoder-steps", "10",
                    "--evaluator-steps", "5"]
         if generator == "flow":
-            (tmp_path / "flow.toml").write_text(OPTIONS + "free_moments = true\n")
+            (tmp_path / "flow.toml").write_text(OPTIONS)
         config = "flow.toml" if generator == "flow" else "options.toml"
         assert train([*options, "--config", str(tmp_path / config), "--out", str(tmp_path / generator)]) == 0
     flow, gan = (load(tmp_path / name).model for name in ("flow", "flow-gan"))

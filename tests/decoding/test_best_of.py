@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+
+import outlines
+from generate.__main__ import main as generate
+from outlines.decoding.best_of import LENGTH_POWER, best_of
+from outlines.decoding.sample import SamplingConfig
+from outlines.decoding.scoring import nll_of_rows
+from outlines.errors import OutlinesError
+from outlines.inference.pipeline import BEST_OF, Pipeline
+
+SAMPLING = SamplingConfig(temperature=1.0, max_len=6)
+
+
+def drawn(pipeline: Pipeline, num: int, **choice: object) -> list[str]:
+    sampling = SamplingConfig(temperature=1.0, max_len=6, **choice)  # type: ignore[arg-type]
+    return [line.text for line in pipeline.sentences(num, 3, sampling)]
+
+
+def test_the_best_sentence_of_each_group_is_kept_with_its_vector(pipeline: Pipeline) -> None:
+    ids, vectors = next(pipeline.model.generate(12, 3, SAMPLING))
+    assert vectors is not None
+    nll, num_targets = nll_of_rows(pipeline.model.decoder, [np.array(row) for row in ids], torch.zeros_like(vectors))
+    scores = (nll / num_targets ** LENGTH_POWER).reshape(3, 4)
+    kept, their_vectors = best_of(pipeline.model.decoder, ids, vectors, 4)
+    chosen = [4 * group + int(row.argmin()) for group, row in enumerate(scores)]
+    assert kept == [ids[row] for row in chosen] and their_vectors is not None
+    assert torch.equal(their_vectors, vectors[chosen])
+    assert best_of(pipeline.model.decoder, ids, vectors, 1) == (ids, vectors)
+
+
+def test_a_decoder_that_always_reads_its_vector_scores_with_it(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = pipeline.model.decoder
+    ids, vectors = next(pipeline.model.generate(40, 3, SAMPLING))
+    blind = best_of(decoder, ids, vectors, 4)[0]
+    for name, value in (("min_strength", 1.0), ("vector_dropout", 0.0)):
+        monkeypatch.setitem(decoder.config.__dict__, name, value)
+    nll, num_targets = nll_of_rows(decoder, [np.array(row) for row in ids], vectors)
+    rows = (nll / num_targets ** LENGTH_POWER).reshape(10, 4).argmin(axis=1) + np.arange(0, 40, 4)
+    assert best_of(decoder, ids, vectors, 4)[0] == [ids[row] for row in rows] != blind
+
+
+def test_a_sentence_depends_only_on_seed_and_number(pipeline: Pipeline) -> None:
+    kept = drawn(pipeline, 300, best_of=3)
+    assert kept[:20] == drawn(pipeline, 20, best_of=3) and kept != drawn(pipeline, 300)
+    sampling = SamplingConfig(temperature=1.0, max_len=6, best_of=3)
+    assert kept == [line.text for line in pipeline.sentences(300, 3, sampling, batch_size=37, workers=2)]
+    every = drawn(pipeline, 900)
+    assert all(text in every[3 * i:3 * i + 3] for i, text in enumerate(kept))
+
+
+def test_the_shipped_model_keeps_the_best_of_four(capsys: pytest.CaptureFixture[str]) -> None:
+    english = outlines.load("english", "cpu")
+    assert english.chosen(SAMPLING).best_of == BEST_OF == 4
+    assert drawn(english, 3) == drawn(english, 3, best_of=4) != drawn(english, 3, best_of=1)
+    assert generate(["english", "--num", "2"]) == 0
+    usual = capsys.readouterr().out
+    assert generate(["english", "--num", "2", "--best-of", "4"]) == 0
+    assert capsys.readouterr().out == usual
+
+
+def test_other_models_write_one(pipeline: Pipeline) -> None:
+    assert pipeline.chosen(SAMPLING).best_of == 1 and drawn(pipeline, 5) == drawn(pipeline, 5, best_of=1)
+
+
+def test_bounds() -> None:
+    with pytest.raises(OutlinesError, match="best-of must be from 1 to 1024, not 0"):
+        SamplingConfig(best_of=0)
