@@ -259,7 +259,8 @@ def variants(run: Run, sources: set[str], noise_scales: Sequence[float], rejecti
     """Return the variants of a run to measure.
 
     Each source with noise is measured at every noise scale. The family's own source is also measured with rejection, if the
-    model has a critic, and with best-of-N sampling. Then all these variants are added with guidance and at other strengths, if the decoder supports it.
+    model has a critic, and with best-of-N sampling. Then all these variants are added with guidance and at other strengths,
+    if the decoder supports it.
     """
     decoder = run.model.decoder.config
     found = [Variant(source, noise_scale) for source in sources_of(run.model, run.data) if source in sources
