@@ -36,7 +36,7 @@ EVERYDAY = {"tatoeba": "english/tatoeba.train.txt.gz", "dialogue": "english/dial
 BOOKS = "english/classic_books.train.txt.gz"
 MIN_COUNT = 5  # sentences with a word that is rarer than this in the everyday sources are left out
 NUM_BOOKS = 50_000
-STRENGTHS = (0.2, 0.3, 0.5, 1.0)
+BEST_OF = (1, 4, 8)  # sentences of which the likeliest is kept
 NAMES = re.compile(r"\b(Tom|Mary)\b")  # in a fifth of Tatoeba; about a third of these sentences is used
 WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 
@@ -99,7 +99,7 @@ def ship(run: Path, training: Path) -> None:
 
 
 def sample(run: str, training: Path, num: int = 1000) -> None:
-    """Print metrics of `num` training sentences, and of `num` new sentences for each strength."""
+    """Print metrics of `num` training sentences, and of `num` new sentences for each value of best_of."""
     pipeline, judge = outlines.load(run, "cpu"), PretrainedLM("smollm2")
     lines = training.read_text(encoding="utf-8").splitlines()
     split = list(map(words, lines))
@@ -109,13 +109,13 @@ def sample(run: str, training: Path, num: int = 1000) -> None:
         own, nll = list(map(words, text)), judge.score(text)
         unknown = sum(not vocabulary.issuperset(sentence) for sentence in own) / len(text)
         print(f"| {title} | {nll.nll / nll.num_words:.3f} | {unknown:.3f} | {copied_rate(own, split):.3f} | "
-              f"{distinct_n(own, 2):.3f} |", flush=True)
+              f"{distinct_n(own, 2):.3f} | {sum(map(len, own)) / len(own):.1f} |", flush=True)
 
-    print("| sentences | SmolLM2, nats/word | with an unknown word | copied | distinct-2 |")
-    print("|---|---|---|---|---|", flush=True)
+    print("| sentences | SmolLM2, nats/word | with an unknown word | copied | distinct-2 | words |")
+    print("|---|---|---|---|---|---|", flush=True)
     show("training text", random.Random(1).sample(lines, num))
-    for strength in STRENGTHS:
-        show(f"new, strength {strength:g}", pipeline.sample(num, strength=strength))
+    for best_of in BEST_OF:
+        show(f"new, best of {best_of}", pipeline.sample(num, best_of=best_of))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """A flow-matching generator of outlines: it moves points, sampled from a fitted mixture, along a learned velocity.
 
-    x(0) = centre[k] + factor · noise,    dx/dt = velocity(x, t),    outline = matrix · x(1) + shift
+    x(0) = centre[k] + factor · noise,    dx/dt = velocity(x, t),    outline = x(1)
 
-In training, each path is a straight line from a point to an outline. matrix and shift: identity and zero, except
-in older models such as english, whose mean and covariance were matched to real outlines after training.
+In training, each path is a straight line from a point to an outline.
 Source: Lipman et al., Flow Matching for Generative Modeling (2023).
 """
 
@@ -74,16 +73,12 @@ class FlowGenerator(OutlineGenerator):
     config_class: ClassVar[type[Any]] = FlowConfig
     config: FlowConfig
     learns_moments = True  # Matched moments made a flow's outlines easier to recognise: docs/generators.md.
-    matrix: Tensor
-    shift: Tensor
 
     def __init__(self, config: FlowConfig):
         super().__init__()
         self.config = config
         self.start = Generator(GeneratorConfig(config.outline_dim, config.num_centres, 0, 1, 1)).requires_grad_(False)
         self.velocity = Velocity(config.outline_dim, config.hidden_dim, config.num_blocks)
-        self.register_buffer("matrix", torch.eye(config.outline_dim))
-        self.register_buffer("shift", torch.zeros(config.outline_dim))
 
     @classmethod
     def configure(cls, outline_dim: int, num_rows: int, options: Mapping[str, Any]) -> FlowConfig:
@@ -120,7 +115,7 @@ class FlowGenerator(OutlineGenerator):
 
         Each step of the sampler is inverted, so `around` maps the result back to these outlines, up to small errors.
         """
-        points = torch.linalg.solve(self.matrix, (outlines - self.shift).T).T
+        points = outlines
         for begin, end in reversed(steps_of(self.config.num_steps)):
             points = self.heun_step_back(points, begin, end)
         # Noise has no effect in directions in which the outlines hardly vary. The pseudoinverse returns zero there.
@@ -130,7 +125,7 @@ class FlowGenerator(OutlineGenerator):
         return (points - centre) @ inverse.T, centre
 
     def _moved(self, points: Tensor) -> Tensor:
-        return moved(self.velocity, points, self.config.num_steps) @ self.matrix.T + self.shift
+        return moved(self.velocity, points, self.config.num_steps)
 
     def heun_step_back(self, points: Tensor, begin: float, end: float) -> Tensor:
         """Return the points [B, D] at time `begin` that `heun_step` moves to `points` [B, D] at time `end`.

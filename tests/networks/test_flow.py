@@ -46,12 +46,10 @@ def test_a_constant_field_is_exact_in_one_step_and_a_linear_one_converges() -> N
 
 
 def trained(num_steps: int = 2) -> FlowGenerator:
-    """Return a flow with a velocity that depends on point and time, and with an affine map."""
+    """Return a flow with a velocity that depends on point and time."""
     made = flow(num_steps)
     for parameter in made.velocity.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    made.matrix.copy_(2 * torch.eye(4) + 0.1)
-    made.shift.fill_(1)
     return made.eval().requires_grad_(False)
 
 
@@ -88,15 +86,6 @@ def test_the_loss_is_zero_for_the_velocity_of_the_straight_path() -> None:
     constant: Velocity = Linear(0.0, 3.0)  # type: ignore[assignment]
     assert torch.allclose(flow_matching_loss(constant, begin, begin + 3, torch.rand(6)), torch.zeros(6), atol=1e-10)
     assert torch.allclose(flow_matching_loss(constant, begin, begin + 1, torch.rand(6)), torch.full((6,), 4.0))
-
-
-def test_the_affine_map_of_an_older_model_is_applied() -> None:
-    made = flow()
-    drawn, matrix, shift = made.draw(9, noise(2)), 2 * torch.eye(4) + 0.1, torch.ones(4)
-    expected = made(drawn) @ matrix.T + shift
-    made.matrix.copy_(matrix)
-    made.shift.copy_(shift)
-    assert torch.allclose(made(drawn), expected, atol=1e-5)
 
 
 def test_training_moves_the_mixture_to_the_data() -> None:
