@@ -26,7 +26,7 @@ HEAVY = ("tensorboard", "sentence_transformers", "transformers", "sacrebleu")
 
 
 def main(run: Path, device: str = "auto") -> None:
-    pipeline, sampling = outlines.load(run, device), SamplingConfig(temperature=TEMPERATURE)
+    pipeline, sampling = outlines.load(run, device), SamplingConfig(temperature=TEMPERATURE, best_of=1)
     on_cpu = pipeline.device.type == "cpu"
     sizes, num = (BATCH_SIZES, NUM) if on_cpu else (GPU_BATCH_SIZES, GPU_NUM)
     tokens = [row for rows, _ in pipeline.model.generate(NUM, 1, sampling) for row in rows]

@@ -230,7 +230,8 @@ class Server(ThreadingHTTPServer):
         rows, group = num if known is None else with_spare(num), config.best_of or 1
         vectors, uniforms = self.pipeline.model.draw_rows(draw, 0, group * rows, seed, config.max_len)
         ids = self.batcher.decode(Job(vectors, uniforms, (config, prefix)))
-        ids, vectors = best_of(self.pipeline.model.decoder, ids, vectors, group)
+        with turn(self._turn, ANSWER_SEC):
+            ids, vectors = best_of(self.pipeline.model.decoder, ids, vectors, config)
         texts = self.pipeline.tokenizer.lines(ids)
         chosen = sorted(range(rows), key=lambda row: known is not None and texts[row] in known)[:num]  # new ones first
         of_chosen = None if vectors is None else vectors[chosen]

@@ -38,8 +38,8 @@ class SamplingConfig:
     strength: float | None = None
     drafts: int = 1  # sentences written per vector; the sentence with the nearest outline is kept (inference/correction.py)
     rounds: int = 0  # rounds after the first drafts; each moves the vector by half of the error and writes new drafts
-    # Sentences written per new sentence, each with its own vector; the likeliest is kept (decoding/best_of.py). None: 4 for
-    # new sentences of a model that ships with the package, otherwise 1.
+    # Sentences written per new sentence, each with its own vector; the best is kept (decoding/best_of.py). None: the default
+    # of `Pipeline.chosen`, and 1 for vectors of the caller.
     best_of: int | None = None
 
     def __post_init__(self) -> None:

@@ -195,7 +195,7 @@ class Pipeline:
 
     def decode(self, vectors: Tensor, sampling: SamplingConfig | None = None, seed: int = 1, **choice: float) -> list[str]:
         """Return one sentence per vector [N, D]; greedy by default. choice: fields of SamplingConfig, such as drafts."""
-        sampling = replace(sampling or self.greedy, **choice)  # type: ignore[arg-type]
+        sampling = _single(replace(sampling or self.greedy, **choice))  # type: ignore[arg-type]
         return self.tokenizer.lines(self._counted(self.model.decode(vectors, seed, sampling, self.write), sampling))
 
     def _counted(self, ids: list[list[int]], sampling: SamplingConfig) -> list[list[int]]:
@@ -227,7 +227,8 @@ class Pipeline:
 
     def chosen(self, sampling: SamplingConfig) -> SamplingConfig:
         """Return `sampling`. A strength or best_of of None becomes this run's default for new sentences."""
-        best_of = sampling.best_of or (BEST_OF if is_shipped(self.run) else 1)
+        usual = BEST_OF if is_shipped(self.run) and sampling.drafts == 1 and not sampling.beam else 1
+        best_of = sampling.best_of or usual
         return self.model.chosen(replace(sampling, best_of=best_of))
 
     def source(self, name: str | None, sampling: SamplingConfig, rejection: float = 1.0) -> Draw:
@@ -263,8 +264,8 @@ class Pipeline:
         sentences decoded together (None: a suitable number). rejection: average number of sampled vectors per accepted
         vector. workers: number of threads, each of which decodes its own batches. Before you use more than one on a CPU, set
         torch to one thread per operation. Use drafts only with one worker. If a run that ships with the package samples the
-        vectors itself, it writes BEST_OF sentences for each sentence, keeps the likeliest (`SamplingConfig.best_of`), and
-        skips sentences of its training text; then i counts the remaining sentences.
+        vectors itself, it skips sentences of its training text; then i counts the remaining sentences. For such sentences,
+        `SamplingConfig.best_of` is BEST_OF by default.
         """
         draw = source if callable(source) else self.source(source, sampling, rejection)
         sampling = sampling if callable(source) else self.chosen(sampling)
@@ -296,7 +297,7 @@ class Pipeline:
               batch_size: int | None = None) -> Iterator[tuple[Condition, Sentence]]:
         """Yield (condition, sentence): `num` new sentences per condition, in order. The model must accept conditions."""
         model: Any = self.model
-        sampling = sampling or SamplingConfig(TEMPERATURE, max_len=self.max_len)
+        sampling = _single(sampling or SamplingConfig(TEMPERATURE, max_len=self.max_len))
         if not hasattr(model, "given"):
             raise OutlinesError(f"'{model.family}' models do not accept conditions. Use a run of the family 'conditional'.")
         start = 0
@@ -375,6 +376,13 @@ class Pipeline:
         cosines, rows = nearest_rows(self._raw_outlines(sentences).cpu(), training.store, num)
         return [[Neighbour(row, cosine, training.sentences[row]) for cosine, row in zip(*pair, strict=True)]
                 for pair in zip(cosines.tolist(), rows.tolist(), strict=True)]
+
+
+def _single(sampling: SamplingConfig) -> SamplingConfig:
+    """Return `sampling`. Raises OutlinesError if it asks for the best of several vectors."""
+    if (sampling.best_of or 1) > 1:
+        raise OutlinesError("best_of needs several vectors for each sentence, but here the vectors are given. Remove it.")
+    return sampling
 
 
 def _as_rows(ids: Sequence[Sequence[int]]) -> list[np.ndarray]:

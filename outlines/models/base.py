@@ -146,13 +146,16 @@ class TextModel(nn.Module):
         draw = source if callable(source) else self.source(source, sampling.noise_scale)
         sampling = self.chosen(sampling)
         sampler, group = sampler or Sampler(self.decoder), sampling.best_of or 1
+        if group > 1 and not self.decoder.config.vector_dim and not sampling.draws:
+            raise OutlinesError("Without random numbers, a language model writes only one sentence, so best-of has no "
+                                "effect. Remove it, or sample with a temperature above 0.")
 
         def decoded(span: tuple[int, int]) -> tuple[list[list[int]], Tensor | None]:
             vectors, uniforms = self.draw_rows(draw, group * span[0], group * span[1], seed, sampling.max_len)
-            return best_of(self.decoder, sampler(vectors, uniforms, sampling), vectors, group)
+            return best_of(self.decoder, sampler(vectors, uniforms, sampling), vectors, sampling)
 
-        suited = max(1, (BATCH if next(self.parameters()).device.type == "cpu" else GPU_BATCH) // group)
-        return in_order(decoded, spans(num, batch_size or suited), workers)
+        suited = BATCH if next(self.parameters()).device.type == "cpu" else GPU_BATCH
+        return in_order(decoded, spans(num, max(1, (batch_size or suited) // group)), workers)
 
     def decode(self, vectors: Tensor, seed: int, sampling: SamplingConfig, sampler: Write | None = None) -> list[list[int]]:
         """Return a sentence (token ids) for each of the vectors [N, D]. Sentence i depends on (seed, i) and vector i."""

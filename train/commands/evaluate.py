@@ -111,7 +111,9 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     temperatures = numbers("--temperatures", options.temperatures, 0, 100)
     noise_scales = numbers("--noise-scales", options.noise_scales, 0, 100)
     rejections = numbers("--rejection", options.rejection, 1, MAX_MEAN_DRAWS) if options.rejection else []
-    best_ofs = [int(number) for number in numbers("--best-of", options.best_of, 1, 1024)] if options.best_of else []
+    best_ofs = numbers("--best-of", options.best_of, 1, 1024) if options.best_of else []
+    if fractions := [number for number in best_ofs if number != int(number)]:
+        raise OutlinesError(f"--best-of {fractions[0]:g} is not a whole number. Use whole numbers, such as 4.")
     guidances = numbers("--guidance", options.guidance, 0, 100) if options.guidance else []
     strengths = numbers("--strengths", options.strengths, 0, 1) if options.strengths else []
     for flag, value, least in (("--num-samples", options.num_samples, 20), ("--reverse-steps", options.reverse_steps, 0)):
@@ -255,7 +257,7 @@ def label_of(run_label: str, own: str, source: str) -> str:
 
 
 def variants(run: Run, sources: set[str], noise_scales: Sequence[float], rejections: Sequence[float],
-             best_ofs: Sequence[int], guidances: Sequence[float], strengths: Sequence[float]) -> list[Variant]:
+             best_ofs: Sequence[float], guidances: Sequence[float], strengths: Sequence[float]) -> list[Variant]:
     """Return the variants of a run to measure.
 
     Each source with noise is measured at every noise scale. The family's own source is also measured with rejection, if the
@@ -265,9 +267,10 @@ def variants(run: Run, sources: set[str], noise_scales: Sequence[float], rejecti
     decoder = run.model.decoder.config
     found = [Variant(source, noise_scale) for source in sources_of(run.model, run.data) if source in sources
              for noise_scale in (noise_scales if decoder.vector_dim and source != REAL_OUTLINES else [1.0])]
+    own = [source for source in run.model.sources[:1] if source in sources]
     if run.model.has_critic:
-        found += [Variant(run.model.sources[0], rejection=rejection) for rejection in rejections if rejection != 1]
-    found += [Variant(run.model.sources[0], best_of=best_of) for best_of in best_ofs if best_of != 1]
+        found += [Variant(source, rejection=rejection) for source in own for rejection in rejections if rejection != 1]
+    found += [Variant(source, best_of=int(best_of)) for source in own for best_of in best_ofs if best_of != 1]
     if decoder.vector_dropout:
         found += [variant._replace(guidance=guidance) for guidance in guidances if guidance != 1 for variant in tuple(found)]
     if decoder.min_strength < 1:

@@ -70,7 +70,7 @@ def scorer(config: RunConfig, data: Dataset, session: Session) -> TextModel:
     if (shipped := judge_of_scenes(data)) is not None:
         return shipped
     # Runs of all seeds share one scorer. It must not have a run's seed, or else it would prefer the samples of that run.
-    config = _from_scratch(config)
+    config = _of_judge(config)
     seed = SCORER_SEED + (config.training.seed == SCORER_SEED)
     return _language_model(config, data, session, seed, config.training.evaluator_steps,
                            "language model that scores samples")
@@ -110,13 +110,16 @@ def _configuration(config: RunConfig, corpus: CorpusConfig, seed: int, changes: 
     return RunConfig(LanguageModel.family, corpus, training, model)
 
 
-def _from_scratch(config: RunConfig) -> RunConfig:
-    """Return a run's configuration for a judge, which must be small: a GRU replaces a pretrained language model."""
-    if not decoder_class(config.model.decoder).pretrained:
-        return config
-    changed = ("decoder", "decoder_learning_rate", "decoder_batch_size")
-    defaults = {field.name: field.default for field in dataclasses.fields(DecoderOptions) if field.name in changed}
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **defaults))  # type: ignore[arg-type]
+def _of_judge(config: RunConfig) -> RunConfig:
+    """Return a run's configuration for a judge: without dropout, so that all families have the same judge, and small.
+
+    A GRU replaces a pretrained language model.
+    """
+    changes: dict[str, Any] = {"dropout": 0.0}
+    if decoder_class(config.model.decoder).pretrained:
+        changed = ("decoder", "decoder_learning_rate", "decoder_batch_size")
+        changes |= {field.name: field.default for field in dataclasses.fields(DecoderOptions) if field.name in changed}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
 
 
 def _trained(directory: Path, run: RunConfig, data: Dataset, session: Session, name: str,
@@ -143,7 +146,7 @@ def reverse_nll(samples: Sequence[str], held_out: Sequence[str], config: RunConf
     there are more samples.
     Source: Zhao et al., Adversarially Regularized Autoencoders (2018), reverse perplexity.
     """
-    config = _from_scratch(config)
+    config = _of_judge(config)
     options = {"decoder_steps": steps, "decoder_validate_every": max(1, steps // 8),
                "decoder_batch_size": REVERSE_BATCH_SIZE, "init_from": ""}
     key = _key(_configuration(config, config.corpus, REVERSE_SEED, options), data.corpus.fingerprint, list(samples),

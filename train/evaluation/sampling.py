@@ -89,7 +89,7 @@ def draw(model: TextModel, data: Dataset, variant: Variant, temperature: float, 
             more = data.scaling.unscale(drawn).cpu()
         ids = [row for block, _ in blocks for row in block]
     text = data.tokenizer.lines(ids)
-    if not vectors or not data.stores:
+    if not vectors or not data.stores or variant.best_of > 1:  # Best-of-N selects sentences, not outlines.
         return Sentences(text)
     return Sentences(text, data.scaling.unscale(torch.cat(vectors)).cpu(), more)
 

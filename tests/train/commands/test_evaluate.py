@@ -272,13 +272,17 @@ def test_other_strengths_have_their_own_lines(evaluated: Evaluated, lm_run: Path
         ["evaluate", str(lm_run), "--strengths", "0.5", *COMMAND, "--encoder", "none"], capsys)
 
 
-def test_best_of_has_its_own_lines_for_every_family(evaluated: Evaluated, tmp_path: Path) -> None:
+def test_best_of_has_its_own_lines_for_every_family(evaluated: Evaluated, tmp_path: Path,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
     best = ["--best-of", "4", "--sources", "generator,lm", "--out", str(tmp_path / "best")]
     assert main(["evaluate", *evaluated.runs, *COMMAND, "--temperatures", "1", "--encoder", "none", *best, "--quiet"]) == 0
     rows = json.loads((tmp_path / "best" / "report.json").read_text())["rows"]
     assert [row["source"] for row in rows] == ["real text", "outlines", "outlines, best of 4", "lm", "lm, best of 4"]
     nll = [row["figures"]["forward_nll_per_token"]["mean"] for row in rows]
     assert nll[1] != nll[2] and nll[3] != nll[4]
+    assert "outline_recall" in rows[1]["figures"] and "outline_recall" not in rows[2]["figures"]
+    assert main(["evaluate", *evaluated.runs, *COMMAND, "--best-of", "2.5", "--quiet"]) == 2
+    assert "--best-of 2.5 is not a whole number" in capsys.readouterr().err
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
