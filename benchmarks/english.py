@@ -90,7 +90,7 @@ def ship(run: Path, training: Path) -> None:
     shutil.copy(run / "tokenizer.model", target)
     description = {name: value for name, value in read_run(run).items() if name not in ("cache", "command", "machine")}
     description["corpus"] |= {"corpus": [Path(name).name for name in description["corpus"]["corpus"]], "tokenizer": ""}
-    description["model"]["init_from"] = Path(description["model"]["init_from"]).name
+    description["model"] |= {name: Path(description["model"][name]).name for name in ("init_from", "decoder_from")}
     write_json(target / "run.json", description)
     lines = training.read_text(encoding="utf-8").splitlines()
     atomic_write(target / FILTER, BloomFilter.of(lines, num_bytes=len(lines)).bits.tobytes())
