@@ -17,7 +17,8 @@ import outlines
 from benchmarks.rounds import has_bfloat16, shortest
 from outlines.decoding.sample import SamplingConfig
 from outlines.devices import sampling_workers
-from outlines.inference.pipeline import TEMPERATURE, Pipeline
+from outlines.inference.pipeline import Pipeline
+from outlines.pretrained import TEMPERATURE
 
 BATCH_SIZES, NUM = (64, 256, 1024, 4096), 1 << 13
 GPU_BATCH_SIZES, GPU_NUM = (4096, 16_384, 65_536), 1 << 18

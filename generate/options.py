@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from outlines.errors import OutlinesError, quoted
 from outlines.options import DEVICES, PRECISIONS, misplaced, unknown_name
-from outlines.pretrained import ENGLISH, SHIPPED, run_path
+from outlines.pretrained import ENGLISH, SHIPPED, run_path, temperature_of
 
 SAMPLE = "sample"
 
@@ -61,7 +61,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "num/walk": Option("number of steps, both ends included; gradient: the first step is 1 / (N - 1) of the distance",
                            int, 21, 2, 10_000, max_served=101),
         "num/nearest": Option("number of neighbours per sentence", int, 5, 1, 10_000, max_served=50),
-        "temperature": Option("sampling temperature; lower: likelier and less varied sentences", float, 0.5, max_served=10),
+        "temperature": Option("sampling temperature; lower: likelier and less varied sentences (default: 0.3 for english, "
+                              "otherwise 0.5)", float, max_served=10),
         "top_p": Option("nucleus sampling: sample only from the smallest set of tokens with this total probability", float,
                         1.0, high=1),
         "seed": Option("random seed", int, 1, max_served=2**53),
@@ -247,6 +248,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         options.num = 1
     for name in VERBS[verb].options.split():
         if getattr(options, key := name.partition("/")[0]) is None:
-            setattr(options, key, BY_NAME[name].default)
+            setattr(options, key, temperature_of(options.run) if key == "temperature" else BY_NAME[name].default)
     options.verb = verb
     return options

@@ -20,7 +20,7 @@ from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError, memory_advice
 from outlines.inference.copies import with_spare
 from outlines.inference.pipeline import Pipeline
-from outlines.pretrained import is_shipped
+from outlines.pretrained import is_shipped, temperature_of
 
 PAGE = Path(__file__).with_name("page.html")
 MAX_SENTENCES = int(BY_NAME["num"].max_served)
@@ -215,13 +215,15 @@ class Server(ThreadingHTTPServer):
         config = model.decoder.config
         return {"run": pipeline.run.name, "family": model.family, "sources": list(model.sources),
                 "walks": list(pipeline.walks), "neighbours": has_neighbours, "noise": config.vector_dim > 0,
-                "guided": config.vector_dropout > 0, "strength": model.strength, "min_strength": config.min_strength,
+                "guided": config.vector_dropout > 0, "temperature": temperature_of(pipeline.run), "strength": model.strength, "min_strength": config.min_strength,
                 "max_sentences": MAX_SENTENCES}
 
     def sample(self, fields: Fields) -> dict[str, Any]:
         num, seed = fields.number("num"), fields.number("seed")
-        config = SamplingConfig(max_len=self.pipeline.max_len, **{name: fields.number(name) for name in
-                                   ("temperature", "top_k", "top_p", "noise_scale", "guidance", "strength", "best_of")})
+        temperature = fields.number("temperature")
+        config = SamplingConfig(temperature_of(self.pipeline.run) if temperature is None else temperature,
+                                max_len=self.pipeline.max_len, **{name: fields.number(name) for name in
+                                   ("top_k", "top_p", "noise_scale", "guidance", "strength", "best_of")})
         source, prefix = fields.text("source", ""), fields.text("prefix", "")
         fields.end()
         config = self.pipeline.chosen(config)

@@ -17,8 +17,8 @@ from outlines import checkpoint
 from outlines.checkpoint import load_modules, module_tensors
 from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError, memory_advice, one_line, quoted
-from outlines.inference.pipeline import TEMPERATURE
 from outlines.models.base import block_seed
+from outlines.pretrained import TEMPERATURE
 from train.config import TrainingConfig
 from train.data import Dataset
 from train.method import EVALUATION_SAMPLES, Method, NotFinite, Snapshot, Stage, Update

@@ -33,10 +33,7 @@ from outlines.inference.rejection import rejecting
 from outlines.metrics.bleu import reconstruction_bleu
 from outlines.models.base import BATCH, Draw, TextModel
 from outlines.models.registry import load_model
-from outlines.pretrained import is_shipped
-
-BEST_OF = 4  # default for new sentences of a model that ships: the model card says why
-TEMPERATURE = 0.5  # default; chosen by measurements on the built-in corpus: docs/results.md, "The default run"
+from outlines.pretrained import ENGLISH_BEST_OF, TEMPERATURE, is_shipped, temperature_of
 
 
 class Sentence(NamedTuple):
@@ -221,13 +218,13 @@ class Pipeline:
         return encoded[[places[text] for text in texts]].to(self.device)
 
     def sample(self, num: int = 10, seed: int = 1, source: str | None = None, **choice: float) -> list[str]:
-        """Return `num` new sentences. choice: fields of SamplingConfig; the default temperature is 0.5."""
-        sampling = SamplingConfig(**{"temperature": TEMPERATURE, "max_len": self.max_len, **choice})  # type: ignore[arg-type]
+        """Return `num` new sentences. choice: fields of SamplingConfig; the default temperature is `temperature_of`."""
+        sampling = SamplingConfig(**{"temperature": temperature_of(self.run), "max_len": self.max_len, **choice})  # type: ignore[arg-type]
         return [sentence.text for sentence in self.sentences(num, seed, sampling, source)]
 
     def chosen(self, sampling: SamplingConfig) -> SamplingConfig:
         """Return `sampling`. A strength or best_of of None becomes this run's default for new sentences."""
-        usual = BEST_OF if is_shipped(self.run) and sampling.drafts == 1 and not sampling.beam else 1
+        usual = ENGLISH_BEST_OF if is_shipped(self.run) and sampling.drafts == 1 and not sampling.beam else 1
         best_of = sampling.best_of or usual
         return self.model.chosen(replace(sampling, best_of=best_of))
 
@@ -265,7 +262,7 @@ class Pipeline:
         vector. workers: number of threads, each of which decodes its own batches. Before you use more than one on a CPU, set
         torch to one thread per operation. Use drafts only with one worker. If a run that ships with the package samples the
         vectors itself, it skips sentences of its training text; then i counts the remaining sentences. For such sentences,
-        `SamplingConfig.best_of` is BEST_OF by default.
+        `SamplingConfig.best_of` is ENGLISH_BEST_OF by default.
         """
         draw = source if callable(source) else self.source(source, sampling, rejection)
         sampling = sampling if callable(source) else self.chosen(sampling)

@@ -10,9 +10,10 @@ from outlines.decoding.best_of import LENGTH_POWER, best_of
 from outlines.decoding.sample import SamplingConfig
 from outlines.decoding.scoring import nll_of_rows
 from outlines.errors import OutlinesError
-from outlines.inference.pipeline import BEST_OF, Pipeline
+from outlines.inference.pipeline import Pipeline
 from outlines.models.lm import LanguageModel
 from outlines.networks.gru import GRUConfig
+from outlines.pretrained import ENGLISH_BEST_OF
 
 SAMPLING = SamplingConfig(temperature=1.0, max_len=6)
 BEST = replace(SAMPLING, best_of=4)
@@ -66,12 +67,12 @@ def test_a_sentence_depends_only_on_seed_and_number(pipeline: Pipeline) -> None:
 
 def test_the_shipped_model_keeps_the_best_of_four(capsys: pytest.CaptureFixture[str]) -> None:
     english = outlines.load("english", "cpu")
-    assert english.chosen(SAMPLING).best_of == BEST_OF == 4
+    assert english.chosen(SAMPLING).best_of == ENGLISH_BEST_OF == 4
     assert drawn(english, 3) == drawn(english, 3, best_of=4) != drawn(english, 3, best_of=1)
     assert generate(["english", "--num", "2"]) == 0
     usual = capsys.readouterr().out
-    assert generate(["english", "--num", "2", "--best-of", "4"]) == 0
-    assert capsys.readouterr().out == usual
+    assert generate(["english", "--num", "2", "--best-of", "4", "--temperature", "0.3"]) == 0
+    assert capsys.readouterr().out == usual == "".join(f"{text}\n" for text in english.sample(2))
 
 
 def test_an_outline_that_is_given_has_no_best_of(pipeline: Pipeline) -> None:

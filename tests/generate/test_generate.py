@@ -26,7 +26,7 @@ from outlines.decoding.sample import SamplingConfig, sample
 from outlines.decoding.scoring import nll_of_rows
 from outlines.encoders.recurrent import RecurrentEncoderConfig
 from outlines.errors import OutlinesError
-from outlines.inference.pipeline import TEMPERATURE, Pipeline, Sentence
+from outlines.inference.pipeline import Pipeline, Sentence
 from outlines.metrics.bleu import reconstruction_bleu
 from outlines.models.autoencoder import Autoencoder
 from outlines.models.base import block_seed, in_order
@@ -34,7 +34,7 @@ from outlines.models.lm import LanguageModel
 from outlines.models.registry import save_model
 from outlines.models.vae import VAE
 from outlines.models.zforcing import StochasticDecoderConfig, ZForcing
-from outlines.pretrained import ENGLISH, SHIPPED
+from outlines.pretrained import ENGLISH, SHIPPED, TEMPERATURE
 from tests.conftest import Command, environment
 
 GREEDY = SamplingConfig(temperature=0)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from outlines.decoding.sample import SamplingConfig
 from outlines.errors import quoted
-from outlines.inference.pipeline import TEMPERATURE, Pipeline
+from outlines.inference.pipeline import Pipeline
 from outlines.models.base import TextModel
+from outlines.pretrained import TEMPERATURE
 from train.config import SIZES, RunConfig
 from train.data import Dataset
 from train.evaluation import sampling, tables
