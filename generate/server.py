@@ -214,8 +214,9 @@ class Server(ThreadingHTTPServer):
         has_neighbours = model.frozen_encoder() is not None and not is_shipped(pipeline.run)
         config = model.decoder.config
         return {"run": pipeline.run.name, "family": model.family, "sources": list(model.sources),
+                "temperature": temperature_of(pipeline.run),
                 "walks": list(pipeline.walks), "neighbours": has_neighbours, "noise": config.vector_dim > 0,
-                "guided": config.vector_dropout > 0, "temperature": temperature_of(pipeline.run), "strength": model.strength, "min_strength": config.min_strength,
+                "guided": config.vector_dropout > 0, "strength": model.strength, "min_strength": config.min_strength,
                 "max_sentences": MAX_SENTENCES}
 
     def sample(self, fields: Fields) -> dict[str, Any]:
