@@ -111,8 +111,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
                             '--num is the number of sentences per condition (default: 1)', Path),
         "noise_scale": Option("factor on the noise; below 1: more typical, less varied outlines", float, 1.0, max_served=10),
         "best_of": Option("write N sentences for each result, each from a new outline, and keep the most probable; higher: "
-                          "fewer mistakes, less variety (default: 4 for new sentences of english, otherwise 1)", int,
-                          low=1, high=1024, max_served=4),
+                          "fewer mistakes, less variety (default: 8 for new sentences of english, otherwise 1)", int,
+                          low=1, high=1024, max_served=8),
         "rejection": Option("rejection sampling with the critic: average number of outlines drawn per accepted outline; "
                             "1: accept all", float, 1.0, 1, 100),
     },

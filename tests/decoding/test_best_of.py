@@ -65,13 +65,13 @@ def test_a_sentence_depends_only_on_seed_and_number(pipeline: Pipeline) -> None:
     assert all(text in every[3 * i:3 * i + 3] for i, text in enumerate(kept))
 
 
-def test_the_shipped_model_keeps_the_best_of_four(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_shipped_model_keeps_the_best_of_eight(capsys: pytest.CaptureFixture[str]) -> None:
     english = outlines.load("english", "cpu")
-    assert english.chosen(SAMPLING).best_of == ENGLISH_BEST_OF == 4
-    assert drawn(english, 3) == drawn(english, 3, best_of=4) != drawn(english, 3, best_of=1)
+    assert english.chosen(SAMPLING).best_of == ENGLISH_BEST_OF == 8
+    assert drawn(english, 3) == drawn(english, 3, best_of=8) != drawn(english, 3, best_of=1)
     assert generate(["english", "--num", "2"]) == 0
     usual = capsys.readouterr().out
-    assert generate(["english", "--num", "2", "--best-of", "4", "--temperature", "0.3"]) == 0
+    assert generate(["english", "--num", "2", "--best-of", "8", "--temperature", "0.3"]) == 0
     assert capsys.readouterr().out == usual == "".join(f"{text}\n" for text in english.sample(2))
 
 

@@ -34,7 +34,7 @@ from outlines.models.lm import LanguageModel
 from outlines.models.registry import save_model
 from outlines.models.vae import VAE
 from outlines.models.zforcing import StochasticDecoderConfig, ZForcing
-from outlines.pretrained import ENGLISH, SHIPPED, TEMPERATURE
+from outlines.pretrained import ENGLISH, ENGLISH_TEMPERATURE, SHIPPED, TEMPERATURE
 from tests.conftest import Command, environment
 
 GREEDY = SamplingConfig(temperature=0)
@@ -585,10 +585,11 @@ def test_block_seeds_differ() -> None:
 
 def test_options_have_the_defaults_of_the_sampling_configuration() -> None:
     expected = dataclasses.asdict(SamplingConfig(temperature=TEMPERATURE))
-    own = ("beam", "max_len")
+    own = ("beam", "max_len", "temperature")
     assert {name: option.default for name, option in BY_NAME.items() if name in expected and name not in own} == {
         name: value for name, value in expected.items() if name not in own}
     assert verbs.sampling_of(parse(["RUN"])) == SamplingConfig(temperature=TEMPERATURE)
+    assert verbs.sampling_of(parse(["english"])) == SamplingConfig(temperature=ENGLISH_TEMPERATURE)
 
 
 @pytest.mark.parametrize("verb", VERBS)
