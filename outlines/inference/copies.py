@@ -57,7 +57,7 @@ class BloomFilter:
 
 def with_spare(num: int) -> int:
     """Return how many sentences to sample so that `num` of them are probably not copies."""
-    return num + num // 4 + 8
+    return num + num // 2 + 8
 
 
 def _places(sentence: str, num_bits: int) -> np.ndarray:

@@ -81,7 +81,7 @@ def test_the_page_is_one_file_that_loads_nothing_from_elsewhere(server: Server) 
 
 def test_about_says_what_the_run_can_do(server: Server, tiny_run: Path) -> None:
     assert ask(server, "/about") == (200, {
-        "run": tiny_run.name, "family": "outlines", "sources": ["generator", "mixture", "gaussian"],
+        "run": tiny_run.name, "family": "outlines", "sources": ["generator", "mixture", "gaussian"], "temperature": 0.5,
         "walks": ["linear", "spherical", "noise", "gradient"], "neighbours": True, "noise": True, "guided": True,
         "strength": 0.3, "min_strength": 0.0, "max_sentences": 100})
 

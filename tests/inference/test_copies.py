@@ -64,9 +64,9 @@ def test_few_sentences_are_decoded_in_vain(monkeypatch: pytest.MonkeyPatch) -> N
         return write(vectors, uniforms, sampling, prefix)
 
     monkeypatch.setattr(run, "write", counted)
-    assert len(run.sample(10)) == 10 and sum(decoded) < 25
+    assert len(run.sample(10)) == 10 and sum(decoded) < 8 * 25  # Each sentence is the best of eight.
     decoded.clear()
-    assert len(list(run.sentences(10, 1, run.greedy, workers=2, batch_size=4096))) == 10 and sum(decoded) < 25
+    assert len(list(run.sentences(10, 1, run.greedy, workers=2, batch_size=4096))) == 10 and sum(decoded) < 8 * 25
 
 
 def test_the_filter_works_by_any_path_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +77,6 @@ def test_the_filter_works_by_any_path_of_the_run(monkeypatch: pytest.MonkeyPatch
 def test_the_server_prefers_new_sentences() -> None:
     run = outlines.load("english", "cpu")
     with Server(run, "127.0.0.1", 0) as server:
-        fields = {"num": 60, "seed": 1, "temperature": 0.5}
+        fields = {"num": 60, "seed": 1}
         texts = [row["text"] for row in server.sample(Fields(fields))["sentences"]]
     assert texts == run.sample(60)
