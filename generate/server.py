@@ -217,7 +217,7 @@ class Server(ThreadingHTTPServer):
                 "temperature": temperature_of(pipeline.run),
                 "walks": list(pipeline.walks), "neighbours": has_neighbours, "noise": config.vector_dim > 0,
                 "guided": config.vector_dropout > 0, "strength": model.strength, "min_strength": config.min_strength,
-                "max_sentences": MAX_SENTENCES}
+                "best_of": pipeline.chosen(SamplingConfig()).best_of, "max_sentences": MAX_SENTENCES}
 
     def sample(self, fields: Fields) -> dict[str, Any]:
         num, seed = fields.number("num"), fields.number("seed")

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 import outlines
 from generate import batcher as batching
 from generate import server as serving
+from generate.options import BY_NAME
 from generate.server import Server
 from outlines.decoding.sample import SamplingConfig
 from outlines.inference.pipeline import Pipeline
@@ -83,7 +84,7 @@ def test_about_says_what_the_run_can_do(server: Server, tiny_run: Path) -> None:
     assert ask(server, "/about") == (200, {
         "run": tiny_run.name, "family": "outlines", "sources": ["generator", "mixture", "gaussian"], "temperature": 0.5,
         "walks": ["linear", "spherical", "noise", "gradient"], "neighbours": True, "noise": True, "guided": True,
-        "strength": 0.3, "min_strength": 0.0, "max_sentences": 100})
+        "strength": 0.3, "min_strength": 0.0, "best_of": 1, "max_sentences": 100})
 
 
 def test_endpoints_do_what_the_verbs_do(server: Server, pipeline: Pipeline) -> None:
@@ -145,6 +146,9 @@ def test_a_family_without_a_critic_gives_no_score(server: Server, pipeline: Pipe
 def test_the_page_has_a_slider_for_each_scale_and_shows_the_score(server: Server) -> None:
     page = ask(server, "/")[1]
     assert re.findall(r'name="(\w+)" type="range"', page) == ["temperature", "noise_scale", "strength", "guidance"]
+    for name in ("num", "best_of"):
+        limits = re.search(rf'name="{name}" type="number" min="1" max="(\d+)"', page)
+        assert limits and int(limits[1]) == BY_NAME[name].max_served
     assert 'Number(form.get("noise_scale"))' in page and "critic_score" in page
 
 
