@@ -15,7 +15,7 @@ from torch import Tensor
 from outlines.decoding.sample import SamplingConfig
 from outlines.errors import OutlinesError
 
-MAX_ROWS = 512  # Number of sentences decoded in one batch; limits the memory
+MAX_ROWS = 512  # Waiting requests join a batch up to this number of sentences; a larger request is a batch of its own
 ANSWER_SEC = 30  # Longest wait of a request until its work begins
 GATHER_SEC = 0.01  # How long a request waits for other requests, to share a batch with them
 

@@ -102,8 +102,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
     "correction (only for models with a frozen encoder)": {
         "drafts": Option("write N sentences per outline, encode them again, and keep the one nearest to the outline", int, 1,
                          1, 1024),
-        "rounds": Option("repeat --drafts N times, each time with half of the remaining error added to the outline", int,
-                         0, 0, 100),
+        "rounds": Option("write N more rounds of drafts, each time with half of the remaining error added to the outline",
+                         int, 0, 0, 100),
     },
     "choice of outlines": {
         "condition": Option('for conditional runs: file with one condition per line (-: standard input), or .jsonl with the '
@@ -242,8 +242,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
                 raise OutlinesError(f"{shown} has no effect with --{name}. Remove one of them.")
     if "lm" in given and "smoothness" not in given:
         raise OutlinesError("--lm has no effect without --smoothness. Add --smoothness or remove --lm.")
-    if "rounds" in given and "drafts" not in given:
-        raise OutlinesError("--rounds has no effect without --drafts. Add --drafts or remove --rounds.")
     if "condition" in given and options.num is None:
         options.num = 1
     for name in VERBS[verb].options.split():

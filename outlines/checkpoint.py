@@ -32,6 +32,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def short_hash(data: Any) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of JSON data: a key for a cache."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _fsync(path: Path) -> None:
     if os.name == "nt":  # Windows cannot open directories, and flushes only files that are open for writing
         return

@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor
 
 from outlines.causal_lm import find_causal_lm, is_causal_lm
-from outlines.checkpoint import verify
+from outlines.checkpoint import short_hash, verify
 from outlines.corpus import grammar
 from outlines.corpus.batching import BatchOrder, TokenBatch, collate
 from outlines.corpus.formats import CorpusError, require_file
@@ -162,7 +160,7 @@ def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device:
     if loaded:
         for split in SPLITS:
             sentences = corpus.sentences[split]
-            key = _key({"corpus": sentences.fingerprint, "encoder": loaded.fingerprint})
+            key = short_hash({"corpus": sentences.fingerprint, "encoder": loaded.fingerprint})
             store = cache / f"outlines-{key}"
             if not ranks.agree((store / "meta.json").exists()):
                 store.mkdir(parents=True, exist_ok=True)
@@ -187,10 +185,6 @@ def open_dataset(config: CorpusConfig, encoder: str | None, cache: Path, device:
         ranks.barrier()
         pairing = load_pairing(config, pairs)
     return Dataset(corpus, stores, loaded, device, pairing)
-
-
-def _key(data: dict[str, object]) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def embedded_source() -> str:
@@ -248,7 +242,7 @@ def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
     elif not (config.tokenizer or config.corpus or config.vocab_size or config.lowercase):
         given = load_tokenizer(SCENES_MODEL / "tokenizer.model", verify(SCENES_MODEL)["tokenizer.model"])
     source = fingerprint(config) if config.corpus else f"{embedded_source()} x {config.num_sentences}"
-    key = _key({"source": source, "vocab_size": config.vocab_size, "lowercase": config.lowercase,
+    key = short_hash({"source": source, "vocab_size": config.vocab_size, "lowercase": config.lowercase,
                 "max_len": config.max_len, "tokenizer": found.fingerprint if (found := lm or given) else "",
                 "fractions": [config.valid_fraction, config.test_fraction], "version": 4})
     directory = cache / f"corpus-{key}"

@@ -214,14 +214,12 @@ def find_method(family: str) -> type[Method]:
     return all_methods()[family]
 
 
-def variants() -> dict[str, str]:
-    """Return the family of every preset that is neither a size nor a family's name.
+def implied_families() -> dict[str, str]:
+    """Return the family of every preset that is not a size.
 
     Such a preset can replace the family: `train flow` trains the family outlines with the preset flow.
     """
-    methods = all_methods()
-    return {name: family for family, method in methods.items() for name in method.presets
-            if name not in SIZES and name not in methods}
+    return {name: family for family, method in all_methods().items() for name in method.presets if name not in SIZES}
 
 
 def all_methods() -> dict[str, type[Method]]:

@@ -12,6 +12,7 @@ from train.runtime.run_directory import read_run
 
 SHAPE = {"decoder", "lm_tuning", "embed_dim", "hidden_dim", "mix_dim", "num_layers"}
 READS_OUTLINES = {"encoder", "encoder_prompt", "encoder_dim"}
+TRAINED_WITH = {"min_strength", "exact_outlines", "outline_dropout"}
 TOKENS = {"tokenizer", "vocab_size", "lowercase", "max_len"}
 
 
@@ -46,7 +47,7 @@ def with_source(config: RunConfig, given: set[str]) -> RunConfig:
         raise OutlinesError(f"{source}: training has not finished. Finish it with --resume.")
     load_tokenizer(run / "tokenizer.model", str(description.get("hashes", {}).get("tokenizer")))  # raises if damaged
     if model.init_from or not same_corpus(config, description):
-        shared = SHAPE | READS_OUTLINES
+        shared = SHAPE | READS_OUTLINES | (set() if model.init_from else TRAINED_WITH)
         tokens = {"tokenizer": str(run / "tokenizer.model"), "vocab_size": 0, "lowercase": False,
                   "max_len": description["corpus"]["max_len"]}
     else:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from outlines.causal_lm import CausalLM, begin_token
-from outlines.corpus.tokenizer import SPECIAL, SentencePieceTokenizer, StoredTokenizer, Tokenizer, normalizer, one_line_text
+from outlines.corpus.tokenizer import NOT_UNICODE, SPECIAL, SentencePieceTokenizer, Tokenizer, normalizer
 from outlines.errors import TokenizerError, one_line
 
 NUM_SPECIAL = len(vars(SPECIAL))
@@ -49,13 +49,11 @@ def from_ranges(text: str, most: int) -> list[int]:
     return found
 
 
-class LMTokenizer(StoredTokenizer):
+class LMTokenizer(Tokenizer):
     """A language model's tokenizer with new ids: first this project's special tokens, then the kept pieces.
 
     rows: the id of each token in the language model. unk and pad have the id of eos, because the decoder never writes them.
     """
-
-    special = SPECIAL
 
     def __init__(self, model: bytes) -> None:
         """model: content of a file that `save` wrote. Raises TokenizerError."""
@@ -129,11 +127,10 @@ class LMTokenizer(StoredTokenizer):
         try:
             normalized = [self._normalized(sentence) for sentence in sentences]
         except (RuntimeError, TypeError, UnicodeEncodeError) as error:
-            raise TokenizerError("The text has a lone surrogate, or bytes that are not UTF-8. Remove them.") from error
+            raise TokenizerError(NOT_UNICODE) from error
         return [row.ids for row in self._tokenizer.encode_batch(normalized, add_special_tokens=False)]
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each sentence, without bos and eos. Raises TokenizerError for invalid text."""
         local = self._local
         return [[token for number in row for token in ((local[number],) if number in local else self._split(number))]
                 for row in self._encoded(sentences)]
@@ -149,17 +146,11 @@ class LMTokenizer(StoredTokenizer):
         return tokens
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Return the sentence of each row of ids, without bos, eos and pad."""
         rows = [[self.rows[token] for token in row if token >= NUM_SPECIAL] for row in ids]
         return self._tokenizer.decode_batch(rows, skip_special_tokens=False)
 
-    def lines(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Return the sentence of each row of ids, without line breaks and control characters."""
-        return list(map(one_line_text, self.decode(ids)))
-
     @cached_property
     def pieces(self) -> list[str]:
-        """The text of each token; empty for special tokens, and for single bytes that are not a whole character."""
         anchor = self._tokenizer.token_to_id("a")
         (before,), after = (self._tokenizer.decode_batch(rows, skip_special_tokens=False)
                             for rows in ([[anchor]], [[anchor, number] for number in self.rows[NUM_SPECIAL:]]))
@@ -168,9 +159,8 @@ class LMTokenizer(StoredTokenizer):
         return [""] * NUM_SPECIAL + ["" if "\ufffd" in text else text for text in texts]
 
 
-
 def load_tokenizer(path: Path, sha256: str | None = None) -> Tokenizer:
-    """Return the tokenizer in a file. sha256: see `StoredTokenizer.load`. Raises TokenizerError."""
+    """Return the tokenizer in a file. sha256: see `Tokenizer.load`. Raises TokenizerError."""
     is_lm = False
     with contextlib.suppress(OSError):  # SentencePieceTokenizer reports what is wrong with the file
         if path.is_file():

@@ -8,13 +8,14 @@ Source: Kudo and Richardson, SentencePiece (2018); BPE: Sennrich et al. (2016).
 import hashlib
 import io
 import re
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import sentencepiece
 
@@ -47,6 +48,7 @@ PIECES_PER_WORD = 1.5
 """Vocabulary entries for each word that is one piece, because BPE keeps shorter pieces, too. The value is from Multi30k."""
 SPM_TRAIN = ("spm_train --input=FILE --model_prefix=NAME --vocab_size=8000 --model_type=bpe --byte_fallback=true "
              + " ".join(f"--{name}={id}" for name, id in asdict(SPECIAL).items()))
+NOT_UNICODE = "The text has a lone surrogate, or bytes that are not UTF-8. Remove them."
 NORMALIZATION = {False: "nmt_nfkc", True: "nmt_nfkc_cf"}  # whether to convert to lower case → SentencePiece's rule
 
 
@@ -114,24 +116,11 @@ def _recording(sentences: Iterable[str], failures: list[BaseException]) -> Itera
         raise
 
 
-class Tokenizer(Protocol):
-    """The interface of a tokenizer, documented in SentencePieceTokenizer. LMTokenizer is another implementation."""
+class Tokenizer(ABC):
+    """Sentences to token ids and back. A tokenizer is stored in one file, which determines all ids."""
 
-    special: SpecialIds
-    vocab_size: int
-    fingerprint: str
-
-    @property
-    def pieces(self) -> list[str]: ...  # the text of each token; empty for single bytes and special tokens
-    def fitted(self, sentences: Iterable[str]) -> "Tokenizer": ...
-    def encode(self, sentences: Sequence[str]) -> list[list[int]]: ...
-    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
-    def lines(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
-    def save(self, path: Path) -> None: ...
-
-
-class StoredTokenizer:
-    """Base class of tokenizers. A tokenizer is stored in one file, and the file determines all ids."""
+    special = SPECIAL
+    vocab_size: int  # includes the special tokens
 
     def __init__(self, model: bytes) -> None:
         """model: content of the tokenizer's file. Subclasses raise TokenizerError if it is invalid."""
@@ -157,11 +146,30 @@ class StoredTokenizer:
     def save(self, path: Path) -> None:
         atomic_write(path, self._model)
 
+    def fitted(self, sentences: Iterable[str]) -> "Tokenizer":
+        """Return the tokenizer for a corpus with these training sentences: itself, or one with fewer pieces."""
+        return self
 
-class SentencePieceTokenizer(StoredTokenizer):
+    @property
+    @abstractmethod
+    def pieces(self) -> list[str]:
+        """The text of each token; empty for special tokens, and for single bytes that are not a whole character."""
+
+    @abstractmethod
+    def encode(self, sentences: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each sentence, without bos and eos. Raises TokenizerError for invalid text."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Return the sentence of each row of ids, without bos, eos and pad."""
+
+    def lines(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Return the sentence of each row of ids, without line breaks and control characters."""
+        return list(map(one_line_text, self.decode(ids)))
+
+
+class SentencePieceTokenizer(Tokenizer):
     """A trained SentencePiece model. Encoding never returns unk."""
-
-    special = SPECIAL
 
     def __init__(self, model: bytes) -> None:
         super().__init__(model)
@@ -171,39 +179,37 @@ class SentencePieceTokenizer(StoredTokenizer):
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             special = {name: getattr(processor, name)() for name in asdict(SPECIAL)}
             ids = list(range(processor.get_piece_size()))
-            num_bytes, pieces = sum(processor.is_byte(ids)), processor.id_to_piece(ids)  # raises if a piece is not UTF-8
+            num_bytes = sum(processor.is_byte(ids))
+            pieces = processor.id_to_piece(ids)  # raises if a piece is not UTF-8
         except (RuntimeError, ValueError) as error:
             raise TokenizerError("not a SentencePiece model, or a damaged one.") from error
         if special != asdict(SPECIAL) or num_bytes != 256:
             raise TokenizerError(f"a SentencePiece model with other special tokens, or without byte pieces: {special}, "
                                  f"{num_bytes} byte pieces. Train one with: {SPM_TRAIN}")
         self._processor = processor
-        self.vocab_size = len(ids)  # includes the special tokens
+        self.vocab_size = len(ids)
         others = {id for id in ids if processor.is_byte(id) or processor.is_control(id) or processor.is_unknown(id)}
-        self.pieces = ["" if id in others else piece.replace("▁", " ") for id, piece in enumerate(pieces)]
+        self._pieces = ["" if id in others else piece.replace("▁", " ") for id, piece in enumerate(pieces)]
         # The text of each piece, or None if only SentencePiece can decode it.
-        self._plain: list[Any] = [piece if re.fullmatch(r" ?\S+", piece) else None for piece in self.pieces]
+        self._plain: list[Any] = [piece if re.fullmatch(r" ?\S+", piece) else None for piece in self._pieces]
 
-    def fitted(self, sentences: Iterable[str]) -> Self:
-        """Return this tokenizer: a SentencePiece model is not restricted to the training split."""
-        return self
+    @property
+    def pieces(self) -> list[str]:
+        return self._pieces
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each sentence, without bos and eos. Raises TokenizerError for invalid text."""
         try:
             return self._processor.encode(list(sentences), out_type=int)
         except (TypeError, UnicodeEncodeError) as error:  # a lone surrogate, from arguments that are not UTF-8
-            raise TokenizerError("The text has a lone surrogate, or bytes that are not UTF-8. Remove them.") from error
+            raise TokenizerError(NOT_UNICODE) from error
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Return the sentence of each row of ids, without bos, eos and pad."""
         silent = {self.special.bos_id, self.special.eos_id, self.special.pad_id}
         rows = [row if isinstance(row, list) and silent.isdisjoint(row) else [int(i) for i in row if i not in silent]
                 for row in ids]
         return self._processor.decode(rows) if rows else []
 
     def lines(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Return the sentence of each row of ids, without line breaks and control characters."""
         plain, found, others = self._plain, list[str](), list[int]()
         for number, row in enumerate(ids):
             try:  # works for nearly all sentences, and is faster than SentencePiece, which is the bottleneck on a GPU

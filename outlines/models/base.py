@@ -102,8 +102,7 @@ class TextModel(nn.Module):
 
     def log_density_ratio(self, vectors: Tensor) -> Tensor:
         """Return estimates [N] of log(real / generated density) in nats, up to a constant. Raises CannotReject."""
-        raise CannotReject(f"{self.family!r} models have no critic, so rejection sampling is not available. "
-                           "Remove the option.")
+        raise CannotReject(f"This {self.family} model has no critic for rejection sampling. Remove the option.")
 
     def shape(self) -> dict[str, Any]:
         """Return JSON data from which `from_shape` builds an untrained model of the same shape."""

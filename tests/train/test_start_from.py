@@ -11,6 +11,7 @@ from outlines import load
 from outlines.checkpoint import read_state
 from outlines.corpus import grammar
 from train.__main__ import main
+from train.commands.train import parse, plan_of
 from train.runtime.run_directory import checkpoints
 
 
@@ -107,6 +108,22 @@ def test_options_that_contradict_the_source(flags: list[str], message: str, tiny
                  *given]) == 2
     error = capsys.readouterr().err
     assert message.replace("RUN", str(tiny_run)) in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_decoder_over_another_corpus_keeps_the_options_of_its_training(tiny_run: Path, other_corpus: Path, tmp_path: Path,
+                                                                         capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as the smallest strength: `generate` must refuse strengths that the decoder was not trained for."""
+    source = tmp_path / "source"
+    shutil.copytree(tiny_run, source)
+    description = json.loads((source / "run.json").read_text())
+    trained_with = {"min_strength": 0.25, "exact_outlines": 0.75, "outline_dropout": 0.2}
+    description["model"] |= trained_with
+    (source / "run.json").write_text(json.dumps(description))
+    arguments = ["--corpus", str(other_corpus), "--decoder-from", str(source)]
+    model = plan_of(parse(arguments)).runs["."][1].model
+    assert {name: getattr(model, name) for name in trained_with} == trained_with
+    assert main([*arguments, "--min-strength", "0.5", "--quiet"]) == 2
+    assert f"{source} was trained with min_strength = 0.25, not 0.5" in capsys.readouterr().err
 
 
 def test_a_damaged_tokenizer_of_the_source_is_detected(tiny_run: Path, other_corpus: Path, recurrent_encoder: Path,

@@ -132,6 +132,8 @@ def test_a_second_trainer_is_refused_with_the_firsts_pid(tiny_run: Path, run_mod
     (["--valid", "v.txt"], "--valid has no effect here (without --corpus)"),
     (["--tokenizer", "spm.model", "--vocab-size", "500"], "--vocab-size has no effect here (with --tokenizer)"),
     (["--corpus", "a.txt", "--text-column", "line"], "--text-column has no effect here (no file has columns)"),
+    (["--corpus", "a.json/b.txt", "--text-column", "line"], "--text-column has no effect here (no file has columns)"),
+    (["--corpus", "A.CSV", "--text-column", "line"], "A.CSV: no such file"),
     (["evaluate", "run", "--num-evaluation", "20"], "--num-evaluation has no effect here. Only the families arae,"),
     (["evaluate", "run", "--num-sample", "20"], "unknown option '--num-sample'. Did you mean '--num-samples'?"),
 ])

@@ -8,7 +8,7 @@ import itertools
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     if base.family != FAMILY:
         raise OutlinesError(f"{run}: this is a run of {base.family!r}. Use a run of {FAMILY!r}.")
     rejections = numbers("--rejection", options.rejection, 1, MAX_MEAN_DRAWS)
-    variations = list(varied(run, base, options.vary))
+    variations = varied(run, base, options.vary)
     out = options.out or Path(f"{run.absolute()}-ablation")
     check_out(out)
     session = Session.of_run(run, options.quiet, signals, options.device)
@@ -133,8 +133,8 @@ def _yardstick(run: Path, base: RunConfig, data: Dataset, session: Session, outl
     return Yardstick(base, data, quick_judges(base, data, session), encoder=encoder)
 
 
-def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[dict[str, Any], RunConfig]]:
-    """Yield each combination of the settings in `vary`, and the configuration of its run with the decoder of `run`.
+def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> list[tuple[dict[str, Any], RunConfig]]:
+    """Return each combination of the settings in `vary`, and the configuration of its run with the decoder of `run`.
 
     Raises OutlinesError.
     """
@@ -153,11 +153,18 @@ def varied(run: Path, base: RunConfig, vary: Sequence[str]) -> Iterator[tuple[di
             raise OutlinesError(f"--vary {name} has no effect, because all generators use RUN's decoder. Vary an option of "
                                 "the generator.")
         axes[name] = [coerce(fields[name], _value(fields[name].type, text), "--vary") for text in values.split(",")]
+    found = []
     for combination in itertools.product(*axes.values()):
         settings = dict(zip(axes, combination, strict=True))
         changes: dict[str, Any] = {"decoder_from": str(run.absolute()), **settings}
         training = dataclasses.replace(base.training, seed=changes.pop("seed", base.training.seed))
-        yield settings, dataclasses.replace(base, training=training, model=dataclasses.replace(base.model, **changes))
+        model = dataclasses.replace(base.model, **changes)
+        found.append((settings, dataclasses.replace(base, training=training, model=model)))
+    unused = [config.model.without_effect() for _, config in found]
+    for name in axes:
+        if all(name in reasons for reasons in unused):
+            raise OutlinesError(f"--vary {name} has no effect ({unused[0][name]}). Vary other options.")
+    return found
 
 
 def _value(kind: Any, text: str) -> Any:

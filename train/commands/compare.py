@@ -17,7 +17,7 @@ from train.evaluation import tables
 from train.evaluation.curves import png
 from train.evaluation.pictures import collapse_picture
 from train.evaluation.sampling import REAL_TEXT, Row
-from train.method import variants
+from train.method import implied_families
 from train.runtime.log import charts
 from train.runtime.run_directory import read_json, read_lines, runs_of
 
@@ -35,7 +35,7 @@ def members_of(names: str, preset: str) -> dict[str, tuple[str, str]]:
     """
     models = families()
     generators = {name for name, model in models.items() if model.sources}
-    presets = {name: family for name, family in variants().items() if family in generators}
+    presets = {name: family for name, family in implied_families().items() if family in generators}
     controls = {source for family in generators for source in models[family].sources[1:]}
     # Outlines first: the row of real text comes from the first run, and needs this family for its outline metrics.
     wanted = sorted((name.strip() for name in names.split(",")), key=lambda name: name != LEADER)

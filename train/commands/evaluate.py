@@ -6,7 +6,6 @@ Runs that differ only in their seed share a row. Each run stores its rows in eva
 import argparse
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from outlines.causal_lm import is_causal_lm
-from outlines.checkpoint import MANIFEST, sha256_file
+from outlines.checkpoint import MANIFEST, sha256_file, short_hash
 from outlines.corpus.reading import CorpusFiles, ReadingReport, read_records
 from outlines.encoders import load_encoder, unread_notes
 from outlines.errors import OutlinesError, quoted
@@ -192,6 +191,10 @@ def _check(runs: Sequence[Run], leader: Run, options: argparse.Namespace) -> set
         if run.data.corpus.fingerprint != leader.data.corpus.fingerprint:
             raise OutlinesError(f"{run.directory} and {leader.directory} have different corpora or tokenizers. "
                                 "Evaluate only runs on the same corpus together.")
+    if options.rejection and not any(run.model.has_critic for run in runs):
+        raise OutlinesError("--rejection has no effect: no run has a critic. Leave it out.")
+    if options.noise_scales != "1" and not any(run.model.decoder.config.vector_dim for run in runs):
+        raise OutlinesError("--noise-scales has no effect: no run has a decoder that reads a vector. Leave it out.")
     if options.guidance and not any(run.model.decoder.config.vector_dropout for run in runs):
         raise OutlinesError("--guidance has no effect: no run was trained with --outline-dropout above 0. Leave it out.")
     if options.strengths and not any(run.model.decoder.config.min_strength < 1 for run in runs):
@@ -284,8 +287,7 @@ def _kept(run: Run, basis: Sequence[Any], measure: Callable[[], Row]) -> Row:
     """Return the row that evaluation.json stores under `basis`. If there is none, call `measure` and store its result."""
     file = run.directory / "evaluation.json"
     kept: dict[str, Row] = read_json(file) if file.exists() else {}
-    key = hashlib.sha256(json.dumps([VERSION, sha256_file(run.directory / "model" / MANIFEST), run.data.corpus.fingerprint,
-                                     *basis]).encode()).hexdigest()[:16]
+    key = short_hash([VERSION, sha256_file(run.directory / "model" / MANIFEST), run.data.corpus.fingerprint, *basis])
     if key not in kept:
         kept[key] = measure()
         write_json(file, kept)

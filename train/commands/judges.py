@@ -5,8 +5,6 @@ The cache stores each neural model, or only the score of a reverse judge, under 
 
 import dataclasses
 import functools
-import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from outlines.checkpoint import read_state, verify
+from outlines.checkpoint import read_state, short_hash, verify
 from outlines.decoding.scoring import nll_of_rows
 from outlines.metrics.ngram import NgramModel
 from outlines.models.base import TextModel
@@ -176,4 +174,4 @@ def reverse_nll(samples: Sequence[str], held_out: Sequence[str], config: RunConf
 def _key(run: RunConfig, *parts: Any) -> str:
     """Return a hash of `parts` and of a configuration without its corpus, because corpus files may move."""
     content = dataclasses.replace(run, corpus=CorpusConfig()).to_json()
-    return hashlib.sha256(json.dumps((content, *parts), sort_keys=True).encode()).hexdigest()[:16]
+    return short_hash((content, *parts))

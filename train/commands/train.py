@@ -20,7 +20,7 @@ from train.config import RunConfig, absolute, coerce, flag_of, known_fields, rea
 from train.data import fit_splits
 from train.evaluation.judges import Judges
 from train.evaluation.quick import closing_report, measure_run, report_seeds
-from train.method import all_methods, find_method, variants
+from train.method import all_methods, find_method, implied_families
 from train.runtime.progress import Reporter
 from train.runtime.ranks import join
 from train.runtime.run_directory import GROUP, begin_group, new_run_directory, read_group, read_run, runs_of
@@ -49,12 +49,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments of training or of a comparison. Raises OutlinesError."""
     families = sorted(all_methods())
     word = arguments[0] if arguments and not arguments[0].startswith("-") else "outlines"
-    own_preset = [word] if word in variants() else []
-    family = variants().get(word, word)
+    own_preset = [word] if word in implied_families() else []
+    family = implied_families().get(word, word)
     comparing = family == COMPARE
     method = find_method(LEADER if comparing else family)
     parser = Parser("python -m train", DESCRIPTION, f"families: {', '.join(families)}\npresets that imply a family: "
-                    f"{', '.join(sorted(variants()))}\nThe options of a family: `python -m train FAMILY --help`. "
+                    f"{', '.join(sorted(implied_families()))}\nThe options of a family: `python -m train FAMILY --help`. "
                     "A file given with --config can set more (docs/runs.md). The defaults shown are the values in "
                     "--preset default.")
     parser.usage = f"python -m train {word if word in arguments else '[FAMILY]'} [options]"
@@ -182,8 +182,11 @@ def _seeds(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
-    """Train a run or a group of runs to the end and print the reports. beside_lm: whether reports have an LM baseline."""
+def complete(directory: Path, session: Session, with_baseline: bool = True) -> None:
+    """Train a run or a group of runs to the end and print the reports.
+
+    with_baseline: whether reports have an LM baseline.
+    """
     group = read_group(directory)
     if group is None:
         session.reporter.begin()
@@ -195,7 +198,7 @@ def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
                 judges, lm, reporter = Judges(), None, session.reporter
                 if model.sources:
                     # The LM baseline first, because a second process trains the judge first.
-                    if beside_lm and model.family != LanguageModel.family:
+                    if with_baseline and model.family != LanguageModel.family:
                         with reporter.timed("LM baseline"):
                             lm = baseline(config, data, session)
                     with reporter.timed("judge"):
@@ -210,7 +213,7 @@ def complete(directory: Path, session: Session, beside_lm: bool = True) -> None:
         # If the second process trains this member, wait for it. Without a second process, a locked member is an error.
         waiting = session.reporter.line if session.reporter.beside else None
         with locked_run(member, session, waiting):
-            complete(member, session, beside_lm and group.kind != COMPARE)
+            complete(member, session, with_baseline and group.kind != COMPARE)
     if session.ranks.first:
         report = report_comparison if group.kind == COMPARE else report_seeds
         print(report(directory, group.runs), flush=True)

@@ -165,6 +165,7 @@ def test_unsuitable_directories_are_refused(ablation: Path, tiny_run: Path, tmp_
     (["--vary", "encoder-name=x"], "unknown option to vary: 'encoder_name'"),
     (["--vary", "encoder=multilingual-minilm"], "because all generators use RUN's decoder"),
     (["--vary", "gan-steps=many"], "Use a whole number"),
+    (["--vary", "generator=flow", "objective=r3,wgan-gp"], "--vary objective has no effect (with generator flow)"),
     (["--vary", "start=nowhere"], "Use mixture or gaussian or noise"), (["--rejection", "x"], "Write numbers with commas")])
 def test_bad_arguments(tiny_run: Path, tmp_path: Path, arguments: list[str], message: str,
                        capsys: pytest.CaptureFixture[str]) -> None:

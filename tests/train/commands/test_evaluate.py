@@ -299,6 +299,8 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     (["--temperatures", "-1"], "is out of range. Use 0 to 100"),
     (["--temperatures", "nan"], "is out of range. Use 0 to 100"),
     (["--noise-scales", "1,half"], "--noise-scales '1,half' is not valid. Write numbers with commas"),
+    (["--noise-scales", "0.5,1"], "--noise-scales has no effect: no run has a decoder that reads a vector. Leave it out"),
+    (["--rejection", "2"], "--rejection has no effect: no run has a critic. Leave it out"),
     (["--num-samples", "5"], "--num-samples must be from 20 to 10,000,000, not 5"),
     (["--num-samples", "many"], "invalid int value"),
     (["--encoder", "recurrent:nowhere"], "nowhere"),

@@ -336,7 +336,7 @@ def test_generate_writes_for_each_condition(run: Path, tmp_path: Path, capsys: p
     several = generated("--condition", file, "--num", 2, "--format", "jsonl")
     assert len(one) == 3
     assert [json.loads(line)["condition"] for line in several] == [text for text in conditions for _ in range(2)]
-    structured = tmp_path / "conditions.jsonl"
+    structured = tmp_path / "conditions.JSONL"
     structured.write_text("".join(json.dumps({"condition": text}) + "\n" for text in conditions))
     assert generated("--condition", structured) == one
     assert len(generated("--num", 3)) == 3, "without one, conditions of the training split"
