@@ -40,11 +40,11 @@ FAMILY = OutlineModel.family
 TEMPERATURES = (0.7, 1.0)
 NUM_TIMED = 1024  # number of outlines in the batch whose sampling time is measured
 CONTROLS = (REAL_OUTLINES, "mixture", "gaussian")
-GRID = ("objective=r3,wgan-gp", "start=noise,gaussian,mixture")
+GRID = ("generator=flow,flow-gan", "start=gaussian,mixture")
 DESCRIPTION = """\
 Train several generators with different options for the decoder of a finished run, and compare them in one table.
 
-  python -m train ablate runs/001-outlines-small --vary start=noise,gaussian,mixture gan-steps=500 --rejection 1,4
+  python -m train ablate runs/001-outlines-small --vary generator=flow,flow-gan start=gaussian,mixture --outlines-only
 """
 
 
