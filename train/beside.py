@@ -82,7 +82,7 @@ def main(directory: Path) -> None:
             if (family := families()[config.family]).sources:
                 quick_judges(config, data, session)
                 if family is not LanguageModel:
-                    baseline(config, data, session)
+                    baseline(config, data, session, read_run(first)["preset"])
         for run in reversed(runs[1:]):
             with locked(run):  # Raises if the first process has reached this run. Then no run is left for this process.
                 train_run(run, session)

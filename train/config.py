@@ -199,15 +199,20 @@ def presets_of(family: str) -> Registry:
     return Registry("preset", {name: shared.get(name, {}) | own.get(name, {}) for name in shared | own})
 
 
+def names_of(preset: str) -> list[str]:
+    """Return the names in a text with spaces between them; if no name is a size, the preset `default` first."""
+    names = preset.split()
+    return names if set(names) & set(SIZES) else ["default", *names]
+
+
 def resolve(family: str, model_config: Any, presets: dict[str, dict[str, Any]], preset: str,
             config_file: str | None, flags: dict[str, Any]) -> RunConfig:
     """Return the configuration from defaults, presets, file and flags. Later values override earlier ones.
 
-    preset: names with spaces between them. If no name is a size, the preset `default` is added first. Raises OutlinesError.
+    preset: see `names_of`. Raises OutlinesError.
     """
     fields = known_fields(model_config)
-    names = preset.split()
-    names = names if set(names) & set(SIZES) else ["default", *names]
+    names = names_of(preset)
     layers: list[tuple[str, dict[str, Any]]] = [(f"preset {name}", presets[name]) for name in names]
     if config_file:
         layers.append((config_file, read_toml(config_file)))

@@ -20,7 +20,7 @@ from outlines.models.lm import LanguageModel
 from outlines.models.registry import load_model
 from outlines.networks.decoder import decoder_class
 from outlines.pretrained import SCENES_MODEL
-from train.config import CorpusConfig, DecoderOptions, RunConfig, TrainingConfig
+from train.config import CorpusConfig, DecoderOptions, RunConfig, TrainingConfig, names_of, presets_of
 from train.data import Dataset
 from train.evaluation.judges import Judge, Judges, Nll, ReverseJudge, judge, tokens_of
 from train.evaluation.pretrained import PretrainedLM
@@ -83,8 +83,16 @@ def judge_of_scenes(data: Dataset) -> TextModel | None:
     return load_model(SCENES_MODEL).to(data.device)
 
 
-def baseline(config: RunConfig, data: Dataset, session: Session) -> TextModel:
-    """Return the LM baseline: a language model with the seed, decoder options and pretrained weights of the run."""
+def baseline(config: RunConfig, data: Dataset, session: Session, preset: str) -> TextModel:
+    """Return the LM baseline: a language model with the seed, decoder options and pretrained weights of the run.
+
+    preset: the run's preset. An option that has the value of this preset gets the value that the preset has for LMs.
+    """
+    own, of_lm = ({name: value for size in names_of(preset) for name, value in presets_of(family).get(size, {}).items()}
+                  for family in (config.family, LanguageModel.family))
+    tuned = {field.name: of_lm[field.name] for field in dataclasses.fields(DecoderOptions)
+             if field.name in of_lm and getattr(config.model, field.name) == own.get(field.name)}
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **tuned))
     return _language_model(config, data, session, config.training.seed, config.model.decoder_steps, "LM baseline",
                            pretrained_source(config, data.hashes()["corpus"]))
 

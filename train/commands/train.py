@@ -200,7 +200,7 @@ def complete(directory: Path, session: Session, with_baseline: bool = True) -> N
                     # The LM baseline first, because a second process trains the judge first.
                     if with_baseline and model.family != LanguageModel.family:
                         with reporter.timed("LM baseline"):
-                            lm = baseline(config, data, session)
+                            lm = baseline(config, data, session, read_run(directory)["preset"])
                     with reporter.timed("judge"):
                         judges = quick_judges(config, data, session)
                 with reporter.timed("evaluation"):

@@ -23,7 +23,7 @@ from outlines.pretrained import SCENES_MODEL
 from train.commands import judges as evaluators
 from train.commands.evaluate import Run, label_runs
 from train.commands.judges import baseline, full_judges, judge_of_scenes, scorer
-from train.config import RunConfig, resolve
+from train.config import RunConfig, presets_of, resolve
 from train.data import Dataset, open_dataset
 from train.evaluation import yardstick as evaluation
 from train.evaluation.judges import Judges, Nll, tokens_of
@@ -331,7 +331,7 @@ def test_judges_are_trained_once_wherever_the_corpus_is(yardstick: Yardstick, co
     for same in (elsewhere, other_seed):
         scorer(same, data, session)
     assert sorted(path.name for path in session.cache.iterdir()) == before
-    baseline(dataclasses.replace(config, model=dataclasses.replace(config.model, decoder_steps=2)), data, session)
+    baseline(dataclasses.replace(config, model=dataclasses.replace(config.model, decoder_steps=2)), data, session, "tiny")
     assert len(list(session.cache.iterdir())) == len(before) + 1
     reverse = list(session.cache.glob("reverse-*"))
     assert all({path.name for path in directory.iterdir()} == {"nll.json", "lock"} for directory in reverse)
@@ -341,11 +341,26 @@ def test_words_start_at_the_counts_of_the_training_split(yardstick: Yardstick, c
     data = yardstick.data
     still = dataclasses.replace(config.model, decoder_learning_rate=0.0, decoder_steps=1)
     at_random, at_counts = (baseline(dataclasses.replace(config, model=dataclasses.replace(still, word_start=start)), data,
-                                     session).decoder for start in ("random", "counts"))
+                                     session, "tiny").decoder for start in ("random", "counts"))
     rows = data.corpus.tokens["train"].rows(range(data.num_rows("train")))
     start_words(at_random, rows, config.training.seed)
     assert torch.equal(at_random.embedding.weight, at_counts.embedding.weight)
     assert torch.equal(at_random.output_bias, at_counts.output_bias)
+
+
+def test_the_baseline_has_the_dropout_that_the_preset_has_for_language_models(
+        yardstick: Yardstick, config: RunConfig, session: Session) -> None:
+    presets = {family: presets_of(family)["small"]["dropout"] for family in ("outlines", "lm")}
+    assert presets == {"outlines": 0.0, "lm": 0.3}
+
+    def trained(dropout: float, preset: str) -> float:
+        model = dataclasses.replace(config.model, decoder_steps=1, dropout=dropout)
+        own = dataclasses.replace(config, family="outlines", model=model)
+        return baseline(own, yardstick.data, session, preset).decoder.config.dropout
+
+    assert trained(0.0, "small") == 0.3
+    assert trained(0.1, "small") == 0.1, "the user's own value"
+    assert trained(0.0, "tiny") == 0.0, "a preset without a value of its own for language models"
 
 
 def of_scenes(session: Session, **flags: object) -> tuple[RunConfig, Dataset]:
@@ -412,7 +427,7 @@ def test_references_and_real_text_have_equal_numbers(config: RunConfig, session:
 
 def test_runs_of_several_configurations_are_labelled_by_directory(yardstick: Yardstick, config: RunConfig, session: Session,
                                                                 tmp_path: Path) -> None:
-    model = baseline(config, yardstick.data, session)
+    model = baseline(config, yardstick.data, session, "tiny")
 
     def run(directory: Path, seed: int, **changes: int) -> Run:
         own = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes), training=(
