@@ -31,14 +31,14 @@ from train.runtime.run_directory import locked, read_json, write_json
 from train.session import Session, begin_run, train_run
 from train.start_from import pretrained_source
 
-SCORER_SEED = 1001
+JUDGE_SEED = 1001
 REVERSE_SEED = 2001
 REVERSE_BATCH_SIZE = 128
 
 
 def quick_judges(config: RunConfig, data: Dataset, session: Session) -> Judges:
     """Return the judge for the report at the end of training, as `Judges`. Trains it, or loads it from the cache."""
-    return Judges({"forward": neural_judge(scorer(config, data, session), data)})
+    return Judges({"forward": neural_judge(judge_lm(config, data, session), data)})
 
 
 def full_judges(config: RunConfig, data: Dataset, session: Session, reverse_steps: int,
@@ -63,13 +63,13 @@ def neural_judge(model: TextModel, data: Dataset) -> Judge:
     return judge(functools.partial(nll_of_rows, model.decoder), data)
 
 
-def scorer(config: RunConfig, data: Dataset, session: Session) -> TextModel:
+def judge_lm(config: RunConfig, data: Dataset, session: Session) -> TextModel:
     """Return the language model that scores samples: the shipped one, or one trained on the run's corpus."""
     if (shipped := judge_of_scenes(data)) is not None:
         return shipped
-    # Runs of all seeds share one scorer. It must not have a run's seed, or else it would prefer the samples of that run.
+    # Runs of all seeds share one judge. It must not have a run's seed, or else it would prefer the samples of that run.
     config = _of_judge(config)
-    seed = SCORER_SEED + (config.training.seed == SCORER_SEED)
+    seed = JUDGE_SEED + (config.training.seed == JUDGE_SEED)
     return _language_model(config, data, session, seed, config.training.evaluator_steps,
                            "language model that scores samples")
 

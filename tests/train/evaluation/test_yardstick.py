@@ -22,7 +22,7 @@ from outlines.networks.embedding_init import start_words
 from outlines.pretrained import SCENES_MODEL
 from train.commands import judges as evaluators
 from train.commands.evaluate import Run, label_runs
-from train.commands.judges import baseline, full_judges, judge_of_scenes, scorer
+from train.commands.judges import baseline, full_judges, judge_lm, judge_of_scenes
 from train.config import RunConfig, presets_of, resolve
 from train.data import Dataset, open_dataset
 from train.evaluation import yardstick as evaluation
@@ -303,7 +303,7 @@ def test_the_scorer_of_the_default_preset_is_within_five_percent_of_the_grammars
     config = resolve("lm", method.config_class, method.presets, "default", None, {})
     data = open_dataset(config.corpus, None, session.cache, torch.device("cpu"), Ranks(), session.reporter)
     text, language = list(grammar.sentences(20_000, seed=905)), grammar.scenes()
-    nll, _ = nll_of_rows(scorer(config, data, session).decoder, tokens_of(text, data))
+    nll, _ = nll_of_rows(judge_lm(config, data, session).decoder, tokens_of(text, data))
     more = nll.mean() + statistics.fmean(map(language.log_prob, text))  # less noise than in the nll itself
     assert 0 < more < 0.05 * language.entropy()
 
@@ -324,12 +324,12 @@ def test_empty_sentences_can_be_measured(yardstick: Yardstick, quick: Yardstick)
 def test_judges_are_trained_once_wherever_the_corpus_is(yardstick: Yardstick, config: RunConfig, session: Session,
                                                             real: Row) -> None:
     data = yardstick.data
-    scorer(config, data, session)
+    judge_lm(config, data, session)
     before = sorted(path.name for path in session.cache.iterdir())
     elsewhere = dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, corpus=("no/such/file.txt",)))
     other_seed = dataclasses.replace(elsewhere, training=dataclasses.replace(config.training, seed=5))
     for same in (elsewhere, other_seed):
-        scorer(same, data, session)
+        judge_lm(same, data, session)
     assert sorted(path.name for path in session.cache.iterdir()) == before
     baseline(dataclasses.replace(config, model=dataclasses.replace(config.model, decoder_steps=2)), data, session, "tiny")
     assert len(list(session.cache.iterdir())) == len(before) + 1
@@ -374,13 +374,13 @@ def test_the_shipped_judge_is_used_only_with_its_own_grammar_and_tokenizer(sessi
     config, data = of_scenes(session, vocab_size=0)
     before = set(session.cache.glob("lm-*"))
     shipped = load_model(SCENES_MODEL).state_dict()
-    found = scorer(config, data, session).state_dict()
+    found = judge_lm(config, data, session).state_dict()
     assert all(torch.equal(value, found[name]) for name, value in shipped.items())
     assert set(session.cache.glob("lm-*")) == before
     data.corpus.meta["source"] = "embedded grammar of another version x 500"
     assert judge_of_scenes(data) is None
     config, data = of_scenes(session, vocab_size=450)
-    scorer(config, data, session)
+    judge_lm(config, data, session)
     [trained] = set(session.cache.glob("lm-*")) - before
     assert run_config(trained).corpus == config.corpus
 
