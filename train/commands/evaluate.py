@@ -104,20 +104,40 @@ class Run:
     data: Dataset
 
 
-def run(arguments: Sequence[str], signals: StopSignals) -> None:
-    """Measure the rows, write the report and print the text for the terminal. Raises OutlinesError."""
-    options = parser().parse_args(arguments)
-    temperatures = numbers("--temperatures", options.temperatures, 0, 100)
-    noise_scales = numbers("--noise-scales", options.noise_scales, 0, 100)
-    rejections = numbers("--rejection", options.rejection, 1, MAX_MEAN_DRAWS) if options.rejection else []
-    best_ofs = numbers("--best-of", options.best_of, 1, 1024) if options.best_of else []
-    if fractions := [number for number in best_ofs if number != int(number)]:
-        raise OutlinesError(f"--best-of {fractions[0]:g} is not a whole number. Use whole numbers, such as 4.")
-    guidances = numbers("--guidance", options.guidance, 0, 100) if options.guidance else []
-    strengths = numbers("--strengths", options.strengths, 0, 1) if options.strengths else []
+@dataclass(frozen=True)
+class Grid:
+    """The settings in which sentences are sampled, from the options with the same names."""
+
+    temperatures: Sequence[float]
+    noise_scales: Sequence[float]
+    rejections: Sequence[float]
+    best_ofs: Sequence[float]
+    guidances: Sequence[float]
+    strengths: Sequence[float]
+
+
+def grid_of(options: argparse.Namespace) -> Grid:
+    """Return the settings that the command line lists. Raises OutlinesError for numbers that are not allowed."""
+    def listed(flag: str, text: str, low: float, high: float) -> Sequence[float]:
+        return numbers(flag, text, low, high) if text else []
+
     for flag, value, least in (("--num-samples", options.num_samples, 20), ("--reverse-steps", options.reverse_steps, 0)):
         if not least <= value <= MOST:
             raise OutlinesError(f"{flag} must be from {least} to {MOST:,}, not {value}.")
+    best_ofs = listed("--best-of", options.best_of, 1, 1024)
+    if fractions := [number for number in best_ofs if number != int(number)]:
+        raise OutlinesError(f"--best-of {fractions[0]:g} is not a whole number. Use whole numbers, such as 4.")
+    return Grid(temperatures=numbers("--temperatures", options.temperatures, 0, 100),
+                noise_scales=numbers("--noise-scales", options.noise_scales, 0, 100),
+                rejections=listed("--rejection", options.rejection, 1, MAX_MEAN_DRAWS), best_ofs=best_ofs,
+                guidances=listed("--guidance", options.guidance, 0, 100),
+                strengths=listed("--strengths", options.strengths, 0, 1))
+
+
+def run(arguments: Sequence[str], signals: StopSignals) -> None:
+    """Measure the rows, write the report and print the text for the terminal. Raises OutlinesError."""
+    options = parser().parse_args(arguments)
+    grid = grid_of(options)
     first = Path(options.runs[0])
     out = Path(options.out) if options.out else (first if len(options.runs) == 1 else first.parent) / "evaluation"
     check_out(out)
@@ -142,8 +162,7 @@ def run(arguments: Sequence[str], signals: StopSignals) -> None:
     rebuilt: list[tuple[str, Row]] = []
     cases: dict[Path, list[tuple[Variant, float | None]]] = {run.directory: [
         *([(Variant(REAL_TEXT), None)] if run is leader else []),
-        *itertools.product(variants(run, wanted, noise_scales, rejections, best_ofs, guidances, strengths), temperatures)]
-        for run in runs}
+        *itertools.product(variants(run, wanted, grid), grid.temperatures)] for run in runs}
     texts = {file: read_text(file, leader.data, options.num_samples) for file in options.texts}
     number, total = itertools.count(1), sum(map(len, cases.values())) + len(texts)
     for run in [leader, *(run for run in runs if run is not leader)]:
@@ -259,8 +278,7 @@ def label_of(run_label: str, own: str, source: str) -> str:
     return run_label + source[len(own):] if source.split(",")[0] == own else f"{run_label}: {source}"
 
 
-def variants(run: Run, sources: set[str], noise_scales: Sequence[float], rejections: Sequence[float],
-             best_ofs: Sequence[float], guidances: Sequence[float], strengths: Sequence[float]) -> list[Variant]:
+def variants(run: Run, sources: set[str], grid: Grid) -> list[Variant]:
     """Return the variants of a run to measure.
 
     Each source with noise is measured at every noise scale. The family's own source is also measured with rejection, if the
@@ -269,16 +287,17 @@ def variants(run: Run, sources: set[str], noise_scales: Sequence[float], rejecti
     """
     decoder = run.model.decoder.config
     found = [Variant(source, noise_scale) for source in sources_of(run.model, run.data) if source in sources
-             for noise_scale in (noise_scales if decoder.vector_dim and source != REAL_OUTLINES else [1.0])]
+             for noise_scale in (grid.noise_scales if decoder.vector_dim and source != REAL_OUTLINES else [1.0])]
     own = [source for source in run.model.sources[:1] if source in sources]
     if run.model.has_critic:
-        found += [Variant(source, rejection=rejection) for source in own for rejection in rejections if rejection != 1]
-    found += [Variant(source, best_of=int(best_of)) for source in own for best_of in best_ofs if best_of != 1]
+        found += [Variant(source, rejection=rejection) for source in own for rejection in grid.rejections if rejection != 1]
+    found += [Variant(source, best_of=int(best_of)) for source in own for best_of in grid.best_ofs if best_of != 1]
     if decoder.vector_dropout:
-        found += [variant._replace(guidance=guidance) for guidance in guidances if guidance != 1 for variant in tuple(found)]
+        found += [variant._replace(guidance=guidance) for guidance in grid.guidances if guidance != 1
+                  for variant in tuple(found)]
     if decoder.min_strength < 1:
         usual = [variant for variant in found if variant.guidance == 1]
-        found += [variant._replace(strength=strength) for strength in strengths for variant in usual
+        found += [variant._replace(strength=strength) for strength in grid.strengths for variant in usual
                   if decoder.min_strength <= strength != run.model.strength]
     return found
 
