@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import outlines
-from outlines.corpus.formats import opened
+from outlines.corpus.formats import extension, opened
 from outlines.decoding.sample import SamplingConfig
 from outlines.devices import sampling_workers
 from outlines.errors import OutlinesError
@@ -69,7 +69,7 @@ def _lines(sentences: Iterable[Sentence]) -> Iterator[Line]:
 
 def _conditional(pipeline: Pipeline, options: argparse.Namespace) -> Iterator[Line]:
     """Yield one or more sentences for each line of --condition."""
-    is_json = options.condition.name.lower().removesuffix(".gz").endswith(".jsonl")
+    is_json = extension(options.condition) == ".jsonl"
     conditions = _usable(_read(options.condition), lambda line: _condition(pipeline, line, is_json))
     for condition, sentence in pipeline.given(conditions, options.num, options.seed,
                                               sampling_of(options), options.source, options.with_score, options.batch_size):

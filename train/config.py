@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from outlines.causal_lm import is_causal_lm
-from outlines.corpus.formats import TABLES, kind_of
+from outlines.corpus.formats import TABLES, extension
 from outlines.corpus.reading import CorpusFiles
 from outlines.errors import OutlinesError
 from outlines.networks.decoder import Decoder, decoder_class
@@ -284,7 +284,7 @@ def check(config: RunConfig, given: set[str]) -> None:
     corpus, reasons = config.corpus, dict[str, str]()
     if corpus.corpus:
         reasons["num_sentences"] = "with --corpus"
-        if not any(kind_of(Path(path)) in TABLES for paths in corpus.paths().values() for path in paths):
+        if not any(extension(Path(path)) in TABLES for paths in corpus.paths().values() for path in paths):
             reasons["text_column"] = "no file has columns"
         reasons |= {"valid_fraction": "with --valid"} if corpus.valid else {}
         reasons |= {"test_fraction": "with --test"} if corpus.test else {}

@@ -47,9 +47,14 @@ Line = tuple[int, str | Bad]
 Fields = tuple[int, list[str] | Bad]  # line number, and the text of each column
 
 
+def extension(path: Path) -> str:
+    """Return the file's extension in lower case, without .gz."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
 def kind_of(path: Path) -> str:
-    """Return the file's extension without .gz, one of KINDS. Raises CorpusError."""
-    kind = Path(path.name.lower().removesuffix(".gz")).suffix
+    """Return the file's `extension`, one of KINDS. Raises CorpusError."""
+    kind = extension(path)
     if kind not in KINDS:
         what = f"a directory. Pass its files, such as {path}/*.txt." if path.is_dir() else "unknown file type."
         raise CorpusError(f"{path}: {what} Use {', '.join(KINDS)}, each also with .gz.")

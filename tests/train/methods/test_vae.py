@@ -415,7 +415,6 @@ def test_presets_compose() -> None:
     assert resolved("vae-cyclical small").model == both
     assert resolved("tiny vae-annealed vae-bow").model.bow_weight == 1
     assert resolved("vae-annealed vae-cyclical").model.kl_anneal == "cyclical"
-    assert resolved("vae") == resolved("default")
     with pytest.raises(OutlinesError, match="Did you mean 'vae-cyclical'"):
         resolved("tiny vae-cylical")
 
