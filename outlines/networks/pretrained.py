@@ -75,7 +75,8 @@ class PretrainedDecoder(Decoder):
         if len(rows) != config.vocab_size:
             raise ValueError(f"{len(rows)} rows for {config.vocab_size} tokens")
         self.lm = found.model(empty=torch.empty(0).is_meta).train()  # because a new module is in training mode
-        # PyTorch's fused attention is slow for short sentences on a CPU: its backward pass took a third of a training step.
+        # PyTorch's fused attention is slow for short sentences on a CPU: in bfloat16, its backward pass took a third
+        # of a training step.
         self.lm.set_attn_implementation("eager")
         width = _restrict(self.lm, rows)
         _choose_trained(self.lm, config)
