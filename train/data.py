@@ -243,8 +243,8 @@ def _prepare(config: CorpusConfig, cache: Path, reporter: Reporter) -> Path:
         given = load_tokenizer(SCENES_MODEL / "tokenizer.model", verify(SCENES_MODEL)["tokenizer.model"])
     source = fingerprint(config) if config.corpus else f"{embedded_source()} x {config.num_sentences}"
     key = short_hash({"source": source, "vocab_size": config.vocab_size, "lowercase": config.lowercase,
-                "max_len": config.max_len, "tokenizer": found.fingerprint if (found := lm or given) else "",
-                "fractions": [config.valid_fraction, config.test_fraction], "version": 4})
+                      "max_len": config.max_len, "tokenizer": found.fingerprint if (found := lm or given) else "",
+                      "fractions": [config.valid_fraction, config.test_fraction], "version": 4})
     directory = cache / f"corpus-{key}"
     cache.mkdir(parents=True, exist_ok=True)
     with contextlib.nullcontext() if directory.exists() else locked(cache, reporter.line):

@@ -86,15 +86,23 @@ def judge_of_scenes(data: Dataset) -> TextModel | None:
 def baseline(config: RunConfig, data: Dataset, session: Session, preset: str) -> TextModel:
     """Return the LM baseline: a language model with the seed, decoder options and pretrained weights of the run.
 
-    preset: the run's preset. An option that has the value of this preset gets the value that the preset has for LMs.
+    preset: the run's preset. It can have other values for language models than for the run's family, such as a dropout.
     """
-    own, of_lm = ({name: value for size in names_of(preset) for name, value in presets_of(family).get(size, {}).items()}
-                  for family in (config.family, LanguageModel.family))
-    tuned = {field.name: of_lm[field.name] for field in dataclasses.fields(DecoderOptions)
-             if field.name in of_lm and getattr(config.model, field.name) == own.get(field.name)}
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **tuned))
+    config = _with_preset_of_lms(config, preset)
     return _language_model(config, data, session, config.training.seed, config.model.decoder_steps, "LM baseline",
                            pretrained_source(config, data.hashes()["corpus"]))
+
+
+def _with_preset_of_lms(config: RunConfig, preset: str) -> RunConfig:
+    """Return a run's configuration; decoder options that the run has from its preset get the preset's values for LMs."""
+    def values(family: str) -> dict[str, Any]:
+        presets = presets_of(family)
+        return {option: value for name in names_of(preset) for option, value in presets.get(name, {}).items()}
+
+    own, of_lms = values(config.family), values(LanguageModel.family)
+    changes = {field.name: of_lms[field.name] for field in dataclasses.fields(DecoderOptions)
+               if field.name in of_lms and getattr(config.model, field.name) == own.get(field.name)}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
 
 
 def _language_model(config: RunConfig, data: Dataset, session: Session, seed: int, steps: int, name: str,
